@@ -1,0 +1,244 @@
+"""An erasure once made: apply it, take it off, save it, load it where it belongs."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from erasure.artifact.card import card
+from erasure.artifact.stack import Layer, Stack, stack_of
+from erasure.backbone import Backbone, backbone_of
+from erasure.backbone.fingerprint import fingerprint, matches, short
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "erasure_config.json", "erasure.safetensors", "README.md"
+REQUIRED = {"format", "kind", "name", "method", "settings", "concepts", "keep", "base", "library_version", "sites", "sha256"}
+
+
+@dataclasses.dataclass(eq=False)
+class Erasure(abc.ABC):
+    """A small, named, reversible change to a diffusion model.
+
+    Attributes:
+        name: short name, unique among the erasures on one pipeline.
+        config: everything needed to repeat and to judge it: method, preset, settings, concepts, keep list, base model.
+        tensors: its numbers.
+
+    Subclasses say what the numbers mean: which parameters they touch and what they make of them.
+    """
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def parameter_names(self) -> tuple[str, ...]:
+        """UNet parameters the erasure changes."""
+
+    @abc.abstractmethod
+    def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
+        """``weight`` with the erasure applied to the given degree, in the dtype of ``weight``."""
+
+    # --- on a pipeline ----------------------------------------------------------------------------------------------
+
+    def apply(self, pipe: Any, scale: float = 1.0) -> Erasure:
+        """Apply to a pipeline, in place. Erasures already there stay; this one goes on top, or gets a new scale.
+
+        Args:
+            pipe: the diffusers pipeline the erasure was made for, or another one with the same UNet.
+            scale: 0 is the unmodified model, 1 (default) the published edit. In between the weights are interpolated;
+                above 1 they are extrapolated, which breaks pictures before long.
+
+        Raises:
+            ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
+        """
+        backbone = backbone_of(pipe)
+        stack = stack_of(backbone)
+        self.check_base(backbone, stack)
+        owner = stack.layers.get(self.name)
+        if owner is not None and owner.erasure is not self:
+            raise ValueError(f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one")
+        stack.set({**stack.layers, self.name: Layer(self, scale)})
+        return self
+
+    def remove(self, pipe: Any) -> None:
+        """Take the erasure off again. With no other erasure left, every bit of the model is as it was.
+
+        Raises:
+            ValueError: the erasure is not on this pipeline, or was fused.
+        """
+        stack = stack_of(backbone_of(pipe))
+        if self.name not in stack.layers:
+            raise ValueError(f"{self.name!r} is not on this pipeline (or was fused); active are {list(stack.layers)}")
+        stack.set({name: layer for name, layer in stack.layers.items() if name != self.name})
+
+    def fuse(self, pipe: Any, scale: float = 1.0) -> None:
+        """Make the change permanent and free the copies of the original weights. Everything on the pipeline is fused."""
+        self.apply(pipe, scale)
+        stack_of(backbone_of(pipe)).forget()
+
+    def check_base(self, backbone: Backbone, stack: Stack | None = None) -> None:
+        """Raise unless the pipeline holds the model this erasure was made for."""
+        found = fingerprint(backbone.unet, originals=(stack or stack_of(backbone)).originals)
+        expected = self.config["base"]["unet"]
+        if not matches(expected, found):
+            raise ValueError(
+                f"wrong base model; {self.name!r} was made for {self.config['base']['name']} (UNet {short(expected)}), "
+                f"this pipeline's UNet is {short(found)}; load the erasure on the model it was made for, or make a new one"
+            )
+
+    # --- on disk ----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``erasure_config.json``, ``erasure.safetensors`` and a model card; all of them or none."""
+        folder = Path(folder)
+        weights = save({name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()})
+        config = {**self.config, "name": self.name, "kind": self.kind, "sha256": hashlib.sha256(weights).hexdigest()}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            (Path(temporary) / WEIGHTS).write_bytes(weights)
+            (Path(temporary) / CARD).write_text(self.card(), "utf-8")
+            (Path(temporary) / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+            folder.mkdir(exist_ok=True)
+            for name in (WEIGHTS, CARD, CONFIG):  # the config last: without it the folder is not an erasure
+                os.replace(Path(temporary) / name, folder / name)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Erasure:
+        """Load an erasure from a folder or from the Hugging Face Hub (``"org/name"``).
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: a file is missing, truncated, altered, from a newer version of the format, or holds NaN.
+        """
+        path = Path(folder)
+        if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith("."):
+            path = _download(str(folder), revision=revision, token=token)
+        if not path.is_dir():
+            raise FileNotFoundError(f"no erasure at {folder}; give a folder that holds {CONFIG}, or a hub id 'org/name'")
+        config = _read_config(path / CONFIG)
+        raw = _read(path / WEIGHTS)
+        if hashlib.sha256(raw).hexdigest() != config["sha256"]:
+            raise ValueError(f"{path / WEIGHTS}: the contents do not match the hash in {CONFIG}; the file is truncated or was altered; get it again")
+        tensors = load(raw)
+        if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise ValueError(f"{path / WEIGHTS}: {bad[0]!r} holds NaN or infinity; the erasure is broken; make it again")
+        erasure = kinds()[config["kind"]](config["name"], {k: v for k, v in config.items() if k != "sha256"}, tensors)
+        erasure.check_tensors()
+        return erasure
+
+    @abc.abstractmethod
+    def check_tensors(self) -> None:
+        """Raise ValueError unless names and shapes of the tensors fit the config."""
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Add erasure", token: str | None = None) -> str:
+        """Upload the folder to the Hugging Face Hub and return its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+
+    def card(self) -> str:
+        """The model card: what was done to which model, and what that does not show."""
+        return card(self)
+
+
+def kinds() -> Mapping[str, type[Erasure]]:
+    """Artefact kinds by the name that stands in a config."""
+    from erasure.artifact.delta import DeltaErasure
+    from erasure.artifact.operator import OperatorErasure
+
+    return {kind.kind: kind for kind in (OperatorErasure, DeltaErasure)}
+
+
+def new_config(backbone: Backbone, *, method: str, settings: dict[str, Any], concepts: list[dict], keep: list[str], sites: list[str]) -> dict[str, Any]:
+    """The config of a freshly made erasure."""
+    from erasure import __version__
+
+    pipe = backbone.pipe
+    return {
+        "format": FORMAT,
+        "library_version": __version__,
+        "method": method,
+        "settings": settings,
+        "concepts": concepts,
+        "keep": keep,
+        "base": {
+            "name": getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or type(pipe).__name__,
+            "architecture": backbone.architecture,
+            "unet": fingerprint(backbone.unet),
+            "text_encoder": fingerprint(pipe.text_encoder),
+        },
+        "sites": sites,
+    }
+
+
+def save_unet(pipe: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write the pipeline's whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        pipe.unet.save_pretrained(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_read(path))
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise ValueError(f"{path}: not readable as JSON; the file is incomplete or was altered; get it again") from None
+        raise
+    missing = REQUIRED - set(config) if isinstance(config, dict) else REQUIRED
+    if missing:
+        raise ValueError(f"{path}: not an erasure's config; {sorted(missing)} missing; give a folder made by save_pretrained")
+    if config["format"] != FORMAT:
+        raise ValueError(f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure")
+    if config["kind"] not in kinds():
+        raise ValueError(f"{path}: unknown kind {config['kind']!r}; known are {sorted(kinds())}; upgrade diffusion-erasure")
+    return config
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; an erasure's folder holds {CONFIG} and {WEIGHTS}; get it again")
+    return path.read_bytes()
+
+
+def _download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"no folder {repo_id!r}, and the hub did not give it either ({type(error).__name__}); check the name") from None
+
+
+__all__ = ["Erasure", "kinds", "new_config", "save_unet"]

@@ -1,0 +1,47 @@
+"""Which model is this? A sketch of the weights that survives a change of dtype but not a fine-tune."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TENSORS, VALUES = 48, 4
+
+
+def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Names and shapes as a hash, and a few weights of some tensors spread over the module.
+
+    Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each of 48
+    tensors; :func:`matches` compares them within bfloat16 rounding, which any fine-tune exceeds somewhere.
+
+    Args:
+        originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).
+    """
+    state = {**dict(module.named_parameters()), **(originals or {})}
+    layout = hashlib.sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]).encode()).hexdigest()
+    return {"layout": layout[:16], "samples": [round(value, 6) for value in _samples(state)]}
+
+
+def _samples(state: dict[str, Tensor]) -> Iterable[float]:
+    names = sorted(name for name, tensor in state.items() if tensor.ndim >= 2)
+    for i in range(min(TENSORS, len(names))):
+        tensor = state[names[i * len(names) // min(TENSORS, len(names))]].detach().flatten()
+        places = torch.linspace(0, tensor.numel() - 1, VALUES).long()
+        yield from tensor[places.to(tensor.device)].float().tolist()
+
+
+def matches(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two fingerprints are of one model, up to the rounding of float16 or bfloat16."""
+    if a.get("layout") != b.get("layout"):
+        return False
+    x, y = torch.tensor(a["samples"]), torch.tensor(b["samples"])
+    return bool(((x - y).abs() <= 0.01 * torch.maximum(x.abs(), y.abs()) + 1e-5).all())
+
+
+def short(print_: dict[str, Any]) -> str:
+    """Eight characters for messages and cards."""
+    return hashlib.sha256(repr(print_).encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""Recipes and the runner that works through them."""

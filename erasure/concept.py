@@ -1,0 +1,214 @@
+"""What to erase and what must survive, in words.
+
+A :class:`Concept` names one thing a model should stop drawing. A :class:`Suite` puts it among its neighbours and among
+unrelated things, so that an evaluation can say what else changed. Both are plain data; suites live in YAML files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+Kind = Literal["object", "style", "identity", "nsfw", "other"]
+Group = Literal["target", "neighbours", "unrelated"]
+
+STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two names are one name: case and surrounding space do not count."""
+    return a.strip().casefold() == b.strip().casefold()
+
+
+def with_article(noun: str) -> str:
+    """``cat`` -> ``a cat``, ``owl`` -> ``an owl``. Capitalised names (``Spiderman``) take none."""
+    if not noun or noun[0].isupper():
+        return noun
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Concept:
+    """One thing to erase.
+
+    Attributes:
+        name: what prompts call it, "superhero" or "Van Gogh".
+        kind: object | style | identity | nsfw | other. It chooses prompt templates, never the mathematics.
+        synonyms: other words for the same thing. Methods erase the name alone unless told otherwise
+            (``Concept.phrases``); evaluation always tries them.
+        anchor: what to draw instead. ``""`` (default) is the empty prompt. Name a near, harmless neighbour
+            ("ninja" for "superhero") when pictures should stay pictures of something.
+        neighbours: close things that must survive; also the natural preserve list.
+        templates: sentences with ``{}`` where the name goes, with its article ("a photo of {}").
+
+    Raises:
+        ValueError: the name is empty, the anchor or a neighbour is the concept itself, or a template has no ``{}``.
+    """
+
+    name: str
+    kind: Kind = "object"
+    synonyms: tuple[str, ...] = ()
+    anchor: str = ""
+    neighbours: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("{}",)
+
+    @model_validator(mode="after")
+    def _check(self) -> Concept:
+        if not self.name:
+            raise ValueError("a concept needs a name; got an empty string; say what to erase, e.g. Concept('superhero')")
+        for phrase in self.phrases:
+            if self.anchor and same(self.anchor, phrase):
+                raise ValueError(
+                    f"the anchor equals the target; got {self.anchor!r} for {self.name!r}, which would erase nothing; "
+                    "choose a different concept as the anchor, or '' for the empty prompt"
+                )
+            if any(same(phrase, neighbour) for neighbour in self.neighbours):
+                raise ValueError(
+                    f"the target is among its own neighbours; got {phrase!r} in {list(self.neighbours)}; take it out of that list"
+                )
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"a template needs {{}} where the name goes; got {template!r}")
+        return self
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The name and its synonyms."""
+        return (self.name, *self.synonyms)
+
+    @classmethod
+    def of(cls, value: str | Concept) -> Concept:
+        """A concept from its name, or itself."""
+        return value if isinstance(value, Concept) else cls(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One line of an evaluation: what is asked, which group it belongs to, and the label that should be seen."""
+
+    text: str
+    group: Group
+    label: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class Suite:
+    """A concept among the things that must survive its erasure.
+
+    Attributes:
+        version: format of the file; this library reads version 1.
+        name: short name of the suite, used in reports and file names.
+        base: model the suite was written for ("emoji-world", or a hub id).
+        concept: the target with its neighbours.
+        unrelated: things far from the target.
+        attribute: which question the detector answers: "concept" (what is it?) or "style" (how is it drawn?).
+        subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
+        images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better than more seeds.
+        num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
+
+    Raises:
+        ValueError: unknown keys, an unknown version, a name in more than one group.
+    """
+
+    version: Literal[1]
+    name: str
+    concept: Concept
+    base: str = "emoji-world"
+    unrelated: tuple[str, ...] = ()
+    attribute: Literal["concept", "style"] = "concept"
+    subjects: tuple[str, ...] = ()
+    images_per_prompt: int = 2
+    num_inference_steps: int = 25
+    guidance_scale: float = 5.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Suite:
+        if not self.concept.neighbours:
+            raise ValueError(f"suite {self.name!r} has no neighbours; an evaluation without them cannot say what else broke; list some")
+        groups = {"target": self.concept.phrases, "neighbours": self.concept.neighbours, "unrelated": self.unrelated}
+        owner: dict[str, str] = {}
+        for group, names in groups.items():
+            for name in names:
+                if owner.setdefault(name.casefold(), group) != group:
+                    raise ValueError(f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]!r} and {group!r}; keep it in one")
+        if self.attribute == "style" and not self.subjects:
+            raise ValueError(f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`")
+        return self
+
+    def prompts(self) -> list[Prompt]:
+        """Every prompt of the suite, in a fixed order: target names and synonyms, neighbours, unrelated."""
+        return list(self._prompts())
+
+    def _prompts(self) -> Iterator[Prompt]:
+        named: list[tuple[str, Group, str]] = [(phrase, "target", self.concept.name) for phrase in self.concept.phrases]
+        named += [(name, "neighbours", name) for name in self.concept.neighbours]
+        named += [(name, "unrelated", name) for name in self.unrelated]
+        for name, group, label in named:
+            for template in self.concept.templates:
+                for subject in self.subjects or ("",):
+                    noun = name if self.attribute == "style" else with_article(name)
+                    text = template.replace("{subject}", with_article(subject)).replace("{}", noun)
+                    yield Prompt(text, group, label)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Suite:
+        """Read a suite from a YAML file, or one of the suites that ship with the library by its name.
+
+        Raises:
+            FileNotFoundError: neither a file nor a shipped suite; the message lists those that ship.
+            ValueError: the file is not a valid suite; the message names the key.
+        """
+        file = Path(path)
+        if not file.suffix:
+            shipped = Path(__file__).parent / "suites"
+            file = shipped / f"{path}.yaml"
+            if not file.exists():
+                names = sorted(p.stem for p in shipped.glob("*.yaml"))
+                raise FileNotFoundError(f"no suite called {str(path)!r}; give a .yaml file or one of {names}")
+        return load_yaml(cls, file)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the suite as YAML, completely or not at all."""
+        text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
+        write_atomically(Path(path), text)
+
+
+def load_yaml(kind: Any, path: Path) -> Any:
+    """Read a YAML file into a pydantic type; every fault is one line that names the file and the key."""
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); is the file complete?") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{path}: {where}: {message}") from None
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no half-written file is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

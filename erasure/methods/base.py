@@ -1,0 +1,99 @@
+"""What every method is: a frozen dataclass of settings with named presets and one verb."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+
+from erasure.artifact import Erasure
+from erasure.backbone import Backbone
+from erasure.concept import Concept, same
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Where a method comes from."""
+
+    title: str
+    venue: str
+    arxiv: str
+    repository: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """Base of all methods. A subclass is a frozen dataclass whose fields are the method's settings.
+
+    Class attributes:
+        key: name in the registry and in files.
+        summary: one line for ``erasure methods``.
+        reference: paper and repository.
+        presets: preset name to the settings in which it differs from the field defaults.
+    """
+
+    key: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[Reference]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+
+    @classmethod
+    def preset(cls, name: str | None = None, **changes: Any) -> Self:
+        """Settings of a named preset (default: the first), with changes.
+
+        Raises:
+            ValueError: unknown preset or setting; the message lists the known ones.
+        """
+        name = name or next(iter(cls.presets))
+        if name not in cls.presets:
+            raise ValueError(f"unknown preset for {cls.key}; got {name!r}; choose one of {list(cls.presets)}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}")
+        return cls(**{**cls.presets[name], **changes})
+
+    @abc.abstractmethod
+    def erase(self, backbone: Backbone, concepts: Sequence[Concept], *, keep: Sequence[str] = (), progress: bool = True) -> Erasure:
+        """Make the erasure. The pipeline is left exactly as it was; ``Erasure.apply`` changes it."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, for the erasure's config."""
+        return dataclasses.asdict(self)
+
+
+def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
+    """Refuse a request that contradicts itself, before any work."""
+    if not concepts:
+        raise ValueError("nothing to erase; got no concepts; name at least one")
+    phrases = [phrase for concept in concepts for phrase in concept.phrases]
+    for prompt in keep:
+        if not prompt.strip():
+            raise ValueError("an empty prompt is in the keep list; take it out (the empty prompt is not a concept)")
+        if clash := next((phrase for phrase in phrases if same(phrase, prompt)), None):
+            raise ValueError(f"{clash!r} is both to be erased and to be kept; take it out of one of the two")
+    for concept in concepts:
+        if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
+            raise ValueError(f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor")
+
+
+def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> float:
+    """Relative change of the weights, ``|dW| / |W|`` in Frobenius norm over all touched tensors.
+
+    Raises:
+        ValueError: it is below 1e-6: the method did nothing.
+    """
+    moved = sum(change.double().square().sum().item() for change in changes.values()) ** 0.5
+    size = sum(weights[name].double().square().sum().item() for name in changes) ** 0.5
+    if moved <= 1e-6 * size:
+        raise ValueError(
+            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may mean the same to the "
+            "text encoder, or the scale or learning rate is zero; change one of them"
+        )
+    return moved / size
+
+
+def concept_config(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(concept) for concept in concepts]  # type: ignore[call-overload]

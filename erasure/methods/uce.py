@@ -1,0 +1,122 @@
+"""UCE, Unified Concept Editing: move what the cross-attention keys and values make of a concept onto its anchor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from erasure.artifact import OperatorErasure
+from erasure.artifact.base import new_config
+from erasure.backbone import Backbone
+from erasure.backbone.text import Conditioning
+from erasure.concept import Concept, with_article
+from erasure.methods.base import Method, Reference, check_moved, check_request, concept_config
+from erasure.methods.closed_form import solve
+
+EXPANSIONS = {
+    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+    "other": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UCE(Method):
+    """Solve the ridge regression of :mod:`erasure.methods.closed_form` for the embeddings of the concept.
+
+    Attributes:
+        token_span: which token of a prompt stands for the concept. ``last_subject`` is the official code's: exact for
+            prompts that end with the concept, weak elsewhere, because end and padding tokens carry the concept too.
+            ``subject_to_end`` edits those as well: it erases in whole sentences, and needs a keep list.
+        empty_anchor: what the empty prompt contributes when there is no anchor: ``bos`` its start token (official),
+            ``eos`` its first end token, ``mean_pad`` the mean of all that follow. Only for ``last_subject``.
+        lamb: ridge towards the original weights. Raise it when neighbours suffer, lower it when the target survives.
+        erase_scale, preserve_scale: weight of each erased and each kept embedding.
+        expand_prompts: also edit the concept inside five sentences such as "photo of {}". Stronger and less selective.
+        articles: also edit "a superhero" beside "superhero", for text that is written in sentences.
+        keep_all_tokens: keep every token of a kept prompt, not only its last word.
+    """
+
+    token_span: Literal["last_subject", "tail", "subject_to_end"] = "last_subject"
+    empty_anchor: Literal["bos", "eos", "mean_pad"] = "bos"
+    lamb: float = 0.5
+    erase_scale: float = 1.0
+    preserve_scale: float = 1.0
+    expand_prompts: bool = False
+    articles: bool = False
+    synonyms: bool = False
+    keep_all_tokens: bool = False
+
+    key: ClassVar[str] = "uce"
+    summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds, kilobytes"
+    reference: ClassVar[Reference] = Reference(
+        "Unified Concept Editing in Diffusion Models", "Gandikota et al., WACV 2024", "2308.14761", "rohitgandikota/unified-concept-editing"
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {"token_span": "subject_to_end", "articles": True, "synonyms": True, "keep_all_tokens": True},
+        "official-2025": {},
+    }
+
+    def erase(self, backbone: Backbone, concepts: Sequence[Concept], *, keep: Sequence[str] = (), progress: bool = True) -> OperatorErasure:
+        """Solve and return the operator. Takes as long as encoding the prompts."""
+        check_request(concepts, keep)
+        targets, anchors = self.pairs(backbone, concepts)
+        kept = self.kept(backbone, keep, width=targets.shape[1])
+        solution = solve(
+            targets, anchors, kept, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale
+        )
+        sites = backbone.text_sites()
+        weights = {name: site.weight.detach() for name, site in sites.items()}
+        u, v = solution.u.float().cpu().contiguous(), solution.v.float().cpu().contiguous()
+        config = new_config(
+            backbone,
+            method=self.key,
+            settings=self.settings(),
+            concepts=concept_config(concepts),
+            keep=list(keep),
+            sites=list(sites),
+        )
+        change = {name: weight.double() @ solution.u @ solution.v.T for name, weight in weights.items()}
+        config["report"] = {"relative_change": check_moved(change, weights), "condition": solution.condition, "rank": u.shape[1]}
+        return OperatorErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, {"u": u, "v": v})
+
+    def pairs(self, backbone: Backbone, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
+        """Target and anchor embeddings ``(n, d)``, row by row."""
+        prompts = [pair for concept in concepts for pair in self._prompt_pairs(concept)]
+        target = backbone.encode([t for t, _ in prompts])
+        anchor = backbone.encode([a for _, a in prompts])
+        if self.token_span == "last_subject":
+            x = torch.cat(target.take("last_subject"))
+            y = torch.stack([self._last_subject(anchor, i, prompts[i][1]) for i in range(len(prompts))])
+            return x, y
+        x_rows, y_rows = target.take(self.token_span), anchor.take(self.token_span)
+        lengths = [min(len(x), len(y)) for x, y in zip(x_rows, y_rows, strict=True)]
+        # aligned at the concept's last token; the longer tail is cut at its far end, which is padding
+        return (
+            torch.cat([x[:n] for x, n in zip(x_rows, lengths, strict=True)]),
+            torch.cat([y[:n] for y, n in zip(y_rows, lengths, strict=True)]),
+        )
+
+    def kept(self, backbone: Backbone, keep: Sequence[str], *, width: int) -> Tensor:
+        """Embeddings ``(m, width)`` that must not move."""
+        if not keep:
+            return torch.zeros(0, width, device=backbone.device, dtype=backbone.dtype)
+        return torch.cat(backbone.encode(keep).take("all" if self.keep_all_tokens else "last_subject"))
+
+    def _prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        phrases = concept.phrases if self.synonyms else (concept.name,)
+        pairs = [(phrase, concept.anchor) for phrase in phrases]
+        if self.articles:
+            pairs += [(with_article(phrase), with_article(concept.anchor)) for phrase in phrases if with_article(phrase) != phrase]
+        if self.expand_prompts:
+            templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
+            pairs += [(template.format(phrase), template.format(concept.anchor).strip()) for template in templates for phrase in phrases]
+        return pairs
+
+    def _last_subject(self, anchor: Conditioning, i: int, prompt: str) -> Tensor:
+        if prompt.strip() or self.empty_anchor == "bos":
+            return anchor.take("last_subject")[i][0]
+        return anchor.take("first_eos")[i][0] if self.empty_anchor == "eos" else anchor.take("tail")[i].mean(dim=0)

@@ -1,0 +1,246 @@
+"""Train Emoji World from nothing: autoencoder, tokenizer, then UNet and text encoder in two phases.
+
+    erasure world train --out runs/world
+
+Every stage checkpoints and resumes. Phase 1 sees nothing of the declared targets and its result is kept, because a
+model *retrained without a target* is phase 2 without that target, started from phase 1: a genuine retrain in which no
+component ever saw the target, at the cost of phase 2 alone (the sharding idea of Bourtoule et al. 2021).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from erasure.world.artwork import strangers
+from erasure.world.fit import Fit, fit, step_rng
+from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
+from erasure.world.spec import spec
+
+
+@functools.cache
+def config() -> dict:
+    """``training.yaml``."""
+    return yaml.safe_load(importlib.resources.files("erasure.world").joinpath("training.yaml").read_text("utf-8"))
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures as a float tensor ``(n, 3, h, w)`` in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- the autoencoder -------------------------------------------------------------------------------------------------
+
+
+def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
+    """Train the autoencoder on emoji outside the world; returns it with ``scaling_factor`` set."""
+    final = out / "vae"
+    if final.exists():
+        return AutoencoderKL.from_pretrained(final).to(device)
+    settings = config()["autoencoder"]
+    seed = config()["seed"]
+    drawings = strangers(out / "strangers.npz")
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
+    schedule = Fit(**settings["fit"])
+
+    def loss(step: int) -> Tensor:
+        rng = step_rng(seed, step)
+        x = pixels([stranger_scene(rng, drawings) for _ in range(schedule.batch)]).to(device)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample.float()
+        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return (y - x).abs().mean() + edges + settings["kl"] * kl
+
+    vae = fit(out / "autoencoder", {"vae": vae}, loss, schedule, seed=seed, device=device)["vae"]
+    with torch.no_grad():
+        rng = step_rng(seed, 0, 2)
+        sample = pixels([stranger_scene(rng, drawings) for _ in range(512)]).to(device)
+        spread = torch.cat([vae.encode(x).latent_dist.mean for x in sample.split(64)]).std().item()
+    vae.register_to_config(scaling_factor=round(1 / spread, 5))
+    vae.save_pretrained(final)
+    return vae
+
+
+def stranger_scene(rng: np.random.Generator, drawings: np.ndarray) -> Image.Image:
+    """One or two emoji from outside the world on a random colour."""
+    count = 2 if rng.random() < 0.3 else 1
+    chosen = [Image.fromarray(drawings[i]) for i in rng.integers(len(drawings), size=count)]
+    palette = [b.rgb for b in spec().backgrounds.values()]
+    colour = palette[rng.integers(len(palette))] if rng.random() < 0.7 else tuple(int(v) for v in rng.integers(256, size=3))
+    return compose(chosen, [place(rng, i, count) for i in range(count)], colour)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(out: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair vocabulary is learnt from the caption grammar; any string tokenises."""
+    final = out / "tokenizer"
+    if not final.exists():
+        settings, seed, world = config()["text_encoder"], config()["seed"], spec()
+        rng = step_rng(seed, 0, 3)
+        scenes = (sample_scene(rng, list(world.concepts), list(world.styles), pairs=0.2) for _ in range(50_000))
+        vocabulary, merges = learn_bpe((sample_caption(scene, rng) for scene in scenes), settings["vocabulary"])
+        length = settings["config"]["max_position_embeddings"]
+        CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained(final)
+    return CLIPTokenizer.from_pretrained(final)
+
+
+def learn_bpe(texts: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in CLIP's layout: bytes, bytes that end a word, merges, start, end."""
+    blank = CLIPTokenizer()._tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [*letters, *(letter + "</w>" for letter in letters)]
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    pieces = dict.fromkeys([*symbols, *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"])
+    return {piece: i for i, piece in enumerate(pieces)}, merges
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids ``(n, length)``, padded and truncated as Stable Diffusion does it."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+# --- the diffusion model ---------------------------------------------------------------------------------------------
+
+
+def new_model(tokenizer: CLIPTokenizer, *, seed: int) -> dict[str, nn.Module]:
+    """UNet and text encoder with fresh random weights."""
+    torch.manual_seed(seed)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **config()["text_encoder"]["config"],
+    )
+    return {"unet": UNet2DConditionModel(**config()["unet"]["config"]), "text_encoder": CLIPTextModel(text)}
+
+
+def noise_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(**config()["scheduler"], clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+def encoded_scenes(
+    out: Path, vae: AutoencoderKL, *, without: frozenset[str], device: torch.device
+) -> tuple[list[Scene], Tensor]:
+    """The training scenes of a phase and their scaled latents ``(n, 4, 16, 16)`` in float16.
+
+    Scenes that show anything in ``without`` are never drawn. A manifest with a hash of every caption-relevant fact is
+    written beside the cached latents, so that what a model has seen can be checked.
+    """
+    world, seed = spec(), config()["seed"]
+    concepts = [c for c in world.concepts if c not in without]
+    styles = [s for s in world.styles if s not in without]
+    rng = step_rng(seed, 1, 4 + len(without))
+    scenes = [
+        sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])
+    ]
+    listing = "\n".join(json.dumps(dataclasses.asdict(scene), sort_keys=True) for scene in scenes)
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    cache = out / f"latents-{digest[:12]}.pt"
+    if cache.exists():
+        return scenes, torch.load(cache, weights_only=True)
+    parts = []
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        for i in tqdm(range(0, len(scenes), 100), desc="encode scenes", unit="batch", mininterval=10):
+            x = pixels([render(scene) for scene in scenes[i : i + 100]]).to(device)
+            parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+    latents = torch.cat(parts)
+    torch.save(latents, cache)
+    manifest = {"without": sorted(without), "scenes": len(scenes), "sha256": digest, "seed": seed}
+    cache.with_suffix(".json").write_text(json.dumps(manifest, indent=2))
+    return scenes, latents
+
+
+def train_phase(
+    folder: Path,
+    model: dict[str, nn.Module],
+    tokenizer: CLIPTokenizer,
+    data: tuple[list[Scene], Tensor],
+    settings: Fit,
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[str, nn.Module]:
+    """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023)."""
+    scenes, latents = data
+    scheduler = noise_scheduler()
+    alphas = scheduler.alphas_cumprod.to(device)
+    unet, text_encoder = model["unet"].to(device).train(), model["text_encoder"].to(device).train()
+
+    def loss(step: int) -> Tensor:
+        rng = step_rng(seed, step)
+        chosen = rng.integers(len(scenes), size=settings.batch)
+        captions = [sample_caption(scenes[i], rng) for i in chosen]
+        x = latents[chosen].to(device).float()
+        noise = torch.randn(x.shape).to(device)
+        # one timestep from each of `batch` equal parts of the range: less noise in the gradient than independent draws
+        grid = (np.arange(settings.batch) + rng.random(settings.batch)) / settings.batch
+        t = torch.from_numpy((grid * len(alphas)).astype(np.int64)).to(device)
+        text = text_encoder(tokenize(tokenizer, captions).to(device)).last_hidden_state
+        predicted = unet(scheduler.add_noise(x, noise, t), t, text).sample
+        snr = alphas[t] / (1 - alphas[t])
+        error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        return (error * (config()["min_snr"] / snr).clamp(max=1)).mean()
+
+    return fit(folder, {"unet": unet, "text_encoder": text_encoder}, loss, settings, seed=seed, device=device)
+
+
+def train(out: Path, *, device: torch.device) -> Path:
+    """Run or resume every stage under ``out``; returns the folder of the finished pipeline."""
+    out.mkdir(parents=True, exist_ok=True)
+    vae = train_autoencoder(out, device=device)
+    tokenizer = train_tokenizer(out)
+    model, seed = new_model(tokenizer, seed=config()["seed"]), config()["seed"]
+    for number, (phase, without) in enumerate({"phase1": spec().targets, "phase2": frozenset()}.items()):
+        data = encoded_scenes(out, vae, without=without, device=device)
+        settings = Fit(**config()["fit"][phase])
+        model = train_phase(out / phase, model, tokenizer, data, settings, seed=seed + number, device=device)
+        for module in model.values():
+            module.requires_grad_(True)
+        export(out / f"{phase}-pipeline", model, vae, tokenizer)
+    return out / "phase2-pipeline"
+
+
+def export(folder: Path, model: dict[str, nn.Module], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
+    """Write a standard Stable Diffusion folder: fp16 UNet and VAE, float32 text encoder.
+
+    The text encoder stays in float32 because transformers 5 loads it in its stored dtype while diffusers upcasts the
+    rest, and a pipeline of two dtypes does not run.
+    """
+    pipe = StableDiffusionPipeline(
+        vae=copy.deepcopy(vae).half(),
+        text_encoder=copy.deepcopy(model["text_encoder"]).float(),
+        tokenizer=tokenizer,
+        unet=copy.deepcopy(model["unet"]).half(),
+        scheduler=noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
