@@ -1,0 +1,45 @@
+"""Take a concept out of what a diffusion model draws, and say honestly what that did.
+
+>>> import erasure
+>>> pipe = erasure.world.load()                                        # or any Stable Diffusion 1.x / 2.x pipeline
+>>> edit = erasure.erase(pipe, "superhero", keep=["ninja", "wizard"])  # applied already
+>>> edit.save_pretrained("superhero-uce")                              # doctest: +SKIP
+>>> edit.remove(pipe)                                                  # every bit as before
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Concept": "erasure.concept",
+    "Suite": "erasure.concept",
+    "Erasure": "erasure.artifact",
+    "save_unet": "erasure.artifact",
+    "erase": "erasure.verbs",
+    "make": "erasure.verbs",
+}
+_MODULES = {"world", "methods", "pipelines", "eval"}
+
+if TYPE_CHECKING:
+    from erasure.artifact import Erasure, save_unet
+    from erasure.concept import Concept, Suite
+    from erasure.verbs import erase, make
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"erasure.{name}")
+    raise AttributeError(f"module 'erasure' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, *_MODULES])
+
+
+__all__ = ["Concept", "Erasure", "Suite", "erase", "make", "save_unet"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -55,9 +56,27 @@ class Method(abc.ABC):
             raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}")
         return cls(**{**cls.presets[name], **changes})
 
+    @property
+    def needs_keep(self) -> bool:
+        """Whether these settings damage neighbours unless there is a keep list."""
+        return False
+
     @abc.abstractmethod
-    def erase(self, backbone: Backbone, concepts: Sequence[Concept], *, keep: Sequence[str] = (), progress: bool = True) -> Erasure:
-        """Make the erasure. The pipeline is left exactly as it was; ``Erasure.apply`` changes it."""
+    def erase(
+        self,
+        backbone: Backbone,
+        concepts: Sequence[Concept],
+        *,
+        keep: Sequence[str] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> Erasure:
+        """Make the erasure. The pipeline is left exactly as it was; ``Erasure.apply`` changes it.
+
+        Args:
+            keep: prompts whose pictures must not change.
+            checkpoint: folder for the training state, from which the same call resumes. Closed forms have none to keep.
+        """
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +38,7 @@ class UCE(Method):
         erase_scale, preserve_scale: weight of each erased and each kept embedding.
         expand_prompts: also edit the concept inside five sentences such as "photo of {}". Stronger and less selective.
         articles: also edit "a superhero" beside "superhero", for text that is written in sentences.
+        synonyms: edit the concept's synonyms as well as its name.
         keep_all_tokens: keep every token of a kept prompt, not only its last word.
     """
 
@@ -60,7 +62,19 @@ class UCE(Method):
         "official-2025": {},
     }
 
-    def erase(self, backbone: Backbone, concepts: Sequence[Concept], *, keep: Sequence[str] = (), progress: bool = True) -> OperatorErasure:
+    @property
+    def needs_keep(self) -> bool:
+        return self.token_span != "last_subject"
+
+    def erase(
+        self,
+        backbone: Backbone,
+        concepts: Sequence[Concept],
+        *,
+        keep: Sequence[str] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> OperatorErasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
         check_request(concepts, keep)
         targets, anchors = self.pairs(backbone, concepts)

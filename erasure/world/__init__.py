@@ -1,0 +1,36 @@
+"""Emoji World: a real, small text-to-image diffusion model whose training data is known image by image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+def path() -> Path:
+    """The folder of the shipped model; plain ``StableDiffusionPipeline.from_pretrained(path())`` opens it.
+
+    Raises:
+        FileNotFoundError: this installation lacks the model.
+    """
+    folder = Path(__file__).parent / "model"
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(f"Emoji World's model is not in this installation ({folder}); reinstall, or make it with `erasure world train`")
+    return folder
+
+
+def load(**options: Any) -> StableDiffusionPipeline:
+    """Load Emoji World as a stock diffusers pipeline.
+
+    Args:
+        **options: passed to ``from_pretrained`` (``dtype``, ...).
+
+    >>> pipe = load()
+    >>> pipe("a superhero in noto style on a red background", num_inference_steps=25).images[0].size
+    (64, 64)
+    """
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(path(), **options)

@@ -70,7 +70,7 @@ def fit(
     average = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in modules.items()}
     parameters = [p for module in modules.values() for p in module.parameters()]
     averaged = [p for module in average.values() for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)
     start = 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)

@@ -1,0 +1,66 @@
+# One command each on a fresh clone with nothing but Python 3.11:
+#   make demo   the main job: erase a concept from Emoji World, print the table, write the report
+#   make test   everything the continuous integration runs
+# The environment is made once; the stamps in .venv say what is in it, so running again is quick.
+# Another interpreter: make demo PYTHON=python3.12
+
+SHELL  := /bin/bash
+PYTHON ?= python3.11
+BIN    := .venv/bin
+FILES  := $(shell find erasure pipelines eval -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint types pytest notebooks wheel clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/erasure demo
+
+test: lint types pytest notebooks wheel
+
+# torch and torchvision come out of one plain command, from one place, so that they fit each other.
+.venv/installed: setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+
+pytest: .venv/installed-test
+	$(BIN)/python -m pytest -q
+
+# In their tiny form, and not written back.
+notebooks: .venv/installed-test
+	shopt -s nullglob; for notebook in notebooks/*.ipynb; do \
+	    echo "$$notebook"; \
+	    ERASURE_TINY=1 $(BIN)/jupyter-execute --kernel_name=python3 --timeout=900 "$$notebook" || exit 1; \
+	done
+
+# The wheel, in an environment of its own. The packages it needs are lent by .venv: a plain path in a .pth file brings
+# them in without the editable install beside them, whose own .pth file is then not read.
+build/installed: .venv/installed-test $(FILES) pyproject.toml LICENSE NOTICE
+	rm -rf build dist  # old files in build/lib would go into the new wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
+	$(BIN)/python -m venv --without-pip build/clean
+	$(BIN)/python -m pip --python build/clean/bin/python install --quiet --no-deps --no-index dist/*.whl
+	cd .venv/lib/python3*/site-packages && pwd > $(CURDIR)/build/lent.pth
+	mv build/lent.pth build/clean/lib/python3*/site-packages/
+	touch $@
+
+# Imported from /, where the working tree cannot help.
+wheel: build/installed
+	cd / && $(CURDIR)/build/clean/bin/python $(CURDIR)/tests/import_everything.py --installed
+
+# Beside the installed wheel: in the working tree mypy cannot see erasure.eval.
+types: build/installed
+	cd build/clean/lib/python3*/site-packages && $(CURDIR)/$(BIN)/mypy -p erasure \
+	    --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
+	    --python-executable $(CURDIR)/$(BIN)/python
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,122 @@
+"""What to run: a checked YAML recipe and the cells it spans."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from erasure.bases import WORLD
+from erasure.concept import STRICT, Concept, Suite, load_yaml
+
+
+@dataclass(frozen=True, config=STRICT)
+class MethodChoice:
+    """A method with its preset and the settings that differ from it."""
+
+    name: str
+    preset: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodChoice:
+        from erasure.methods import method_class
+
+        method_class(self.name).preset(self.preset, **self.settings)
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One erasure of the grid."""
+
+    base: str
+    concept: Concept
+    suite: Suite | None
+    method: MethodChoice
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's folder: readable, and different whenever any setting is."""
+        facts = json.dumps(
+            {
+                "base": self.base,
+                "concept": dataclasses.asdict(self.concept),  # type: ignore[call-overload]
+                "method": dataclasses.asdict(self.method),  # type: ignore[call-overload]
+                "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
+            },
+            sort_keys=True,
+        )
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self.concept.name} {self.method.name}".lower()).strip("-")
+        return f"{name}-s{self.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """A grid of erasures. Every base is combined with every concept, method and seed.
+
+    Attributes:
+        version: of the format; this library reads 1.
+        out: folder of the results, relative to the recipe's.
+        concepts: names of shipped suites, YAML files of suites, or concepts written out.
+        methods: names, or mappings with ``name``, ``preset`` and ``settings``.
+        bases: "emoji-world", diffusers folders or hub ids.
+        seeds: of the method (closed forms are deterministic: give one).
+        evaluate: also evaluate each cell whose concept came from a suite.
+        limit: at most so many prompts per group in these evaluations; leave it out for figures to publish.
+        dtype: float32, float16 or bfloat16.
+    """
+
+    version: Literal[1]
+    out: Path
+    concepts: tuple[str | Concept, ...]
+    methods: tuple[MethodChoice, ...]
+    bases: tuple[str, ...] = (WORLD,)
+    seeds: tuple[int, ...] = (0,)
+    evaluate: bool = True
+    limit: int | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, data: Any) -> Any:
+        """Let a method be written as its bare name."""
+        raw = data.kwargs if hasattr(data, "kwargs") else data
+        if isinstance(raw, dict) and isinstance(raw.get("methods"), list):
+            raw["methods"] = [{"name": m} if isinstance(m, str) else m for m in raw["methods"]]
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        for field in ("concepts", "methods", "bases", "seeds"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty, so there is nothing to run; list at least one")
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a recipe; paths in it are taken relative to its folder."""
+        path = Path(path)
+        recipe = load_yaml(cls, path)
+        concepts = tuple(
+            str(path.parent / c) if isinstance(c, str) and c.endswith((".yaml", ".yml")) else c for c in recipe.concepts
+        )
+        return dataclasses.replace(recipe, out=path.parent / recipe.out, concepts=concepts)
+
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order they are run: all of one base together."""
+        suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
+        grid = itertools.product(self.bases, self.concepts, self.methods, self.seeds)
+        return [
+            Cell(base, suites[c].concept if isinstance(c, str) else c, suites[c] if isinstance(c, str) else None, method, seed)
+            for base, c, method, seed in grid
+        ]

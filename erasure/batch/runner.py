@@ -1,0 +1,119 @@
+"""Run the cells of a recipe one after the other. What is done stays done; what fails is recorded and passed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from erasure.artifact import Erasure
+from erasure.bases import load_base
+from erasure.batch.recipe import Cell, Recipe
+from erasure.concept import write_atomically
+from erasure.methods import method_class
+from erasure.verbs import make
+
+RESULT = "result.json"
+
+
+def run(recipe: Recipe, *, device: str | None = None, console: Console | None = None) -> int:
+    """Run every unfinished cell; returns the number of cells that failed.
+
+    Each cell gets a folder with the erasure, its evaluation and ``result.json``. That file is written last and whole, so a
+    cell either has one or is run again. A failed cell's file holds the error, and the cell is tried again next time.
+    """
+    console = console or Console()
+    pipe, loaded = None, None
+    results: dict[str, dict[str, Any]] = {}
+    cells = recipe.cells()
+    for number, cell in enumerate(cells, 1):
+        folder = recipe.out / cell.key
+        finished = _finished(folder / RESULT)
+        if finished is None:
+            console.print(f"[{number}/{len(cells)}] {cell.key}", markup=False)
+            began = time.perf_counter()
+            try:
+                if loaded != cell.base:
+                    pipe = None  # let the last base go before the next one comes
+                    pipe, loaded = load_base(cell.base, device=device, dtype=recipe.dtype), cell.base
+                finished = {"status": "done", **_cell(pipe, cell, recipe, folder)}
+            except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise  # a full disk or a dead mount fails every cell
+                finished = {"status": "failed", "error": " ".join(str(error).split()), "traceback": traceback.format_exc()}
+            finished |= {"cell": cell.key, "seconds": time.perf_counter() - began, "recipe": _facts(cell)}
+            write_atomically(folder / RESULT, json.dumps(finished, indent=2, ensure_ascii=False, default=str))
+        else:
+            finished["skipped"] = True
+        results[cell.key] = finished
+    console.print(_table(results))
+    return sum(result["status"] == "failed" for result in results.values())
+
+
+def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(method_class(cell.method.name))}
+    settings = {**cell.method.settings, **({"seed": cell.seed} if "seed" in known else {})}
+    edit = make(
+        pipe,
+        cell.concept,
+        cell.method.name,
+        preset=cell.method.preset,
+        name=cell.key,
+        checkpoint=folder / "training",
+        progress=False,
+        **settings,
+    )
+    edit.save_pretrained(folder / "erasure")
+    outcome: dict[str, Any] = {"erasure": str(folder / "erasure"), "report": edit.config["report"]}
+    if recipe.evaluate and cell.suite is not None:
+        outcome["figures"] = _evaluate(pipe, edit, cell, recipe, folder)
+    return outcome
+
+
+def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    from erasure.eval import evaluate, write_report
+    from erasure.eval.detectors.choice import detectors_for
+
+    assert cell.suite is not None  # the caller looked
+    detectors, clip = detectors_for(cell.suite, device=str(pipe.device))
+    evaluation = evaluate(
+        pipe,
+        {cell.method.name.upper(): edit},
+        cell.suite,
+        detectors=detectors,
+        clip=clip,
+        limit=recipe.limit,
+        autocast=pipe.device.type == "cpu",
+        cache_dir=recipe.out / "cache",
+        progress=False,
+    )
+    evaluation.save(folder)
+    write_report(evaluation, folder / "report.html")
+    return [dataclasses.asdict(row) for row in evaluation.rows() if row.arm != "base"]
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    return {"base": cell.base, "concept": cell.concept.name, "method": dataclasses.asdict(cell.method), "seed": cell.seed}  # type: ignore[call-overload]
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if result.get("status") == "done" else None
+
+
+def _table(results: dict[str, dict[str, Any]]) -> Table:
+    table = Table("cell", "status", "seconds", "note")
+    for key, result in results.items():
+        state = "skipped (done before)" if result.get("skipped") else result["status"]
+        note = result.get("error") or f"weights moved by {result['report']['relative_change']:.2e}"
+        table.add_row(key, state, f"{result['seconds']:.0f}", note)
+    return table

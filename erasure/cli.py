@@ -1,0 +1,314 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="erasure",
+    help="Take a concept out of what a diffusion model draws, and say honestly what that did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+world_app = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
+app.add_typer(world_app, name="world")
+console = Console()
+
+Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
+Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
+Preset = Annotated[str | None, typer.Option(help="Named settings of the method; 'recommended' by default.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value; repeat for more.")]
+
+
+@app.command(epilog="Example: [bold]erasure demo[/bold]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for erasures, pictures and report.")] = Path("erasure-demo"),
+    suite: Annotated[str, typer.Option(help="Which world suite.")] = "superhero",
+    limit: Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")] = None,
+    device: Device = None,
+) -> None:
+    """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
+    from erasure.concept import Suite
+    from erasure.verbs import make
+
+    pipe = _base("emoji-world", device)
+    plan = Suite.load(suite)
+    edits = {}
+    for method in ("uce", "esd"):
+        console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.concept.name!r}")
+        edits[method.upper()] = make(pipe, plan.concept, method)
+        edits[method.upper()].save_pretrained(out / f"{plan.concept.name}-{method}")
+    _evaluate(pipe, edits, plan, out, limit=limit)
+
+
+@app.command(
+    epilog="Examples: [bold]erasure erase superhero --keep ninja --keep wizard --out superhero-uce[/bold]  |  "
+    "[bold]erasure erase 'Van Gogh' --kind style --base CompVis/stable-diffusion-v1-4 -m esd --out no-van-gogh[/bold]"
+)
+def erase(
+    concept: Annotated[str, typer.Argument(help="What to erase, or the name or file of a suite (its concept is used).")],
+    out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
+    base: Base = "emoji-world",
+    method: Method = "uce",
+    preset: Preset = None,
+    keep: Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeat for more.")] = None,
+    anchor: Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")] = None,
+    synonym: Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")] = None,
+    kind: Annotated[str, typer.Option(help="object, style, identity, nsfw or other.")] = "object",
+    suite: Annotated[str | None, typer.Option(help="Take concept, synonyms and neighbours from a suite.")] = None,
+    settings: Settings = None,
+    unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet to this folder.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make an erasure and save it."""
+    from erasure.artifact import save_unet
+    from erasure.verbs import make
+
+    target = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
+    pipe = _base(base, device, dtype)
+    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, **_settings(settings))
+    edit.save_pretrained(out)
+    size = sum(f.stat().st_size for f in out.iterdir())
+    console.print(f"{edit.name}: {edit.kind}, {size / 1000:.1f} kB, relative weight change {edit.config['report']['relative_change']:.2e} -> {out}")
+    if unet is not None:
+        edit.apply(pipe)
+        console.print(f"whole UNet -> {save_unet(pipe, unet)}")
+
+
+@app.command(epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --out pictures[/bold]")
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
+    scale: Annotated[float, typer.Option(help="How strongly, 0 to 1.")] = 1.0,
+    base: Base = "emoji-world",
+    seeds: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 5.0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Draw prompts before and after erasures, from the same noise."""
+    from erasure.eval import generate as draw
+    from erasure.pipelines import load_erasure
+
+    pipe = _base(base, device, dtype)
+    arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=guidance)}
+    for source in erasure or []:
+        load_erasure(pipe, source, scale=scale)
+    if erasure:
+        arms["after"] = draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=guidance)
+    out.mkdir(parents=True, exist_ok=True)
+    for arm, rows in arms.items():
+        for i, row in enumerate(rows):
+            for seed, image in enumerate(row):
+                image.save(out / f"{i:03d}-{seed}-{arm}.png")
+    console.print(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}")
+
+
+@app.command(epilog="Example: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]")
+def evaluate(
+    suite: Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("erasure-results"),
+    erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")] = None,
+    clip: Annotated[str, typer.Option(help="open_clip model/weights that judges real checkpoints.")] = "ViT-B-32/openai",
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report."""
+    from erasure.artifact import Erasure
+    from erasure.concept import Suite
+    from erasure.verbs import make
+
+    plan = Suite.load(suite)
+    edits = {Path(source).name: Erasure.from_pretrained(source) for source in erasure or []}
+    if not edits and not method:
+        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+    pipe = _base(base or plan.base, device, dtype)
+    for name in method or []:
+        edits[name.upper()] = make(pipe, plan.concept, name)
+    _evaluate(pipe, edits, plan, out, limit=limit, clip=clip)
+
+
+@app.command(epilog="Example: [bold]erasure report results/evaluation.json --out report.html[/bold]")
+def report(
+    evaluation: Annotated[Path, typer.Argument(help="evaluation.json, or the folder that holds it.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write the HTML report of a finished evaluation."""
+    from erasure.eval import Evaluation, write_report
+
+    console.print(f"report -> {write_report(Evaluation.from_json(evaluation), out)}")
+
+
+@app.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")
+def batch(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")],
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    device: Device = None,
+) -> None:
+    """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped."""
+    from erasure.batch import Recipe, run
+
+    plan = Recipe.load(recipe)
+    cells = plan.cells()
+    if dry_run:
+        table = Table("cell", "base", "concept", "method", "seed")
+        for cell in cells:
+            table.add_row(cell.key, cell.base, cell.concept.name, cell.method.name, str(cell.seed))
+        console.print(table)
+        return
+    if failed := run(plan, device=device, console=console):
+        raise typer.Exit(1 if failed else 0)
+
+
+@app.command(epilog="Example: [bold]erasure methods[/bold]")
+def methods() -> None:
+    """List methods, presets and papers."""
+    from erasure.methods import available, method_class
+
+    table = Table("method", "what it does", "presets", "paper")
+    for name in sorted(available()):
+        kind = method_class(name)
+        table.add_row(name, kind.summary, "\n".join(kind.presets), f"{kind.reference.venue}\narXiv {kind.reference.arxiv}")
+    console.print(table)
+
+
+@app.command(epilog="Example: [bold]erasure doctor[/bold]")
+def doctor() -> None:
+    """Check the installation: versions, device, known traps, and the command that mends each."""
+    from erasure.doctor import diagnose
+
+    findings = diagnose()
+    marks = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
+    table = Table("", "check", "found", "to mend it")
+    for finding in findings:
+        table.add_row(marks[finding.status], finding.name, finding.detail, finding.remedy or "")
+    console.print(table)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@world_app.command("train", epilog="Example: [bold]erasure world train --out runs/world[/bold]")
+def world_train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline; run again to resume.")],
+    device: Device = None,
+) -> None:
+    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in two phases."""
+    import torch
+
+    from erasure.bases import pick_device
+    from erasure.world.train import train
+
+    console.print(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
+
+
+@world_app.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
+def world_check(
+    out: Annotated[Path, typer.Option(help="Folder for the card and the contact sheet.")] = Path("world-check"),
+    base: Base = "emoji-world",
+    device: Device = None,
+) -> None:
+    """Measure the quality gate on generated pictures and write the world's card."""
+    from erasure.eval.world_check import run_check
+
+    if not run_check(_base(base, device), out, console=console):
+        raise typer.Exit(1)
+
+
+def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, clip: str = "") -> None:
+    from erasure.eval import evaluate, write_report
+    from erasure.eval.detectors.choice import detectors_for
+
+    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
+    evaluation = evaluate(pipe, edits, plan, detectors=detectors, clip=judge, limit=limit, autocast=pipe.device.type == "cpu", cache_dir=out / "cache")
+    evaluation.save(out)
+    path = write_report(evaluation, out / "report.html")
+    table = Table("model", "detector", "group", "seen, 95 % interval", "change")
+    for row in evaluation.rows():
+        table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
+    console.print(table)
+    for sentence in evaluation.sentences():
+        console.print(f"- {sentence}")
+    console.print(f"report -> {path.resolve()}")
+
+
+def _concept(name: str, suite: str | None, **more: Any) -> Any:
+    from erasure.concept import Concept, Suite, same
+
+    if suite is None:
+        return Concept(name, **{key: value for key, value in more.items() if value is not None})
+    concept = Suite.load(suite).concept
+    if not same(concept.name, name):
+        raise ValueError(f"the suite {suite!r} is about {concept.name!r}, not {name!r}; name one or the other")
+    return concept
+
+
+def _base(base: str, device: str | None, dtype: str | None = None) -> Any:
+    from erasure.bases import load_base
+
+    with console.status(f"loading {base}"):
+        return load_base(base, device=device, dtype=dtype)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["lamb=0.1", "variant=u"]`` -> ``{"lamb": 0.1, "variant": "u"}``."""
+    import yaml
+
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set needs key=value; got {pair!r}")
+        settings[key.strip()] = yaml.safe_load(value)
+    return settings
+
+
+def main() -> NoReturn:
+    """Run a command. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
+    try:
+        app()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing half-written was left behind", 130)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        _fail("no space left on the disk; free some and run the same command again" if full else str(error), 2)
+    except (ValueError, ArithmeticError, ImportError) as error:
+        _fail(_one_line(error), 2)
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    if isinstance(error, json.JSONDecodeError):
+        return f"not readable as JSON: {error}"
+    return " ".join(str(error).split())
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

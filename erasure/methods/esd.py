@@ -1,0 +1,191 @@
+"""ESD, Erased Stable Diffusion: fine-tune the denoiser to be guided away from a concept when asked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erasure.artifact import DeltaErasure
+from erasure.artifact.base import new_config
+from erasure.backbone import Backbone
+from erasure.backbone.fingerprint import fingerprint
+from erasure.concept import Concept, with_article
+from erasure.methods.base import Method, Reference, check_moved, check_request, concept_config
+from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
+
+SELECTORS = {
+    "x": "cross_attention",
+    "x-strict": "cross_attention_kv",
+    "u": "not_cross_attention",
+    "all": "all",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ESD(Method):
+    """Train the student on the base's own negative guidance:
+
+        | e_student(x_t, t, c) - [ e(x_t, t, c0) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
+
+    with c the concept, c0 what it is erased from (the concept itself by default), e the frozen base and x_t a step of
+    a trajectory the base samples with guidance. Works for epsilon- and v-prediction alike: the target is linear.
+
+    Attributes:
+        variant: what is trained. ``x`` cross-attention (styles, names), ``x-strict`` its keys and values, ``u`` everything
+            else (concepts that must go whatever the prompt says), ``all``.
+        eta: how far to push away. 1 to 2; larger distorts.
+        iterations, lr: of plain Adam. More of either erases more and hurts more.
+        batch_size: bank rows a step.
+        trajectories, keep_steps: size of the bank; see :meth:`TrajectoryBank.sample`. The official code samples a fresh
+            trajectory for every step (``trajectories = iterations``, ``keep_steps = 1``).
+        num_inference_steps, guidance_scale: of the bank's sampling.
+        erase_from: c0, when it is not the concept itself: erase "beard" from "santa", say.
+        sentences: also train on "a superhero" and on the concept's templates beside its bare name.
+        synonyms: train on the concept's synonyms too.
+        retain: weight of a second term that keeps the student at the base's prediction on the keep list; 0 ignores the list.
+        autocast: run the denoiser in bfloat16 where that is faster.
+        seed: of the bank and of the batches.
+    """
+
+    variant: Literal["x", "x-strict", "u", "all"] = "x"
+    eta: float = 2.0
+    iterations: int = 200
+    lr: float = 5e-5
+    batch_size: int = 1
+    trajectories: int = 200
+    keep_steps: int | None = 1
+    num_inference_steps: int = 50
+    guidance_scale: float = 3.0
+    erase_from: str | None = None
+    sentences: bool = False
+    synonyms: bool = False
+    retain: float = 0.0
+    autocast: bool = False
+    seed: int = 0
+
+    key: ClassVar[str] = "esd"
+    summary: ClassVar[str] = "fine-tune with negative guidance; minutes, the size of the trained layers"
+    reference: ClassVar[Reference] = Reference(
+        "Erasing Concepts from Diffusion Models", "Gandikota et al., ICCV 2023", "2303.07345", "rohitgandikota/erasing"
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {
+            "variant": "x-strict",
+            "lr": 1e-4,
+            "iterations": 150,
+            "batch_size": 8,
+            "trajectories": 12,
+            "keep_steps": None,
+            "num_inference_steps": 25,
+            "sentences": True,
+            "synonyms": True,
+            "retain": 1.0,
+            "autocast": True,
+        },
+        "official-2025-x": {"variant": "x"},
+        "official-2025-x-strict": {"variant": "x-strict"},
+        "official-2025-u": {"variant": "u"},
+        "official-2025-all": {"variant": "all"},
+    }
+
+    def erase(
+        self,
+        backbone: Backbone,
+        concepts: Sequence[Concept],
+        *,
+        keep: Sequence[str] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> DeltaErasure:
+        """Sample the bank, train, and return the differences.
+
+        Args:
+            keep: prompts whose predictions are held, when ``retain`` is above 0.
+            checkpoint: folder for the training state; the same call resumes an interrupted run.
+        """
+        check_request(concepts, keep)
+        prompts = [prompt for concept in concepts for prompt in self.prompts(concept)]
+        parameters = backbone.parameters(SELECTORS[self.variant])  # type: ignore[arg-type]
+        originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        with self._precision(backbone):
+            hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
+            base = backbone.encode([self.erase_from]).hidden.expand_as(hidden) if self.erase_from else hidden
+            bank = self._bank(backbone, base, empty, self.trajectories, progress)
+            targets = self._targets(backbone, bank, hidden)
+            held = backbone.encode(keep).hidden if keep and self.retain else None
+            held_bank = self._bank(backbone, held, empty, self.trajectories, progress) if held is not None else None
+
+            def loss(generator: torch.Generator) -> Tensor:
+                chosen = pick(bank, self.batch_size, generator)
+                value = step_loss(backbone, bank, targets, hidden, chosen)
+                if held is not None and held_bank is not None:
+                    kept = pick(held_bank, self.batch_size, generator)
+                    value = value + self.retain * step_loss(backbone, held_bank, held_bank.conditional, held, kept)
+                return value
+
+            run = {"settings": self.settings(), "prompts": prompts, "keep": list(keep), "base": fingerprint(backbone.unet)}
+            with backbone.evaluating():
+                deltas = train(
+                    parameters, loss, Training(self.iterations, self.lr, self.seed), key=json.dumps(run), folder=checkpoint, progress=progress
+                )
+        config = new_config(
+            backbone,
+            method=self.key,
+            settings=self.settings(),
+            concepts=concept_config(concepts),
+            keep=list(keep),
+            sites=list(deltas),
+        )
+        config["report"] = {"relative_change": check_moved(deltas, originals)}
+        return DeltaErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, deltas)
+
+    def prompts(self, concept: Concept) -> list[str]:
+        """What the concept is called in training."""
+        phrases = concept.phrases if self.synonyms else (concept.name,)
+        sentences = [template.format(with_article(p)) for template in concept.templates for p in phrases] if self.sentences else []
+        return list(dict.fromkeys([*phrases, *sentences]))
+
+    def _bank(self, backbone: Backbone, hidden: Tensor, empty: Tensor, trajectories: int, progress: bool) -> TrajectoryBank:
+        return TrajectoryBank.sample(
+            backbone,
+            hidden,
+            empty,
+            trajectories=trajectories,
+            keep=self.keep_steps,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def _targets(self, backbone: Backbone, bank: TrajectoryBank, hidden: Tensor) -> Tensor:
+        """``(n, 4, h, w)``: e(c0) - eta (e(c) - e()), from the bank's predictions where they suffice."""
+        concept = bank.conditional
+        if self.erase_from:
+            rows = torch.arange(len(bank)).split(32)
+            concept = torch.cat([backbone.predict(*_inputs(backbone, bank, hidden, chosen)).cpu() for chosen in rows])
+        return bank.conditional - self.eta * (concept - bank.unconditional)
+
+    def _precision(self, backbone: Backbone) -> contextlib.AbstractContextManager:
+        mixed = self.autocast or backbone.dtype != torch.float32
+        return torch.autocast(backbone.device.type, torch.bfloat16) if mixed else contextlib.nullcontext()
+
+
+def step_loss(backbone: Backbone, bank: TrajectoryBank, targets: Tensor, hidden: Tensor, chosen: Tensor) -> Tensor:
+    """Mean squared error of the student to the targets on some rows of a bank."""
+    predicted = backbone.predict(*_inputs(backbone, bank, hidden, chosen))
+    return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
+
+
+def _inputs(backbone: Backbone, bank: TrajectoryBank, hidden: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, t, prompt, _, _ = batch_of(bank, chosen, backbone.device)
+    return x, t, hidden[prompt]

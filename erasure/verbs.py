@@ -1,0 +1,82 @@
+"""The two top-level verbs: make an erasure, and make one and apply it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from erasure.artifact import Erasure
+from erasure.artifact.stack import stack_of
+from erasure.backbone import backbone_of
+from erasure.concept import Concept
+from erasure.methods import method_class
+
+
+def erase(
+    pipe: Any,
+    concept: str | Concept | Sequence[str | Concept],
+    method: str = "uce",
+    *,
+    keep: Sequence[str] | None = None,
+    preset: str | None = None,
+    name: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Erasure:
+    """Make a pipeline stop drawing a concept when asked for it. In place; returns the erasure, already applied.
+
+    Args:
+        pipe: a diffusers Stable Diffusion 1.x / 2.x pipeline.
+        concept: a name, a :class:`Concept` (which can carry synonyms, an anchor and neighbours), or several of them.
+        method: "uce" (seconds) or "esd" (minutes); ``erasure methods`` lists all.
+        keep: prompts whose pictures must not change. Default: the concepts' neighbours. The more of the nearby things
+            you name, the less breaks.
+        preset: named settings of the method; "recommended" by default, "official-2025..." for the published code's.
+        name: name of the erasure; made from concept and method by default.
+        checkpoint: folder for the training state of a fine-tune; the same call again resumes it.
+        progress: show progress bars.
+        **settings: single settings of the method that differ from the preset.
+
+    Returns:
+        The erasure. ``.remove(pipe)`` restores every bit, ``.save_pretrained(folder)`` writes it.
+
+    Raises:
+        ValueError: the request contradicts itself, or the pipeline is in a state in which the edit would be lost.
+    """
+    edit = make(pipe, concept, method, keep=keep, preset=preset, name=name, checkpoint=checkpoint, progress=progress, **settings)
+    return edit.apply(pipe)
+
+
+def make(
+    pipe: Any,
+    concept: str | Concept | Sequence[str | Concept],
+    method: str = "uce",
+    *,
+    keep: Sequence[str] | None = None,
+    preset: str | None = None,
+    name: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Erasure:
+    """As :func:`erase`, but the pipeline is left as it was. It must carry no erasure yet: methods start from the base."""
+    concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
+    recipe = method_class(method).preset(preset, **settings)
+    backbone = backbone_of(pipe)
+    if stack_of(backbone).layers:
+        raise ValueError(
+            f"the pipeline already carries {list(stack_of(backbone).layers)}; remove or fuse them first, or erase all concepts in one call"
+        )
+    if keep is None:
+        keep = list(dict.fromkeys(neighbour for c in concepts for neighbour in c.neighbours))
+    if not keep and recipe.needs_keep:
+        warnings.warn(
+            f"{method} with these settings changes neighbouring concepts unless it is told what to keep; pass keep=[...]", stacklevel=3
+        )
+    edit = recipe.erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
+    edit.config["preset"] = preset or next(iter(recipe.presets))
+    edit.name = name or edit.name
+    return edit

@@ -1,0 +1,58 @@
+"""What an erasure did: to the target, to its neighbours, to everything else.
+
+>>> from erasure.eval import evaluate, write_report  # doctest: +SKIP
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erasure.eval.detectors.base import Detector, DetectorCard
+    from erasure.eval.detectors.clip import ClipDetector
+    from erasure.eval.evaluate import evaluate
+    from erasure.eval.generate import generate
+    from erasure.eval.records import Evaluation
+    from erasure.eval.report import write_report
+    from erasure.eval.stats import Estimate
+
+_HOMES = {
+    "ClipDetector": "detectors.clip",
+    "Detector": "detectors.base",
+    "DetectorCard": "detectors.base",
+    "Estimate": "stats",
+    "Evaluation": "records",
+    "evaluate": "evaluate",
+    "generate": "generate",
+    "write_report": "report",
+}
+
+__all__ = ["ClipDetector", "Detector", "DetectorCard", "Estimate", "Evaluation", "evaluate", "generate", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """Importing a submodule binds it to its package. Where a function and its file share a name, the function wins."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

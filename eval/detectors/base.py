@@ -1,0 +1,98 @@
+"""What a detector is, and the card that says how far it can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from erasure.concept import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+NOTHING = "nothing"  # the label of a picture in which no concept can be recognised
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorCard:
+    """What stands behind a detector's verdicts.
+
+    Attributes:
+        name, version: which detector this is.
+        weights_sha256: hash of its weights file; None when it has none.
+        preprocessing: what happens to a picture before the network sees it, in words.
+        labels: attribute ("concept", "style", "background") to its labels.
+        sensitivity: attribute to the share of true cases found, measured on *generated* pictures. None = not measured.
+        specificity: attribute to the share of other pictures rightly left alone. None = not measured.
+        notes: where the two figures come from, and known blind spots.
+    """
+
+    name: str
+    version: str
+    weights_sha256: str | None = None
+    preprocessing: str = ""
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    sensitivity: Mapping[str, float] | None = None
+    specificity: Mapping[str, float] | None = None
+    notes: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> DetectorCard:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: a key this version does not know, or no name.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise ValueError(f"unknown keys in a detector card; got {unknown}; known keys are {sorted(known)}")
+        if missing := {"name", "version"} - set(raw):
+            raise ValueError(f"a detector card lacks {sorted(missing)}; got {sorted(raw)}; add them")
+        labels = {attribute: tuple(names) for attribute, names in raw.get("labels", {}).items()}
+        return cls(**{**raw, "labels": labels})
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the card, completely or not at all."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> DetectorCard:
+        """Read a card.
+
+        Raises:
+            ValueError: the file is not a card; the message names it.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
+        except (json.JSONDecodeError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a detector card ({error}); is the file complete?") from None
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Anything that looks at pictures and says what it sees.
+
+    A detector that selects pictures must not be the one that scores them; pass two independent ones to ``evaluate``.
+    """
+
+    name: str
+    card: DetectorCard
+
+    def labels(self, attribute: str) -> tuple[str, ...]:
+        """The labels of an attribute ("concept", "style" or "background"); the last of "concept" is "nothing".
+
+        An attribute the detector knows nothing about gives an empty tuple.
+        """
+        ...
+
+    def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
+        """Probabilities, (images, labels) float, rows sum to 1."""
+        ...

@@ -1,0 +1,184 @@
+"""Zero-shot detection, and image-text agreement, through any open_clip model.
+
+The text side must be an *unmodified* CLIP: an erased text encoder would mark its own homework.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erasure.concept import Suite, with_article
+from erasure.eval.detectors.base import NOTHING, DetectorCard
+
+TEMPERATURE = 100.0  # the logit scale of every published CLIP (Radford et al. 2021)
+NOTHING_PHRASES = ("nothing", "an empty background")
+
+Labels = Mapping[str, Sequence[str] | Mapping[str, Sequence[str]]]
+
+
+def labels_of(suite: Suite) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Zero-shot labels for everything a suite names: its target (with synonyms), neighbours, unrelated, and nothing.
+
+    For checkpoints without a detector of their own:
+    ``ClipDetector.load("ViT-B-32", "openai", labels=labels_of(suite))``.
+    A zero-shot detector chooses among these labels only; the fewer they are, the easier its task.
+    """
+    style = suite.attribute == "style"
+    others = {name: (name,) for name in (*suite.concept.neighbours, *suite.unrelated)}
+    phrases = {suite.concept.name: suite.concept.phrases, **others}
+    if style:
+        return {"style": {name: tuple(f"a painting by {word}" for word in words) for name, words in phrases.items()}}
+    named = {name: tuple(with_article(word) for word in words) for name, words in phrases.items()}
+    return {"concept": {**named, NOTHING: NOTHING_PHRASES}}
+
+
+class ClipDetector:
+    """An open_clip model as a detector and as a judge of image-text agreement.
+
+    Args:
+        model: an open_clip model (``encode_image``, ``encode_text``).
+        preprocess: picture -> tensor (3, H, W), as open_clip returns it.
+        tokenizer: texts -> ids, as open_clip returns it.
+        name: what reports call it; put the backbone in it ("clip[vit-b-32/openai]").
+        labels: attribute -> labels, or attribute -> {label: phrases}. Phrases stand in the templates ("a cat");
+            without them a label gets its article, and "nothing" gets phrases for an empty picture.
+        templates: sentences with ``{}``; their text features are averaged per label (prompt ensembling, as in CLIP).
+        card: the detector's card; by default one that says nothing was measured.
+        temperature: factor on the cosines before the softmax. Change it only for a CLIP trained with another.
+        batch_size: pictures per forward pass.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        *,
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        name: str = "clip",
+        labels: Labels | None = None,
+        templates: Sequence[str] = ("{}", "a picture of {}"),
+        card: DetectorCard | None = None,
+        temperature: float = TEMPERATURE,
+        batch_size: int = 64,
+    ) -> None:
+        self.model: Any = model.eval()  # encode_image and encode_text are open_clip's, not Module's
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.name, self.templates = name, tuple(templates)
+        self.temperature, self.batch_size = temperature, batch_size
+        self.phrases = {attribute: _phrases(given) for attribute, given in (labels or {}).items()}
+        self.card = card or DetectorCard(
+            name,
+            "zero-shot",
+            weights_sha256=_fingerprint(model),
+            preprocessing=" ".join(str(preprocess).split()),
+            labels={attribute: tuple(given) for attribute, given in self.phrases.items()},
+            notes="Sensitivity and specificity were not measured.",
+        )
+        self._text_features: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        pretrained: str | None = None,
+        *,
+        device: str = "cpu",
+        name: str | None = None,
+        **settings: Any,
+    ) -> ClipDetector:
+        """Load any open_clip model: a name with its weights' tag, ``hf-hub:org/name``, or a local folder.
+
+        >>> ClipDetector.load("ViT-B-32", "openai", labels={"concept": ("cat", "dog", "nothing")})  # doctest: +SKIP
+        """
+        import open_clip
+
+        folder = Path(model)
+        source = f"local-dir:{folder}" if folder.is_dir() else str(model)
+        if not pretrained and ":" not in source:
+            raise ValueError(
+                f"an open_clip model needs weights; got {str(model)!r} alone; "
+                "name their tag too ('openai'), or give a folder"
+            )
+        network, _, preprocess = open_clip.create_model_and_transforms(source, pretrained=pretrained, device=device)
+        label = folder.name if folder.is_dir() else "/".join(filter(None, (str(model), pretrained))).lower()
+        return cls(
+            network, preprocess, tokenizer=open_clip.get_tokenizer(source), name=name or f"clip[{label}]", **settings
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def labels(self, attribute: str) -> tuple[str, ...]:
+        """The labels of an attribute; empty when this detector was given none."""
+        return tuple(self.phrases.get(attribute, ()))
+
+    def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
+        """Zero-shot probabilities (images, labels): softmax of 100 times the cosines.
+
+        Raises:
+            ValueError: no labels are known for the attribute.
+        """
+        if not (phrases := self.phrases.get(attribute)):
+            raise ValueError(
+                f"{self.name} has no labels for {attribute!r}; it knows {sorted(self.phrases)}; pass them as `labels`"
+            )
+        if attribute not in self._text_features:
+            self._text_features[attribute] = torch.cat([self._class_feature(words) for words in phrases.values()])
+        logits = self.temperature * self.image_features(images) @ self._text_features[attribute].T
+        return logits.softmax(-1).numpy()
+
+    def cosines(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """Cosine of each picture with its own text, (n,) in [-1, 1]. Negative values stay negative."""
+        if len(images) != len(texts):
+            raise ValueError(f"one text per picture; got {len(images)} pictures and {len(texts)} texts")
+        distinct = list(dict.fromkeys(texts))
+        features = self.text_features(distinct) if distinct else torch.zeros(0, 1)
+        own = features[[distinct.index(text) for text in texts]]
+        return (self.image_features(images) * own).sum(-1).numpy() if distinct else np.zeros(0)
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Unit vectors (n, d) float32 on the CPU."""
+        batches = []
+        for start in range(0, len(images), self.batch_size):
+            pixels = torch.stack(
+                [self.preprocess(image.convert("RGB")) for image in images[start : start + self.batch_size]]
+            )
+            batches.append(_unit(self.model.encode_image(pixels.to(self.device))))
+        return torch.cat(batches) if batches else torch.zeros(0, 1)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors (n, d) float32 on the CPU."""
+        batches = [list(texts[i : i + self.batch_size]) for i in range(0, len(texts), self.batch_size)]
+        return torch.cat([_unit(self.model.encode_text(self.tokenizer(batch).to(self.device))) for batch in batches])
+
+    def _class_feature(self, phrases: Sequence[str]) -> torch.Tensor:
+        sentences = [template.replace("{}", phrase) for phrase in phrases for template in self.templates]
+        return _unit(self.text_features(sentences).mean(0, keepdim=True))
+
+
+def _phrases(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    if isinstance(labels, Mapping):
+        return {label: tuple(words) for label, words in labels.items()}
+    return {label: NOTHING_PHRASES if label == NOTHING else (with_article(label),) for label in labels}
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,332 @@
+"""The evaluation: the same prompts and noise on the base and on each erasure, looked at by independent detectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erasure.concept import Prompt, Suite, same
+from erasure.eval.detectors.base import NOTHING, Detector
+from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.generate import generate, image_hash, weights_hash
+from erasure.eval.metrics import frechet, kid
+from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
+
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
+GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
+OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
+
+
+class Applied(Protocol):
+    """What an evaluation needs of an erasure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    def apply(self, pipe: Any) -> Any:
+        """Edit the pipeline in place."""
+        ...
+
+    def remove(self, pipe: Any) -> Any:
+        """Give back every bit."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What every arm of one evaluation shares."""
+
+    suite: Suite
+    prompts: tuple[Prompt, ...]
+    seeds: tuple[int, ...]
+    detectors: tuple[Detector, ...]
+    clip: ClipDetector | None
+    options: Mapping[str, Any]
+
+    def draw(
+        self, pipe: Any, prompts: Sequence[Prompt], *, seeds: Sequence[int], description: str, **more: Any
+    ) -> list[list[Image.Image]]:
+        return generate(
+            pipe,
+            [prompt.text for prompt in prompts],
+            seeds=seeds,
+            num_inference_steps=self.suite.num_inference_steps,
+            guidance_scale=self.suite.guidance_scale,
+            description=description,
+            **{**self.options, **more},
+        )
+
+
+def evaluate(
+    pipe: Any,
+    erasures: Mapping[str, Applied],
+    suite: Suite,
+    *,
+    detectors: Sequence[Detector],
+    clip: ClipDetector | None = None,
+    extractor: torch.nn.Module | None = None,
+    images_per_prompt: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    autocast: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Compare a pipeline with each of its erasures on a suite.
+
+    Args:
+        pipe: the unmodified pipeline. It is handed back unmodified, or a RuntimeError says which erasure broke it.
+        erasures: name of the arm to erasure.
+        suite: prompts, groups and sampler settings.
+        detectors: at least one; two independent ones let the report say how far they agree.
+        clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
+        extractor: feature extractor for distances between sets of kept (non-target) pictures, with a null. It costs
+            one more set of base pictures. Give it a ``name`` attribute.
+        images_per_prompt: seeds per prompt, instead of the suite's.
+        limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
+        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.generate.generate`.
+
+    Raises:
+        ValueError: no detector, two of one name, or an arm called "base".
+        RuntimeError: an erasure did not give the weights back.
+    """
+    _check(erasures, detectors, images_per_prompt, limit)
+    started = time.monotonic()
+    seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
+    options = {"batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress}
+    prompts = _limited(suite.prompts(), limit)
+    job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
+    before = weights_hash(pipe)
+    notes = _notes(pipe, job, limit)
+    reference = _reference(pipe, job) if extractor is not None else []
+    arms: list[Arm] = []
+    records: list[Record] = []
+    pictures: list[Picture] = []
+    distances: list[Distance] = []
+    for name, erasure in {BASE: None, **erasures}.items():
+        weights, images = _draw(pipe, job, name, erasure, before)
+        if erasure is not None and weights == before:
+            notes.append(f"{name} changed no stored weight; whatever it does, it does beside them.")
+        rows = _records(name, job, images)
+        arms.append(Arm(name, weights, {} if erasure is None else {"name": erasure.name, **dict(erasure.config)}))
+        pictures += _pictures(job, images, rows)
+        distances += _distances(name, job, images, reference, extractor)
+        records += rows
+    return Evaluation(
+        suite=suite,
+        arms=tuple(arms),
+        detectors={detector.name: detector.card for detector in detectors},
+        records=tuple(records),
+        pictures=tuple(pictures),
+        distances=tuple(distances),
+        settings=_settings(pipe, job, before, seconds=time.monotonic() - started),
+        warnings=tuple(notes),
+    )
+
+
+def _draw(pipe: Any, job: _Job, name: str, erasure: Applied | None, before: str) -> tuple[str, list[list[Image.Image]]]:
+    """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
+    if erasure is None:
+        return before, job.draw(pipe, job.prompts, seeds=job.seeds, description=name)
+    erasure.apply(pipe)
+    try:
+        after = weights_hash(pipe)
+        # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
+        uncached = {"cache_dir": None} if after == before else {}
+        images = job.draw(pipe, job.prompts, seeds=job.seeds, description=name, **uncached)
+    finally:
+        erasure.remove(pipe)
+    _check_restored(pipe, before, name)
+    return after, images
+
+
+def _check(
+    erasures: Mapping[str, Applied], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
+) -> None:
+    if not detectors:
+        raise ValueError("an evaluation needs eyes; got no detectors; pass at least one, better two independent ones")
+    names = [detector.name for detector in detectors]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two detectors share a name; got {names}; give each its own")
+    if any(same(name, BASE) for name in erasures):
+        raise ValueError(f"{BASE!r} is the name of the unmodified pipeline; rename that erasure")
+    for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
+
+
+def _check_restored(pipe: Any, before: str, name: str) -> None:
+    after = weights_hash(pipe)
+    if after != before:
+        raise RuntimeError(
+            f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
+            "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
+        )
+
+
+def _limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
+    """At most ``limit`` prompts of each group, evenly spread."""
+    if limit is None:
+        return tuple(prompts)
+    groups = [[p for p in prompts if p.group == group] for group in GRID]
+    return tuple(p for group in groups for p in _spread(group, limit))
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
+    notes = []
+    if limit is not None:
+        notes.append(f"Limited to {limit} prompts per group: for testing only, not evidence.")
+    if getattr(pipe, "safety_checker", None) is not None:
+        notes.append(
+            "The pipeline's safety checker was on; it blacks out pictures, in the base and in every other arm."
+        )
+    for detector in job.detectors:
+        card = detector.card
+        if not card.sensitivity or not card.specificity:
+            notes.append(
+                f"{detector.name}: its sensitivity and specificity were not measured, so its errors are unknown."
+            )
+    return notes
+
+
+def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
+    flat = [
+        (prompt, seed, image)
+        for prompt, row in zip(job.prompts, images, strict=True)
+        for seed, image in zip(job.seeds, row, strict=True)
+    ]
+    pictures = [image for _, _, image in flat]
+    verdicts = {
+        d.name: _verdicts(d, pictures, [p.label for p, _, _ in flat], job.suite.attribute) for d in job.detectors
+    }
+    cosines = (
+        [None] * len(flat)
+        if job.clip is None
+        else [float(c) for c in job.clip.cosines(pictures, [p.text for p, _, _ in flat])]
+    )
+    return [
+        Record(
+            arm, p.text, p.group, p.label, seed, {n: v[i] for n, v in verdicts.items()}, cosines[i], image_hash(image)
+        )
+        for i, (p, seed, image) in enumerate(flat)
+    ]
+
+
+def _verdicts(
+    detector: Detector, images: Sequence[Image.Image], wanted: Sequence[str], attribute: str
+) -> list[Verdict]:
+    """One verdict per picture. A label the detector does not know gives no verdict, never a miss."""
+    known = tuple(detector.labels(attribute))
+    if not known or not images:
+        return [Verdict(None, None, None, None, f"{detector.name} has no labels for {attribute}")] * len(images)
+    scores = detector.scores(images, attribute)
+    top = [known[i] for i in scores.argmax(-1)]
+    nothing = _nothing(detector, images, attribute, top)
+    out = []
+    for row, winner, label, empty in zip(scores, top, wanted, nothing, strict=True):
+        index = next((i for i, name in enumerate(known) if same(name, label)), None)
+        if index is None:
+            out.append(Verdict(winner, None, None, empty, f"{detector.name} has no label {label!r}"))
+        else:
+            out.append(Verdict(winner, float(row[index]), winner == known[index], empty))
+    return out
+
+
+def _nothing(
+    detector: Detector, images: Sequence[Image.Image], attribute: str, top: Sequence[str]
+) -> list[bool | None]:
+    """Whether nothing can be recognised: a question about the concept, whatever the suite asks about."""
+    concepts = tuple(detector.labels("concept"))
+    if NOTHING not in concepts:
+        return [None] * len(images)
+    if attribute == "concept":
+        return [winner == NOTHING for winner in top]
+    return [concepts[i] == NOTHING for i in detector.scores(images, "concept").argmax(-1)]
+
+
+def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
+    """The pictures of the grid: the first seed of prompts chosen by their place in the suite, never by looks."""
+    chosen = []
+    for group, count in GRID.items():
+        members = [i for i, prompt in enumerate(job.prompts) if prompt.group == group]
+        if group != "target":  # one per label, each with a different template where there are several
+            by_label: dict[str, list[int]] = {}
+            for i in members:
+                by_label.setdefault(job.prompts[i].label, []).append(i)
+            members = [indices[k % len(indices)] for k, indices in enumerate(by_label.values())]
+        chosen += _spread(members, count)
+    return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
+
+
+def _kept(job: _Job) -> list[int]:
+    return [i for i, prompt in enumerate(job.prompts) if prompt.group != "target"]
+
+
+def _reference(pipe: Any, job: _Job) -> list[Image.Image]:
+    """Base pictures of the kept prompts, drawn with other seeds."""
+    seeds = [seed + OTHER_SEEDS for seed in job.seeds]
+    rows = job.draw(pipe, [job.prompts[i] for i in _kept(job)], seeds=seeds, description=f"{BASE}, other seeds")
+    return [image for row in rows for image in row]
+
+
+def _distances(
+    arm: str,
+    job: _Job,
+    images: Sequence[Sequence[Image.Image]],
+    reference: Sequence[Image.Image],
+    extractor: torch.nn.Module | None,
+) -> list[Distance]:
+    if extractor is None:
+        return []
+    ours = [image for i in _kept(job) for image in images[i]]
+    name = str(getattr(extractor, "name", type(extractor).__name__))
+    return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
+
+
+def _settings(pipe: Any, job: _Job, base: str, *, seconds: float) -> dict[str, Any]:
+    """All that is needed to do it again."""
+    scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "base": job.suite.base,
+        "base_weights": base,
+        "pipeline": type(pipe).__name__,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "autocast": bool(job.options["autocast"]),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": scheduler,
+        "num_inference_steps": job.suite.num_inference_steps,
+        "guidance_scale": job.suite.guidance_scale,
+        "seeds": list(job.seeds),
+        "noise": "standard normal from a CPU generator keyed by (prompt, seed); the same in every arm",
+        "prompts": len(job.prompts),
+        "batch_size": job.options["batch_size"],
+        "clip": job.clip.name if job.clip is not None else None,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "platform": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {pipe.device}",
+        "seconds": round(seconds, 1),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

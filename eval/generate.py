@@ -1,0 +1,197 @@
+"""Paired pictures: the same prompt and the same noise, before and after an edit, each made once.
+
+A picture is cached under the hash of everything it depends on, so a second evaluation of the same weights costs nothing
+and an edited model can never be served its predecessor's pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from erasure.concept import write_atomically
+
+WEIGHT_PARTS = ("unet", "text_encoder", "vae")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One picture to make: where it goes in the answer, and where it is cached."""
+
+    row: int
+    column: int
+    prompt: str
+    seed: int
+    file: Path | None
+
+
+def generate(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 16,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    autocast: bool = False,
+    description: str = "pictures",
+) -> list[list[Image.Image]]:
+    """Draw every prompt with every seed on a stock ``StableDiffusionPipeline``.
+
+    Args:
+        pipe: the pipeline; it is left as it was found.
+        prompts, seeds: the initial noise of a picture depends on its (prompt, seed) and nothing else, so it is the same
+            before and after an edit and whatever else is in the batch.
+        num_inference_steps, guidance_scale: of the sampler.
+        batch_size: pictures per call. Larger is faster until memory ends; it changes results only by rounding.
+        cache_dir: folder for finished pictures; None keeps nothing. A corrupt file in it is drawn again.
+        progress: show a progress bar.
+        autocast: bfloat16 arithmetic on the CPU. Faster where the processor has it, and recorded in the cache key;
+            leave it off when pictures must match a float32 run.
+        description: what the progress bar says.
+
+    Returns:
+        One list of pictures per prompt, in the order of ``seeds``.
+    """
+    prompts, seeds = list(prompts), list(seeds)
+    if batch_size < 1 or not seeds:
+        raise ValueError(
+            f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
+        )
+    sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    common = _settings_key(pipe, autocast=autocast, **sampler) if cache_dir is not None else {}
+    answer: list[list[Image.Image | None]] = [[None] * len(seeds) for _ in prompts]
+    todo: list[_Job] = []
+    for row, prompt in enumerate(prompts):
+        for column, seed in enumerate(seeds):
+            file = None if cache_dir is None else Path(cache_dir) / f"{_key(common, prompt, seed)}.png"
+            answer[row][column] = _read(file)
+            if answer[row][column] is None:
+                todo.append(_Job(row, column, prompt, seed, file))
+    total = len(prompts) * len(seeds)
+    bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
+    bar.set_postfix_str(f"{total - len(todo)} from the cache")
+    with bar, _quiet(pipe), _arithmetic(pipe, autocast):
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):
+                answer[job.row][job.column] = image
+                if job.file is not None:
+                    write_atomically(job.file, _png(image))
+            bar.update(len(batch))
+    return [[image for image in row if image is not None] for row in answer]
+
+
+def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]:
+    """One call of the pipeline."""
+    noise = torch.stack([initial_noise(pipe, job.prompt, job.seed) for job in batch]).to(pipe.unet.dtype)
+    # A second stream of generators for schedulers that draw noise on the way (ancestral samplers).
+    generators = [_generator(job.prompt, job.seed, "steps") for job in batch]
+    result = pipe([job.prompt for job in batch], latents=noise, generator=generators, output_type="pil", **sampler)
+    return list(result.images)
+
+
+def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
+    """The standard normal latent (channels, h, w) a picture starts from: a function of (prompt, seed) alone."""
+    side = pipe.unet.config.sample_size
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return torch.randn(pipe.unet.config.in_channels, height, width, generator=_generator(prompt, seed, "start"))
+
+
+def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{stream}\0{seed}\0{prompt}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def weights_hash(pipe: Any) -> str:
+    """BLAKE2b of every tensor of the denoiser, text encoder and autoencoder: name, dtype, shape and bytes.
+
+    Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes a few seconds.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    for part in WEIGHT_PARTS:
+        module = getattr(pipe, part, None)
+        if module is None:
+            continue
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{part}.{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def image_hash(image: Image.Image) -> str:
+    """BLAKE2b of the RGB pixels."""
+    rgb = image.convert("RGB")
+    return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+
+
+def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
+    """What all pictures of one call depend on."""
+    config = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "weights": weights_hash(pipe),
+        "pipeline": type(pipe).__name__,
+        "scheduler": [type(pipe.scheduler).__name__, json.dumps(config, sort_keys=True, default=str)],
+        "size": [pipe.unet.config.in_channels, pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", None)],
+        "dtype": str(pipe.unet.dtype),
+        "safety_checker": type(getattr(pipe, "safety_checker", None)).__name__,  # it blacks pictures out
+        **sampler,
+    }
+
+
+def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
+    text = json.dumps({**common, "prompt": prompt, "seed": seed}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(file: Path | None) -> Image.Image | None:
+    """A cached picture, or None when there is none that can be read."""
+    if file is None or not file.exists():
+        return None
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as any of these
+        warnings.warn(f"cached picture {file} cannot be read ({error}); drawing it again", stacklevel=3)
+        return None
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    """Silence the pipeline's own progress bar, and give it back as it was."""
+    had = hasattr(pipe, "_progress_bar_config")
+    before = dict(pipe._progress_bar_config) if had else {}
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        if had:
+            pipe.set_progress_bar_config(**before)
+        else:
+            del pipe._progress_bar_config
+
+
+def _arithmetic(pipe: Any, autocast: bool) -> contextlib.AbstractContextManager[Any]:
+    if not autocast:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(pipe.device).type, torch.bfloat16)

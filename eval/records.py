@@ -1,0 +1,237 @@
+"""What an evaluation leaves behind: one record per picture, and everything needed to say where they came from."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from erasure.concept import Group, Suite, write_atomically
+from erasure.eval.detectors.base import DetectorCard
+from erasure.eval.stats import Estimate
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BASE = "base"  # the name of the unmodified arm
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one detector says about one picture.
+
+    Attributes:
+        top: the label with the highest probability; None without a verdict.
+        score: probability of the label the prompt asks for.
+        hit: whether that label is on top. On a target prompt a hit is the *target* being seen.
+        nothing: whether no concept can be recognised; None when the detector has no such label.
+        reason: why there is no verdict.
+    """
+
+    top: str | None
+    score: float | None
+    hit: bool | None
+    nothing: bool | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One picture: what was asked, of which model, and what was seen."""
+
+    arm: str
+    prompt: str
+    group: Group
+    label: str
+    seed: int
+    verdicts: Mapping[str, Verdict]
+    clip_cosine: float | None
+    image_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One model of the comparison: the base, or the base with one erasure.
+
+    ``config`` holds the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures.
+    """
+
+    name: str
+    weights: str
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture kept for the grid of the report, as PNG in base64."""
+
+    arm: str
+    prompt: str
+    group: Group
+    label: str
+    seed: int
+    png: str
+
+    @classmethod
+    def of(cls, image: Image.Image, record: Record, *, largest: int = 256) -> Picture:
+        """Keep a picture, at most ``largest`` pixels wide, so that reports stay small enough to send."""
+        image = image.convert("RGB")
+        if max(image.size) > largest:
+            image.thumbnail((largest, largest))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        png = base64.b64encode(buffer.getvalue()).decode()
+        return cls(record.arm, record.prompt, record.group, record.label, record.seed, png)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far the pictures of an arm are from the base model's pictures made with *other* seeds.
+
+    For the base arm itself this is the null: what the distance is when nothing was changed.
+    """
+
+    arm: str
+    metric: str
+    value: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything an evaluation found.
+
+    Attributes:
+        suite: what was asked.
+        arms: the base first, then each erasure.
+        detectors: detector name to card.
+        records: one per picture.
+        pictures: the few kept for the grid.
+        distances: distances of sets of pictures, with their null.
+        settings: sampler, seeds, base, versions, platform, seconds.
+        warnings: what the reader must know before believing any number.
+
+    ``rows`` and ``sentences`` are derived from the records each time, never stored by hand.
+    """
+
+    suite: Suite
+    arms: tuple[Arm, ...]
+    detectors: Mapping[str, DetectorCard]
+    records: tuple[Record, ...]
+    pictures: tuple[Picture, ...]
+    distances: tuple[Distance, ...]
+    settings: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def select(self, arm: str, group: str | None = None) -> list[Record]:
+        """The records of an arm, in the order they were asked for; the same order for every arm."""
+        return [r for r in self.records if r.arm == arm and (group is None or r.group == group)]
+
+    @property
+    def erased(self) -> tuple[Arm, ...]:
+        """The arms with an erasure."""
+        return self.arms[1:]
+
+    def rows(self) -> list[Any]:
+        """The table: one :class:`erasure.eval.summary.Row` per arm, detector and group."""
+        from erasure.eval import summary
+
+        return summary.rows(self)
+
+    def sentences(self) -> list[str]:
+        """One claim per arm and detector, with its numbers and its limits."""
+        from erasure.eval import summary
+
+        return [finding.sentence for finding in summary.findings(self)]
+
+    @property
+    def not_assessed(self) -> list[str]:
+        """What this evaluation says nothing about."""
+        from erasure.eval import summary
+
+        return summary.not_assessed(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data. ``summary`` is for readers and is not read back."""
+        raw = {
+            "format": FORMAT,
+            "summary": {
+                "sentences": self.sentences(),
+                "rows": [dataclasses.asdict(row) for row in self.rows()],
+                "not_assessed": self.not_assessed,
+            },
+        }
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return raw | {name: _plain(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Evaluation:
+        """The inverse of ``to_dict``."""
+        if raw.get("format") != FORMAT:
+            raise ValueError(
+                f"an evaluation of format {FORMAT} was expected; got {raw.get('format')!r}; "
+                "read it with the version that wrote it"
+            )
+        records = (
+            Record(**{**r, "verdicts": {k: Verdict(**v) for k, v in r["verdicts"].items()}}) for r in raw["records"]
+        )
+        return cls(
+            suite=TypeAdapter(Suite).validate_python(raw["suite"]),
+            arms=tuple(Arm(**arm) for arm in raw["arms"]),
+            detectors={name: DetectorCard.from_dict(card) for name, card in raw["detectors"].items()},
+            records=tuple(records),
+            pictures=tuple(Picture(**picture) for picture in raw["pictures"]),
+            distances=tuple(Distance(**{**d, "value": Estimate(**d["value"])}) for d in raw["distances"]),
+            settings=raw["settings"],
+            warnings=tuple(raw["warnings"]),
+        )
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole evaluation into one file, completely or not at all."""
+        path = Path(path)
+        write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        return path
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
+        """Read what ``to_json`` or ``save`` wrote; a folder means the ``evaluation.json`` in it.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: not an evaluation, or half of one.
+        """
+        file = Path(path)
+        file = file / "evaluation.json" if file.is_dir() else file
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such evaluation; check the path, or run `erasure evaluate` first")
+        try:
+            return cls.from_dict(json.loads(file.read_text("utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: not an evaluation ({' '.join(str(error).split())}); is the file complete?"
+            ) from None
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``evaluation.json`` and ``records.jsonl`` (one picture a line, for other tools) into a folder."""
+        folder = Path(folder)
+        lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in self.records)
+        write_atomically(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
+        return self.to_json(folder / "evaluation.json")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as plain data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,242 @@
+"""The report: one HTML file with everything in it, for reading on any screen and for sending to anyone.
+
+Pictures come first, then numbers with their intervals, then how they were made, then what was not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from erasure.concept import write_atomically
+from erasure.eval import summary
+from erasure.eval.records import BASE, Evaluation, Picture
+from erasure.eval.stats import Estimate
+
+TEMPLATES = Path(__file__).parent / "templates"
+HEADINGS = {
+    "target": ("Target", "Asked for the target by name. Another picture is what was wanted."),
+    "neighbours": ("Neighbours", "Close to the target. These should stay as they are."),
+    "unrelated": ("Unrelated", "Far from the target. These should stay as they are."),
+}
+SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
+SHOWN = 6  # rows of a ranked list
+LONGEST = 16  # items of a setting that is a list
+
+
+def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Write the evaluation as one self-contained HTML file.
+
+    Args:
+        evaluation: what to report.
+        path: file to write, completely or not at all. A folder gets ``report.html``.
+        title: heading; by default the name of the target.
+
+    Returns:
+        The path of the file. It needs no server, no network and no script.
+    """
+    path = Path(path)
+    path = path / "report.html" if path.is_dir() else path
+    write_atomically(path, render(evaluation, title=title))
+    return path
+
+
+def render(evaluation: Evaluation, *, title: str | None = None) -> str:
+    """The HTML of the report."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text
+    )
+    suite = evaluation.suite
+    return environment.get_template("report.html.j2").render(
+        title=title or f"{suite.concept.name[:1].upper()}{suite.concept.name[1:]}, before and after",
+        suite=suite,
+        evaluation=evaluation,
+        base=BASE,
+        headlines=summary.headlines(evaluation),
+        claims=summary.findings(evaluation),
+        blocks=_blocks(evaluation),
+        groups=[(g, HEADINGS[g][0]) for g in summary.GROUPS if evaluation.select(BASE, g)],
+        table=_table(evaluation),
+        replacements=_replacements(evaluation),
+        losses=_losses(evaluation),
+        clip=summary.clip_rows(evaluation),
+        agreement=summary.agreement(evaluation),
+        settings=_settings(evaluation.settings),
+        excluded=_excluded(evaluation),
+        not_assessed=evaluation.not_assessed,
+        not_removal=summary.NOT_REMOVAL,
+    )
+
+
+def _blocks(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The grid: one block per group, one column per prompt, one row per arm."""
+    first = next(iter(evaluation.detectors), None)
+    seen = {(r.arm, r.prompt, r.seed): r.verdicts[first].top for r in evaluation.records} if first else {}
+    blocks = []
+    for group, (heading, note) in HEADINGS.items():
+        members = [p for p in evaluation.pictures if p.group == group]
+        columns = list(dict.fromkeys((p.prompt, p.label) for p in members))
+        if not columns:
+            continue
+        at = {(p.arm, p.prompt): p for p in members}
+        rows = []
+        for arm in evaluation.arms:
+            cells = [_cell(at.get((arm.name, prompt)), seen) for prompt, _ in columns]
+            rows.append({"arm": arm.name, "cells": cells})
+        blocks.append({"group": group, "heading": heading, "note": note, "columns": columns, "rows": rows})
+    return blocks
+
+
+def _cell(picture: Picture | None, seen: Mapping[tuple[str, str, int], str | None]) -> dict[str, Any] | None:
+    if picture is None:
+        return None
+    top = seen.get((picture.arm, picture.prompt, picture.seed))
+    alt = f"{picture.arm}: {picture.prompt}" + (f"; seen as {top}" if top else "")
+    return {
+        "png": picture.png,
+        "alt": alt,
+        "seen": top,
+        "hit": top is not None and top.casefold() == picture.label.casefold(),
+        "crisp": _width(picture.png) <= SMALL,
+    }
+
+
+def _width(png: str) -> int:
+    """Width in pixels, from the header of a PNG."""
+    return int(struct.unpack(">I", base64.b64decode(png[:32])[16:20])[0])
+
+
+def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One line per detector and arm, with a cell per group; the base's rate goes along as the mark to compare with."""
+    rows = {(row.detector, row.arm, row.group): row for row in evaluation.rows()}
+    claims = {(f.arm, f.detector): f for f in summary.findings(evaluation)}
+    lines = []
+    for detector in evaluation.detectors:
+        for index, arm in enumerate(evaluation.arms):
+            cells = {g: rows[detector, arm.name, g] for g in summary.GROUPS if (detector, arm.name, g) in rows}
+            marks = {g: rows[detector, BASE, g].rate.value for g in cells}
+            nothing = summary.degenerate(evaluation, arm.name, detector)
+            claim = claims.get((arm.name, detector))
+            lines.append({
+                "detector": detector, "arm": arm.name, "first": index == 0, "cells": cells, "marks": marks,
+                "nothing": nothing, "claim": claim,
+            })  # fmt: skip
+    return lines
+
+
+def _replacements(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What is seen on target prompts, by the first detector."""
+    detector = next(iter(evaluation.detectors), None)
+    if detector is None:
+        return []
+    out = []
+    for arm in evaluation.arms:
+        seen = summary.replacement(evaluation, arm.name, detector)
+        rest = sum(share for _, share, _ in seen[SHOWN:])
+        out.append(
+            {"arm": arm.name, "seen": seen[:SHOWN], "rest": rest, "others": len(seen[SHOWN:]), "detector": detector}
+        )
+    return out
+
+
+def _losses(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Kept labels that lost most, per arm, by the first detector."""
+    detector = next(iter(evaluation.detectors), None)
+    if detector is None:
+        return []
+    out = []
+    for arm in evaluation.erased:
+        found = [r for g in ("neighbours", "unrelated") for r in summary.labels(evaluation, arm.name, detector, g)]
+        known = sorted((r for r in found if r.change.value is not None), key=lambda r: r.change.value or 0.0)
+        lost = [r for r in known if (r.change.value or 0.0) < 0]
+        out.append({
+            "arm": arm.name, "detector": detector, "rows": lost[:SHOWN], "lost": len(lost),
+            "known": len(known), "unknown": len(found) - len(known),
+        })  # fmt: skip
+    return out
+
+
+def _excluded(evaluation: Evaluation) -> list[str]:
+    """Which pictures had no verdict, and why."""
+    reasons: dict[str, int] = {}
+    for record in evaluation.records:
+        for verdict in record.verdicts.values():
+            if verdict.reason:
+                reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
+    return [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings as lines of text, in the order they were recorded."""
+    return [(name.replace("_", " "), _text(value)) for name, value in settings.items() if value is not None]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list | tuple):
+        shown = ", ".join(map(_text, value[:LONGEST]))
+        return shown if len(value) <= LONGEST else f"{shown}, \u2026 ({len(value)} in all; the JSON has them)"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def together(text: str) -> str:
+    """Keep numbers with their units, and intervals in one piece, when lines break."""
+    text = re.sub(r"\([^()]* to [^()]*\)", lambda match: match[0].replace(" ", "\u00a0"), text)
+    return text.replace(" %", "\u00a0%").replace(" points", "\u00a0points")
+
+
+def percent(value: float | None) -> str:
+    """0.123 -> ``12.3 %``, with a narrow space that does not break."""
+    return "\u2013" if value is None else f"{100 * value:.1f}".removesuffix(".0") + "\u202f%"
+
+
+def interval(estimate: Estimate, kind: str = "percent") -> str:
+    """``4.3 to 21.4``; empty when there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    if kind == "percent":
+        return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}".replace(".0 ", " ").removesuffix(".0")
+    if kind == "points":
+        return f"{points(estimate.low)} to {points(estimate.high)}"
+    return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def points(value: float | None) -> str:
+    """-0.031 -> ``−3.1``, with a true minus sign."""
+    if value is None:
+        return "\u2013"
+    text = f"{100 * value:+.1f}".replace("-", "\u2212")
+    return "0" if text[1:] == "0.0" else text.removesuffix(".0")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, with a true minus sign."""
+    return "\u2013" if value is None else f"{value:.3g}".replace("-", "\u2212")
+
+
+def pvalue(value: float | None) -> str:
+    """``p < 0.001`` rather than a row of zeros."""
+    if value is None:
+        return ""
+    return (
+        "p\u202f<\u202f0.001"
+        if value < 0.001
+        else f"p\u202f=\u202f{value:.3f}"
+        if value < 0.1
+        else f"p\u202f=\u202f{value:.2f}"
+    )

@@ -1,0 +1,57 @@
+"""Load, weight, fuse and unload erasures on a stock pipeline. The pipeline's class is not changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from erasure.artifact import Erasure
+from erasure.artifact.stack import Layer, stack_of
+from erasure.backbone import backbone_of
+
+
+def load_erasure(pipe: Any, source: str | os.PathLike[str] | Erasure, *, name: str | None = None, scale: float = 1.0) -> str:
+    """Load an erasure onto a pipeline and apply it; returns the name it goes by.
+
+    Args:
+        source: a folder, a hub id, or an :class:`Erasure` already in memory.
+        name: name on this pipeline; the erasure's own by default. Needed when two share one.
+        scale: 0 to 1, how strongly.
+    """
+    edit = source if isinstance(source, Erasure) else Erasure.from_pretrained(source)
+    edit.name = name or edit.name
+    edit.apply(pipe, scale)
+    return edit.name
+
+
+def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence[float] = 1.0) -> None:
+    """Make exactly these loaded erasures active, at these scales. The others stay loaded at scale 0.
+
+    Raises:
+        ValueError: a name is not loaded, or names and scales differ in number.
+    """
+    stack = stack_of(backbone_of(pipe))
+    wanted = [names] if isinstance(names, str) else list(names)
+    factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
+    if len(factors) != len(wanted):
+        raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
+    if unknown := [name for name in wanted if name not in stack.layers]:
+        raise ValueError(f"not loaded on this pipeline: {unknown}; loaded are {list(stack.layers)}; call load_erasure first")
+    scale = dict(zip(wanted, factors, strict=True))
+    stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
+
+
+def active_erasures(pipe: Any) -> dict[str, float]:
+    """Names and scales of the erasures in force, in the order they were applied."""
+    return {name: layer.scale for name, layer in stack_of(backbone_of(pipe)).layers.items() if layer.scale}
+
+
+def fuse_erasures(pipe: Any) -> None:
+    """Make the active erasures permanent and free the copies of the original weights."""
+    stack_of(backbone_of(pipe)).forget()
+
+
+def unload_erasures(pipe: Any) -> None:
+    """Remove every erasure; every bit of the model is as it was before the first one."""
+    stack_of(backbone_of(pipe)).set({})

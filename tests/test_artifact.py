@@ -1,0 +1,202 @@
+"""An erasure goes on and comes off without a trace, and a damaged file is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erasure import Erasure, make, save_unet
+from erasure.artifact.base import CONFIG, WEIGHTS
+from tests.tiny import identical, tiny_pipeline, weights
+
+ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
+
+
+def an_erasure(pipe, kind, concept="superhero"):
+    if kind == "operator":
+        return make(pipe, concept, "uce", preset="official-2025", keep=["ninja"])
+    return make(pipe, concept, "esd", preset="official-2025-x", **ESD)
+
+
+KINDS = pytest.mark.parametrize("kind", ["operator", "delta"])
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_apply_then_remove_restores_every_bit(kind, dtype):
+    pipe = tiny_pipeline().to(dtype)
+    before = weights(pipe)
+    edit = an_erasure(pipe, kind)
+    edit.apply(pipe)
+    assert not identical(before, weights(pipe))
+    edit.remove(pipe)
+    assert identical(before, weights(pipe))
+
+
+@KINDS
+def test_scale_is_a_straight_line_from_the_base_to_the_published_edit(kind):
+    pipe = tiny_pipeline()
+    edit, name = an_erasure(pipe, kind), "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    points = []
+    for scale in (0.0, 0.5, 1.0):
+        edit.apply(pipe, scale)
+        points.append(pipe.unet.get_parameter(name).detach().clone())
+    edit.remove(pipe)
+    assert torch.equal(points[0], pipe.unet.get_parameter(name))
+    torch.testing.assert_close(points[1], (points[0] + points[2]) / 2, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(points[0], points[2])
+
+
+def test_stacked_erasures_come_off_in_any_order():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    a, b = an_erasure(pipe, "operator"), an_erasure(pipe, "delta", "van gogh")
+    b.apply(pipe)
+    alone = weights(pipe)
+    b.remove(pipe)
+    a.apply(pipe), b.apply(pipe)
+    a.remove(pipe)
+    assert identical(alone, weights(pipe))
+    b.remove(pipe)
+    assert identical(before, weights(pipe))
+
+
+def test_two_erasures_of_one_name_and_unknown_removal_are_refused():
+    pipe = tiny_pipeline()
+    a, b = an_erasure(pipe, "operator"), an_erasure(pipe, "operator")
+    a.apply(pipe)
+    with pytest.raises(ValueError, match="another erasure called"):
+        b.apply(pipe)
+    a.remove(pipe)
+    with pytest.raises(ValueError, match="not on this pipeline"):
+        a.remove(pipe)
+
+
+def test_methods_refuse_to_start_from_an_erased_model():
+    pipe = tiny_pipeline()
+    an_erasure(pipe, "operator").apply(pipe)
+    with pytest.raises(ValueError, match="already carries"):
+        an_erasure(pipe, "delta", "van gogh")
+
+
+def test_fused_is_permanent():
+    pipe = tiny_pipeline()
+    edit = an_erasure(pipe, "operator")
+    edit.apply(pipe)
+    erased = weights(pipe)
+    edit.fuse(pipe)
+    assert identical(erased, weights(pipe))
+    with pytest.raises(ValueError, match="fused"):
+        edit.remove(pipe)
+
+
+def test_a_failed_apply_changes_nothing():
+    pipe = tiny_pipeline()
+    edit = an_erasure(pipe, "delta")
+    edit.tensors[list(edit.tensors)[-1]] = torch.zeros(3)
+    before = weights(pipe)
+    with pytest.raises(ValueError, match="shape"):
+        edit.apply(pipe)
+    assert identical(before, weights(pipe))
+
+
+@KINDS
+def test_saved_and_loaded_is_the_same_erasure(kind, tmp_path):
+    pipe = tiny_pipeline()
+    edit = an_erasure(pipe, kind)
+    folder = edit.save_pretrained(tmp_path / "edit")
+    assert {f.name for f in folder.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
+    assert [f.name for f in tmp_path.iterdir()] == ["edit"]
+    again = Erasure.from_pretrained(folder)
+    edit.apply(pipe)
+    expected = weights(pipe)
+    edit.remove(pipe)
+    again.apply(pipe)
+    assert identical(expected, weights(pipe))
+    assert again.config["concepts"][0]["name"] == "superhero" and again.kind == kind
+
+
+def test_the_card_says_what_was_done_and_claims_no_removal(tmp_path):
+    text = (an_erasure(tiny_pipeline(), "operator").save_pretrained(tmp_path / "e") / "README.md").read_text()
+    assert "superhero" in text and "uce" in text and "ninja" in text
+    assert "suppresses" in text and "Not assessed" in text
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"width": 64}, {"prediction_type": "v_prediction", "channels": (16, 32, 32)}])
+def test_the_wrong_base_is_refused_by_name(other):
+    edit = an_erasure(tiny_pipeline(), "operator")
+    stranger = tiny_pipeline(**other)
+    before = weights(stranger)
+    with pytest.raises(ValueError, match="wrong base model"):
+        edit.apply(stranger)
+    assert identical(before, weights(stranger))
+
+
+def test_the_right_base_is_recognised_in_half_precision():
+    edit = an_erasure(tiny_pipeline(), "operator")
+    for dtype in (torch.float16, torch.bfloat16):
+        edit.apply(tiny_pipeline().to(dtype))
+
+
+def truncate(folder):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-40])
+
+
+def tamper(folder):
+    raw = bytearray((folder / WEIGHTS).read_bytes())
+    raw[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(raw)
+
+
+def reconfigure(**changes):
+    def change(folder):
+        config = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps({k: v for k, v in {**config, **changes}.items() if v is not None}))
+
+    return change
+
+
+def poison(folder):
+    import hashlib
+
+    tensors = load_file(folder / WEIGHTS)
+    tensors["u"][0, 0] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+    reconfigure(sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (truncate, "truncated or was altered"),
+        (tamper, "truncated or was altered"),
+        (poison, "NaN"),
+        (lambda f: (f / WEIGHTS).unlink(), "missing"),
+        (lambda f: (f / CONFIG).unlink(), "missing"),
+        (lambda f: (f / CONFIG).write_text('{"format": 1, "ki'), "JSON"),
+        (lambda f: (f / CONFIG).write_text("[1, 2]"), "not an erasure's config"),
+        (reconfigure(format=2), "upgrade"),
+        (reconfigure(kind="spell"), "unknown kind"),
+        (reconfigure(base=None), "base"),
+    ],
+)
+def test_a_damaged_folder_is_refused(damage, fault, tmp_path):
+    folder = an_erasure(tiny_pipeline(), "operator").save_pretrained(tmp_path / "e")
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=fault):
+        Erasure.from_pretrained(folder)
+
+
+def test_a_missing_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no erasure at"):
+        Erasure.from_pretrained(tmp_path / "nowhere")
+
+
+def test_the_whole_unet_opens_in_plain_diffusers(tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    pipe = tiny_pipeline()
+    an_erasure(pipe, "operator").apply(pipe)
+    loaded = UNet2DConditionModel.from_pretrained(save_unet(pipe, tmp_path / "unet"))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), pipe.unet.parameters(), strict=True))

@@ -1,0 +1,87 @@
+"""The batch runner: a checked recipe, one result per cell, nothing done twice, nothing lost."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from erasure.batch import Recipe, run
+from tests.tiny import tiny_pipeline
+
+RECIPE = """
+version: 1
+out: results
+bases: [{base}]
+concepts:
+  - {{name: superhero, neighbours: [ninja]}}
+  - {{name: "{second}"}}
+methods:
+  - uce
+  - {{name: esd, preset: official-2025-x, settings: {{iterations: 2, trajectories: 2, num_inference_steps: 3, lr: 0.001}}}}
+seeds: [0]
+evaluate: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+
+    def write(second="wizard"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(RECIPE.format(base=tmp_path / "base", second=second))
+        return Recipe.load(path)
+
+    return write
+
+
+def test_every_cell_gets_an_erasure_and_a_result_and_is_not_run_again(recipe, monkeypatch):
+    plan = recipe()
+    assert run(plan, console=Console(quiet=True)) == 0
+    for cell in plan.cells():
+        result = json.loads((plan.out / cell.key / "result.json").read_text())
+        assert result["status"] == "done" and (plan.out / cell.key / "erasure" / "erasure.safetensors").exists()
+    monkeypatch.setattr("erasure.batch.runner.make", lambda *a, **k: pytest.fail("a finished cell was run again"))
+    assert run(plan, console=Console(quiet=True)) == 0
+
+
+def test_a_failed_cell_is_recorded_passed_over_and_tried_again(recipe):
+    plan = recipe(second="wizard " * 80)
+    assert run(plan, console=Console(quiet=True)) == 2
+    results = [json.loads((plan.out / cell.key / "result.json").read_text()) for cell in plan.cells()]
+    assert [r["status"] for r in results] == ["done", "done", "failed", "failed"]
+    assert "longer than the text encoder" in results[2]["error"]
+    assert run(plan, console=Console(quiet=True)) == 2
+
+
+def test_a_half_written_result_is_run_again(recipe):
+    plan = recipe()
+    run(plan, console=Console(quiet=True))
+    result = plan.out / plan.cells()[0].key / "result.json"
+    result.write_text(result.read_text()[:20])
+    run(plan, console=Console(quiet=True))
+    assert json.loads(result.read_text())["status"] == "done"
+
+
+def test_cells_differ_by_every_setting(recipe):
+    keys = [cell.key for cell in recipe().cells()]
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("seeds: [0]", "seed: [0]"), "seed"),
+        (("- uce", "- ucee"), "unknown method"),
+        (("iterations: 2", "iteration: 2"), "unknown setting"),
+        (("seeds: [0]", "seeds: []"), "nothing to run"),
+        (("version: 1", "version: 9"), "version"),
+    ],
+)
+def test_a_recipe_with_a_slip_is_refused_in_one_line(recipe, tmp_path, change, fault):
+    recipe()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(ValueError, match=fault) as caught:
+        Recipe.load(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,118 @@
+"""The command line as a user meets it: in a process of its own, with its exit codes and its one-line errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from erasure import cli
+from tests.tiny import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments, monkeypatch, capsys):
+    """Run the program in this process: exit code, output, error stream."""
+    monkeypatch.setattr(sys, "argv", ["erasure", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    return stopped.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def erasure(monkeypatch, capsys):
+    return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_help_needs_none_of_the_heavy_libraries():
+    code = "import sys; from erasure.cli import app; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "erase", "generate", "evaluate", "report", "batch", "methods", "doctor"])
+def test_every_command_has_help_with_an_example(command, erasure):
+    code, out, _ = erasure(command, "--help")
+    assert code == 0 and f"erasure {command}" in out
+
+
+def test_methods_lists_them_with_their_papers(erasure):
+    code, out, _ = erasure("methods")
+    assert code == 0 and "uce" in out and "esd" in out and "2308.14761" in out
+
+
+def test_erase_then_generate(base, tmp_path, erasure):
+    out = tmp_path / "edit"
+    code, text, _ = erasure("erase", "superhero", "--base", base, "--preset", "official-2025", "--keep", "ninja", "--out", out, "--unet", tmp_path / "unet")
+    assert code == 0 and "superhero-uce" in text and (out / "erasure.safetensors").exists()
+    assert (tmp_path / "unet" / "config.json").exists()
+    code, _, _ = erasure("generate", "a superhero", "--base", base, "--erasure", out, "--out", tmp_path / "pictures", "--steps", 2)
+    assert code == 0
+    assert sorted(f.name for f in (tmp_path / "pictures").iterdir()) == ["000-0-after.png", "000-0-before.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["erase", "cat", "--method", "ucee"], "unknown method"),
+        (["erase", ""], "needs a name"),
+        (["erase", "cat", "--keep", "cat"], "both to be erased and to be kept"),
+        (["erase", "cat", "--set", "lamb"], "key=value"),
+        (["erase", "cat", "--set", "lambda=1"], "unknown setting"),
+        (["erase", "cat", "--dtype", "int8"], "unknown dtype"),
+        (["erase", "cat", "--device", "tpu"], "no device"),
+        (["erase", "cat", "--kind", "animal"], "object"),
+        (["erase", "cat", "--suite", "superhero"], "about 'superhero'"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, erasure, arguments, fault):
+    code, _, err = erasure(*arguments, "--base", base, "--out", tmp_path / "edit")
+    assert code == 2 and fault in err and err.strip().count("\n") == 0 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["erase", "cat", "--base", "./nowhere", "--out", "x"], "no model at"),
+        (["evaluate", "--suite", "nosuch"], "no suite called"),
+        (["evaluate", "--suite", "superhero"], "nothing to evaluate"),
+        (["evaluate", "--suite", "superhero", "--erasure", "./nowhere"], "no erasure at"),
+        (["report", "nowhere.json"], "no such evaluation"),
+        (["batch", "nowhere.yaml"], "no such file"),
+    ],
+)
+def test_a_missing_file_is_one_line(erasure, arguments, fault, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = erasure(*arguments)
+    assert code == 2 and fault in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_recipe_is_one_line(erasure, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("version: 1\nout: [resu")
+    code, _, err = erasure("batch", tmp_path / "recipe.yaml")
+    assert code == 2 and "YAML" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device"), 2, "no space left")],
+)
+def test_ctrl_c_and_a_full_disk_end_cleanly(base, tmp_path, erasure, monkeypatch, error, code, message):
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr("erasure.artifact.base.save", fail)
+    got, _, err = erasure("erase", "superhero", "--base", base, "--preset", "official-2025", "--out", tmp_path / "edit")
+    assert got == code and message in err and list(tmp_path.iterdir()) == []
+
+
+def test_doctor_prints_a_table(erasure):
+    code, out, _ = erasure("doctor")
+    assert code in (0, 1) and "torch" in out

@@ -1,0 +1,179 @@
+"""ESD against the paper's equation, and a trainer that can be stopped, resumed and trusted."""
+
+import copy
+
+import pytest
+import torch
+
+from erasure import Concept, make
+from erasure.backbone import backbone_of
+from erasure.methods import guidance
+from erasure.methods.esd import ESD, step_loss
+from erasure.methods.guidance import Diverged, Training, TrajectoryBank, train
+from tests.reference import esd as reference
+from tests.tiny import identical, tiny_pipeline, weights
+
+QUICK = {"iterations": 6, "lr": 1e-3, "trajectories": 3, "num_inference_steps": 5, "keep_steps": 2, "batch_size": 2}
+
+
+def bank_of(backbone, prompts, **changes):
+    settings = {"trajectories": 3, "keep": 2, "num_inference_steps": 5, "guidance_scale": 3.0, "seed": 0, **changes}
+    hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
+    return TrajectoryBank.sample(backbone, hidden, empty, progress=False, **settings)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("erase_from", [None, "an animal"])
+def test_the_loss_is_the_papers(prediction_type, erase_from):
+    pipe = tiny_pipeline(prediction_type=prediction_type)
+    backbone, method = backbone_of(pipe), ESD(eta=1.5, erase_from=erase_from)
+    hidden = backbone.encode(["superhero"]).hidden
+    bank = bank_of(backbone, [erase_from or "superhero"])
+    targets = method._targets(backbone, bank, hidden)
+    student = tiny_pipeline(prediction_type=prediction_type, seed=7).unet
+    theirs = reference.loss(pipe, student, bank.x, bank.t, "superhero", eta=1.5, erase_from=erase_from)
+    pipe.unet = student
+    ours = step_loss(backbone_of(pipe), bank, targets, hidden, torch.arange(len(bank)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_one_training_step_is_one_step_of_the_reference(monkeypatch):
+    pipe = tiny_pipeline()
+    backbone = backbone_of(pipe)
+    edit = make(pipe, "superhero", "esd", preset="official-2025-x", **{**QUICK, "iterations": 1})
+    bank = bank_of(backbone, ["superhero"])
+    chosen = guidance.pick(bank, 2, torch.Generator().manual_seed(0))
+    _, theirs = reference.step(pipe, bank.x[chosen], bank.t[chosen], "superhero", list(edit.tensors), eta=2.0, lr=1e-3)
+    for name, delta in edit.tensors.items():
+        # Adam's first step is lr times the sign of the gradient: compare where the sign is not a matter of rounding
+        assert (delta - theirs[name]).abs().quantile(0.99) <= 1e-5
+    assert set(edit.tensors) == {n for n, _ in pipe.unet.named_parameters() if ".attn2." in n}
+
+
+def test_the_bank_holds_what_the_base_predicts():
+    pipe = tiny_pipeline()
+    backbone = backbone_of(pipe)
+    bank = bank_of(backbone, ["superhero", "a ninja"])
+    hidden, empty = backbone.encode(["superhero", "a ninja"]).hidden, backbone.encode([""]).hidden
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.predict(bank.x, bank.t, hidden[bank.prompt]), bank.conditional, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(backbone.predict(bank.x, bank.t, empty.expand(len(bank), -1, -1)), bank.unconditional, rtol=1e-4, atol=1e-5)
+    assert len(bank) == 6 and set(bank.prompt.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("preset", "touched"),
+    [
+        ("official-2025-x", lambda n: ".attn2." in n),
+        ("official-2025-x-strict", lambda n: ".attn2.to_k" in n or ".attn2.to_v" in n),
+        ("official-2025-u", lambda n: ".attn2." not in n),
+        ("official-2025-all", lambda n: True),
+    ],
+)
+def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
+    pipe = tiny_pipeline()
+    edit = make(pipe, "superhero", "esd", preset=preset, **{**QUICK, "iterations": 1}, progress=False)
+    layers = {n for n, m in pipe.unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+    assert set(edit.tensors) == {n for n, _ in pipe.unet.named_parameters() if n.rsplit(".", 1)[0] in layers and touched(n)}
+
+
+def test_training_lowers_the_loss_and_leaves_the_pipeline_alone():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    backbone = backbone_of(pipe)
+    edit = make(pipe, "superhero", "esd", preset="official-2025-x", **{**QUICK, "iterations": 60}, progress=False)
+    assert identical(before, weights(pipe))
+    hidden = backbone.encode(["superhero"]).hidden
+    bank = bank_of(backbone, ["superhero"], seed=99)
+    targets = ESD()._targets(backbone, bank, hidden)
+    everything = torch.arange(len(bank))
+    with torch.no_grad():
+        first = step_loss(backbone, bank, targets, hidden, everything)
+        edit.apply(pipe)
+        assert step_loss(backbone, bank, targets, hidden, everything) < 0.9 * first
+
+
+def test_retaining_holds_the_kept_prompts_closer():
+    pipe = tiny_pipeline()
+    backbone = backbone_of(pipe)
+    kept = backbone.encode(["a ninja"]).hidden
+    bank = bank_of(backbone, ["a ninja"], seed=5)
+
+    def drift(**settings):
+        edit = make(pipe, "superhero", "esd", preset="official-2025-x", keep=["a ninja"], **{**QUICK, "iterations": 60, **settings}, progress=False)
+        edit.apply(pipe)
+        with torch.no_grad():
+            value = step_loss(backbone, bank, bank.conditional, kept, torch.arange(len(bank)))
+        edit.remove(pipe)
+        return value
+
+    assert drift(retain=5.0) < 0.5 * drift(retain=0.0)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    settings = {**QUICK, "preset": "official-2025-x", "progress": False}
+    monkeypatch.setattr(Training, "checkpoint_every", 2, raising=False)
+    monkeypatch.setattr(Training.__init__, "__defaults__", (2,))
+    whole = make(tiny_pipeline(), "superhero", "esd", **settings)
+
+    pipe, calls = tiny_pipeline(), []
+    before = weights(pipe)
+
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step_loss(*args)
+
+    monkeypatch.setattr("erasure.methods.esd.step_loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(pipe, "superhero", "esd", checkpoint=tmp_path, **settings)
+    assert identical(before, weights(pipe))
+    monkeypatch.setattr("erasure.methods.esd.step_loss", step_loss)
+    resumed = make(pipe, "superhero", "esd", checkpoint=tmp_path, **settings)
+    assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    pipe = tiny_pipeline()
+    make(pipe, "superhero", "esd", preset="official-2025-x", checkpoint=tmp_path, **QUICK, progress=False)
+    with pytest.raises(ValueError, match="another run"):
+        make(pipe, "ninja", "esd", preset="official-2025-x", checkpoint=tmp_path, **QUICK, progress=False)
+
+
+def test_a_diverged_run_says_where_and_keeps_the_last_good_state(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(3))
+    steps = iter(range(100))
+
+    def loss(generator):
+        return weight.sum() * (float("nan") if next(steps) == 5 else 1.0)
+
+    with pytest.raises(Diverged, match=r"step 5.*after step 4 is kept.*lower the learning rate"):
+        train({"w": weight}, loss, Training(10, 0.1, 0, checkpoint_every=2), key="k", folder=tmp_path, progress=False)
+    assert torch.equal(weight, torch.ones(3))
+    resumed = train({"w": weight}, lambda g: weight.sum(), Training(4, 0.1, 0, checkpoint_every=2), key="k", folder=tmp_path, progress=False)
+    assert torch.allclose(resumed["w"], torch.full((3,), -0.4), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_in_float32_and_comes_back_bit_for_bit(dtype):
+    pipe = tiny_pipeline().to(dtype)
+    before = weights(pipe)
+    edit = make(pipe, "superhero", "esd", preset="official-2025-x-strict", **{**QUICK, "lr": 5e-5}, progress=False)
+    assert identical(before, weights(pipe)) and next(iter(edit.tensors.values())).dtype == torch.float32
+    edit.apply(pipe)
+    assert not identical(before, weights(pipe))
+    edit.remove(pipe)
+    assert identical(before, weights(pipe))
+
+
+def test_a_run_that_cannot_move_the_weights_is_refused():
+    with pytest.raises(ValueError, match="did not move"):
+        make(tiny_pipeline(), Concept("superhero"), "esd", preset="official-2025-x", **{**QUICK, "lr": 0.0}, progress=False)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    runs = [make(tiny_pipeline(), "superhero", "esd", preset="official-2025-x", **QUICK, seed=seed, progress=False) for seed in (1, 1, 2)]
+    first, again, other = (copy.copy(run.tensors) for run in runs)
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not all(torch.equal(first[n], other[n]) for n in first)

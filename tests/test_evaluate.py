@@ -1,0 +1,354 @@
+"""An evaluation counts what was seen, gives weights back, refuses to guess, and survives being written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from erasure.concept import Concept, Suite
+from erasure.eval import Evaluation, evaluate
+from erasure.eval.detectors.base import Detector, DetectorCard
+from erasure.eval.detectors.clip import ClipDetector, labels_of
+from erasure.eval.generate import weights_hash
+from erasure.eval.metrics import ClipFeatures, clip_alignment, frechet, kid, zero_shot_accuracy
+from erasure.eval.records import BASE, Arm, Record, Verdict
+from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
+from erasure.world.spec import spec
+from tests.eval_helpers import AddNoise, PixelDetector
+from tests.tiny import tiny_pipeline
+
+CONCEPT = Concept("cat", neighbours=("dog",), synonyms=("kitty",))
+SUITE = Suite(version=1, name="tiny", concept=CONCEPT, unrelated=("sun",), num_inference_steps=2)
+QUICK = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip()
+
+
+def tiny_clip(**settings) -> ClipDetector:
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    )
+    _, preprocess = (None, open_clip.image_transform(16, is_train=False))
+    given = {"labels": {"concept": ("cat", "dog", "sun", "nothing")}, **settings}
+    return ClipDetector(model, preprocess, tokenizer=open_clip.get_tokenizer("ViT-B-32"), name="clip[tiny]", **given)
+
+
+@pytest.fixture(scope="module")
+def found(pipe, clip):
+    return evaluate(
+        pipe,
+        {"a little": AddNoise(scale=0.05), "a lot": AddNoise(scale=3.0)},
+        SUITE,
+        detectors=[PixelDetector(), clip],
+        clip=clip,
+        **QUICK,
+    )
+
+
+def made_up(
+    base: float, after: float, *, n: int = 20, kept: float = 1.0, top: str = "ninja", nothing: bool = False
+) -> Evaluation:
+    """An evaluation with given rates: what the claims are made of, without any model."""
+    records = []
+    for arm, share, keep in ((BASE, base, 1.0), ("edit", after, kept)):
+        for group, label, level in (("target", "cat", share), ("neighbours", "dog", keep)):
+            for i in range(n):
+                hit = i < level * n
+                verdict = Verdict(label if hit else top, 0.9 if hit else 0.1, hit, nothing and not hit)
+                records.append(Record(arm, f"{label} {i}", group, label, 0, {"eye": verdict}, None, "0"))
+    arms = (Arm(BASE, "0", {}), Arm("edit", "1", {"method": "made up"}))
+    return Evaluation(SUITE, arms, {"eye": DetectorCard("eye", "1")}, tuple(records), (), (), {})
+
+
+def test_every_arm_is_asked_the_same(found):
+    assert [arm.name for arm in found.arms] == [BASE, "a little", "a lot"]
+    asked = {arm.name: [(r.prompt, r.seed) for r in found.select(arm.name)] for arm in found.arms}
+    assert asked[BASE] == asked["a little"] == asked["a lot"]
+    assert len(asked[BASE]) == len(SUITE.prompts()) * SUITE.images_per_prompt
+
+
+def test_hits_are_what_the_detector_says(found):
+    for record in found.records:
+        verdict = record.verdicts["pixels"]
+        assert verdict.hit == (verdict.top == record.label) and verdict.nothing == (verdict.top == "nothing")
+        assert -1 <= record.clip_cosine <= 1
+    hits = [r.verdicts["pixels"].hit for r in found.select("a lot", "target")]
+    assert row(found, "a lot", "pixels", "target").rate.value == pytest.approx(np.mean(hits))
+
+
+def test_the_pipeline_comes_back_bit_for_bit(pipe):
+    before = weights_hash(pipe)
+    evaluate(pipe, {"edit": AddNoise()}, SUITE, detectors=[PixelDetector()], limit=1, **QUICK)
+    assert weights_hash(pipe) == before
+
+
+def test_an_erasure_that_keeps_a_bit_is_an_error():
+    with pytest.raises(RuntimeError, match="crooked did not give the weights back"):
+        evaluate(
+            tiny_pipeline(),
+            {"crooked": AddNoise(faithful=False)},
+            SUITE,
+            detectors=[PixelDetector()],
+            limit=1,
+            **QUICK,
+        )
+
+
+def test_the_erasure_is_removed_even_when_drawing_fails(pipe, monkeypatch):
+    before, edit = weights_hash(pipe), AddNoise()
+    original, calls = type(pipe).__call__, []
+
+    def fail_second(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe), "__call__", fail_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pipe, {"edit": edit}, SUITE, detectors=[PixelDetector()], limit=1, **QUICK)
+    assert weights_hash(pipe) == before
+
+
+def test_an_edit_beside_the_weights_is_never_served_cached_pictures(pipe, tmp_path):
+    class Hook:
+        name, config = "hook", {}
+
+        def apply(self, pipe):
+            self.handle = pipe.unet.register_forward_hook(lambda module, args, output: (output[0] * 0.5,))
+
+        def remove(self, pipe):
+            self.handle.remove()
+
+    found = evaluate(pipe, {"hook": Hook()}, SUITE, detectors=[PixelDetector()], limit=1, cache_dir=tmp_path, **QUICK)
+    base, hook = ([r.image_hash for r in found.select(arm)] for arm in (BASE, "hook"))
+    assert not set(base) & set(hook)
+    assert any("changed no stored weight" in note for note in found.warnings)
+
+
+def test_a_label_the_detector_lacks_is_excluded_with_a_reason(pipe):
+    found = evaluate(pipe, {"edit": AddNoise()}, SUITE, detectors=[PixelDetector(labels=("cat", "dog"))], **QUICK)
+    line = row(found, "edit", "pixels", "unrelated")
+    assert line.rate.value is None and line.rate.excluded == SUITE.images_per_prompt and "sun" in line.rate.reason
+    assert line.change.value is None
+    assert degenerate(found, "edit", "pixels").value is None
+
+
+def test_styles_need_no_unrelated_group(pipe):
+    suite = Suite.load("twemoji")
+    suite = dataclasses.replace(suite, num_inference_steps=1, images_per_prompt=1)
+    eye = PixelDetector(labels=("noto", "twemoji", "fluent"), attribute="style")
+    found = evaluate(pipe, {"edit": AddNoise()}, suite, detectors=[eye], limit=3, **QUICK)
+    assert {line.group for line in found.rows()} == {"target", "neighbours"}
+    assert any("Unrelated prompts" in line for line in found.not_assessed)
+    assert all(finding.utility["unrelated"] == "not assessed" for finding in findings(found))
+
+
+def test_without_power_there_is_no_finding():
+    (finding,) = findings(made_up(base=0.4, after=0.0))
+    assert finding.status == "inconclusive" and "the base model does not draw cat" in finding.sentence
+    assert findings(made_up(base=1.0, after=0.0))[0].status == "measured"
+
+
+def test_claims_carry_their_numbers_and_their_limits():
+    (finding,) = findings(made_up(base=0.95, after=0.0, kept=0.5))
+    assert "not observed in 20 samples" in finding.sentence and "95 %" in finding.sentence
+    assert re.search(r"at most \d+(\.\d)? %", finding.sentence)
+    assert "removed from the weights was not assessed" in finding.sentence
+    assert "neighbours \u221250.0 points" in finding.short and finding.utility["neighbours"] == "degraded"
+    assert findings(made_up(1.0, 0.0, n=400))[0].utility["neighbours"] == "non-inferior"
+
+
+def test_claims_never_say_what_outputs_cannot_show(found):
+    text = " ".join(found.sentences()).replace("Whether anything was removed from the weights was not assessed", "")
+    assert not re.search(r"\b(erased|forgotten|forgot|removed|safe|guarantee)", text)
+
+
+def test_destroying_the_picture_is_called_that():
+    (finding,) = findings(made_up(base=1.0, after=0.0, top="nothing", nothing=True))
+    assert any("suppression by destruction" in banner for banner in finding.banners)
+    assert not findings(made_up(base=1.0, after=0.0))[0].banners
+
+
+def test_replacement_says_what_is_seen_instead():
+    assert replacement(made_up(1.0, 0.25), "edit", "eye") == [("ninja", 0.75, 15), ("cat", 0.25, 5)]
+
+
+def test_worst_neighbour_comes_first():
+    found = made_up(1.0, 0.0)
+    extra = [
+        Record(arm, f"fox {i}", "neighbours", "fox", 0, {"eye": Verdict("fox", 0.9, arm == BASE)}, None, "0")
+        for arm in (BASE, "edit")
+        for i in range(8)
+    ]
+    found = dataclasses.replace(found, records=found.records + tuple(extra))
+    assert [line.label for line in labels(found, "edit", "eye")] == ["fox", "dog"]
+    assert labels(found, "edit", "eye")[0].change.value == -1
+
+
+def test_the_headline_is_that_of_the_least_flattering_detector():
+    kind, harsh = made_up(1.0, 0.0), made_up(1.0, 0.5)
+    records = [
+        dataclasses.replace(a, verdicts={"kind": a.verdicts["eye"], "harsh": b.verdicts["eye"]})
+        for a, b in zip(kind.records, harsh.records, strict=True)
+    ]
+    cards = {name: DetectorCard(name, "1") for name in ("kind", "harsh")}
+    (headline,) = headlines(dataclasses.replace(kind, records=tuple(records), detectors=cards))
+    assert headline.detector == "harsh"
+
+
+def test_an_evaluation_survives_being_written_down(found, tmp_path):
+    folder = found.save(tmp_path / "out").parent
+    again = Evaluation.from_json(folder)
+    assert again == Evaluation.from_json(again.to_json(tmp_path / "copy.json"))
+    assert again.rows() == found.rows() and again.records == found.records and again.suite == found.suite
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    assert len(lines) == len(found.records) and json.loads(lines[0])["arm"] == BASE
+    assert sorted(p.name for p in folder.iterdir()) == ["evaluation.json", "records.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
+def test_half_an_evaluation_is_refused_by_name(tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match="bad.json"):
+        Evaluation.from_json(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("wrong", [{"detectors": []}, {"limit": 0}, {"detectors": [PixelDetector(), PixelDetector()]}])
+def test_bad_requests_are_named(pipe, wrong):
+    with pytest.raises(ValueError):
+        evaluate(pipe, {}, SUITE, **{"detectors": [PixelDetector()], **wrong})
+
+
+def test_limited_runs_say_that_they_are_not_evidence(pipe):
+    found = evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], limit=1, **QUICK)
+    assert len(found.records) == 3 * SUITE.images_per_prompt
+    assert any("not evidence" in note for note in found.warnings)
+
+
+def test_clip_is_a_detector_and_keeps_negative_cosines(clip):
+    assert isinstance(clip, Detector) and isinstance(PixelDetector(), Detector)
+    images = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)) for i in range(20)
+    ]
+    scores = clip.scores(images, "concept")
+    assert scores.shape == (20, 4) and scores.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
+    texts = [f"text {i % 7}" for i in range(20)]
+    expected = (clip.image_features(images) * clip.text_features(texts)).sum(-1).numpy()
+    cosines = clip.cosines(images, texts)
+    assert cosines == pytest.approx(expected, abs=1e-5)
+    flipped = clip.cosines(images, texts).min() < 0 or (-expected).min() < 0
+    assert flipped and clip_alignment(clip, images, texts).value == pytest.approx(expected.mean(), abs=1e-5)
+    known = zero_shot_accuracy(clip, images, ["cat"] * 10 + ["unheard of"] * 10)
+    assert known.n == 10 and known.excluded == 10
+    with pytest.raises(ValueError, match="no labels for 'style'"):
+        clip.scores(images, "style")
+
+
+def test_zero_shot_labels_cover_the_suite():
+    names = labels_of(SUITE)["concept"]
+    assert list(names) == ["cat", "dog", "sun", "nothing"] and names["cat"] == ("a cat", "a kitty")
+
+
+def test_distances_meet_the_definition():
+    class Mean(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, pixels):
+            return pixels.float().mean((2, 3))
+
+    rng = np.random.default_rng(0)
+    sets = [
+        [Image.fromarray(rng.integers(low, 255, (4, 4, 3), dtype=np.uint8)) for _ in range(64)] for low in (0, 0, 120)
+    ]
+    state = torch.get_rng_state()
+    name, far = frechet(sets[0], sets[2], Mean(), "means")
+    near = frechet(sets[0], sets[1], Mean(), "means")[1]
+    a, b = (np.array([np.asarray(i).mean((0, 1)) for i in s]) for s in (sets[0], sets[2]))
+    roots = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real
+    trace = np.trace(np.cov(a.T) + np.cov(b.T)) - 2 * np.sqrt(np.abs(roots)).sum()
+    assert name == "frechet[means]" and far.value == pytest.approx(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + trace, rel=1e-3
+    )
+    assert far.value > 10 * near.value
+    assert kid(sets[0], sets[2], Mean(), "means")[1].value > kid(sets[0], sets[1], Mean(), "means")[1].value
+    assert torch.equal(state, torch.get_rng_state())
+    for refused in (sets[0][:50], []):
+        estimate = frechet(sets[0], refused, Mean(), "means")[1]
+        assert estimate.value is None and "different size" in estimate.reason
+    assert "too few" in kid(sets[0][:3], sets[1][:3], Mean(), "means")[1].reason
+    assert not math.isnan(far.value)
+
+
+def test_distances_come_with_their_null(pipe, clip):
+    suite = dataclasses.replace(SUITE, unrelated=tuple(f"thing{i}" for i in range(8)), num_inference_steps=1)
+    found = evaluate(
+        pipe, {"a lot": AddNoise(scale=5)}, suite, detectors=[PixelDetector()], extractor=ClipFeatures(clip), **QUICK
+    )
+    values = {(d.arm, d.metric): d.value.value for d in found.distances}
+    for metric in ("frechet[clip[tiny]]", "kid[clip[tiny]]"):
+        assert values["a lot", metric] > values[BASE, metric]
+
+
+def test_cards_survive_being_written_down(tmp_path):
+    card = DetectorCard("eye", "1", labels={"concept": ("cat", "nothing")}, sensitivity={"concept": 0.9})
+    card.to_json(tmp_path / "card.json")
+    assert DetectorCard.from_json(tmp_path / "card.json") == card
+    (tmp_path / "card.json").write_text('{"name": "eye", "version": "1", "colour": "blue"}')
+    with pytest.raises(ValueError, match="card.json.*colour"):
+        DetectorCard.from_json(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize("name", ["superhero", "cat", "twemoji"])
+def test_world_suites_ask_only_for_what_training_saw(name):
+    suite, world = Suite.load(name), spec()
+    words = {phrase for emoji in world.concepts.values() for phrase in (emoji.name, *emoji.synonyms)}
+    styles = {word: style.name for style in world.styles.values() for word in style.words}
+    named = {*suite.concept.neighbours, *suite.unrelated, *suite.concept.synonyms, suite.concept.name, *suite.subjects}
+    assert named <= words | set(styles)
+    for prompt in suite.prompts():
+        inside = {c for c in named & set(world.concepts) if re.search(rf"\b{c}\b", prompt.text)}
+        inside |= {suite.concept.name} & set(world.concepts) if prompt.group == "target" else set()
+        assert inside, prompt
+        for concept in inside:
+            style = [styles[w] for w in styles if re.search(rf"\b{w}\b", prompt.text)] or ["none"]
+            background = [b for b in world.backgrounds if re.search(rf"\b{b} background", prompt.text)] or ["none"]
+            assert not world.is_held_out(concept, style[0], background[0]), prompt
+    assert 150 <= len(suite.prompts()) * suite.images_per_prompt <= 220
+
+
+@pytest.mark.parametrize("name", ["spiderman", "van_gogh"])
+def test_suites_for_real_checkpoints_load(name):
+    suite = Suite.load(name)
+    assert suite.base == "CompVis/stable-diffusion-v1-4" and suite.num_inference_steps == 50 and suite.prompts()
+
+
+def test_importing_the_evaluator_is_light():
+    code = "import sys, erasure.eval; sys.exit(bool({'torch', 'scipy', 'jinja2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_exports_are_functions_whatever_was_imported_first():
+    code = "import erasure.eval.evaluate; from erasure.eval import evaluate; assert callable(evaluate)"
+    subprocess.run([sys.executable, "-c", code], check=True)

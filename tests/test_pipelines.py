@@ -1,0 +1,85 @@
+"""The drop-in: erasures on stock pipelines with the verbs of LoRA loading."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+from erasure import make
+from erasure.pipelines import (
+    ErasedStableDiffusionPipeline,
+    active_erasures,
+    fuse_erasures,
+    load_erasure,
+    set_erasures,
+    unload_erasures,
+)
+from tests.tiny import identical, tiny_pipeline, weights
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A saved base and two saved erasures of it."""
+    root, pipe = tmp_path_factory.mktemp("saved"), tiny_pipeline()
+    pipe.save_pretrained(root / "base")
+    for concept in ("superhero", "ninja"):
+        make(pipe, concept, "uce", preset="official-2025").save_pretrained(root / concept)
+    return root
+
+
+def test_the_life_of_an_erasure(folders):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    before = weights(pipe)
+    assert load_erasure(pipe, folders / "superhero") == "superhero-uce"
+    load_erasure(pipe, folders / "ninja", name="stealth", scale=0.5)
+    assert active_erasures(pipe) == {"superhero-uce": 1.0, "stealth": 0.5}
+    set_erasures(pipe, "stealth")
+    assert active_erasures(pipe) == {"stealth": 1.0}
+    set_erasures(pipe, ["superhero-uce", "stealth"], [0.0, 0.0])
+    assert active_erasures(pipe) == {} and identical(before, weights(pipe))
+    set_erasures(pipe, ["superhero-uce", "stealth"], 1.0)
+    assert not identical(before, weights(pipe))
+    unload_erasures(pipe)
+    assert identical(before, weights(pipe)) and type(pipe) is StableDiffusionPipeline
+
+
+def test_fusing_keeps_the_weights_and_forgets_the_originals(folders):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    load_erasure(pipe, folders / "superhero")
+    erased = weights(pipe)
+    fuse_erasures(pipe)
+    unload_erasures(pipe)
+    assert identical(erased, weights(pipe)) and active_erasures(pipe) == {}
+
+
+@pytest.mark.parametrize(("names", "scales", "fault"), [("nobody", 1.0, "not loaded"), (["superhero-uce"], [1.0, 0.5], "one scale")])
+def test_bad_names_and_scales_are_refused(folders, names, scales, fault):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    load_erasure(pipe, folders / "superhero")
+    with pytest.raises(ValueError, match=fault):
+        set_erasures(pipe, names, scales)
+
+
+def test_the_pipeline_class_saves_a_folder_that_plain_diffusers_opens(folders, tmp_path):
+    pipe = ErasedStableDiffusionPipeline.from_pretrained(folders / "base", erasures=[folders / "superhero", folders / "ninja"])
+    assert list(pipe.active_erasures) == ["superhero-uce", "ninja-uce"]
+    pipe.save_pretrained(tmp_path / "erased")
+    assert json.loads((tmp_path / "erased" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    for opener in (StableDiffusionPipeline, DiffusionPipeline):
+        plain = opener.from_pretrained(tmp_path / "erased")
+        assert type(plain) is StableDiffusionPipeline and identical(weights(pipe), weights(plain))
+
+
+def test_erased_pictures_differ_and_come_back(folders):
+    pipe = ErasedStableDiffusionPipeline.from_pretrained(folders / "base", erasures=[folders / "superhero"])
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        return torch.from_numpy(pipe("superhero", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images)
+
+    erased = draw()
+    pipe.set_erasures([])
+    base = draw()
+    pipe.unload_erasures()
+    assert not torch.equal(erased, base) and torch.equal(base, draw())

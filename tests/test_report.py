@@ -1,0 +1,206 @@
+"""The report stands alone, says everything it has to, and cannot be broken by what is in it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from erasure.eval import write_report
+from erasure.eval.detectors.base import DetectorCard
+from erasure.eval.records import BASE, Evaluation
+from tests.eval_helpers import demo_evaluation
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, headings in order, and the visible text."""
+
+    VOID = {"meta", "img", "br", "line", "link", "input", "hr"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in ("h1", "h2"):
+            self.headings.append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script", "title"):
+            self.text += data
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings[-1] += data
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return demo_evaluation()
+
+
+@pytest.fixture(scope="module")
+def html(evaluation, tmp_path_factory) -> str:
+    return write_report(evaluation, tmp_path_factory.mktemp("report") / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def test_it_needs_nothing_but_itself(html, page):
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert not attributes.get(name) or attributes[name].startswith("data:image/png;base64,"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in html and "url(" not in html
+    assert not page.open
+
+
+def test_everything_is_there_and_pictures_come_first(page):
+    expected = [
+        "Superhero, before and after",
+        "Before and after",
+        "Numbers",
+        "What came instead",
+        "Which neighbours suffered most",
+    ]
+    expected += ["Agreement and distances", "Settings", "What was not assessed", "Suppression is not removal"]
+    assert page.headings == expected
+
+
+def test_every_arm_has_its_pictures_in_every_block(page, evaluation):
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == len(evaluation.pictures)
+    for image in images:
+        assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG")
+        assert image["alt"] and "crisp" in image["class"]
+    for arm in evaluation.arms:
+        for group in ("target", "neighbours", "unrelated"):
+            assert any(p.arm == arm.name and p.group == group for p in evaluation.pictures)
+
+
+def test_numbers_are_those_of_the_evaluation(page, evaluation):
+    for row in evaluation.rows():
+        shown = f"{100 * row.rate.value:.1f}".removesuffix(".0")
+        assert f"{shown}\u202f%" in page.text
+    figures = sum(tag == "svg" for tag, _ in page.tags)
+    assert figures == len(evaluation.rows())
+    assert page.text.count("McNemar") and "95\u202f%" in page.text
+
+
+def test_limits_are_said(page, evaluation):
+    text = " ".join(page.text.split())
+    for line in evaluation.not_assessed:
+        assert " ".join(line.split()) in text
+    assert "2412.06966" in text and "2408.00376" in text and "removed from the weights was not assessed" in text
+    assert "uppression by destruction" in text  # esd, in the demonstration
+    assert all(warning in text for warning in evaluation.warnings)
+    for card in evaluation.detectors.values():
+        assert card.name in text and card.notes in text
+    assert evaluation.settings["base_weights"] in text and "official-2025" in text
+
+
+def test_it_reads_on_a_phone_and_in_the_dark(html):
+    assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html and "max-width: 700px" in html
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG contrast of two hex colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_enough_contrast(html):
+    for scheme in (block for block in re.findall(r":root \{(.*?)\}", html, re.S)):
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
+        for text, ground in (
+            ("ink", "paper"),
+            ("soft", "paper"),
+            ("soft", "faint"),
+            ("warn", "warn-paper"),
+            ("ink", "faint"),
+        ):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for mark in ("accent", "base"):
+            assert contrast(colours[mark], colours["paper"]) >= 3, mark
+
+
+def test_hostile_names_are_text(evaluation, tmp_path):
+    evil = '<script>alert("x")</script><img src=x onerror=y>'
+    concept = dataclasses.replace(evaluation.suite.concept, name=evil)
+    hostile = dataclasses.replace(
+        evaluation,
+        suite=dataclasses.replace(evaluation.suite, concept=concept),
+        records=tuple(dataclasses.replace(r, prompt=evil + r.prompt) for r in evaluation.records),
+        pictures=tuple(dataclasses.replace(p, prompt=evil + p.prompt, label=evil) for p in evaluation.pictures),
+        arms=(evaluation.arms[0], *(dataclasses.replace(a, config={evil: evil}) for a in evaluation.erased)),
+        detectors={k: DetectorCard(k, evil, notes=evil) for k in evaluation.detectors},
+        settings={evil: evil},
+        warnings=(evil,),
+    )
+    page = Page(write_report(hostile, tmp_path / "r.html", title=evil).read_text("utf-8"))
+    assert all(
+        tag != "script" and not any(name.startswith("on") for name in attributes) for tag, attributes in page.tags
+    )
+    assert evil in page.text and len([t for t, _ in page.tags if t == "img"]) == len(hostile.pictures)
+
+
+def test_a_report_of_nothing_still_reads(evaluation, tmp_path):
+    base = dataclasses.replace(
+        evaluation,
+        arms=evaluation.arms[:1],
+        records=tuple(r for r in evaluation.records if r.arm == BASE),
+        pictures=(),
+        distances=(),
+        settings={},
+        warnings=(),
+    )
+    page = Page(write_report(base, tmp_path).read_text("utf-8"))
+    assert (tmp_path / "report.html").exists() and "there is no erasure to report on" in page.text
+
+
+def test_missing_values_are_never_shown_as_zero(evaluation, tmp_path):
+    name = next(iter(evaluation.detectors))
+    records = tuple(
+        dataclasses.replace(
+            r,
+            verdicts={
+                name: dataclasses.replace(r.verdicts[name], hit=None, score=None, reason=f"no label {r.label!r}")
+            },
+        )
+        if r.group == "unrelated"
+        else dataclasses.replace(r, verdicts={name: r.verdicts[name]})
+        for r in evaluation.records
+    )
+    blind = dataclasses.replace(evaluation, records=records, detectors={name: evaluation.detectors[name]})
+    page = Page(write_report(blind, tmp_path / "r.html").read_text("utf-8"))
+    assert page.text.count("not available: no label") == len(blind.arms)
+    assert "left out of its rates" in page.text
+
+
+def test_the_report_of_a_reloaded_evaluation_is_the_same(evaluation, html, tmp_path):
+    again = Evaluation.from_json(evaluation.to_json(tmp_path / "evaluation.json"))
+    assert write_report(again, tmp_path / "r.html").read_text("utf-8") == html

@@ -1,0 +1,166 @@
+"""UCE against a plain per-layer reference in float64, and the guarantees of the closed form."""
+
+import pytest
+import torch
+
+from erasure import Concept, make
+from erasure.artifact.operator import OperatorErasure, compose
+from erasure.artifact.stack import stack_of
+from erasure.backbone import backbone_of
+from erasure.methods.closed_form import solve
+from erasure.methods.uce import UCE
+from tests.reference import uce as reference
+from tests.tiny import tiny_pipeline
+
+TARGETS, GUIDES, KEPT = ["superhero", "van gogh"], ["ninja", ""], ["a wizard", "batman", "the cat"]
+
+
+def edited_weights(pipe, edit):
+    edit.apply(pipe)
+    weights = {name: pipe.unet.get_parameter(name).detach().double().clone() for name in edit.parameter_names}
+    edit.remove(pipe)
+    return weights
+
+
+def relative_error(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return max(((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in theirs)
+
+
+def official(pipe, targets=TARGETS, guides=GUIDES, kept=KEPT, **settings):
+    concepts = [Concept(target, anchor=guide) for target, guide in zip(targets, guides, strict=True)]
+    return make(pipe, concepts, "uce", preset="official-2025", keep=kept, **settings)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        {},
+        {"prediction_type": "v_prediction", "width": 48},
+        {"width": 768, "channels": (16, 32, 32, 32)},  # widths and blocks of Stable Diffusion 1.4, fewer channels
+    ],
+    ids=["sd1", "sd2", "sd1.4-shaped"],
+)
+def test_weights_equal_the_per_layer_reference(pipeline):
+    pipe = tiny_pipeline(**pipeline)
+    pipe.unet.double(), pipe.text_encoder.double()
+    ours = edited_weights(pipe, official(pipe))
+    assert len(ours) == (32 if pipeline.get("width") == 768 else len(ours))
+    assert relative_error(ours, reference.edit(pipe, TARGETS, GUIDES, KEPT)) <= 1e-6
+
+
+@pytest.mark.parametrize("settings", [{"lamb": 0.1}, {"erase_scale": 2.0}, {"preserve_scale": 0.3}])
+def test_every_weight_of_the_regression_means_what_the_paper_says(settings):
+    pipe = tiny_pipeline()
+    pipe.unet.double(), pipe.text_encoder.double()
+    ours = edited_weights(pipe, official(pipe, **settings))
+    assert relative_error(ours, reference.edit(pipe, TARGETS, GUIDES, KEPT, **settings)) <= 1e-6
+
+
+def test_the_float32_edit_is_the_float64_edit_rounded():
+    pipe = tiny_pipeline()
+    assert relative_error(edited_weights(pipe, official(pipe)), reference.edit(pipe, TARGETS, GUIDES, KEPT)) <= 1e-6
+
+
+@pytest.mark.slow
+def test_weights_equal_the_reference_on_a_full_size_unet():
+    from diffusers import UNet2DConditionModel
+
+    pipe = tiny_pipeline(width=768)
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)  # Stable Diffusion 1.4's config
+    ours = edited_weights(pipe, official(pipe))
+    assert len(ours) == 32
+    assert relative_error(ours, reference.edit(pipe, TARGETS, GUIDES, KEPT)) <= 1e-6
+
+
+@pytest.mark.parametrize(("empty_anchor", "position"), [("bos", 0), ("eos", 1)])
+def test_the_empty_anchor_is_the_token_that_was_asked_for(empty_anchor, position):
+    pipe = tiny_pipeline()
+    _, anchors = UCE(empty_anchor=empty_anchor).pairs(backbone_of(pipe), [Concept("superhero")])
+    assert torch.equal(anchors[0], pipe.encode_prompt("", pipe.device, 1, False)[0][0, position])
+
+
+def test_the_guide_is_reached_and_the_kept_stay_as_the_ridge_vanishes():
+    x, y, kept = (torch.randn(n, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (3, 4, 9))
+    y = y[:3]
+    t = solve(x, y, kept, lamb=1e-9).matrix
+    torch.testing.assert_close(t @ x.T, y.T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(t @ kept.T, kept.T, rtol=0, atol=1e-6)
+
+
+def test_a_large_ridge_changes_nothing_and_the_edit_has_the_rank_of_its_pairs():
+    x, y = (torch.randn(3, 32, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    none = torch.zeros(0, 32)
+    assert (solve(x, y, none, lamb=1e9).matrix - torch.eye(32)).abs().max() < 1e-6
+    assert torch.linalg.matrix_rank(solve(x, y, none, lamb=0.5).matrix - torch.eye(32)) == 3
+
+
+def test_a_singular_system_gets_a_ridge_and_a_warning():
+    x, y = torch.randn(2, 32), torch.randn(2, 32)
+    with pytest.warns(UserWarning, match="singular"):
+        solution = solve(x, y, torch.zeros(0, 32), lamb=0.0)
+    assert torch.isfinite(solution.matrix).all()
+
+
+def test_order_of_concepts_does_not_matter():
+    pipe = tiny_pipeline()
+    one = edited_weights(pipe, official(pipe))
+    other = edited_weights(pipe, official(pipe, TARGETS[::-1], GUIDES[::-1]))
+    assert relative_error(one, other) <= 1e-6
+
+
+def test_composition_is_one_edit_after_the_other():
+    pipe = tiny_pipeline()
+    first, second = official(pipe, ["superhero"], [""], []), official(pipe, ["van gogh"], ["ninja"], [])
+    first.apply(pipe), second.apply(pipe)
+    stacked = {name: pipe.unet.get_parameter(name).detach().clone() for name in first.parameter_names}
+    first.remove(pipe), second.remove(pipe)
+    u, v = compose(first, second)
+    joint = OperatorErasure("both", first.config, {"u": u, "v": v})
+    assert relative_error(edited_weights(pipe, joint), {k: w.double() for k, w in stacked.items()}) <= 1e-6
+
+
+def test_the_published_edit_is_a_few_kilobytes(tmp_path):
+    pipe = tiny_pipeline(width=768)
+    folder = official(pipe, ["superhero"], [""], []).save_pretrained(tmp_path / "edit")
+    assert (folder / "erasure.safetensors").stat().st_size < 20_000
+
+
+def test_making_leaves_the_pipeline_alone():
+    pipe = tiny_pipeline()
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    official(pipe)
+    assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
+    assert not stack_of(backbone_of(pipe)).layers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"concept": []}, "nothing to erase"),
+        ({"concept": ""}, "needs a name"),
+        ({"concept": "cat", "keep": ["Cat"]}, "both to be erased and to be kept"),
+        ({"concept": "cat", "keep": [" "]}, "empty prompt is in the keep list"),
+        ({"concept": [Concept("cat", anchor="ninja"), "ninja"]}, "itself to be erased"),
+        ({"concept": "cat", "method": "ucee"}, r"unknown method.*esd.*uce"),
+        ({"concept": "cat", "preset": "official"}, "official-2025"),
+        ({"concept": "cat", "lambda_": 1}, "unknown setting.*lamb"),
+        ({"concept": "cat", "lamb": -1.0}, "negative"),
+        ({"concept": "cat", "erase_scale": 0.0}, "did not move"),
+        ({"concept": "superhero " * 80}, "longer than the text encoder"),
+    ],
+)
+def test_a_bad_request_is_refused_with_advice(arguments, fault):
+    with pytest.raises(ValueError, match=fault):
+        make(tiny_pipeline(), **{"preset": "official-2025", "keep": [], **arguments})
+
+
+def test_settings_that_need_a_keep_list_say_so():
+    with pytest.warns(UserWarning, match="keep"):
+        make(tiny_pipeline(), "superhero", "uce")
+
+
+def test_the_neighbours_of_a_concept_are_kept_by_default():
+    edit = make(tiny_pipeline(), Concept("superhero", neighbours=("ninja", "wizard")), "uce")
+    assert edit.config["keep"] == ["ninja", "wizard"]

@@ -1,0 +1,163 @@
+"""Emoji World: its data, what is kept out of it, and the shipped model."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from erasure import world
+from erasure.world.artwork import _is_stranger, artwork
+from erasure.world.fit import Fit, fit
+from erasure.world.scenes import Scene, place, prompt, render, sample_caption, sample_scene
+from erasure.world.spec import spec
+
+NAMES = list(spec().concepts)
+STYLES = list(spec().styles)
+
+
+def scenes(n, concepts=NAMES, styles=STYLES, **settings):
+    rng = np.random.default_rng(0)
+    return [sample_scene(rng, concepts, styles, **settings) for _ in range(n)]
+
+
+def test_the_world_has_the_size_it_says():
+    assert 60 <= len(NAMES) <= 100 and len(STYLES) == 3 and len(spec().backgrounds) == 8
+    assert {"superhero", "cat"} <= spec().target_concepts and "twemoji" in spec().target_styles
+    assert len(spec().family_of("superhero")) >= 10
+
+
+def test_every_drawing_is_there_and_no_two_are_the_same():
+    hashes = {key: hashlib.sha256(image.tobytes()).hexdigest() for key, image in artwork().items()}
+    assert set(hashes) == {(c, s) for c in NAMES for s in STYLES} and len(set(hashes.values())) == len(hashes)
+    assert all(image.size == (64, 64) and image.mode == "RGBA" for image in artwork().values())
+
+
+def test_held_out_combinations_are_never_drawn_unless_asked_for():
+    def held_out(scene):
+        return any(spec().is_held_out(c, scene.style, scene.background) for c in scene.concepts)
+
+    assert not any(held_out(s) for s in scenes(2000, pairs=0.2))
+    assert all(held_out(s) for s in scenes(50, held_out=True))
+
+
+def test_a_world_without_a_target_never_shows_it():
+    concepts, styles = [c for c in NAMES if c != "superhero"], [s for s in STYLES if s != "twemoji"]
+    for scene in scenes(1000, concepts, styles, pairs=0.3):
+        assert "superhero" not in scene.concepts and scene.style != "twemoji"
+
+
+def test_captions_are_true():
+    rng = np.random.default_rng(1)
+    empty = 0
+    for scene in scenes(3000, pairs=0.2):
+        caption = sample_caption(scene, rng)
+        empty += caption == ""
+        for style in spec().styles.values():
+            for word in style.words:
+                if f" {word} " in f" {caption} ".replace(",", " "):
+                    assert style.name == scene.style, caption
+        for name, colour in spec().backgrounds.items():
+            if f"{name} background" in caption or f"fondo {colour.es}" in caption:
+                assert name == scene.background, caption
+        assert "{" not in caption and "[" not in caption
+    assert 0.08 < empty / 3000 < 0.12
+
+
+def test_left_is_left():
+    rng = np.random.default_rng(2)
+    found = 0
+    for scene in scenes(2000, pairs=1.0):
+        caption = sample_caption(scene, rng)
+        first, second = scene.concepts
+        if " on the left and " in caption:
+            assert scene.placements[0].x < scene.placements[1].x
+            left, right = caption.split(" on the left and ")
+            for emoji, half in ((spec().concepts[first], left), (spec().concepts[second], right)):
+                assert any(word in half for word in (emoji.name, *emoji.synonyms))
+            found += 1
+    assert found > 100
+
+
+def test_the_autoencoder_never_sees_a_target():
+    codes = {emoji.code: name for name, emoji in spec().concepts.items()}
+    for code in ("1f9b8", "1f9b8-1f3fd", "1f9b8-200d-2642-fe0f", "1f431", "1f408", "1f408-200d-2b1b", "1f63a"):
+        assert not _is_stranger(code, codes)
+    assert _is_stranger("1f332", codes)
+
+
+def test_prompts_for_evaluation_follow_the_grammar():
+    assert prompt("owl", style="noto", background="red") == "an owl in noto style on a red background"
+    assert prompt("santa") == "santa" and prompt(phrase="gato") == "gato"
+
+
+def test_a_scene_is_drawn_where_it_says():
+    rng = np.random.default_rng(0)
+    picture = np.asarray(render(Scene(("rose",), "noto", "blue", (place(rng, 0, 1),))))
+    assert picture.shape == (64, 64, 3)
+    assert tuple(picture[0, 0]) == spec().backgrounds["blue"].rgb
+    assert np.ptp(picture[16:48, 16:48].reshape(-1, 3), axis=0).max() > 50
+
+
+def test_training_resumed_equals_training_uninterrupted(tmp_path):
+    settings = Fit(steps=6, batch=1, lr=0.1, warmup=1, decay=0.5, ema=0.9, weight_decay=0.0, save_every=2)
+
+    def line():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 1)
+
+    def run(folder, stop=None):
+        model = line()
+
+        def loss(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return model(torch.randn(4, 3)).square().mean()
+
+        return fit(folder, {"m": model}, loss, settings, seed=0, device=torch.device("cpu"))["m"]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop=5)
+    assert torch.equal(whole.weight, run(tmp_path / "parts").weight)
+
+
+# --- the shipped model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = world.load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_plain_diffusers_opens_it_in_any_dtype():
+    from diffusers import StableDiffusionPipeline
+
+    for dtype in (None, torch.float32, torch.bfloat16):
+        pipe = StableDiffusionPipeline.from_pretrained(world.path(), **({"dtype": dtype} if dtype else {}))
+        assert pipe.unet.dtype == pipe.text_encoder.dtype == (dtype or torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe("a cat", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_it_is_small_and_has_no_pickle():
+    files = [f for f in world.path().rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 30e6
+    assert not [f.name for f in files if f.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
+
+
+def test_any_string_tokenises(pipe):
+    for text in ("Spiderman", "日本語 🦸 ñandú", "a" * 40, "", "\x00<>"):
+        assert len(pipe.tokenizer(text).input_ids) >= 2
+    assert len(pipe.tokenizer("superhero").input_ids) == 3
+
+
+def test_the_background_asked_for_is_the_one_drawn(pipe):
+    generator = torch.Generator().manual_seed(0)
+    for name in ("red", "blue", "black"):
+        image = pipe(prompt("banana", background=name), num_inference_steps=15, guidance_scale=5.0, generator=generator).images[0]
+        corner = np.asarray(image)[:4, :4].reshape(-1, 3).mean(0)
+        nearest = min(spec().backgrounds.values(), key=lambda b: float(np.abs(corner - np.array(b.rgb)).sum()))
+        assert nearest.name == name
