@@ -58,7 +58,13 @@ def closed_form(backbone: Backbone, concepts: list[Concept], keep: list[str]) ->
 
     error = max(((a - b).norm() / b.norm()).item() for a, b in zip(shared(), per_layer(), strict=True))
     ours, theirs = seconds(shared), seconds(per_layer)
-    return {"layers": len(weights), "concepts": len(concepts), "kept": len(keep), "ratio": theirs / ours, "relative_difference": error}
+    return {
+        "layers": len(weights),
+        "concepts": len(concepts),
+        "kept": len(keep),
+        "ratio": theirs / ours,
+        "relative_difference": error,
+    }
 
 
 def bank(backbone: Backbone, concept: Concept, *, iterations: int) -> dict[str, float]:

@@ -50,11 +50,17 @@ def load_base(base: str = WORLD, *, device: str | None = None, dtype: str | None
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {sorted(dtypes)}")
     source = world.path() if base == WORLD else Path(base).expanduser()
     if not source.exists() and (base.count("/") != 1 or base.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"no model at {base!r}; give {WORLD!r}, a diffusers folder, or a hub id such as 'CompVis/stable-diffusion-v1-4'")
+        raise FileNotFoundError(
+            f"no model at {base!r}; give {WORLD!r}, a diffusers folder, or a hub id ('CompVis/stable-diffusion-v1-4')"
+        )
     if source.exists() and not (source / "model_index.json").exists():
-        raise FileNotFoundError(f"{source} holds no model_index.json, so it is not a diffusers pipeline; convert single-file checkpoints first")
+        raise FileNotFoundError(
+            f"{source} holds no model_index.json: not a diffusers pipeline; convert single-file checkpoints first"
+        )
     try:
-        pipe = DiffusionPipeline.from_pretrained(source if source.exists() else base, dtype=dtypes[dtype or "float32"])
+        pipe = DiffusionPipeline.from_pretrained(
+            str(source) if source.exists() else base, dtype=dtypes[dtype or "float32"]
+        )
     except OSError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"could not load {base!r}: {first}") from None

@@ -36,7 +36,9 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for erasures, pictures and report.")] = Path("erasure-demo"),
     suite: Annotated[str, typer.Option(help="Which world suite.")] = "superhero",
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
@@ -58,7 +60,9 @@ def demo(
     "[bold]erasure erase 'Van Gogh' --kind style --base CompVis/stable-diffusion-v1-4 -m esd --out no-van-gogh[/bold]"
 )
 def erase(
-    concept: Annotated[str, typer.Argument(help="What to erase, or the name or file of a suite (its concept is used).")],
+    concept: Annotated[
+        str, typer.Argument(help="What to erase, or the name or file of a suite (its concept is used).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
     base: Base = "emoji-world",
     method: Method = "uce",
@@ -76,20 +80,28 @@ def erase(
 ) -> None:
     """Make an erasure and save it."""
     from erasure.artifact import save_unet
+    from erasure.methods import method_class
     from erasure.verbs import make
 
     target = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
+    changes = _settings(settings)
+    method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = _base(base, device, dtype)
-    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, **_settings(settings))
+    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
-    console.print(f"{edit.name}: {edit.kind}, {size / 1000:.1f} kB, relative weight change {edit.config['report']['relative_change']:.2e} -> {out}")
+    console.print(
+        f"{edit.name}: {edit.kind}, {size / 1000:.1f} kB, "
+        f"relative weight change {edit.config['report']['relative_change']:.2e} -> {out}"
+    )
     if unet is not None:
         edit.apply(pipe)
         console.print(f"whole UNet -> {save_unet(pipe, unet)}")
 
 
-@app.command(epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --out pictures[/bold]")
+@app.command(
+    epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --out pictures[/bold]"
+)
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
@@ -125,10 +137,16 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("erasure-results"),
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")] = None,
-    clip: Annotated[str, typer.Option(help="open_clip model/weights that judges real checkpoints.")] = "ViT-B-32/openai",
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")
+    ] = None,
+    clip: Annotated[
+        str, typer.Option(help="open_clip model/weights that judges real checkpoints.")
+    ] = "ViT-B-32/openai",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -187,7 +205,9 @@ def methods() -> None:
     table = Table("method", "what it does", "presets", "paper")
     for name in sorted(available()):
         kind = method_class(name)
-        table.add_row(name, kind.summary, "\n".join(kind.presets), f"{kind.reference.venue}\narXiv {kind.reference.arxiv}")
+        table.add_row(
+            name, kind.summary, "\n".join(kind.presets), f"{kind.reference.venue}\narXiv {kind.reference.arxiv}"
+        )
     console.print(table)
 
 
@@ -238,7 +258,16 @@ def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: 
     from erasure.eval.detectors.choice import detectors_for
 
     detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
-    evaluation = evaluate(pipe, edits, plan, detectors=detectors, clip=judge, limit=limit, autocast=pipe.device.type == "cpu", cache_dir=out / "cache")
+    evaluation = evaluate(
+        pipe,
+        edits,
+        plan,
+        detectors=detectors,
+        clip=judge,
+        limit=limit,
+        autocast=pipe.device.type == "cpu",
+        cache_dir=out / "cache",
+    )
     evaluation.save(out)
     path = write_report(evaluation, out / "report.html")
     table = Table("model", "detector", "group", "seen, 95 % interval", "change")
@@ -262,8 +291,13 @@ def _concept(name: str, suite: str | None, **more: Any) -> Any:
 
 
 def _base(base: str, device: str | None, dtype: str | None = None) -> Any:
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
     from erasure.bases import load_base
 
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     with console.status(f"loading {base}"):
         return load_base(base, device=device, dtype=dtype)
 
@@ -286,8 +320,10 @@ def main() -> NoReturn:
     try:
         app()
         sys.exit(0)
-    except KeyboardInterrupt:
-        _fail("stopped; nothing half-written was left behind", 130)
+    except SystemExit as stopped:  # typer turns Ctrl-C into a silent exit
+        if stopped.code == 130:
+            _fail("stopped; nothing half-written was left behind", 130)
+        raise
     except OSError as error:
         full = error.errno == errno.ENOSPC
         _fail("no space left on the disk; free some and run the same command again" if full else str(error), 2)

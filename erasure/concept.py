@@ -63,7 +63,9 @@ class Concept:
     @model_validator(mode="after")
     def _check(self) -> Concept:
         if not self.name:
-            raise ValueError("a concept needs a name; got an empty string; say what to erase, e.g. Concept('superhero')")
+            raise ValueError(
+                "a concept needs a name; got an empty string; say what to erase, e.g. Concept('superhero')"
+            )
         for phrase in self.phrases:
             if self.anchor and same(self.anchor, phrase):
                 raise ValueError(
@@ -72,7 +74,7 @@ class Concept:
                 )
             if any(same(phrase, neighbour) for neighbour in self.neighbours):
                 raise ValueError(
-                    f"the target is among its own neighbours; got {phrase!r} in {list(self.neighbours)}; take it out of that list"
+                    f"the target is among its own neighbours; got {phrase!r} in {list(self.neighbours)}; take it out"
                 )
         for template in self.templates:
             if "{}" not in template:
@@ -111,7 +113,7 @@ class Suite:
         unrelated: things far from the target.
         attribute: which question the detector answers: "concept" (what is it?) or "style" (how is it drawn?).
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
-        images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better than more seeds.
+        images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
         num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
 
     Raises:
@@ -132,15 +134,21 @@ class Suite:
     @model_validator(mode="after")
     def _check(self) -> Suite:
         if not self.concept.neighbours:
-            raise ValueError(f"suite {self.name!r} has no neighbours; an evaluation without them cannot say what else broke; list some")
+            raise ValueError(
+                f"suite {self.name!r} has no neighbours; without them nothing says what else broke; list some"
+            )
         groups = {"target": self.concept.phrases, "neighbours": self.concept.neighbours, "unrelated": self.unrelated}
         owner: dict[str, str] = {}
         for group, names in groups.items():
             for name in names:
                 if owner.setdefault(name.casefold(), group) != group:
-                    raise ValueError(f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]!r} and {group!r}; keep it in one")
+                    raise ValueError(
+                        f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]} and {group}; keep one"
+                    )
         if self.attribute == "style" and not self.subjects:
-            raise ValueError(f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`")
+            raise ValueError(
+                f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`"
+            )
         return self
 
     def prompts(self) -> list[Prompt]:
@@ -188,7 +196,9 @@ def load_yaml(kind: Any, path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); is the file complete?") from None
+        raise ValueError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())}); is the file complete?"
+        ) from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
     try:

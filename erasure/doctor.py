@@ -172,10 +172,10 @@ def check_disk() -> Finding:
 
 def check_world() -> Finding:
     """Whether the weights of Emoji World, the default model, are here."""
-    folder = Path(__file__).parent / "world" / "model"
+    folder = Path(__file__).parent / "world" / "emoji-world"
     if (folder / "model_index.json").is_file():
         return Finding("Emoji World", "ok", f"{_size(folder) / 2**20:.0f} MiB")
-    return Finding("Emoji World", "fail", "the default model is missing (world/model)", _restore())
+    return Finding("Emoji World", "fail", "the default model is missing (world/emoji-world)", _restore())
 
 
 def check_detectors() -> Finding:

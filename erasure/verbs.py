@@ -46,7 +46,9 @@ def erase(
     Raises:
         ValueError: the request contradicts itself, or the pipeline is in a state in which the edit would be lost.
     """
-    edit = make(pipe, concept, method, keep=keep, preset=preset, name=name, checkpoint=checkpoint, progress=progress, **settings)
+    edit = make(
+        pipe, concept, method, keep=keep, preset=preset, name=name, checkpoint=checkpoint, progress=progress, **settings
+    )
     return edit.apply(pipe)
 
 
@@ -62,19 +64,21 @@ def make(
     progress: bool = True,
     **settings: Any,
 ) -> Erasure:
-    """As :func:`erase`, but the pipeline is left as it was. It must carry no erasure yet: methods start from the base."""
+    """As :func:`erase`, but the pipeline is left as it was. It must carry no erasure: methods start from the base."""
     concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
     if stack_of(backbone).layers:
         raise ValueError(
-            f"the pipeline already carries {list(stack_of(backbone).layers)}; remove or fuse them first, or erase all concepts in one call"
+            f"the pipeline already carries {list(stack_of(backbone).layers)}; remove or fuse them first, "
+            "or erase all concepts in one call"
         )
     if keep is None:
         keep = list(dict.fromkeys(neighbour for c in concepts for neighbour in c.neighbours))
     if not keep and recipe.needs_keep:
         warnings.warn(
-            f"{method} with these settings changes neighbouring concepts unless it is told what to keep; pass keep=[...]", stacklevel=3
+            f"{method} with these settings also changes neighbours unless told what to keep; pass keep=[...]",
+            stacklevel=3,
         )
     edit = recipe.erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
     edit.config["preset"] = preset or next(iter(recipe.presets))

@@ -8,15 +8,13 @@ Nothing heavy is imported until it is used.
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasure.eval.compare import evaluate
     from erasure.eval.detectors.base import Detector, DetectorCard
     from erasure.eval.detectors.clip import ClipDetector
-    from erasure.eval.evaluate import evaluate
-    from erasure.eval.generate import generate
+    from erasure.eval.pictures import generate
     from erasure.eval.records import Evaluation
     from erasure.eval.report import write_report
     from erasure.eval.stats import Estimate
@@ -27,8 +25,8 @@ _HOMES = {
     "DetectorCard": "detectors.base",
     "Estimate": "stats",
     "Evaluation": "records",
-    "evaluate": "evaluate",
-    "generate": "generate",
+    "evaluate": "compare",
+    "generate": "pictures",
     "write_report": "report",
 }
 
@@ -45,14 +43,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(types.ModuleType):
-    """Importing a submodule binds it to its package. Where a function and its file share a name, the function wins."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

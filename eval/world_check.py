@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from erasure.concept import write_atomically
-from erasure.eval.detectors.base import Detector
+from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.classifier import both_present
-from erasure.eval.generate import generate
+from erasure.eval.pictures import generate
 from erasure.eval.stats import Estimate, rate
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
@@ -59,13 +59,13 @@ class Check:
         figures: figure -> detector name -> rate with its 95 % interval.
         per_concept: concept -> detector name -> rate.
         settings: sampler, seeds, detectors.
-        pictures: label and picture, for a contact sheet.
+        pictures: what was asked and what was drawn, for a contact sheet and for :func:`calibrated`.
     """
 
     figures: dict[str, dict[str, Estimate]]
     per_concept: dict[str, dict[str, Estimate]]
     settings: dict[str, Any]
-    pictures: list[tuple[str, Image.Image]] = dataclasses.field(default_factory=list, repr=False)
+    pictures: list[tuple[Ask, Image.Image]] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Check:
 
     def contact_sheet(self, path: str | Path) -> None:
         """Save the pictures that were judged, for checking the detectors by eye."""
-        contact_sheet([image for _, image in self.pictures], [label for label, _ in self.pictures], path)
+        contact_sheet([image for _, image in self.pictures], [ask.text for ask, _ in self.pictures], path)
 
 
 def check(
@@ -115,7 +115,7 @@ def check(
         progress: show a progress bar.
         concepts, styles: what the model was trained on; give them for a model retrained without something.
         seed: of the noise.
-        batch_size, cache_dir, autocast: as in :func:`erasure.eval.generate.generate`. bfloat16 is several times faster
+        batch_size, cache_dir, autocast: as in :func:`erasure.eval.pictures.generate`. bfloat16 is several times faster
             on processors that have it, and a gate does not need float32.
 
     Raises:
@@ -147,7 +147,7 @@ def check(
         for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
     }
     settings = {**sampler, "seed": seed, "pictures": len(images), "detectors": list(verdicts)}
-    return Check(figures, table, settings, [(ask.text, image) for ask, image in zip(asked, images, strict=True)])
+    return Check(figures, table, settings, list(zip(asked, images, strict=True)))
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -266,6 +266,21 @@ def _rate_of(seen: Sequence[bool | None], asked: Sequence[Ask], name: str, conce
         return Estimate.missing(f"no prompt of the kind {name!r} was asked")
     # Each picture has a prompt of its own, so each is its own cluster and the interval is Wilson's.
     return rate([seen[i] for i in chosen], [asked[i].text for i in chosen])
+
+
+def calibrated(detector: Detector, result: Check) -> DetectorCard:
+    """The detector's card with sensitivity and specificity on the pictures of a check, the prompt taken as the truth.
+
+    A picture that the model drew wrongly counts against the detector, so both figures are lower bounds; look at the
+    contact sheet. Sensitivity is the share of asked-for labels found, specificity the share of (picture, other label)
+    combinations rightly left alone.
+    """
+    singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
+    seen = judge(detector, [ask for ask, _ in singles], [image for _, image in singles])
+    sensitivity = {name: float(np.mean([bool(hit) for hit in hits])) for name, hits in seen.items()}
+    specificity = {name: 1 - (1 - found) / (len(detector.labels(name)) - 1) for name, found in sensitivity.items()}
+    notes = f"{detector.card.notes} Sensitivity and specificity: lower bounds from {len(singles)} generated pictures."
+    return dataclasses.replace(detector.card, sensitivity=sensitivity, specificity=specificity, notes=notes)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------

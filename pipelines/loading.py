@@ -11,7 +11,9 @@ from erasure.artifact.stack import Layer, stack_of
 from erasure.backbone import backbone_of
 
 
-def load_erasure(pipe: Any, source: str | os.PathLike[str] | Erasure, *, name: str | None = None, scale: float = 1.0) -> str:
+def load_erasure(
+    pipe: Any, source: str | os.PathLike[str] | Erasure, *, name: str | None = None, scale: float = 1.0
+) -> str:
     """Load an erasure onto a pipeline and apply it; returns the name it goes by.
 
     Args:
@@ -37,7 +39,9 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     if len(factors) != len(wanted):
         raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
     if unknown := [name for name in wanted if name not in stack.layers]:
-        raise ValueError(f"not loaded on this pipeline: {unknown}; loaded are {list(stack.layers)}; call load_erasure first")
+        raise ValueError(
+            f"not loaded on this pipeline: {unknown}; loaded are {list(stack.layers)}; call load_erasure first"
+        )
     scale = dict(zip(wanted, factors, strict=True))
     stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
 

@@ -20,7 +20,11 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, erasures: Sequence[str | os.PathLike[str] | Erasure] = (), **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        erasures: Sequence[str | os.PathLike[str] | Erasure] = (),
+        **kwargs: Any,
     ) -> Self:
         """Load a base pipeline and put erasures on it.
 

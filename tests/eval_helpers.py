@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from erasure.concept import Suite
+from erasure.eval.compare import _Job, _pictures, _records
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.evaluate import _Job, _pictures, _records
 from erasure.eval.records import Arm, Distance, Evaluation
 from erasure.eval.stats import Estimate
 from erasure.world.scenes import Scene, compose, place, render

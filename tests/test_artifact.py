@@ -123,7 +123,9 @@ def test_the_card_says_what_was_done_and_claims_no_removal(tmp_path):
     assert "suppresses" in text and "Not assessed" in text
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"width": 64}, {"prediction_type": "v_prediction", "channels": (16, 32, 32)}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"width": 64}, {"prediction_type": "v_prediction", "channels": (16, 32, 32)}]
+)
 def test_the_wrong_base_is_refused_by_name(other):
     edit = an_erasure(tiny_pipeline(), "operator")
     stranger = tiny_pipeline(**other)

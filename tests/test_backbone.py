@@ -43,7 +43,9 @@ def test_a_prompt_longer_than_the_encoder_is_refused(pipe):
 
 def test_selectors_divide_the_layers(pipe):
     backbone = backbone_of(pipe)
-    names = {s: set(backbone.parameters(s)) for s in ("cross_attention", "cross_attention_kv", "not_cross_attention", "all")}
+    names = {
+        s: set(backbone.parameters(s)) for s in ("cross_attention", "cross_attention_kv", "not_cross_attention", "all")
+    }
     assert names["cross_attention_kv"] < names["cross_attention"]
     assert names["cross_attention"] | names["not_cross_attention"] == names["all"]
     assert not names["cross_attention"] & names["not_cross_attention"]

@@ -17,7 +17,7 @@ concepts:
   - {{name: "{second}"}}
 methods:
   - uce
-  - {{name: esd, preset: official-2025-x, settings: {{iterations: 2, trajectories: 2, num_inference_steps: 3, lr: 0.001}}}}
+  - {{name: esd, preset: official-2025-x, settings: {{iterations: 2, trajectories: 2, num_inference_steps: 3}}}}
 seeds: [0]
 evaluate: false
 """

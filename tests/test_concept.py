@@ -32,7 +32,11 @@ def test_shipped_suites_load_and_survive_a_round_trip(name, tmp_path):
 
 
 def test_every_name_meets_every_template_once():
-    suite = Suite(version=1, name="s", concept=Concept("cat", synonyms=("kitty",), neighbours=("owl",), templates=("{}", "{} on a mat")))
+    suite = Suite(
+        version=1,
+        name="s",
+        concept=Concept("cat", synonyms=("kitty",), neighbours=("owl",), templates=("{}", "{} on a mat")),
+    )
     texts = [(p.text, p.group, p.label) for p in suite.prompts()]
     assert texts == [
         ("a cat", "target", "cat"),

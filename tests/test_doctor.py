@@ -62,11 +62,11 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * doctor.GIB))
     package = tmp_path / "erasure"
-    (package / "world" / "model").mkdir(parents=True)
-    (package / "world" / "model" / "model_index.json").write_text("{}")
+    (package / "world" / "emoji-world").mkdir(parents=True)
+    (package / "world" / "emoji-world" / "model_index.json").write_text("{}")
     (tmp_path / "eval" / "detectors" / "weights").mkdir(parents=True)
     (tmp_path / "eval" / "detectors" / "weights" / "concept.safetensors").write_bytes(b"x")
-    state.world, state.weights = package / "world" / "model", tmp_path / "eval" / "detectors" / "weights"
+    state.world, state.weights = package / "world" / "emoji-world", tmp_path / "eval" / "detectors" / "weights"
     monkeypatch.setattr(doctor, "__file__", str(package / "doctor.py"))
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "eval")])
     monkeypatch.setattr(doctor, "find_spec", lambda name: spec)

@@ -56,8 +56,12 @@ def test_the_bank_holds_what_the_base_predicts():
     bank = bank_of(backbone, ["superhero", "a ninja"])
     hidden, empty = backbone.encode(["superhero", "a ninja"]).hidden, backbone.encode([""]).hidden
     with torch.no_grad():
-        torch.testing.assert_close(backbone.predict(bank.x, bank.t, hidden[bank.prompt]), bank.conditional, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(backbone.predict(bank.x, bank.t, empty.expand(len(bank), -1, -1)), bank.unconditional, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            backbone.predict(bank.x, bank.t, hidden[bank.prompt]), bank.conditional, rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            backbone.predict(bank.x, bank.t, empty.expand(len(bank), -1, -1)), bank.unconditional, rtol=1e-4, atol=1e-5
+        )
     assert len(bank) == 6 and set(bank.prompt.tolist()) == {0, 1}
 
 
@@ -74,7 +78,9 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
     pipe = tiny_pipeline()
     edit = make(pipe, "superhero", "esd", preset=preset, **{**QUICK, "iterations": 1}, progress=False)
     layers = {n for n, m in pipe.unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
-    assert set(edit.tensors) == {n for n, _ in pipe.unet.named_parameters() if n.rsplit(".", 1)[0] in layers and touched(n)}
+    assert set(edit.tensors) == {
+        n for n, _ in pipe.unet.named_parameters() if n.rsplit(".", 1)[0] in layers and touched(n)
+    }
 
 
 def test_training_lowers_the_loss_and_leaves_the_pipeline_alone():
@@ -100,7 +106,15 @@ def test_retaining_holds_the_kept_prompts_closer():
     bank = bank_of(backbone, ["a ninja"], seed=5)
 
     def drift(**settings):
-        edit = make(pipe, "superhero", "esd", preset="official-2025-x", keep=["a ninja"], **{**QUICK, "iterations": 60, **settings}, progress=False)
+        edit = make(
+            pipe,
+            "superhero",
+            "esd",
+            preset="official-2025-x",
+            keep=["a ninja"],
+            **{**QUICK, "iterations": 60, **settings},
+            progress=False,
+        )
         edit.apply(pipe)
         with torch.no_grad():
             value = step_loss(backbone, bank, bank.conditional, kept, torch.arange(len(bank)))
@@ -142,16 +156,33 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 def test_a_diverged_run_says_where_and_keeps_the_last_good_state(tmp_path):
-    weight = torch.nn.Parameter(torch.ones(3))
+    module = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(3))})
+    weight = module["w"]
     steps = iter(range(100))
 
     def loss(generator):
         return weight.sum() * (float("nan") if next(steps) == 5 else 1.0)
 
     with pytest.raises(Diverged, match=r"step 5.*after step 4 is kept.*lower the learning rate"):
-        train({"w": weight}, loss, Training(10, 0.1, 0, checkpoint_every=2), key="k", folder=tmp_path, progress=False)
+        train(
+            module,
+            {"w": weight},
+            loss,
+            Training(10, 0.1, 0, checkpoint_every=2),
+            key="k",
+            folder=tmp_path,
+            progress=False,
+        )
     assert torch.equal(weight, torch.ones(3))
-    resumed = train({"w": weight}, lambda g: weight.sum(), Training(4, 0.1, 0, checkpoint_every=2), key="k", folder=tmp_path, progress=False)
+    resumed = train(
+        module,
+        {"w": weight},
+        lambda g: weight.sum(),
+        Training(4, 0.1, 0, checkpoint_every=2),
+        key="k",
+        folder=tmp_path,
+        progress=False,
+    )
     assert torch.allclose(resumed["w"], torch.full((3,), -0.4), atol=1e-3)
 
 
@@ -169,11 +200,21 @@ def test_half_precision_trains_in_float32_and_comes_back_bit_for_bit(dtype):
 
 def test_a_run_that_cannot_move_the_weights_is_refused():
     with pytest.raises(ValueError, match="did not move"):
-        make(tiny_pipeline(), Concept("superhero"), "esd", preset="official-2025-x", **{**QUICK, "lr": 0.0}, progress=False)
+        make(
+            tiny_pipeline(),
+            Concept("superhero"),
+            "esd",
+            preset="official-2025-x",
+            **{**QUICK, "lr": 0.0},
+            progress=False,
+        )
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
-    runs = [make(tiny_pipeline(), "superhero", "esd", preset="official-2025-x", **QUICK, seed=seed, progress=False) for seed in (1, 1, 2)]
+    runs = [
+        make(tiny_pipeline(), "superhero", "esd", preset="official-2025-x", **QUICK, seed=seed, progress=False)
+        for seed in (1, 1, 2)
+    ]
     first, again, other = (copy.copy(run.tensors) for run in runs)
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not all(torch.equal(first[n], other[n]) for n in first)

@@ -19,8 +19,8 @@ from erasure.concept import Concept, Suite
 from erasure.eval import Evaluation, evaluate
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.clip import ClipDetector, labels_of
-from erasure.eval.generate import weights_hash
 from erasure.eval.metrics import ClipFeatures, clip_alignment, frechet, kid, zero_shot_accuracy
+from erasure.eval.pictures import weights_hash
 from erasure.eval.records import BASE, Arm, Record, Verdict
 from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
 from erasure.world.spec import spec
@@ -350,5 +350,5 @@ def test_importing_the_evaluator_is_light():
 
 
 def test_exports_are_functions_whatever_was_imported_first():
-    code = "import erasure.eval.evaluate; from erasure.eval import evaluate; assert callable(evaluate)"
+    code = "import erasure.eval.compare; from erasure.eval import evaluate; assert callable(evaluate)"
     subprocess.run([sys.executable, "-c", code], check=True)

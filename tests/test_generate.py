@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from erasure.eval.generate import generate, image_hash, initial_noise, weights_hash
+from erasure.eval.pictures import generate, image_hash, initial_noise, weights_hash
 from tests.eval_helpers import AddNoise
 from tests.tiny import tiny_pipeline
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from import_everything import FOLDERS, REPOSITORY
+
+from tests.import_everything import FOLDERS, REPOSITORY
 
 MIB = 2**20
 WEIGHTS = {".safetensors"}

@@ -53,7 +53,9 @@ def test_fusing_keeps_the_weights_and_forgets_the_originals(folders):
     assert identical(erased, weights(pipe)) and active_erasures(pipe) == {}
 
 
-@pytest.mark.parametrize(("names", "scales", "fault"), [("nobody", 1.0, "not loaded"), (["superhero-uce"], [1.0, 0.5], "one scale")])
+@pytest.mark.parametrize(
+    ("names", "scales", "fault"), [("nobody", 1.0, "not loaded"), (["superhero-uce"], [1.0, 0.5], "one scale")]
+)
 def test_bad_names_and_scales_are_refused(folders, names, scales, fault):
     pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
     load_erasure(pipe, folders / "superhero")
@@ -62,10 +64,14 @@ def test_bad_names_and_scales_are_refused(folders, names, scales, fault):
 
 
 def test_the_pipeline_class_saves_a_folder_that_plain_diffusers_opens(folders, tmp_path):
-    pipe = ErasedStableDiffusionPipeline.from_pretrained(folders / "base", erasures=[folders / "superhero", folders / "ninja"])
+    pipe = ErasedStableDiffusionPipeline.from_pretrained(
+        folders / "base", erasures=[folders / "superhero", folders / "ninja"]
+    )
     assert list(pipe.active_erasures) == ["superhero-uce", "ninja-uce"]
     pipe.save_pretrained(tmp_path / "erased")
-    assert json.loads((tmp_path / "erased" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((tmp_path / "erased" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    )
     for opener in (StableDiffusionPipeline, DiffusionPipeline):
         plain = opener.from_pretrained(tmp_path / "erased")
         assert type(plain) is StableDiffusionPipeline and identical(weights(pipe), weights(plain))
@@ -76,7 +82,11 @@ def test_erased_pictures_differ_and_come_back(folders):
     pipe.set_progress_bar_config(disable=True)
 
     def draw():
-        return torch.from_numpy(pipe("superhero", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images)
+        return torch.from_numpy(
+            pipe(
+                "superhero", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np"
+            ).images
+        )
 
     erased = draw()
     pipe.set_erasures([])

@@ -82,7 +82,9 @@ def test_the_empty_anchor_is_the_token_that_was_asked_for(empty_anchor, position
 
 
 def test_the_guide_is_reached_and_the_kept_stay_as_the_ridge_vanishes():
-    x, y, kept = (torch.randn(n, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (3, 4, 9))
+    x, y, kept = (
+        torch.randn(n, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (3, 4, 9)
+    )
     y = y[:3]
     t = solve(x, y, kept, lamb=1e-9).matrix
     torch.testing.assert_close(t @ x.T, y.T, rtol=0, atol=1e-6)

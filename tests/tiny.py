@@ -10,7 +10,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasure.world.train import learn_bpe
 
-WORDS = ["a photo of a superhero", "a ninja and a wizard", "the cat in the style of van gogh", "spiderman, batman", "an animal"]
+WORDS = [
+    "a photo of a superhero",
+    "a ninja and a wizard",
+    "the cat in the style of van gogh",
+    "spiderman, batman",
+    "an animal",
+]
 
 
 @functools.cache
@@ -54,14 +60,19 @@ def tiny_pipeline(
         norm_num_groups=8,
     )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), norm_num_groups=4
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
     )
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=words,
         unet=unet.eval(),
-        scheduler=DDIMScheduler(prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        scheduler=DDIMScheduler(
+            prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -73,7 +84,11 @@ def tiny_pipeline(
 def weights(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
     """A copy of every tensor of the UNet and the text encoder."""
     parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-    return {f"{part}.{name}": tensor.clone() for part, module in parts.items() for name, tensor in module.state_dict().items()}
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -24,7 +24,19 @@ from erasure.backbone.fingerprint import fingerprint, matches, short
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "erasure_config.json", "erasure.safetensors", "README.md"
-REQUIRED = {"format", "kind", "name", "method", "settings", "concepts", "keep", "base", "library_version", "sites", "sha256"}
+REQUIRED = {
+    "format",
+    "kind",
+    "name",
+    "method",
+    "settings",
+    "concepts",
+    "keep",
+    "base",
+    "library_version",
+    "sites",
+    "sha256",
+}
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,7 +100,7 @@ class Erasure(abc.ABC):
         stack.set({name: layer for name, layer in stack.layers.items() if name != self.name})
 
     def fuse(self, pipe: Any, scale: float = 1.0) -> None:
-        """Make the change permanent and free the copies of the original weights. Everything on the pipeline is fused."""
+        """Make the change, and any other erasure on the pipeline, permanent; the originals are freed."""
         self.apply(pipe, scale)
         stack_of(backbone_of(pipe)).forget()
 
@@ -99,7 +111,7 @@ class Erasure(abc.ABC):
         if not matches(expected, found):
             raise ValueError(
                 f"wrong base model; {self.name!r} was made for {self.config['base']['name']} (UNet {short(expected)}), "
-                f"this pipeline's UNet is {short(found)}; load the erasure on the model it was made for, or make a new one"
+                f"this pipeline's UNet is {short(found)}; use the model it was made for, or make a new erasure"
             )
 
     # --- on disk ----------------------------------------------------------------------------------------------------
@@ -120,7 +132,9 @@ class Erasure(abc.ABC):
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Erasure:
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Erasure:
         """Load an erasure from a folder or from the Hugging Face Hub (``"org/name"``).
 
         Raises:
@@ -131,14 +145,20 @@ class Erasure(abc.ABC):
         if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith("."):
             path = _download(str(folder), revision=revision, token=token)
         if not path.is_dir():
-            raise FileNotFoundError(f"no erasure at {folder}; give a folder that holds {CONFIG}, or a hub id 'org/name'")
+            raise FileNotFoundError(
+                f"no erasure at {folder}; give a folder that holds {CONFIG}, or a hub id 'org/name'"
+            )
         config = _read_config(path / CONFIG)
         raw = _read(path / WEIGHTS)
         if hashlib.sha256(raw).hexdigest() != config["sha256"]:
-            raise ValueError(f"{path / WEIGHTS}: the contents do not match the hash in {CONFIG}; the file is truncated or was altered; get it again")
+            raise ValueError(
+                f"{path / WEIGHTS}: does not match the hash in {CONFIG}; it is truncated or was altered; get it again"
+            )
         tensors = load(raw)
         if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            raise ValueError(f"{path / WEIGHTS}: {bad[0]!r} holds NaN or infinity; the erasure is broken; make it again")
+            raise ValueError(
+                f"{path / WEIGHTS}: {bad[0]!r} holds NaN or infinity; the erasure is broken; make it again"
+            )
         erasure = kinds()[config["kind"]](config["name"], {k: v for k, v in config.items() if k != "sha256"}, tensors)
         erasure.check_tensors()
         return erasure
@@ -147,7 +167,9 @@ class Erasure(abc.ABC):
     def check_tensors(self) -> None:
         """Raise ValueError unless names and shapes of the tensors fit the config."""
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Add erasure", token: str | None = None) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, commit_message: str = "Add erasure", token: str | None = None
+    ) -> str:
         """Upload the folder to the Hugging Face Hub and return its address."""
         from huggingface_hub import HfApi
 
@@ -170,7 +192,15 @@ def kinds() -> Mapping[str, type[Erasure]]:
     return {kind.kind: kind for kind in (OperatorErasure, DeltaErasure)}
 
 
-def new_config(backbone: Backbone, *, method: str, settings: dict[str, Any], concepts: list[dict], keep: list[str], sites: list[str]) -> dict[str, Any]:
+def new_config(
+    backbone: Backbone,
+    *,
+    method: str,
+    settings: dict[str, Any],
+    concepts: list[dict],
+    keep: list[str],
+    sites: list[str],
+) -> dict[str, Any]:
     """The config of a freshly made erasure."""
     from erasure import __version__
 
@@ -183,7 +213,7 @@ def new_config(backbone: Backbone, *, method: str, settings: dict[str, Any], con
         "concepts": concepts,
         "keep": keep,
         "base": {
-            "name": getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or type(pipe).__name__,
+            "name": base_name(pipe),
             "architecture": backbone.architecture,
             "unet": fingerprint(backbone.unet),
             "text_encoder": fingerprint(pipe.text_encoder),
@@ -192,8 +222,14 @@ def new_config(backbone: Backbone, *, method: str, settings: dict[str, Any], con
     }
 
 
+def base_name(pipe: Any) -> str:
+    """Hub id of the pipeline, or the name of the folder it was loaded from (never the whole path)."""
+    source = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    return Path(source).name if Path(source).exists() else source
+
+
 def save_unet(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the pipeline's whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it."""
+    """Write the whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -213,15 +249,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(_read(path))
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise ValueError(f"{path}: not readable as JSON; the file is incomplete or was altered; get it again") from None
+            raise ValueError(
+                f"{path}: not readable as JSON; the file is incomplete or was altered; get it again"
+            ) from None
         raise
     missing = REQUIRED - set(config) if isinstance(config, dict) else REQUIRED
     if missing:
-        raise ValueError(f"{path}: not an erasure's config; {sorted(missing)} missing; give a folder made by save_pretrained")
+        raise ValueError(
+            f"{path}: not an erasure's config; {sorted(missing)} missing; give a folder made by save_pretrained"
+        )
     if config["format"] != FORMAT:
-        raise ValueError(f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure")
+        raise ValueError(
+            f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure"
+        )
     if config["kind"] not in kinds():
-        raise ValueError(f"{path}: unknown kind {config['kind']!r}; known are {sorted(kinds())}; upgrade diffusion-erasure")
+        raise ValueError(
+            f"{path}: unknown kind {config['kind']!r}; known are {sorted(kinds())}; upgrade diffusion-erasure"
+        )
     return config
 
 
@@ -238,7 +282,9 @@ def _download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"no folder {repo_id!r}, and the hub did not give it either ({type(error).__name__}); check the name") from None
+        raise FileNotFoundError(
+            f"no folder {repo_id!r}, and the hub did not give it either ({type(error).__name__}); check the name"
+        ) from None
 
 
 __all__ = ["Erasure", "kinds", "new_config", "save_unet"]

@@ -41,9 +41,9 @@ Settings: `{settings}`
 ## What this does and does not do
 
 It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
-information is *removed* from the weights is a different question, which needs different evidence (relearning, inversion,
-comparison with a model retrained without the concept). Nothing in this file claims it. Filters at the system level
-complement an erasure and do not replace it, nor it them.
+information is *removed* from the weights is a different question, which needs different evidence (relearning,
+inversion, comparison with a model retrained without the concept). Nothing in this file claims it. Filters at the
+system level complement an erasure and do not replace it, nor it them.
 
 Not assessed here: prompts that describe the concept without naming it, optimised attack prompts, other languages,
 other samplers, fine-tuning afterwards, downstream harm. Run `erasure evaluate` and publish its table with the model.

@@ -22,10 +22,14 @@ class DeltaErasure(Erasure):
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         delta = self.tensors[name]
         if delta.shape != weight.shape:
-            raise ValueError(f"{name}: the erasure changes a tensor of shape {tuple(delta.shape)}, the model's is {tuple(weight.shape)}; wrong base model")
+            raise ValueError(
+                f"{name}: the erasure has shape {tuple(delta.shape)}, the model {tuple(weight.shape)}; wrong base model"
+            )
         return (weight.double() + scale * delta.to(weight.device, torch.float64)).to(weight.dtype)
 
     def check_tensors(self) -> None:
         if list(self.tensors) and set(self.tensors) == set(self.config["sites"]):
             return
-        raise ValueError("a delta erasure holds one tensor for each of its sites; names in the file and in the config differ; the file is not one")
+        raise ValueError(
+            "a delta erasure holds one tensor for each of its sites; names in file and config differ; get it again"
+        )

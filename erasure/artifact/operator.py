@@ -30,7 +30,9 @@ class OperatorErasure(Erasure):
     def check_tensors(self) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         if set(shapes) != {"u", "v"} or shapes["u"] != shapes["v"] or len(shapes["u"]) != 2:
-            raise ValueError(f"an operator erasure holds u and v of one shape (d, n); got {shapes}; the file is not one")
+            raise ValueError(
+                f"an operator erasure holds u and v of one shape (d, n); got {shapes}; the file is not one"
+            )
 
 
 def compose(first: OperatorErasure, second: OperatorErasure) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ class Layer:
 class Stack:
     """Erasures applied to one UNet in order, over a copy of every tensor they touch.
 
-    Any change puts the originals back first and applies what remains again, so that removing everything restores every bit
-    and the order of calls leaves no trace.
+    Any change puts the originals back first and applies what remains again, so that removing everything restores every
+    bit and the order of calls leaves no trace.
     """
 
     def __init__(self, unet: nn.Module) -> None:

@@ -15,8 +15,8 @@ TENSORS, VALUES = 48, 4
 def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """Names and shapes as a hash, and a few weights of some tensors spread over the module.
 
-    Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each of 48
-    tensors; :func:`matches` compares them within bfloat16 rounding, which any fine-tune exceeds somewhere.
+    Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each
+    of 48 tensors; :func:`matches` compares them within bfloat16 rounding, which any fine-tune exceeds somewhere.
 
     Args:
         originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).

@@ -36,7 +36,7 @@ class Conditioning:
 
         ``bos`` start token; ``content`` the words; ``last_subject`` the last word piece (for an empty prompt that is
         the start token, as in the official UCE code); ``first_eos`` the first end token; ``tail`` first end token and
-        padding, where causal encoders collect the whole prompt; ``subject_to_end`` last subject token and tail; ``all``.
+        padding, where causal encoders collect the whole prompt; ``subject_to_end`` last subject and tail; ``all``.
         """
         length = self.hidden.shape[1]
         table = {
@@ -67,8 +67,12 @@ def tokenise(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, tuple[int,
     counts = tuple(len(tokenizer(prompt).input_ids) for prompt in prompts)
     for prompt, count in zip(prompts, counts, strict=True):
         if count > length:
-            raise ValueError(f"the prompt is longer than the text encoder reads; got {count} tokens of {length}: {prompt!r}; shorten it")
-    ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+            raise ValueError(
+                f"the prompt is longer than the text encoder reads; {count} tokens of {length}: {prompt!r}; shorten it"
+            )
+    ids = tokenizer(
+        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
     return ids, counts
 
 

@@ -64,8 +64,8 @@ class UNetBackbone:
     def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
         """Weights and biases of linear and convolution layers, chosen by where they stand. Norms are never chosen.
 
-        ``cross_attention`` (ESD-x) queries, keys, values and outputs of cross-attention; ``cross_attention_kv`` (ESD-x-strict)
-        keys and values alone; ``not_cross_attention`` (ESD-u) everything else; ``all``.
+        ``cross_attention`` (ESD-x) queries, keys, values and outputs of cross-attention; ``cross_attention_kv``
+        (ESD-x-strict) keys and values alone; ``not_cross_attention`` (ESD-u) everything else; ``all``.
         """
         chosen = {
             "cross_attention": lambda name: ".attn2." in name,
@@ -139,32 +139,51 @@ def refuse_unsafe(pipe: Any) -> None:
     """Refuse a pipeline on which an edit would silently do nothing, or something else."""
     missing = [name for name in ("unet", "text_encoder", "tokenizer", "scheduler") if getattr(pipe, name, None) is None]
     if missing:
-        raise ValueError(f"not a Stable Diffusion 1.x / 2.x pipeline; {type(pipe).__name__} has no {', '.join(missing)}; load one with DiffusionPipeline.from_pretrained")
+        raise ValueError(
+            f"not a Stable Diffusion 1.x / 2.x pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
+            "load one with DiffusionPipeline.from_pretrained"
+        )
     if getattr(pipe, "text_encoder_2", None) is not None:
-        raise ValueError(f"{type(pipe).__name__} has two text encoders; this version edits Stable Diffusion 1.x / 2.x only")
+        raise ValueError(
+            f"{type(pipe).__name__} has two text encoders; this version edits Stable Diffusion 1.x / 2.x only"
+        )
     for part in ("unet", "text_encoder"):
         _refuse_module(part, getattr(pipe, part))
     if pipe.unet.dtype != pipe.text_encoder.dtype:
         raise ValueError(
-            f"the components have different dtypes; got unet {pipe.unet.dtype} and text encoder {pipe.text_encoder.dtype}; "
+            f"the components have different dtypes; unet {pipe.unet.dtype}, text encoder {pipe.text_encoder.dtype}; "
             "bring them together with pipe.to(dtype) before erasing"
         )
 
 
 def _refuse_module(part: str, module: Any) -> None:
     if hasattr(module, "_orig_mod"):
-        raise ValueError(f"the {part} is compiled (torch.compile), which may keep using the old weights; erase first, compile afterwards")
+        raise ValueError(
+            f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
+        )
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
     for name, child in module.named_modules():
         if getattr(child, "fused_projections", False):
-            raise ValueError(f"{part}.{name} has fused query-key-value projections, so its own keys and values are not used; call pipe.unfuse_qkv_projections() first")
+            raise ValueError(
+                f"{part}.{name} has fused query-key-value projections, so its own keys and values are not used; "
+                "call pipe.unfuse_qkv_projections() first"
+            )
         if hasattr(child, "base_layer"):
-            raise ValueError(f"{part}.{name} carries a LoRA adapter; call pipe.fuse_lora() and pipe.unload_lora_weights(), or unload it, before erasing")
+            raise ValueError(
+                f"{part}.{name} carries a LoRA adapter; call fuse_lora() and unload_lora_weights() before erasing"
+            )
         if getattr(child, "_hf_hook", None) is not None or getattr(child, "_diffusers_hook", None) is not None:
-            raise ValueError(f"{part} is offloaded or hooked; erase before enable_model_cpu_offload() and its relatives (or call pipe.remove_all_hooks())")
+            raise ValueError(
+                f"{part} is offloaded or hooked; erase before enable_model_cpu_offload() and its relatives "
+                "(or call pipe.remove_all_hooks() first)"
+            )
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
-            raise ValueError(f"{part}.{name} has no data (meta device); erase before offloading, or load without device_map")
+            raise ValueError(
+                f"{part}.{name} has no data (meta device); erase before offloading, or load without device_map"
+            )
         if not parameter.is_floating_point():
-            raise ValueError(f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model first, quantise afterwards")
+            raise ValueError(
+                f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
+            )

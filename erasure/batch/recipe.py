@@ -117,6 +117,12 @@ class Recipe:
         suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
         grid = itertools.product(self.bases, self.concepts, self.methods, self.seeds)
         return [
-            Cell(base, suites[c].concept if isinstance(c, str) else c, suites[c] if isinstance(c, str) else None, method, seed)
+            Cell(
+                base,
+                suites[c].concept if isinstance(c, str) else c,
+                suites[c] if isinstance(c, str) else None,
+                method,
+                seed,
+            )
             for base, c, method, seed in grid
         ]

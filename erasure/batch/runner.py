@@ -25,8 +25,8 @@ RESULT = "result.json"
 def run(recipe: Recipe, *, device: str | None = None, console: Console | None = None) -> int:
     """Run every unfinished cell; returns the number of cells that failed.
 
-    Each cell gets a folder with the erasure, its evaluation and ``result.json``. That file is written last and whole, so a
-    cell either has one or is run again. A failed cell's file holds the error, and the cell is tried again next time.
+    Each cell gets a folder with the erasure, its evaluation and ``result.json``. That file is written last and whole:
+    a cell either has one or is run again. A failed cell's file holds the error, and the cell is tried again next time.
     """
     console = console or Console()
     pipe, loaded = None, None
@@ -46,7 +46,11 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
             except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
                 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                     raise  # a full disk or a dead mount fails every cell
-                finished = {"status": "failed", "error": " ".join(str(error).split()), "traceback": traceback.format_exc()}
+                finished = {
+                    "status": "failed",
+                    "error": " ".join(str(error).split()),
+                    "traceback": traceback.format_exc(),
+                }
             finished |= {"cell": cell.key, "seconds": time.perf_counter() - began, "recipe": _facts(cell)}
             write_atomically(folder / RESULT, json.dumps(finished, indent=2, ensure_ascii=False, default=str))
         else:
@@ -99,7 +103,12 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
-    return {"base": cell.base, "concept": cell.concept.name, "method": dataclasses.asdict(cell.method), "seed": cell.seed}  # type: ignore[call-overload]
+    return {
+        "base": cell.base,
+        "concept": cell.concept.name,
+        "method": dataclasses.asdict(cell.method),
+        "seed": cell.seed,
+    }  # type: ignore[call-overload]
 
 
 def _finished(path: Path) -> dict[str, Any] | None:

@@ -27,7 +27,9 @@ def available() -> dict[str, str]:
     table = dict(BUILT_IN)
     for point in entry_points(group="erasure.methods"):
         if table.setdefault(point.name, point.value) != point.value:
-            raise ValueError(f"two packages define the method {point.name!r}: {table[point.name]} and {point.value}; uninstall one")
+            raise ValueError(
+                f"two packages define the method {point.name!r}: {table[point.name]} and {point.value}; uninstall one"
+            )
     return table
 
 

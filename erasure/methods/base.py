@@ -95,7 +95,9 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
             raise ValueError(f"{clash!r} is both to be erased and to be kept; take it out of one of the two")
     for concept in concepts:
         if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
-            raise ValueError(f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor")
+            raise ValueError(
+                f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor"
+            )
 
 
 def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> float:
@@ -108,8 +110,8 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     size = sum(weights[name].double().square().sum().item() for name in changes) ** 0.5
     if moved <= 1e-6 * size:
         raise ValueError(
-            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may mean the same to the "
-            "text encoder, or the scale or learning rate is zero; change one of them"
+            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may mean the "
+            "same to the text encoder, or the scale or learning rate is zero; change one of them"
         )
     return moved / size
 

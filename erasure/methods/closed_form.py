@@ -1,7 +1,7 @@
 """The ridge regression every closed form of the cross-attention family solves, once for all layers.
 
-Erasing asks that each layer W send the target embeddings X_e where it used to send the anchors Y_e, keep what it does to
-the embeddings X_p, and otherwise stay as it is:
+Erasing asks that each layer W send the target embeddings X_e where it used to send the anchors Y_e, keep what it does
+to the embeddings X_p, and otherwise stay as it is:
 
     min_W'  a_e |W' X_e - W Y_e|^2 + a_p |W' X_p - W X_p|^2 + lambda |W' - W|^2
 
@@ -59,7 +59,9 @@ def solve(
         ValueError: the rows do not pair up, or lambda is negative.
     """
     if targets.shape != anchors.shape:
-        raise ValueError(f"every target needs one anchor; got {tuple(targets.shape)} and {tuple(anchors.shape)}; pair them row by row")
+        raise ValueError(
+            f"every target needs one anchor; got {tuple(targets.shape)} and {tuple(anchors.shape)}; pair the rows"
+        )
     if lamb < 0:
         raise ValueError(f"lambda must not be negative; got {lamb}; use 0.5, or more for a gentler edit")
     x, y, p = (t.double() for t in (targets, anchors, kept))

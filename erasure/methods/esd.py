@@ -39,8 +39,8 @@ class ESD(Method):
     a trajectory the base samples with guidance. Works for epsilon- and v-prediction alike: the target is linear.
 
     Attributes:
-        variant: what is trained. ``x`` cross-attention (styles, names), ``x-strict`` its keys and values, ``u`` everything
-            else (concepts that must go whatever the prompt says), ``all``.
+        variant: what is trained. ``x`` cross-attention (styles, names), ``x-strict`` its keys and values, ``u``
+            everything else (concepts that must go whatever the prompt says), ``all``.
         eta: how far to push away. 1 to 2; larger distorts.
         iterations, lr: of plain Adam. More of either erases more and hurts more.
         batch_size: bank rows a step.
@@ -50,7 +50,7 @@ class ESD(Method):
         erase_from: c0, when it is not the concept itself: erase "beard" from "santa", say.
         sentences: also train on "a superhero" and on the concept's templates beside its bare name.
         synonyms: train on the concept's synonyms too.
-        retain: weight of a second term that keeps the student at the base's prediction on the keep list; 0 ignores the list.
+        retain: weight of a second term that holds the student to the base on the keep list; 0 ignores the list.
         autocast: run the denoiser in bfloat16 where that is faster.
         seed: of the bank and of the batches.
     """
@@ -131,10 +131,21 @@ class ESD(Method):
                     value = value + self.retain * step_loss(backbone, held_bank, held_bank.conditional, held, kept)
                 return value
 
-            run = {"settings": self.settings(), "prompts": prompts, "keep": list(keep), "base": fingerprint(backbone.unet)}
+            run = {
+                "settings": self.settings(),
+                "prompts": prompts,
+                "keep": list(keep),
+                "base": fingerprint(backbone.unet),
+            }
             with backbone.evaluating():
                 deltas = train(
-                    parameters, loss, Training(self.iterations, self.lr, self.seed), key=json.dumps(run), folder=checkpoint, progress=progress
+                    backbone.unet,
+                    parameters,
+                    loss,
+                    Training(self.iterations, self.lr, self.seed),
+                    key=json.dumps(run),
+                    folder=checkpoint,
+                    progress=progress,
                 )
         config = new_config(
             backbone,
@@ -150,10 +161,16 @@ class ESD(Method):
     def prompts(self, concept: Concept) -> list[str]:
         """What the concept is called in training."""
         phrases = concept.phrases if self.synonyms else (concept.name,)
-        sentences = [template.format(with_article(p)) for template in concept.templates for p in phrases] if self.sentences else []
+        sentences = (
+            [template.format(with_article(p)) for template in concept.templates for p in phrases]
+            if self.sentences
+            else []
+        )
         return list(dict.fromkeys([*phrases, *sentences]))
 
-    def _bank(self, backbone: Backbone, hidden: Tensor, empty: Tensor, trajectories: int, progress: bool) -> TrajectoryBank:
+    def _bank(
+        self, backbone: Backbone, hidden: Tensor, empty: Tensor, trajectories: int, progress: bool
+    ) -> TrajectoryBank:
         return TrajectoryBank.sample(
             backbone,
             hidden,
@@ -176,8 +193,7 @@ class ESD(Method):
         return bank.conditional - self.eta * (concept - bank.unconditional)
 
     def _precision(self, backbone: Backbone) -> contextlib.AbstractContextManager:
-        mixed = self.autocast or backbone.dtype != torch.float32
-        return torch.autocast(backbone.device.type, torch.bfloat16) if mixed else contextlib.nullcontext()
+        return torch.autocast(backbone.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
 
 
 def step_loss(backbone: Backbone, bank: TrajectoryBank, targets: Tensor, hidden: Tensor, chosen: Tensor) -> Tensor:
@@ -187,5 +203,5 @@ def step_loss(backbone: Backbone, bank: TrajectoryBank, targets: Tensor, hidden:
 
 
 def _inputs(backbone: Backbone, bank: TrajectoryBank, hidden: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x, t, prompt, _, _ = batch_of(bank, chosen, backbone.device)
-    return x, t, hidden[prompt]
+    x, t, prompt = batch_of(bank, chosen, backbone)
+    return x, t, hidden[prompt].to(x.dtype)

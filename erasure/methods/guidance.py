@@ -1,8 +1,9 @@
 """The trainer the fine-tuning methods share.
 
 A frozen base samples trajectories once; :class:`TrajectoryBank` keeps some steps of each *with the predictions that
-sampling computed anyway*, so a training step is one forward and backward pass of the student. The student is the pipeline's own
-UNet: only the originals of the trained tensors are kept beside it, and they are back in place when training ends, however it ends.
+sampling computed anyway*, so a training step is one forward and backward pass of the student. The student is the
+pipeline's own UNet: only the originals of the trained tensors are kept beside it, and they are back in place when
+training ends, however it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,11 +71,18 @@ class TrajectoryBank:
         """
         generator = torch.Generator().manual_seed(seed)
         parts: list[tuple[Tensor, ...]] = []
-        steps = torch.stack([torch.randperm(num_inference_steps, generator=generator)[:keep] for _ in range(trajectories)])
-        noise = torch.randn(trajectories, *backbone.latent_shape, generator=generator).to(backbone.device, backbone.dtype)
+        steps = torch.stack(
+            [torch.randperm(num_inference_steps, generator=generator)[:keep] for _ in range(trajectories)]
+        )
+        noise = torch.randn(trajectories, *backbone.latent_shape, generator=generator).to(
+            backbone.device, backbone.dtype
+        )
         prompts = torch.arange(trajectories) % len(hidden)
         batches = torch.arange(trajectories).split(batch_size)
-        with backbone.evaluating(), tqdm(total=trajectories, desc="sample", unit="trajectory", disable=not progress) as bar:
+        with (
+            backbone.evaluating(),
+            tqdm(total=trajectories, desc="sample", unit="trajectory", disable=not progress) as bar,
+        ):
             for batch in batches:
                 taken = backbone.trajectory(
                     hidden[prompts[batch]],
@@ -87,7 +95,15 @@ class TrajectoryBank:
                 for k, (x, t, conditional, unconditional) in enumerate(taken):
                     rows = (steps[batch] == k).any(dim=1)
                     if rows.any():
-                        parts.append((x[rows], t.expand(int(rows.sum())), prompts[batch][rows], conditional[rows], unconditional[rows]))
+                        parts.append(
+                            (
+                                x[rows],
+                                t.expand(int(rows.sum())),
+                                prompts[batch][rows],
+                                conditional[rows],
+                                unconditional[rows],
+                            )
+                        )
                 bar.update(len(batch))
         x, t, prompt, conditional, unconditional = (torch.cat([part[i].cpu() for part in parts]) for i in range(5))
         return cls(x, t, prompt, conditional, unconditional)
@@ -115,6 +131,7 @@ class Diverged(FloatingPointError):
 
 
 def train(
+    module: nn.Module,
     parameters: dict[str, nn.Parameter],
     loss: Callable[[torch.Generator], Tensor],
     training: Training,
@@ -123,15 +140,14 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
-    """Minimise ``loss`` over ``parameters`` and return the differences; the parameters are put back in any case.
+    """Minimise ``loss`` over ``parameters`` of a module and return the differences; the module is put back in any case.
 
-    Half-precision parameters are trained as float32 and rounded once, at the end: at usual learning rates single
-    steps are smaller than their rounding.
+    A half-precision module is trained in float32: at usual learning rates single steps are smaller than its rounding.
 
     Args:
         loss: value of one step; draws what it needs from the generator it is given.
         key: describes the run. A checkpoint made with another key is refused.
-        folder: where to keep a checkpoint. An interrupted run called again on the same folder ends with the same weights.
+        folder: where to keep a checkpoint. An interrupted run called again on it ends with the same weights.
 
     Raises:
         Diverged: the loss is not finite. The last good state is in the folder's checkpoint, if there is a folder.
@@ -140,41 +156,60 @@ def train(
     if not parameters:
         raise ValueError("no parameters to train; the selector matched none on this model; choose another")
     checkpoint = _Checkpoint(Path(folder), key) if folder is not None else None
-    with _borrowed(parameters) as (students, originals):
-        optimiser = torch.optim.Adam(students.values(), lr=training.lr)
-        start = checkpoint.load(students, optimiser) if checkpoint else 0
-        bar = tqdm(range(start, training.iterations), initial=start, total=training.iterations, desc="train", unit="step", disable=not progress)
+    with _borrowed(module, parameters) as originals:
+        optimiser = torch.optim.Adam(parameters.values(), lr=training.lr)
+        start = checkpoint.load(parameters, optimiser) if checkpoint else 0
+        bar = tqdm(
+            range(start, training.iterations),
+            initial=start,
+            total=training.iterations,
+            desc="train",
+            unit="step",
+            disable=not progress,
+        )
         for step in bar:
             value = loss(torch.Generator().manual_seed(training.seed * 1_000_003 + step))
             if not torch.isfinite(value):
-                kept = f"the state after step {checkpoint.step} is kept in {checkpoint.folder}" if checkpoint and checkpoint.step else "no checkpoint had been written"
-                raise Diverged(f"the loss became {value.item()} at step {step}; {kept}; lower the learning rate (now {training.lr})")
+                kept = (
+                    f"the state after step {checkpoint.step} is kept in {checkpoint.folder}"
+                    if checkpoint and checkpoint.step
+                    else "no checkpoint had been written"
+                )
+                raise Diverged(
+                    f"the loss became {value.item()} at step {step}; {kept}; lower the learning rate ({training.lr})"
+                )
             optimiser.zero_grad()
-            gradients = torch.autograd.grad(value, list(students.values()))
-            for student, gradient in zip(students.values(), gradients, strict=True):
-                student.grad = gradient
+            value.backward()
             optimiser.step()
             bar.set_postfix(loss=f"{value.item():.4f}")
             if checkpoint and ((step + 1) % training.checkpoint_every == 0 or step + 1 == training.iterations):
-                checkpoint.save(step + 1, students, optimiser)
-        return {name: (student.detach().double() - originals[name].double()).float().cpu() for name, student in students.items()}
+                checkpoint.save(step + 1, parameters, optimiser)
+        return {
+            name: (student.detach().double() - originals[name].double()).float().cpu()
+            for name, student in parameters.items()
+        }
 
 
 @contextlib.contextmanager
-def _borrowed(parameters: dict[str, nn.Parameter]) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]:
-    """Make the parameters trainable float32 tensors for a while; afterwards data, dtype and flags are as before."""
-    originals = {name: parameter.data for name, parameter in parameters.items()}
-    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+def _borrowed(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """Make a module float32 and some of its parameters trainable for a while; yields the originals of those.
+
+    Afterwards every parameter has its data, dtype and flag back.
+    """
+    before = {p: (p.data, p.requires_grad) for p in module.parameters()} | {
+        p: (p.data, p.requires_grad) for p in parameters.values()
+    }
+    trained = set(parameters.values())
     try:
-        for parameter in parameters.values():
-            parameter.data = parameter.data.float().clone()
-            parameter.requires_grad_(True)
-        yield parameters, originals
+        for parameter in before:
+            parameter.requires_grad_(parameter in trained)
+            parameter.data = parameter.data.float().clone() if parameter in trained else parameter.data.float()
+        yield {name: before[parameter][0] for name, parameter in parameters.items()}
     finally:
-        for name, parameter in parameters.items():
-            parameter.data = originals[name]
+        for parameter, (data, flag) in before.items():
+            parameter.data = data
             parameter.grad = None
-            parameter.requires_grad_(flags[name])
+            parameter.requires_grad_(flag)
 
 
 class _Checkpoint:
@@ -185,7 +220,7 @@ class _Checkpoint:
         self.digest = hashlib.sha256(key.encode()).hexdigest()
         self.path = folder / "training.safetensors"
 
-    def load(self, students: dict[str, nn.Parameter], optimiser: torch.optim.Adam) -> int:
+    def load(self, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Adam) -> int:
         if not self.path.exists():
             return 0
         from safetensors import safe_open
@@ -193,20 +228,25 @@ class _Checkpoint:
         with safe_open(self.path, framework="pt") as file:
             meta = json.loads(file.metadata()["state"])
         if meta["key"] != self.digest:
-            raise ValueError(f"{self.folder} holds the checkpoint of another run (other concept, settings or model); give an empty folder, or delete it")
+            raise ValueError(
+                f"{self.folder} holds the checkpoint of another run (concept, settings or model differ); "
+                "give an empty folder, or delete it"
+            )
         tensors = load_file(self.path)
-        for name, student in students.items():
+        for name, student in parameters.items():
             student.data.copy_(tensors[name])
             state = {k: tensors[f"{name}//{k}"].to(student.device) for k in ("exp_avg", "exp_avg_sq")}
             optimiser.state[student] = {"step": torch.tensor(float(meta["step"])), **state}
         self.step = meta["step"]
         return self.step
 
-    def save(self, step: int, students: dict[str, nn.Parameter], optimiser: torch.optim.Adam) -> None:
+    def save(self, step: int, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Adam) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: student.detach().cpu().contiguous() for name, student in students.items()}
-        for name, student in students.items():
-            tensors |= {f"{name}//{k}": optimiser.state[student][k].cpu().contiguous() for k in ("exp_avg", "exp_avg_sq")}
+        tensors = {name: student.detach().cpu().contiguous() for name, student in parameters.items()}
+        for name, student in parameters.items():
+            tensors |= {
+                f"{name}//{k}": optimiser.state[student][k].cpu().contiguous() for k in ("exp_avg", "exp_avg_sq")
+            }
         partial = self.path.with_suffix(".partial")
         save_file(tensors, partial, metadata={"state": json.dumps({"step": step, "key": self.digest})})
         os.replace(partial, self.path)
@@ -218,6 +258,7 @@ def pick(bank: TrajectoryBank, batch_size: int, generator: torch.Generator) -> T
     return torch.randint(len(bank), (batch_size,), generator=generator)
 
 
-def batch_of(bank: TrajectoryBank, chosen: Tensor, device: torch.device) -> Sequence[Tensor]:
-    """``x, t, prompt, conditional, unconditional`` of some rows, on the device."""
-    return [field[chosen].to(device) for field in (bank.x, bank.t, bank.prompt, bank.conditional, bank.unconditional)]
+def batch_of(bank: TrajectoryBank, chosen: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+    """``x, t, prompt`` of some rows, where and in which dtype the backbone wants them."""
+    x = bank.x[chosen].to(backbone.device, backbone.dtype)
+    return x, bank.t[chosen].to(backbone.device), bank.prompt[chosen].to(backbone.device)

@@ -55,7 +55,10 @@ class UCE(Method):
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds, kilobytes"
     reference: ClassVar[Reference] = Reference(
-        "Unified Concept Editing in Diffusion Models", "Gandikota et al., WACV 2024", "2308.14761", "rohitgandikota/unified-concept-editing"
+        "Unified Concept Editing in Diffusion Models",
+        "Gandikota et al., WACV 2024",
+        "2308.14761",
+        "rohitgandikota/unified-concept-editing",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {"token_span": "subject_to_end", "articles": True, "synonyms": True, "keep_all_tokens": True},
@@ -94,7 +97,11 @@ class UCE(Method):
             sites=list(sites),
         )
         change = {name: weight.double() @ solution.u @ solution.v.T for name, weight in weights.items()}
-        config["report"] = {"relative_change": check_moved(change, weights), "condition": solution.condition, "rank": u.shape[1]}
+        config["report"] = {
+            "relative_change": check_moved(change, weights),
+            "condition": solution.condition,
+            "rank": u.shape[1],
+        }
         return OperatorErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, {"u": u, "v": v})
 
     def pairs(self, backbone: Backbone, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
@@ -124,10 +131,18 @@ class UCE(Method):
         phrases = concept.phrases if self.synonyms else (concept.name,)
         pairs = [(phrase, concept.anchor) for phrase in phrases]
         if self.articles:
-            pairs += [(with_article(phrase), with_article(concept.anchor)) for phrase in phrases if with_article(phrase) != phrase]
+            pairs += [
+                (with_article(phrase), with_article(concept.anchor))
+                for phrase in phrases
+                if with_article(phrase) != phrase
+            ]
         if self.expand_prompts:
             templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
-            pairs += [(template.format(phrase), template.format(concept.anchor).strip()) for template in templates for phrase in phrases]
+            pairs += [
+                (template.format(phrase), template.format(concept.anchor).strip())
+                for template in templates
+                for phrase in phrases
+            ]
         return pairs
 
     def _last_subject(self, anchor: Conditioning, i: int, prompt: str) -> Tensor:

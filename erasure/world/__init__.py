@@ -15,9 +15,11 @@ def path() -> Path:
     Raises:
         FileNotFoundError: this installation lacks the model.
     """
-    folder = Path(__file__).parent / "model"
+    folder = Path(__file__).parent / "emoji-world"
     if not (folder / "model_index.json").exists():
-        raise FileNotFoundError(f"Emoji World's model is not in this installation ({folder}); reinstall, or make it with `erasure world train`")
+        raise FileNotFoundError(
+            f"Emoji World's model is not installed ({folder}); reinstall, or make it with `erasure world train`"
+        )
     return folder
 
 

@@ -37,7 +37,9 @@ def artwork() -> dict[tuple[str, str], Image.Image]:
     """(concept, style) -> 64x64 RGBA drawing, for every concept and style of the world."""
     root = importlib.resources.files("erasure.world") / "artwork"
     return {
-        (concept, style): Image.open(io.BytesIO((root / style / f"{file_name(concept)}.png").read_bytes())).convert("RGBA")
+        (concept, style): Image.open(io.BytesIO((root / style / f"{file_name(concept)}.png").read_bytes())).convert(
+            "RGBA"
+        )
         for style in spec().styles
         for concept in spec().concepts
     }
@@ -88,7 +90,11 @@ def _read(package: str, pattern: str, folder: Path):
     packed = subprocess.run(["npm", "pack", "--json", package], cwd=folder, check=True, capture_output=True, text=True)
     prefix, suffix = pattern.split("{}")
     with tarfile.open(folder / json.loads(packed.stdout)[0]["filename"]) as archive:
-        members = {m.name[len(prefix) : -len(suffix)]: m for m in archive if m.name.startswith(prefix) and m.name.endswith(suffix)}
+        members = {
+            m.name[len(prefix) : -len(suffix)]: m
+            for m in archive
+            if m.name.startswith(prefix) and m.name.endswith(suffix)
+        }
         for code in sorted(members):
             image = Image.open(io.BytesIO(archive.extractfile(members[code]).read())).convert("RGBA")
             yield code.removesuffix("-fe0f"), image.resize((64, 64), Image.Resampling.LANCZOS)
@@ -97,6 +103,8 @@ def _read(package: str, pattern: str, folder: Path):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Rebuild Emoji World's artwork from the vendors' npm packages.")
     parser.add_argument("--concepts", type=Path, help="folder for the concepts' PNGs (default: leave the shipped ones)")
-    parser.add_argument("--strangers", type=Path, required=True, help="file for the autoencoder's training images (.npz)")
+    parser.add_argument(
+        "--strangers", type=Path, required=True, help="file for the autoencoder's training images (.npz)"
+    )
     arguments = parser.parse_args()
     build(arguments.concepts, arguments.strangers)

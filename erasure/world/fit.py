@@ -70,7 +70,9 @@ def fit(
     average = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in modules.items()}
     parameters = [p for module in modules.values() for p in module.parameters()]
     averaged = [p for module in average.values() for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+    )
     start = 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -82,7 +84,9 @@ def fit(
 
     recent: list[float] = []
     began = time.perf_counter()
-    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=folder.name, unit="step", mininterval=10)
+    bar = tqdm(
+        range(start, settings.steps), initial=start, total=settings.steps, desc=folder.name, unit="step", mininterval=10
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
@@ -90,7 +94,9 @@ def fit(
         with torch.autocast(device.type, torch.bfloat16):
             value = loss(step)
         if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss became {value.item()} at step {step}; lower the learning rate ({settings.lr})")
+            raise FloatingPointError(
+                f"the loss became {value.item()} at step {step}; lower the learning rate ({settings.lr})"
+            )
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -80,7 +80,9 @@ def render(scene: Scene) -> Image.Image:
     return compose(drawings, scene.placements, world.backgrounds[scene.background].rgb)
 
 
-def compose(drawings: Iterable[Image.Image], placements: Iterable[Placement], colour: tuple[int, int, int]) -> Image.Image:
+def compose(
+    drawings: Iterable[Image.Image], placements: Iterable[Placement], colour: tuple[int, int, int]
+) -> Image.Image:
     """Put RGBA drawings on a flat colour."""
     size = spec().size
     canvas = Image.new("RGB", (size, size), colour)

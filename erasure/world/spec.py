@@ -130,7 +130,9 @@ def _check(world: WorldSpec) -> None:
     for emoji in world.concepts.values():
         for phrase in {emoji.name, emoji.es, emoji.description, *emoji.synonyms}:
             if owner.setdefault(phrase, emoji.name) != emoji.name:
-                raise ValueError(f"world.yaml: {phrase!r} names both {owner[phrase]!r} and {emoji.name!r}; rename one of them")
+                raise ValueError(
+                    f"world.yaml: {phrase!r} names both {owner[phrase]!r} and {emoji.name!r}; rename one of them"
+                )
     _known(world.target_concepts, world.concepts, "targets.concepts")
     _known(world.target_styles, world.styles, "targets.styles")
     _known((c for c, _ in world.held_out_styles | world.held_out_backgrounds), world.concepts, "held_out")

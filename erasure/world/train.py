@@ -85,7 +85,9 @@ def stranger_scene(rng: np.random.Generator, drawings: np.ndarray) -> Image.Imag
     count = 2 if rng.random() < 0.3 else 1
     chosen = [Image.fromarray(drawings[i]) for i in rng.integers(len(drawings), size=count)]
     palette = [b.rgb for b in spec().backgrounds.values()]
-    colour = palette[rng.integers(len(palette))] if rng.random() < 0.7 else tuple(int(v) for v in rng.integers(256, size=3))
+    colour = (
+        palette[rng.integers(len(palette))] if rng.random() < 0.7 else tuple(int(v) for v in rng.integers(256, size=3))
+    )
     return compose(chosen, [place(rng, i, count) for i in range(count)], colour)
 
 
@@ -158,9 +160,7 @@ def encoded_scenes(
     concepts = [c for c in world.concepts if c not in without]
     styles = [s for s in world.styles if s not in without]
     rng = step_rng(seed, 1, 4 + len(without))
-    scenes = [
-        sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])
-    ]
+    scenes = [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
     listing = "\n".join(json.dumps(dataclasses.asdict(scene), sort_keys=True) for scene in scenes)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     cache = out / f"latents-{digest[:12]}.pt"

@@ -67,9 +67,7 @@ def draw_scenes(rng: np.random.Generator, n: int, *, pairs: float = 0.0, held_ou
     """
     world = spec()
     concepts, styles = list(world.concepts), list(world.styles)
-    return [
-        sample_scene(rng, concepts, styles, pairs=pairs, held_out=bool(rng.random() < held_out)) for _ in range(n)
-    ]
+    return [sample_scene(rng, concepts, styles, pairs=pairs, held_out=bool(rng.random() < held_out)) for _ in range(n)]
 
 
 def scene_views(scenes: Sequence[Scene]) -> Views:

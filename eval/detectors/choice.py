@@ -9,7 +9,9 @@ from erasure.eval.detectors.clip import ClipDetector, labels_of
 WORLD = "emoji-world"
 
 
-def detectors_for(suite: Suite, *, clip: str = "ViT-B-32/openai", device: str = "cpu") -> tuple[list[Detector], ClipDetector]:
+def detectors_for(
+    suite: Suite, *, clip: str = "ViT-B-32/openai", device: str = "cpu"
+) -> tuple[list[Detector], ClipDetector]:
     """Detectors and the judge of image-text agreement for a suite.
 
     Args:
@@ -28,5 +30,8 @@ def detectors_for(suite: Suite, *, clip: str = "ViT-B-32/openai", device: str = 
     try:
         judge = ClipDetector.load(model, weights or None, labels=labels_of(suite), device=device)
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f"open_clip could not load {clip!r} ({type(error).__name__}); name a model/weights pair from open_clip.list_pretrained()") from None
+        raise FileNotFoundError(
+            f"open_clip could not load {clip!r} ({type(error).__name__}); "
+            "name a model/weights pair from open_clip.list_pretrained()"
+        ) from None
     return [judge], judge

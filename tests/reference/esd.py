@@ -21,7 +21,9 @@ def loss(pipe, student, x: Tensor, t: Tensor, prompt: str, *, eta: float, erase_
     return (predicted - target).square().mean()
 
 
-def step(pipe, x: Tensor, t: Tensor, prompt: str, names: list[str], *, eta: float, lr: float) -> tuple[float, dict[str, Tensor]]:
+def step(
+    pipe, x: Tensor, t: Tensor, prompt: str, names: list[str], *, eta: float, lr: float
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and parameter changes of one Adam step on the named parameters."""
     student = copy.deepcopy(pipe.unet)
     chosen = {name: parameter for name, parameter in student.named_parameters() if name in names}

@@ -17,8 +17,8 @@ from PIL import Image
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.eval.generate import generate, image_hash, weights_hash
 from erasure.eval.metrics import frechet, kid
+from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
@@ -96,7 +96,7 @@ def evaluate(
             one more set of base pictures. Give it a ``name`` attribute.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
-        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.generate.generate`.
+        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
 
     Raises:
         ValueError: no detector, two of one name, or an arm called "base".
