@@ -244,13 +244,23 @@ def world_train(
 def world_check(
     out: Annotated[Path, typer.Option(help="Folder for the card and the contact sheet.")] = Path("world-check"),
     base: Base = "emoji-world",
+    per_concept: Annotated[int, typer.Option(help="Pictures per concept; more narrow the intervals.")] = 12,
     device: Device = None,
 ) -> None:
     """Measure the quality gate on generated pictures and write the world's card."""
-    from erasure.eval.world_check import run_check
+    from erasure.eval.detectors.world import detectors
+    from erasure.eval.world_check import check
 
-    if not run_check(_base(base, device), out, console=console):
-        raise typer.Exit(1)
+    result = check(_base(base, device), detectors=detectors(), per_concept=per_concept, cache_dir=out / "cache")
+    result.write_card(out / "world.md")
+    result.contact_sheet(out / "contact-sheet.png")
+    table = Table("figure", *result.settings["detectors"])
+    for name, by in result.figures.items():
+        table.add_row(name, *(str(estimate) for estimate in by.values()))
+    console.print(table)
+    console.print(f"card and contact sheet -> {out}")
+    if not result.passed:
+        _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
 
 
 def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, clip: str = "") -> None:

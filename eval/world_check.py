@@ -127,7 +127,7 @@ def check(
             "pass erasure.eval.detectors.world.detectors() and at least 1"
         )
     asked = list(asks(per_concept, concepts=concepts, styles=styles))
-    sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    sampler: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     drawn = generate(
         pipe,
         [ask.text for ask in asked],

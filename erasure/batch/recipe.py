@@ -56,7 +56,7 @@ class Cell:
             },
             sort_keys=True,
         )
-        name = re.sub(r"[^a-z0-9]+", "-", f"{self.concept.name} {self.method.name}".lower()).strip("-")
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self.concept.name[:32]} {self.method.name}".lower()).strip("-")
         return f"{name}-s{self.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 

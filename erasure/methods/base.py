@@ -111,7 +111,7 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     if moved <= 1e-6 * size:
         raise ValueError(
             f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may mean the "
-            "same to the text encoder, or the scale or learning rate is zero; change one of them"
+            "the same to the text encoder, or the scale or learning rate is zero; change one of them"
         )
     return moved / size
 

@@ -96,7 +96,10 @@ def _read(package: str, pattern: str, folder: Path):
             if m.name.startswith(prefix) and m.name.endswith(suffix)
         }
         for code in sorted(members):
-            image = Image.open(io.BytesIO(archive.extractfile(members[code]).read())).convert("RGBA")
+            file = archive.extractfile(members[code])
+            if file is None:
+                continue  # a folder
+            image = Image.open(io.BytesIO(file.read())).convert("RGBA")
             yield code.removesuffix("-fe0f"), image.resize((64, 64), Image.Resampling.LANCZOS)
 
 

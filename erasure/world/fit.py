@@ -68,8 +68,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
     average = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in modules.items()}
-    parameters = [p for module in modules.values() for p in module.parameters()]
-    averaged = [p for module in average.values() for p in module.parameters()]
+    parameters: list[Tensor] = [p for module in modules.values() for p in module.parameters()]
+    averaged: list[Tensor] = [p for module in average.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
     )

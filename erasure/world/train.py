@@ -17,6 +17,7 @@ import importlib.resources
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -58,7 +59,7 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
     seed = config()["seed"]
     drawings = strangers(out / "strangers.npz")
     torch.manual_seed(seed)
-    vae = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
+    vae: Any = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
     schedule = Fit(**settings["fit"])
 
     def loss(step: int) -> Tensor:
@@ -85,9 +86,8 @@ def stranger_scene(rng: np.random.Generator, drawings: np.ndarray) -> Image.Imag
     count = 2 if rng.random() < 0.3 else 1
     chosen = [Image.fromarray(drawings[i]) for i in rng.integers(len(drawings), size=count)]
     palette = [b.rgb for b in spec().backgrounds.values()]
-    colour = (
-        palette[rng.integers(len(palette))] if rng.random() < 0.7 else tuple(int(v) for v in rng.integers(256, size=3))
-    )
+    r, g, b = rng.integers(256, size=3).tolist()
+    colour = palette[rng.integers(len(palette))] if rng.random() < 0.7 else (r, g, b)
     return compose(chosen, [place(rng, i, count) for i in range(count)], colour)
 
 
@@ -131,7 +131,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 # --- the diffusion model ---------------------------------------------------------------------------------------------
 
 
-def new_model(tokenizer: CLIPTokenizer, *, seed: int) -> dict[str, nn.Module]:
+def new_model(tokenizer: CLIPTokenizer, *, seed: int) -> dict[str, Any]:
     """UNet and text encoder with fresh random weights."""
     torch.manual_seed(seed)
     text = CLIPTextConfig(
@@ -180,14 +180,14 @@ def encoded_scenes(
 
 def train_phase(
     folder: Path,
-    model: dict[str, nn.Module],
+    model: dict[str, Any],
     tokenizer: CLIPTokenizer,
     data: tuple[list[Scene], Tensor],
     settings: Fit,
     *,
     seed: int,
     device: torch.device,
-) -> dict[str, nn.Module]:
+) -> dict[str, Any]:
     """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023)."""
     scenes, latents = data
     scheduler = noise_scheduler()
@@ -231,7 +231,7 @@ def train(out: Path, *, device: torch.device) -> Path:
     return out / "phase2-pipeline"
 
 
-def export(folder: Path, model: dict[str, nn.Module], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
+def export(folder: Path, model: dict[str, Any], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
     """Write a standard Stable Diffusion folder: fp16 UNet and VAE, float32 text encoder.
 
     The text encoder stays in float32 because transformers 5 loads it in its stored dtype while diffusers upcasts the

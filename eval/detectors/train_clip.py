@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -34,7 +35,7 @@ SEED = 3
 VOCABULARY = 1200
 FIT = Fit(steps=1200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.99, weight_decay=0.05, save_every=100)
 SCENES, NOTHINGS = 14_000, 1_000
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 96,
     "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 3, "mlp_ratio": 3.0},
     "text_cfg": {"context_length": 32, "width": 64, "heads": 2, "layers": 2, "hf_tokenizer_name": "local-dir"},

@@ -1,0 +1,62 @@
+"""Put the table and the picture of a finished demo into the README.
+
+erasure demo && python docs/figures.py erasure-demo
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from erasure.eval import Evaluation
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
+
+
+def table(evaluation: Evaluation) -> str:
+    """One line per model and detector: rates with their intervals."""
+    rows = {(row.arm, row.detector, row.group): row for row in evaluation.rows()}
+    lines = ["| model | judged by | target seen | neighbours right | unrelated right |", "|---|---|---|---|---|"]
+    for arm in evaluation.arms:
+        for detector in evaluation.detectors:
+            cells = [str(rows[arm.name, detector, group].rate) for group in ("target", "neighbours", "unrelated")]
+            lines.append(f"| {arm.name} | {detector} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(evaluation: Evaluation, *, size: int = 96, margin: int = 64) -> Image.Image:
+    """The report's grid: a row for every model, a column for every prompt."""
+    arms = [arm.name for arm in evaluation.arms]
+    columns = list(dict.fromkeys((p.prompt, p.seed) for p in evaluation.pictures))
+    sheet = Image.new("RGB", (margin + size * len(columns), size * len(arms)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, arm in enumerate(arms):
+        draw.text((6, y * size + size // 2 - 6), arm, fill="black")
+        for item in evaluation.pictures:
+            if item.arm == arm:
+                image = Image.open(io.BytesIO(base64.b64decode(item.png))).resize(
+                    (size - 4, size - 4), Image.Resampling.NEAREST
+                )
+                sheet.paste(image, (margin + columns.index((item.prompt, item.seed)) * size, y * size))
+    return sheet
+
+
+def main(folder: str) -> None:
+    evaluation = Evaluation.from_json(folder)
+    images = ROOT / "docs" / "images"
+    images.mkdir(exist_ok=True)
+    picture(evaluation).save(images / "before-after.png", optimize=True)
+    readme = ROOT / "README.md"
+    text = readme.read_text("utf-8")
+    block = f"{BEGIN}\n{table(evaluation)}\n{END}"
+    readme.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: block, text, flags=re.DOTALL), "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
