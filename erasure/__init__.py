@@ -20,14 +20,13 @@ _LAZY = {
     "Erasure": "erasure.artifact",
     "save_unet": "erasure.artifact",
     "erase": "erasure.verbs",
-    "make": "erasure.verbs",
 }
 _MODULES = {"world", "methods", "pipelines", "eval"}
 
 if TYPE_CHECKING:
     from erasure.artifact import Erasure, save_unet
     from erasure.concept import Concept, Suite
-    from erasure.verbs import erase, make
+    from erasure.verbs import erase
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +41,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY, *_MODULES])
 
 
-__all__ = ["Concept", "Erasure", "Suite", "erase", "make", "save_unet"]
+__all__ = ["Concept", "Erasure", "Suite", "erase", "save_unet"]

@@ -43,14 +43,14 @@ def demo(
 ) -> None:
     """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
     from erasure.concept import Suite
-    from erasure.verbs import make
+    from erasure.verbs import erase as make
 
     pipe = _base("emoji-world", device)
     plan = Suite.load(suite)
     edits = {}
     for method in ("uce", "esd"):
         console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.concept.name!r}")
-        edits[method.upper()] = make(pipe, plan.concept, method)
+        edits[method.upper()] = make(pipe, plan.concept, method, apply=False)
         edits[method.upper()].save_pretrained(out / f"{plan.concept.name}-{method}")
     _evaluate(pipe, edits, plan, out, limit=limit)
 
@@ -81,13 +81,13 @@ def erase(
     """Make an erasure and save it."""
     from erasure.artifact import save_unet
     from erasure.methods import method_class
-    from erasure.verbs import make
+    from erasure.verbs import erase as make
 
     target = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = _base(base, device, dtype)
-    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, **changes)
+    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     console.print(
@@ -153,7 +153,7 @@ def evaluate(
     """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report."""
     from erasure.artifact import Erasure
     from erasure.concept import Suite
-    from erasure.verbs import make
+    from erasure.verbs import erase as make
 
     plan = Suite.load(suite)
     edits = {Path(source).name: Erasure.from_pretrained(source) for source in erasure or []}
@@ -161,7 +161,7 @@ def evaluate(
         raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
     pipe = _base(base or plan.base, device, dtype)
     for name in method or []:
-        edits[name.upper()] = make(pipe, plan.concept, name)
+        edits[name.upper()] = make(pipe, plan.concept, name, apply=False)
     _evaluate(pipe, edits, plan, out, limit=limit, clip=clip)
 
 

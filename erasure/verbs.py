@@ -1,4 +1,4 @@
-"""The two top-level verbs: make an erasure, and make one and apply it."""
+"""The top-level verb."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def erase(
     preset: str | None = None,
     name: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    apply: bool = True,
     progress: bool = True,
     **settings: Any,
 ) -> Erasure:
@@ -37,6 +38,7 @@ def erase(
         preset: named settings of the method; "recommended" by default, "official-2025..." for the published code's.
         name: name of the erasure; made from concept and method by default.
         checkpoint: folder for the training state of a fine-tune; the same call again resumes it.
+        apply: apply the erasure at once. With False the pipeline is left as it was.
         progress: show progress bars.
         **settings: single settings of the method that differ from the preset.
 
@@ -46,41 +48,21 @@ def erase(
     Raises:
         ValueError: the request contradicts itself, or the pipeline is in a state in which the edit would be lost.
     """
-    edit = make(
-        pipe, concept, method, keep=keep, preset=preset, name=name, checkpoint=checkpoint, progress=progress, **settings
-    )
-    return edit.apply(pipe)
-
-
-def make(
-    pipe: Any,
-    concept: str | Concept | Sequence[str | Concept],
-    method: str = "uce",
-    *,
-    keep: Sequence[str] | None = None,
-    preset: str | None = None,
-    name: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    **settings: Any,
-) -> Erasure:
-    """As :func:`erase`, but the pipeline is left as it was. It must carry no erasure: methods start from the base."""
     concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
-    if stack_of(backbone).layers:
+    if active := stack_of(backbone).layers:
         raise ValueError(
-            f"the pipeline already carries {list(stack_of(backbone).layers)}; remove or fuse them first, "
-            "or erase all concepts in one call"
+            f"the pipeline already carries {list(active)}; remove or fuse them first, or erase all concepts in one call"
         )
     if keep is None:
         keep = list(dict.fromkeys(neighbour for c in concepts for neighbour in c.neighbours))
     if not keep and recipe.needs_keep:
         warnings.warn(
             f"{method} with these settings also changes neighbours unless told what to keep; pass keep=[...]",
-            stacklevel=3,
+            stacklevel=2,
         )
     edit = recipe.erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
     edit.config["preset"] = preset or next(iter(recipe.presets))
     edit.name = name or edit.name
-    return edit
+    return edit.apply(pipe) if apply else edit

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erasure import Erasure, make, save_unet
+from erasure import Erasure, save_unet
 from erasure.artifact.base import CONFIG, WEIGHTS
-from tests.tiny import identical, tiny_pipeline, weights
+from tests.tiny import identical, make, tiny_pipeline, weights
 
 ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
 

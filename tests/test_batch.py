@@ -41,7 +41,7 @@ def test_every_cell_gets_an_erasure_and_a_result_and_is_not_run_again(recipe, mo
     for cell in plan.cells():
         result = json.loads((plan.out / cell.key / "result.json").read_text())
         assert result["status"] == "done" and (plan.out / cell.key / "erasure" / "erasure.safetensors").exists()
-    monkeypatch.setattr("erasure.batch.runner.make", lambda *a, **k: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr("erasure.batch.runner.erase", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert run(plan, console=Console(quiet=True)) == 0
 
 

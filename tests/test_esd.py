@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from erasure import Concept, make
+from erasure import Concept
 from erasure.backbone import backbone_of
 from erasure.methods import guidance
 from erasure.methods.esd import ESD, step_loss
 from erasure.methods.guidance import Diverged, Training, TrajectoryBank, train
 from tests.reference import esd as reference
-from tests.tiny import identical, tiny_pipeline, weights
+from tests.tiny import identical, make, tiny_pipeline, weights
 
 QUICK = {"iterations": 6, "lr": 1e-3, "trajectories": 3, "num_inference_steps": 5, "keep_steps": 2, "batch_size": 2}
 

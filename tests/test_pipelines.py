@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from erasure import make
 from erasure.pipelines import (
     ErasedStableDiffusionPipeline,
     active_erasures,
@@ -15,7 +14,7 @@ from erasure.pipelines import (
     set_erasures,
     unload_erasures,
 )
-from tests.tiny import identical, tiny_pipeline, weights
+from tests.tiny import identical, make, tiny_pipeline, weights
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from erasure import Concept, make
+from erasure import Concept
 from erasure.artifact.operator import OperatorErasure, compose
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
 from erasure.methods.closed_form import solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
-from tests.tiny import tiny_pipeline
+from tests.tiny import make, tiny_pipeline
 
 TARGETS, GUIDES, KEPT = ["superhero", "van gogh"], ["ninja", ""], ["a wizard", "batman", "the cat"]
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from erasure import erase
 from erasure.world.train import learn_bpe
 
 WORDS = [
@@ -94,3 +95,6 @@ def weights(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
 def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bit for bit the same."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+make = functools.partial(erase, apply=False)

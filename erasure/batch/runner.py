@@ -17,7 +17,7 @@ from erasure.bases import load_base
 from erasure.batch.recipe import Cell, Recipe
 from erasure.concept import write_atomically
 from erasure.methods import method_class
-from erasure.verbs import make
+from erasure.verbs import erase
 
 RESULT = "result.json"
 
@@ -63,13 +63,14 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
 def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(method_class(cell.method.name))}
     settings = {**cell.method.settings, **({"seed": cell.seed} if "seed" in known else {})}
-    edit = make(
+    edit = erase(
         pipe,
         cell.concept,
         cell.method.name,
         preset=cell.method.preset,
         name=cell.key,
         checkpoint=folder / "training",
+        apply=False,
         progress=False,
         **settings,
     )

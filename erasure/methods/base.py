@@ -110,8 +110,8 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     size = sum(weights[name].double().square().sum().item() for name in changes) ** 0.5
     if moved <= 1e-6 * size:
         raise ValueError(
-            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may mean the "
-            "the same to the text encoder, or the scale or learning rate is zero; change one of them"
+            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may be the "
+            "same to the text encoder, or the scale or learning rate is zero; change one of them"
         )
     return moved / size
 

@@ -62,7 +62,7 @@ RECIPES = {
         BUILDERS["a"],
         augment_a,
         seed=1,
-        fit=Fit(steps=1200, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.99, weight_decay=0.02, save_every=100),
+        fit=Fit(steps=2600, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.995, weight_decay=0.02, save_every=200),
     ),
     "b": Recipe(
         BUILDERS["b"],
