@@ -50,7 +50,7 @@ def demo(
     edits = {}
     for method in ("uce", "esd"):
         console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.concept.name!r}")
-        edits[method.upper()] = make(pipe, plan.concept, method, apply=False)
+        edits[method.upper()] = make(pipe, plan.concept, method, keep=plan.kept, apply=False)
         edits[method.upper()].save_pretrained(out / f"{plan.concept.name}-{method}")
     _evaluate(pipe, edits, plan, out, limit=limit)
 
@@ -71,7 +71,7 @@ def erase(
     anchor: Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")] = None,
     synonym: Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")] = None,
     kind: Annotated[str, typer.Option(help="object, style, identity, nsfw or other.")] = "object",
-    suite: Annotated[str | None, typer.Option(help="Take concept, synonyms and neighbours from a suite.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Take synonyms, neighbours and the keep list from a suite.")] = None,
     settings: Settings = None,
     unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet to this folder.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")] = None,
@@ -83,11 +83,11 @@ def erase(
     from erasure.methods import method_class
     from erasure.verbs import erase as make
 
-    target = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
+    target, kept = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = _base(base, device, dtype)
-    edit = make(pipe, target, method, keep=keep, preset=preset, checkpoint=checkpoint, apply=False, **changes)
+    edit = make(pipe, target, method, keep=keep or kept, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     console.print(
@@ -161,7 +161,7 @@ def evaluate(
         raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
     pipe = _base(base or plan.base, device, dtype)
     for name in method or []:
-        edits[name.upper()] = make(pipe, plan.concept, name, apply=False)
+        edits[name.upper()] = make(pipe, plan.concept, name, keep=plan.kept, apply=False)
     _evaluate(pipe, edits, plan, out, limit=limit, clip=clip)
 
 
@@ -289,15 +289,17 @@ def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: 
     console.print(f"report -> {path.resolve()}")
 
 
-def _concept(name: str, suite: str | None, **more: Any) -> Any:
+def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str, ...] | None]:
+    """The concept and what to keep: from a suite, or from the command line alone."""
     from erasure.concept import Concept, Suite, same
 
     if suite is None:
-        return Concept(name, **{key: value for key, value in more.items() if value is not None})
-    concept = Suite.load(suite).concept
+        return Concept(name, **{key: value for key, value in more.items() if value is not None}), None
+    plan = Suite.load(suite)
+    concept = plan.concept
     if not same(concept.name, name):
         raise ValueError(f"the suite {suite!r} is about {concept.name!r}, not {name!r}; name one or the other")
-    return concept
+    return concept, plan.kept
 
 
 def _base(base: str, device: str | None, dtype: str | None = None) -> Any:

@@ -111,6 +111,8 @@ class Suite:
         base: model the suite was written for ("emoji-world", or a hub id).
         concept: the target with its neighbours.
         unrelated: things far from the target.
+        keep: what methods are told to keep beside the neighbours: a sample of everything else the model should go on
+            drawing. Nothing in ``unrelated`` may stand here, or that group would only measure obedience.
         attribute: which question the detector answers: "concept" (what is it?) or "style" (how is it drawn?).
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
         images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
@@ -125,6 +127,7 @@ class Suite:
     concept: Concept
     base: str = "emoji-world"
     unrelated: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     attribute: Literal["concept", "style"] = "concept"
     subjects: tuple[str, ...] = ()
     images_per_prompt: int = 2
@@ -145,11 +148,19 @@ class Suite:
                     raise ValueError(
                         f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]} and {group}; keep one"
                     )
+        for prompt in self.keep:
+            if group := owner.get(prompt.casefold()):
+                raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {group}; take it out of keep")
         if self.attribute == "style" and not self.subjects:
             raise ValueError(
                 f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`"
             )
         return self
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What a method is told to keep: the neighbours and the ``keep`` list."""
+        return (*self.concept.neighbours, *self.keep)
 
     def prompts(self) -> list[Prompt]:
         """Every prompt of the suite, in a fixed order: target names and synonyms, neighbours, unrelated."""

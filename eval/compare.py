@@ -207,6 +207,14 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
     return notes
 
 
+def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
+    """What the method was told to keep: surviving what was named is easier than surviving what was not."""
+    kept = {str(prompt).casefold() for prompt in erasure.config.get("keep", ())}
+    groups = {"neighbours": suite.concept.neighbours, "unrelated things": suite.unrelated}
+    counts = [f"{sum(n.casefold() in kept for n in names)} of {len(names)} {group}" for group, names in groups.items()]
+    return [f"{name} was told to keep {' and '.join(counts)}."]
+
+
 def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
     flat = [
         (prompt, seed, image)

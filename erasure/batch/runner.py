@@ -67,6 +67,7 @@ def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]
         pipe,
         cell.concept,
         cell.method.name,
+        keep=cell.suite.kept if cell.suite else None,
         preset=cell.method.preset,
         name=cell.key,
         checkpoint=folder / "training",

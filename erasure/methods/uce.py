@@ -37,7 +37,7 @@ class UCE(Method):
         lamb: ridge towards the original weights. Raise it when neighbours suffer, lower it when the target survives.
         erase_scale, preserve_scale: weight of each erased and each kept embedding.
         expand_prompts: also edit the concept inside five sentences such as "photo of {}". Stronger and less selective.
-        articles: also edit "a superhero" beside "superhero", for text that is written in sentences.
+        articles: also edit "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
         synonyms: edit the concept's synonyms as well as its name.
         keep_all_tokens: keep every token of a kept prompt, not only its last word.
     """
@@ -125,7 +125,8 @@ class UCE(Method):
         """Embeddings ``(m, width)`` that must not move."""
         if not keep:
             return torch.zeros(0, width, device=backbone.device, dtype=backbone.dtype)
-        return torch.cat(backbone.encode(keep).take("all" if self.keep_all_tokens else "last_subject"))
+        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
+        return torch.cat(backbone.encode(prompts).take("all" if self.keep_all_tokens else "last_subject"))
 
     def _prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
         phrases = concept.phrases if self.synonyms else (concept.name,)
