@@ -30,6 +30,8 @@ def seconds(work: Callable[[], object], *, repeat: int = 3) -> float:
     for _ in range(repeat):
         start = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -42,13 +44,13 @@ def closed_form(backbone: Backbone, concepts: list[Concept], keep: list[str]) ->
 
     def shared() -> list[torch.Tensor]:
         solution = solve(targets, anchors, kept, lamb=method.lamb)
-        u, v = solution.u.float(), solution.v.float()
+        u, v = (factor.to(weights[0]) for factor in (solution.u, solution.v))
         return [w + (w @ u) @ v.T for w in weights]
 
     def per_layer() -> list[torch.Tensor]:
         edited = []
         for w in weights:
-            left, right = method.lamb * w, method.lamb * torch.eye(w.shape[1])
+            left, right = method.lamb * w, method.lamb * torch.eye(w.shape[1], device=w.device)
             for c, g in zip(targets, anchors, strict=True):
                 left, right = left + torch.outer(w @ g, c), right + torch.outer(c, c)
             for k in kept:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -60,9 +62,7 @@ def demo(
     "[bold]erasure erase 'Van Gogh' --kind style --base CompVis/stable-diffusion-v1-4 -m esd --out no-van-gogh[/bold]"
 )
 def erase(
-    concept: Annotated[
-        str, typer.Argument(help="What to erase, or the name or file of a suite (its concept is used).")
-    ],
+    concept: Annotated[str, typer.Argument(help="What to erase.")],
     out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
     base: Base = "emoji-world",
     method: Method = "uce",
@@ -70,7 +70,7 @@ def erase(
     keep: Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeat for more.")] = None,
     anchor: Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")] = None,
     synonym: Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")] = None,
-    kind: Annotated[str, typer.Option(help="object, style, identity, nsfw or other.")] = "object",
+    kind: Annotated[str | None, typer.Option(help="object (default), style, identity, nsfw or other.")] = None,
     suite: Annotated[str | None, typer.Option(help="Take synonyms, neighbours and the keep list from a suite.")] = None,
     settings: Settings = None,
     unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet to this folder.")] = None,
@@ -83,6 +83,8 @@ def erase(
     from erasure.methods import method_class
     from erasure.verbs import erase as make
 
+    if unet is not None and unet.resolve() == out.resolve():
+        raise ValueError(f"--unet and --out are one folder ({out}); give two")
     target, kept = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
@@ -92,11 +94,12 @@ def erase(
     size = sum(f.stat().st_size for f in out.iterdir())
     console.print(
         f"{edit.name}: {edit.kind}, {size / 1000:.1f} kB, "
-        f"relative weight change {edit.config['report']['relative_change']:.2e} -> {out}"
+        f"relative weight change {edit.config['report']['relative_change']:.2e} -> {out}",
+        markup=False,
     )
     if unet is not None:
         edit.apply(pipe)
-        console.print(f"whole UNet -> {save_unet(pipe, unet)}")
+        console.print(f"whole UNet -> {save_unet(pipe, unet)}", markup=False)
 
 
 @app.command(
@@ -129,7 +132,7 @@ def generate(
         for i, row in enumerate(rows):
             for seed, image in enumerate(row):
                 image.save(out / f"{i:03d}-{seed}-{arm}.png")
-    console.print(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}")
+    console.print(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}", markup=False)
 
 
 @app.command(epilog="Example: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]")
@@ -156,7 +159,11 @@ def evaluate(
     from erasure.verbs import erase as make
 
     plan = Suite.load(suite)
-    edits = {Path(source).name: Erasure.from_pretrained(source) for source in erasure or []}
+    edits: dict[str, Any] = {}
+    for edit in map(Erasure.from_pretrained, erasure or []):
+        if edit.name in edits:
+            raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
+        edits[edit.name] = edit
     if not edits and not method:
         raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
     pipe = _base(base or plan.base, device, dtype)
@@ -258,7 +265,7 @@ def world_check(
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))
     console.print(table)
-    console.print(f"card and contact sheet -> {out}")
+    console.print(f"card and contact sheet -> {out}", markup=False)
     if not result.passed:
         _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
 
@@ -285,16 +292,19 @@ def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: 
         table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
     console.print(table)
     for sentence in evaluation.sentences():
-        console.print(f"- {sentence}")
-    console.print(f"report -> {path.resolve()}")
+        console.print(f"- {sentence}", markup=False)
+    console.print(f"report -> {path.resolve()}", markup=False)
 
 
 def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str, ...] | None]:
     """The concept and what to keep: from a suite, or from the command line alone."""
     from erasure.concept import Concept, Suite, same
 
+    given = {key: value for key, value in more.items() if value}
     if suite is None:
-        return Concept(name, **{key: value for key, value in more.items() if value is not None}), None
+        return Concept(name, **given), None
+    if given:
+        raise ValueError(f"the suite decides about {sorted(given)}; leave these options out, or leave --suite out")
     plan = Suite.load(suite)
     concept = plan.concept
     if not same(concept.name, name):
@@ -310,7 +320,7 @@ def _base(base: str, device: str | None, dtype: str | None = None) -> Any:
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    with console.status(f"loading {base}"):
+    with console.status(f"loading {escape(base)}"):
         return load_base(base, device=device, dtype=dtype)
 
 
@@ -338,23 +348,30 @@ def main() -> NoReturn:
         raise
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        _fail("no space left on the disk; free some and run the same command again" if full else str(error), 2)
+        _fail("no space left on the disk; free some and run the same command again" if full else _one_line(error), 2)
     except (ValueError, ArithmeticError, ImportError) as error:
         _fail(_one_line(error), 2)
+    except Exception as error:
+        if os.environ.get("ERASURE_DEBUG"):
+            raise
+        _fail(f"{type(error).__name__}: {_one_line(error)} (ERASURE_DEBUG=1 shows where)", 2)
 
 
 def _one_line(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        fault = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {fault}; got {first['input']!r}" if where else fault
     if isinstance(error, json.JSONDecodeError):
         return f"not readable as JSON: {error}"
     return " ".join(str(error).split())
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from erasure.artifact.base import base_name
+from erasure.artifact.stack import stack_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.metrics import frechet, kid
 from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
+from erasure.eval.summary import told
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
@@ -99,16 +102,18 @@ def evaluate(
         batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
 
     Raises:
-        ValueError: no detector, two of one name, or an arm called "base".
-        RuntimeError: an erasure did not give the weights back.
+        ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
+        RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
     _check(erasures, detectors, images_per_prompt, limit)
+    _check_unmodified(pipe)
     started = time.monotonic()
     seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
     options = {"batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress}
     prompts = _limited(suite.prompts(), limit)
     job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
     before = weights_hash(pipe)
+    _rehearse(pipe, erasures, before)
     notes = _notes(pipe, job, limit)
     reference = _reference(pipe, job) if extractor is not None else []
     arms: list[Arm] = []
@@ -119,6 +124,7 @@ def evaluate(
         weights, images = _draw(pipe, job, name, erasure, before)
         if erasure is not None and weights == before:
             notes.append(f"{name} changed no stored weight; whatever it does, it does beside them.")
+        notes += [] if erasure is None else _told(name, erasure, suite)
         rows = _records(name, job, images)
         arms.append(Arm(name, weights, {} if erasure is None else {"name": erasure.name, **dict(erasure.config)}))
         pictures += _pictures(job, images, rows)
@@ -131,7 +137,7 @@ def evaluate(
         records=tuple(records),
         pictures=tuple(pictures),
         distances=tuple(distances),
-        settings=_settings(pipe, job, before, seconds=time.monotonic() - started),
+        settings=_settings(pipe, job, before, limit=limit, seconds=time.monotonic() - started),
         warnings=tuple(notes),
     )
 
@@ -167,6 +173,22 @@ def _check(
             raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
 
 
+def _check_unmodified(pipe: Any) -> None:
+    """An erasure that is already there would be part of the base, and everything would be measured against it."""
+    if isinstance(getattr(pipe, "unet", None), torch.nn.Module) and (there := list(stack_of(pipe).layers)):
+        raise ValueError(
+            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe) first"
+        )
+
+
+def _rehearse(pipe: Any, erasures: Mapping[str, Applied], before: str) -> None:
+    """Apply and remove every erasure once: one that fails should do so before hours of drawing, not after."""
+    for name, erasure in erasures.items():
+        erasure.apply(pipe)
+        erasure.remove(pipe)
+        _check_restored(pipe, before, name)
+
+
 def _check_restored(pipe: Any, before: str, name: str) -> None:
     after = weights_hash(pipe)
     if after != before:
@@ -194,6 +216,9 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
     notes = []
     if limit is not None:
         notes.append(f"Limited to {limit} prompts per group: for testing only, not evidence.")
+    base, wanted = base_name(pipe), job.suite.base
+    if base.casefold() not in (wanted.casefold(), wanted.casefold().rpartition("/")[2]):
+        notes.append(f"The suite {job.suite.name} was written for {wanted}; the pictures come from {base}.")
     if getattr(pipe, "safety_checker", None) is not None:
         notes.append(
             "The pipeline's safety checker was on; it blacks out pictures, in the base and in every other arm."
@@ -209,9 +234,9 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
 
 def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
     """What the method was told to keep: surviving what was named is easier than surviving what was not."""
-    kept = {str(prompt).casefold() for prompt in erasure.config.get("keep", ())}
     groups = {"neighbours": suite.concept.neighbours, "unrelated things": suite.unrelated}
-    counts = [f"{sum(n.casefold() in kept for n in names)} of {len(names)} {group}" for group, names in groups.items()]
+    keep = erasure.config.get("keep", ())
+    counts = [f"{told(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
     return [f"{name} was told to keep {' and '.join(counts)}."]
 
 
@@ -230,12 +255,34 @@ def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> li
         if job.clip is None
         else [float(c) for c in job.clip.cosines(pictures, [p.text for p, _, _ in flat])]
     )
+    judged = [None] * len(flat) if job.clip is None else _judged(job, job.clip, flat, verdicts)
     return [
         Record(
-            arm, p.text, p.group, p.label, seed, {n: v[i] for n, v in verdicts.items()}, cosines[i], image_hash(image)
+            arm=arm,
+            prompt=p.text,
+            group=p.group,
+            label=p.label,
+            seed=seed,
+            verdicts={name: given[i] for name, given in verdicts.items()},
+            clip_cosine=cosines[i],
+            image_hash=image_hash(image),
+            clip_hit=judged[i],
         )
         for i, (p, seed, image) in enumerate(flat)
     ]
+
+
+def _judged(
+    job: _Job,
+    clip: ClipDetector,
+    flat: Sequence[tuple[Prompt, int, Image.Image]],
+    verdicts: Mapping[str, Sequence[Verdict]],
+) -> list[bool | None]:
+    """Zero-shot hits of the judge; where it is one of the detectors too, its verdicts are at hand."""
+    if any(clip is detector for detector in job.detectors):
+        return [verdict.hit for verdict in verdicts[clip.name]]
+    images, labels = [image for _, _, image in flat], [prompt.label for prompt, _, _ in flat]
+    return [verdict.hit for verdict in _verdicts(clip, images, labels, job.suite.attribute)]
 
 
 def _verdicts(
@@ -309,12 +356,14 @@ def _distances(
     return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
 
 
-def _settings(pipe: Any, job: _Job, base: str, *, seconds: float) -> dict[str, Any]:
+def _settings(pipe: Any, job: _Job, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
     """All that is needed to do it again."""
     scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     return {
-        "base": job.suite.base,
-        "base_weights": base,
+        "base": base_name(pipe),
+        "base_of_the_suite": job.suite.base,
+        "base_weights": weights,
+        "limit": limit,
         "pipeline": type(pipe).__name__,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "autocast": bool(job.options["autocast"]),

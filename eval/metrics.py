@@ -1,24 +1,24 @@
-"""Distances between sets of pictures, and agreement of pictures with their prompts.
+"""Distances between sets of pictures.
 
 Fréchet and kernel distances come from torchmetrics with any feature extractor. They carry the names FID and KID only
 when the features are Inception's: on other features the numbers mean something else and are called
 ``frechet[<features>]`` and ``kid[<features>]``. Both depend on the number of pictures, so sets of different size are
 refused and a *null* (the base model against itself with other seeds) belongs beside every value.
 
-References: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID); Hessel et al. 2021 (CLIPScore).
+References: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from erasure.eval.stats import Estimate, mean, rate
+from erasure.eval.stats import Estimate
 
 if TYPE_CHECKING:
     from erasure.eval.detectors.clip import ClipDetector
@@ -87,30 +87,6 @@ def kid(
         metric = KernelInceptionDistance(feature=extractor or 2048, subsets=1, subset_size=len(real))
         value = _run(metric, real, fake)
     return title, _point(value, len(real), "torchmetrics, one full subset, no interval: compare with the null")
-
-
-def clip_alignment(
-    clip: ClipDetector, images: Sequence[Image.Image], texts: Sequence[str], clusters: Sequence[Hashable] | None = None
-) -> Estimate:
-    """Mean cosine of pictures with their prompts; not clamped, not scaled. ``clusters`` default to the texts."""
-    return mean([float(c) for c in clip.cosines(images, texts)], clusters or list(texts))
-
-
-def zero_shot_accuracy(
-    clip: ClipDetector,
-    images: Sequence[Image.Image],
-    labels: Sequence[str],
-    *,
-    attribute: str = "concept",
-    clusters: Sequence[Hashable] | None = None,
-) -> Estimate:
-    """How often the label is the nearest of all labels of the attribute. Labels the CLIP was not given are excluded."""
-    known = clip.labels(attribute)
-    if not images:
-        return Estimate.missing("no pictures")
-    winners = [known[i] for i in clip.scores(images, attribute).argmax(-1)]
-    hits = [won == label if label in known else None for won, label in zip(winners, labels, strict=True)]
-    return rate(hits, clusters or list(labels))
 
 
 def _title(proper: str, other: str, extractor: torch.nn.Module | None, name: str) -> str:

@@ -45,7 +45,11 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture: what was asked, of which model, and what was seen."""
+    """One picture: what was asked, of which model, and what was seen.
+
+    ``clip_cosine`` and ``clip_hit`` are the CLIP judge's: cosine with the prompt, and whether the asked-for label is
+    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label.
+    """
 
     arm: str
     prompt: str
@@ -55,6 +59,7 @@ class Record:
     verdicts: Mapping[str, Verdict]
     clip_cosine: float | None
     image_hash: str
+    clip_hit: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

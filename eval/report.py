@@ -18,7 +18,7 @@ import jinja2
 from erasure.concept import write_atomically
 from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
-from erasure.eval.stats import Estimate
+from erasure.eval.stats import ASSUMED_CORRELATION, Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {
@@ -60,7 +60,7 @@ def render(evaluation: Evaluation, *, title: str | None = None) -> str:
     environment.filters.update(
         percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text
     )
-    suite = evaluation.suite
+    suite, clip = evaluation.suite, summary.clip_rows(evaluation)
     return environment.get_template("report.html.j2").render(
         title=title or f"{suite.concept.name[:1].upper()}{suite.concept.name[1:]}, before and after",
         suite=suite,
@@ -73,7 +73,9 @@ def render(evaluation: Evaluation, *, title: str | None = None) -> str:
         table=_table(evaluation),
         replacements=_replacements(evaluation),
         losses=_losses(evaluation),
-        clip=summary.clip_rows(evaluation),
+        clip=clip,
+        zero_shot=any(row.accuracy.value is not None for row in clip),
+        correlation=ASSUMED_CORRELATION,
         agreement=summary.agreement(evaluation),
         settings=_settings(evaluation.settings),
         excluded=_excluded(evaluation),
@@ -133,7 +135,7 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
             claim = claims.get((arm.name, detector))
             lines.append({
                 "detector": detector, "arm": arm.name, "first": index == 0, "cells": cells, "marks": marks,
-                "nothing": nothing, "claim": claim,
+                "nothing": nothing, "claim": claim, "score": summary.score(evaluation, arm.name, detector),
             })  # fmt: skip
     return lines
 
@@ -147,9 +149,10 @@ def _replacements(evaluation: Evaluation) -> list[dict[str, Any]]:
     for arm in evaluation.arms:
         seen = summary.replacement(evaluation, arm.name, detector)
         rest = sum(share for _, share, _ in seen[SHOWN:])
-        out.append(
-            {"arm": arm.name, "seen": seen[:SHOWN], "rest": rest, "others": len(seen[SHOWN:]), "detector": detector}
-        )
+        out.append({
+            "arm": arm.name, "seen": seen[:SHOWN], "rest": rest, "others": len(seen[SHOWN:]), "detector": detector,
+            "choices": summary.label_count(evaluation, detector),
+        })  # fmt: skip
     return out
 
 

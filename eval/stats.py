@@ -3,24 +3,33 @@
 The unit is one picture, the cluster is its prompt: pictures of one prompt resemble each other, so intervals come from
 resampling prompts, not pictures. Comparisons are paired (the same prompt and the same noise before and after).
 
-References: Wilson 1927 (score interval); McNemar 1947; Newcombe 1998, "Improved confidence intervals for the difference
-between binomial proportions based on paired data", method 10; Kish 1965 (design effect); Cohen 1960 (kappa);
-Miller 2024, arXiv 2411.00640 (clustered errors for evaluations).
+An interval of a rate, or of a change of one, is the wider at each end of two: the percentile bootstrap over prompts,
+which knows how alike the pictures of a prompt are but collapses when few prompts differ, and a score interval on an
+effective number of pictures, which never collapses but has to assume how alike they are. The limits of both rise with
+every hit, so those of the wider do too, and a sample never looks better than one with more hits.
+
+References: Wilson 1927 (score interval); Tango 1998, "Equivalence test and confidence interval for the difference in
+proportions for the paired-sample design", Statistics in Medicine 17, 891-908; Holm 1979; Kish 1965 (design effect);
+Cohen 1960 (kappa); Miller 2024, arXiv 2411.00640 (clustered errors for evaluations).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
 RESAMPLES = 2000
 LEVEL = 0.95
-FEW_CLUSTERS = 8  # below this a percentile bootstrap over prompts is far too narrow, so a score interval is used
-ASSUMED_CORRELATION = 0.3  # of pictures of one prompt, where the data cannot show it (all or none hit)
+ASSUMED_CORRELATION = 0.3  # of pictures of one prompt, in the score intervals
+EXACT = 13  # up to so many prompts with a net change, all sign patterns are counted; above, FLIPS random ones
+FLIPS = 9999
+RESAMPLED = "cluster bootstrap by prompt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +92,33 @@ def wilson(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def zero_hit_bound(n: int, *, level: float = LEVEL) -> float:
-    """The largest rate that is compatible with no hit in ``n`` independent samples: 1 - (1 - level)^(1/n).
+def paired_score(gained: float, lost: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
+    """Tango's score interval of a difference of paired rates, (gained - lost) / n. Counts may be fractional.
 
-    >>> round(zero_hit_bound(100), 4)
-    0.0295
+    It depends on the pairs that changed and on ``n`` alone, and has a width even when none changed.
+
+    >>> tuple(round(x, 3) for x in paired_score(0, 0, 60))
+    (-0.06, 0.06)
     """
-    if n < 1:
-        raise ValueError(f"a bound needs at least one sample; got n = {n}; generate some images first")
-    return float(1 - (1 - level) ** (1 / n))
+    if n <= 0 or gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-9):
+        raise ValueError(f"changes need gained + lost <= n; got {gained} + {lost} of {n}; check what was counted")
+    z = float(scipy_stats.norm.ppf(0.5 + level / 2))
+    return -_score_limit(lost, gained, n, z), _score_limit(gained, lost, n, z)
+
+
+def _score_limit(up: float, down: float, n: float, z: float) -> float:
+    """The largest difference d that a score test with critical value ``z`` does not reject."""
+    value = (up - down) / n
+    if value > 1 - 1e-9:
+        return 1.0
+
+    def excess(d: float) -> float:
+        # q: maximum-likelihood estimate of P(down) when P(up) = P(down) + d (Tango's equation 25)
+        linear = (2 * n - up + down) * d - (up + down)
+        q = (math.sqrt(max(0.0, linear * linear + 8 * n * down * d * (1 - d))) - linear) / (4 * n)
+        return (n * (d - value)) ** 2 - z * z * n * (2 * q + d * (1 - d))
+
+    return float(brentq(excess, value + 1e-9, 1.0))
 
 
 def effective_n(n: int, clusters: int, *, correlation: float = ASSUMED_CORRELATION) -> float:
@@ -107,19 +134,15 @@ def rate(hits: Sequence[bool | None], clusters: Sequence[Hashable], *, seed: int
         clusters: the prompt of each picture.
         seed: of the bootstrap's generator.
 
-    Percentile bootstrap of prompts, 2000 resamples. When all or none hit it would have no width, and with fewer than
-    8 prompts it is too narrow: then a Wilson interval on the effective sample size.
+    The wider at each end of the bootstrap over prompts (2000 resamples) and Wilson's interval on the effective number.
     """
     values, names, excluded = _present(hits, clusters)
     if not len(values):
         return Estimate.missing("no picture had a verdict" if excluded else "no pictures", excluded=excluded)
     n, count, value = len(values), len(set(names)), float(values.mean())
-    if value in (0.0, 1.0) or count < FEW_CLUSTERS:
-        size = effective_n(n, count)
-        low, high = wilson(value * size, size)
-        return Estimate(value, low, high, f"Wilson, effective n {size:.0f}", n, count, excluded)
-    low, high = _bootstrap(values, names, seed)
-    return Estimate(value, low, high, "cluster bootstrap by prompt", n, count, excluded)
+    size = effective_n(n, count)
+    low, high = _wider(_bootstrap(values, names, seed), wilson(value * size, size))
+    return Estimate(value, low, high, f"wider of {RESAMPLED} and Wilson, effective n {size:.0f}", n, count, excluded)
 
 
 def difference(
@@ -127,8 +150,8 @@ def difference(
 ) -> Estimate:
     """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
 
-    Bootstrap of prompts over the paired differences; where that has no width (nothing, or everything, changed) or
-    there are fewer than 8 prompts, Newcombe's paired score interval on the effective sample size.
+    The wider at each end of the bootstrap of prompts over the paired differences and Tango's paired score interval on
+    the effective number of pairs.
     """
     if not len(before) == len(after) == len(clusters):
         raise ValueError(
@@ -139,41 +162,43 @@ def difference(
     if not len(changes):
         return Estimate.missing("no pair had two verdicts" if excluded else "no pairs", excluded=excluded)
     n, count, value = len(changes), len(set(names)), float(changes.mean())
-    if np.ptp(changes) == 0 or count < FEW_CLUSTERS:
-        kept = [(bool(x), bool(y)) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
-        size = effective_n(n, count)
-        low, high = _newcombe(np.array(kept), size)
-        return Estimate(value, low, high, f"Newcombe paired, effective n {size:.0f}", n, count, excluded)
-    low, high = _bootstrap(changes, names, seed)
-    return Estimate(value, low, high, "paired cluster bootstrap by prompt", n, count, excluded)
+    size = effective_n(n, count)
+    score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size)
+    low, high = _wider(_bootstrap(changes, names, seed), score)
+    return Estimate(value, low, high, f"wider of {RESAMPLED} and Tango, effective n {size:.0f}", n, count, excluded)
 
 
-def _newcombe(pairs: np.ndarray, size: float) -> tuple[float, float]:
-    """Newcombe 1998, method 10, for pairs (n, 2) of booleans counted as ``size`` independent pairs."""
-    before, after = pairs.mean(0)
-    (low_b, high_b), (low_a, high_a) = wilson(before * size, size), wilson(after * size, size)
-    spread = math.sqrt(before * (1 - before) * after * (1 - after))
-    phi = ((pairs[:, 0] & pairs[:, 1]).mean() - before * after) / spread if spread > 0 else 0.0
+def sign_flip(
+    before: Sequence[bool | None], after: Sequence[bool | None], clusters: Sequence[Hashable], *, seed: int = 0
+) -> float | None:
+    """Two-sided p-value of a paired change: how often random signs of the prompts' changes give one as large.
 
-    def distance(a: float, b: float) -> float:
-        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
-
-    value = after - before
-    low = value - distance(after - low_a, high_b - before)
-    high = value + distance(high_a - after, before - low_b)
-    return float(max(-1.0, low)), float(min(1.0, high))
-
-
-def mcnemar(before: Sequence[bool | None], after: Sequence[bool | None]) -> float | None:
-    """The exact two-sided McNemar p-value; 1 when no pair changed, None when there are no pairs.
-
-    It takes pairs as independent. With several seeds per prompt it is optimistic: read it beside the interval.
+    Without an effect each prompt's net change could as well have had the other sign, whatever the pictures of a prompt
+    have in common. With one picture per prompt this is McNemar's exact test. None when there are no pairs.
     """
-    pairs = [(x, y) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
-    if not pairs:
+    pairs = [None if x is None or y is None else float(y) - float(x) for x, y in zip(before, after, strict=True)]
+    changes, names, _ = _present(pairs, clusters)
+    if not len(changes):
         return None
-    lost, won = sum(bool(x) and not y for x, y in pairs), sum(bool(y) and not x for x, y in pairs)
-    return 1.0 if lost + won == 0 else float(scipy_stats.binomtest(lost, lost + won, 0.5).pvalue)
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    sums = np.bincount([index[name] for name in names], changes)
+    sums = sums[sums != 0]  # a prompt without a net change adds nothing under either sign
+    if len(sums) <= EXACT:
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
+        return float((np.abs(signs @ sums) >= abs(sums.sum())).mean())
+    signs = np.random.default_rng(seed).choice((-1, 1), size=(FLIPS, len(sums)))
+    return float((1 + (np.abs(signs @ sums) >= abs(sums.sum())).sum()) / (1 + FLIPS))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjustment for looking at several p-values at once; missing ones stay missing and are not counted."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = largest
+    return adjusted
 
 
 def mean(values: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
@@ -185,7 +210,7 @@ def mean(values: Sequence[float | None], clusters: Sequence[Hashable], *, seed: 
     if count < 2:
         return Estimate(value, None, None, "mean", n, count, excluded, "one prompt gives no interval")
     low, high = _bootstrap(present, names, seed)
-    return Estimate(value, low, high, "cluster bootstrap by prompt", n, count, excluded)
+    return Estimate(value, low, high, RESAMPLED, n, count, excluded)
 
 
 def kappa(first: Sequence[str], second: Sequence[str], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
@@ -210,7 +235,7 @@ def kappa(first: Sequence[str], second: Sequence[str], clusters: Sequence[Hashab
         )
     draws = _resample(len(index), seed)
     limits = np.nanquantile([statistic(np.tensordot(draw, cells, 1)) for draw in draws[:400]], _tails())
-    return Estimate(value, float(limits[0]), float(limits[1]), "cluster bootstrap by prompt", len(first), len(index))
+    return Estimate(value, float(limits[0]), float(limits[1]), RESAMPLED, len(first), len(index))
 
 
 def _present(
@@ -230,6 +255,11 @@ def _bootstrap(values: np.ndarray, names: list[Hashable], seed: int) -> tuple[fl
     draws = _resample(len(index), seed)
     low, high = np.quantile(draws @ sums / (draws @ sizes), _tails())
     return float(low), float(high)
+
+
+def _wider(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    """The outermost limits of two intervals."""
+    return min(first[0], second[0]), max(first[1], second[1])
 
 
 def _resample(clusters: int, seed: int) -> np.ndarray:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from erasure.eval.records import BASE, Evaluation, Record
-from erasure.eval.stats import Estimate, difference, kappa, mcnemar, mean, rate
+from erasure.eval.stats import Estimate, difference, holm, kappa, mean, rate, sign_flip
 
 GROUPS = ("target", "neighbours", "unrelated")
 POWER = 0.5  # the base model must draw the target in at least this share of pictures, or its absence means nothing
-DESTRUCTION = (
-    0.20  # "nothing recognisable" on target prompts above the base by this much: the target went with the picture
-)
+DESTRUCTION = 0.20  # "nothing" on target prompts above the base by this much: pictures may have been destroyed
 MARGINS = {"neighbours": 0.05, "unrelated": 0.03}  # losses up to this are tolerated when utility is judged
+
+NAMES = {"neighbours": "neighbour", "unrelated": "unrelated thing"}
+TRIAL = "Trial run, no evidence: "
 
 NOT_REMOVAL = (
     "Whether anything was removed from the weights was not assessed: this is evidence about outputs under these "
@@ -32,7 +34,8 @@ class Row:
     Attributes:
         rate: share of pictures in which the asked-for label is seen. On the target group lower means more suppressed.
         change: paired change against the base, as a fraction; None for the base itself.
-        p_value: exact McNemar p of that change; it takes pictures as independent.
+        p_value: of that change, by flipping the signs of prompts; Holm-adjusted over all changes of the table by
+            :func:`rows`, and None before that.
     """
 
     arm: str
@@ -40,7 +43,7 @@ class Row:
     group: str
     rate: Estimate
     change: Estimate | None
-    p_value: float | None
+    p_value: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +60,30 @@ class LabelRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipRow:
+    """Image-text agreement of one arm and group, by the CLIP judge.
+
+    ``accuracy`` is zero-shot: how often the asked-for label is the nearest of the judge's labels. ``change`` is the
+    paired change of the cosine against the base; None for the base itself.
+    """
+
+    arm: str
+    group: str
+    cosine: Estimate
+    change: Estimate | None
+    accuracy: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """What one detector licences one to say about one arm.
 
     Attributes:
         status: "measured" | "inconclusive" | "no claim".
         short: one line with the numbers. sentence: the whole claim, with its limits.
-        banners: what must be read before the numbers ("suppression by destruction").
+        banners: what must be read before the numbers ("nothing recognised").
         utility: group to non-inferior | degraded | unclear | not assessed.
+        by: whose word it is.
     """
 
     arm: str
@@ -74,17 +93,28 @@ class Finding:
     sentence: str
     banners: tuple[str, ...]
     utility: dict[str, str]
+    by: str = ""
 
 
 def rows(evaluation: Evaluation) -> list[Row]:
     """The table, in the order arms, detectors, groups. Groups the suite does not have are left out."""
-    return [
+    found = [
         row(evaluation, arm.name, detector, group)
         for arm in evaluation.arms
         for detector in evaluation.detectors
         for group in GROUPS
         if evaluation.select(BASE, group)
     ]
+    adjusted = holm([_p_value(evaluation, line) for line in found])
+    return [dataclasses.replace(line, p_value=p) for line, p in zip(found, adjusted, strict=True)]
+
+
+def _p_value(evaluation: Evaluation, line: Row) -> float | None:
+    if line.change is None:
+        return None
+    after = evaluation.select(line.arm, line.group)
+    before = _hits(evaluation.select(BASE, line.group), line.detector)
+    return sign_flip(before, _hits(after, line.detector), [r.prompt for r in after])
 
 
 def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
@@ -93,9 +123,9 @@ def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
     hits, prompts = _hits(after, detector), [r.prompt for r in after]
     level = _explain(rate(hits, prompts), after, detector)
     if arm == BASE:
-        return Row(arm, detector, group, level, None, None)
+        return Row(arm, detector, group, level, None)
     before = _hits(evaluation.select(BASE, group), detector)
-    return Row(arm, detector, group, level, difference(before, hits, prompts), mcnemar(before, hits))
+    return Row(arm, detector, group, level, difference(before, hits, prompts))
 
 
 def labels(evaluation: Evaluation, arm: str, detector: str, group: str = "neighbours") -> list[LabelRow]:
@@ -129,15 +159,37 @@ def degenerate(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
     )
 
 
+def score(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
+    """Mean probability the detector gives to the target on target prompts, first answer or not."""
+    records = evaluation.select(arm, "target")
+    return mean([r.verdicts[detector].score for r in records], [r.prompt for r in records])
+
+
+def label_count(evaluation: Evaluation, detector: str) -> int:
+    """How many answers the detector can choose from, by its card; 0 when the card does not say."""
+    return len(evaluation.detectors[detector].labels.get(evaluation.suite.attribute, ()))
+
+
+def told(keep: Iterable[object], names: Sequence[str]) -> int:
+    """How many of ``names`` stand in a method's keep list: surviving is easier for what was named."""
+    kept = {str(prompt).casefold() for prompt in keep}
+    return sum(name.casefold() in kept for name in names)
+
+
+def limited(evaluation: Evaluation) -> bool:
+    """Whether only some of the suite's prompts were drawn, for trying things out."""
+    return evaluation.settings.get("limit") is not None
+
+
 def power(evaluation: Evaluation, detector: str) -> bool | None:
     """Whether the base model draws the target often enough (lower limit >= 0.5) for its absence to mean something."""
     level = row(evaluation, BASE, detector, "target").rate
     return None if level.low is None else level.low >= POWER
 
 
-def clip_rows(evaluation: Evaluation) -> list[tuple[str, str, Estimate, Estimate | None]]:
-    """(arm, group, mean cosine with the prompt, paired change against the base)."""
-    out: list[tuple[str, str, Estimate, Estimate | None]] = []
+def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
+    """What the CLIP judge says of every arm and group it looked at."""
+    out: list[ClipRow] = []
     for arm in evaluation.arms:
         for group in GROUPS:
             now, base = evaluation.select(arm.name, group), evaluation.select(BASE, group)
@@ -146,9 +198,8 @@ def clip_rows(evaluation: Evaluation) -> list[tuple[str, str, Estimate, Estimate
             prompts = [r.prompt for r in now]
             pairs = zip((r.clip_cosine for r in now), (r.clip_cosine for r in base), strict=True)
             change = mean([None if a is None or b is None else a - b for a, b in pairs], prompts)
-            out.append(
-                (arm.name, group, mean([r.clip_cosine for r in now], prompts), None if arm.name == BASE else change)
-            )
+            cosine, accuracy = mean([r.clip_cosine for r in now], prompts), rate([r.clip_hit for r in now], prompts)
+            out.append(ClipRow(arm.name, group, cosine, None if arm.name == BASE else change, accuracy))
     return out
 
 
@@ -173,64 +224,132 @@ def findings(evaluation: Evaluation) -> list[Finding]:
 
 
 def headlines(evaluation: Evaluation) -> list[Finding]:
-    """One finding per erasure: that of the detector which still sees the target most often."""
+    """One finding per erasure: the least flattering word of those detectors that recognise the base's target.
+
+    The target is reported by the one that still sees it most often, each kept group by the one that sees it lose most.
+    """
+    able = [d for d in evaluation.detectors if power(evaluation, d)]
     chosen = []
     for arm in evaluation.erased:
-        seen = {d: row(evaluation, arm.name, d, "target").rate.value for d in evaluation.detectors}
-        usable = {d: value for d, value in seen.items() if value is not None and power(evaluation, d)}
-        detector = max(usable, key=lambda d: usable[d]) if usable else next(iter(seen), None)
-        if detector is not None:
-            chosen.append(finding(evaluation, arm.name, detector))
+        seen = {d: row(evaluation, arm.name, d, "target").rate.value for d in able}
+        usable = {d: value for d, value in seen.items() if value is not None}
+        detector = max(usable, key=lambda d: usable[d]) if usable else next(iter(evaluation.detectors), None)
+        if detector is None:
+            continue
+        found = finding(evaluation, arm.name, detector, others=tuple(usable))
+        banners = tuple(b for d in usable or (detector,) for b in _banners(evaluation, arm.name, d))
+        by = _by(evaluation, detector, usable)
+        chosen.append(dataclasses.replace(found, banners=banners, by=by))
     return chosen
 
 
-def finding(evaluation: Evaluation, arm: str, detector: str) -> Finding:
-    """The claim that one detector licences about one erasure."""
+def _by(evaluation: Evaluation, detector: str, usable: Iterable[str]) -> str:
+    usable, target = list(usable), evaluation.suite.concept.name
+    text = f"by {detector}"
+    if len(usable) > 1:
+        text += f", of the {len(usable)} detectors that recognise the base\u2019s {target} the one that sees it most"
+    elif usable and len(evaluation.detectors) > 1:
+        text += f", the only detector that recognises the base\u2019s {target}"
+    rest = [d for d in evaluation.detectors if d not in usable and d != detector]
+    return text + (f"; inconclusive: {', '.join(rest)}" if rest else "")
+
+
+def finding(evaluation: Evaluation, arm: str, detector: str, *, others: Sequence[str] = ()) -> Finding:
+    """The claim that one detector licences about one erasure.
+
+    ``others`` may speak for the kept groups where they see more lost than ``detector`` does.
+    """
+    worst = {group: _harshest(evaluation, arm, group, (detector, *others)) for group in MARGINS}
+    utility = {group: _utility(evaluation, arm, worst[group], group) for group in MARGINS}
+    banners = _banners(evaluation, arm, detector)
+    status, body, sentence = _claim(evaluation, arm, detector, worst)
+    trial = TRIAL if limited(evaluation) else ""
+    return Finding(
+        arm=arm,
+        detector=detector,
+        status="no claim" if trial else status,
+        short=f"{arm}: {trial.lower()}{body}",
+        sentence=f"{trial}{sentence} {''.join(f'Note: {b}. ' for b in banners)}{NOT_REMOVAL}",
+        banners=banners,
+        utility=utility,
+        by=f"by {detector}",
+    )
+
+
+def _claim(evaluation: Evaluation, arm: str, detector: str, worst: Mapping[str, str]) -> tuple[str, str, str]:
+    """The status, the line without the arm's name, and the sentence without its caveats."""
     target = evaluation.suite.concept.name
     base, after = (row(evaluation, a, detector, "target").rate for a in (BASE, arm))
-    utility = {group: _utility(evaluation, arm, detector, group) for group in MARGINS}
-    banners = _banners(evaluation, arm, detector)
     if after.value is None or base.value is None:
-        short = f"{arm}: no claim by {detector}, {after.reason or base.reason}"
-        return Finding(arm, detector, "no claim", short, f"{short}. {NOT_REMOVAL}", banners, utility)
+        body = f"no claim by {detector}, {after.reason or base.reason}"
+        return "no claim", body, f"{arm}: {body}."
     if not power(evaluation, detector):
-        short = f"{arm}: inconclusive by {detector}: the base model does not draw {target} reliably"
+        body = f"inconclusive by {detector}: the base model does not draw {target} reliably"
         why = (
             f"{detector} sees it in {_percent(base.value)} of the base model's pictures, 95 % lower limit "
             f"{_percent(base.low)}, where {_percent(POWER)} is required; its absence afterwards would mean nothing"
         )
-        return Finding(arm, detector, "inconclusive", short, f"{short} ({why}). {NOT_REMOVAL}", banners, utility)
-    side = "; ".join(filter(None, (_change(evaluation, arm, detector, group) for group in MARGINS)))
-    seen = _seen(target, after)
-    short = f"{arm}: {seen}; {_percent(base.value)} before" + (f"; {side}" if side else "")
+        return "inconclusive", body, f"{arm}: {body} ({why})."
+    sides = [_change(evaluation, arm, worst[group], group, foreign=worst[group] != detector) for group in MARGINS]
+    side, seen = "; ".join(filter(None, sides)), _seen(target, after)
+    body = f"{seen}; {_percent(base.value)} before" + (f"; {side}" if side else "")
     sentence = (
         f"Under the tested direct prompts and sampler, {seen} with {arm} (by {detector}), "
-        f"against {_percent(base.value)} with the base model. {side[:1].upper()}{side[1:]}{'. ' if side else ''}"
-        f"{''.join(f'Note: {b}. ' for b in banners)}{NOT_REMOVAL}"
+        f"against {_percent(base.value)} with the base model. {_meaning(evaluation, arm, detector)}"
     )
-    return Finding(arm, detector, "measured", short, sentence, banners, utility)
+    return "measured", body, sentence + (f" {side[:1].upper()}{side[1:]}." if side else "")
+
+
+def _meaning(evaluation: Evaluation, arm: str, detector: str) -> str:
+    """What "seen" means, with the score beside it that does not depend on being first."""
+    before, after = score(evaluation, BASE, detector).value, score(evaluation, arm, detector).value
+    return (
+        f"Seen means that it is {detector}'s first answer; the mean score of {evaluation.suite.concept.name} on these "
+        f"pictures is {_percent(after)} ({_percent(before)} with the base model)."
+    )
 
 
 def _seen(target: str, after: Estimate) -> str:
+    bound = f"(at most {_percent(after.high)}, upper end of the 95 % interval)"
     if after.value == 0:
-        return f"{target} not observed in {after.n} samples (at most {_percent(after.high)}, 95 % upper limit)"
-    bound = f"(at most {_percent(after.high)}, 95 % upper limit)"
+        return f"{target} not observed in {after.n} samples {bound}"
     return f"{target} seen in {_percent(after.value)} of {after.n} pictures {bound}"
 
 
-def _change(evaluation: Evaluation, arm: str, detector: str, group: str) -> str:
+def _harshest(evaluation: Evaluation, arm: str, group: str, detectors: Sequence[str]) -> str:
+    """The detector that sees the group lose most."""
+    if not evaluation.select(BASE, group):
+        return detectors[0]
+    changes = {d: row(evaluation, arm, d, group).change for d in detectors}
+    known = {d: change.value for d, change in changes.items() if change is not None and change.value is not None}
+    return min(known, key=lambda d: known[d]) if known else detectors[0]
+
+
+def _change(evaluation: Evaluation, arm: str, detector: str, group: str, *, foreign: bool = False) -> str:
+    """The change of a kept group, in terms of the labels that were asked for and of no others."""
     if not evaluation.select(BASE, group):
         return ""
     change = row(evaluation, arm, detector, group).change
     if change is None or change.value is None:
         return f"{group} not assessed by {detector}"
-    return f"{group} {_points(change.value)} points ({_points(change.low)} to {_points(change.high)})"
+    names = list(dict.fromkeys(r.label for r in evaluation.select(arm, group)))
+    noun = NAMES[group]
+    these = f"these {len(names)} named {noun}s" if len(names) > 1 else f"this one named {noun}"
+    text = f"{these} {_points(change.value)} points ({_points(change.low)} to {_points(change.high)})"
+    text += f" by {detector}" if foreign else ""
+    worst = labels(evaluation, arm, detector, group)[0]
+    if group == "neighbours" and len(names) > 1 and (worst.change.value or 0) < 0:
+        text += f", worst {worst.label} {_points(worst.change.value)}"
+    config = next(a.config for a in evaluation.arms if a.name == arm)
+    if "keep" in config:
+        text += f", {told(config['keep'], names)} of them named to the method to be kept"
+    return text
 
 
 def _utility(evaluation: Evaluation, arm: str, detector: str, group: str) -> str:
     """Non-inferiority: the whole interval above the margin; degraded: the whole interval below it."""
     change = row(evaluation, arm, detector, group).change if evaluation.select(BASE, group) else None
-    if change is None or change.low is None or change.high is None:
+    if change is None or change.low is None or change.high is None or limited(evaluation):
         return "not assessed"
     if change.low >= -MARGINS[group]:
         return "non-inferior"
@@ -242,8 +361,8 @@ def _banners(evaluation: Evaluation, arm: str, detector: str) -> tuple[str, ...]
     if before is None or after is None or after - before < DESTRUCTION:
         return ()
     return (
-        f"suppression by destruction: {detector} recognises nothing in {_percent(after)} of the pictures for target "
-        f"prompts ({_percent(before)} with the base model)",
+        "nothing recognised: pictures destroyed, or of something the detector has no name for "
+        f"({detector}: {_percent(after)} of the pictures for target prompts, {_percent(before)} with the base model)",
     )
 
 
@@ -280,10 +399,15 @@ def not_assessed(evaluation: Evaluation) -> list[str]:
         "Relearning and durability: fine-tuning, quantisation or merging after the erasure.",
         "Membership: whether particular training images can be inferred or reproduced.",
         "Other samplers, step counts, guidance scales, resolutions and seeds than those of the settings, or another "
-        f"base than {suite.base}.",
+        f"base than {evaluation.settings.get('base', suite.base)}.",
         "Counts, layout, legibility, bias and image quality beyond what the detectors name.",
         "People and downstream use: no figure here says that a use is harmless, lawful or sufficient for a policy.",
     ]
+    closed = [f"{d} from {n}" for d in evaluation.detectors if (n := label_count(evaluation, d))]
+    if closed:
+        named.insert(
+            -1, f"Anything without a name: a detector answers only from its list of labels ({', '.join(closed)})."
+        )
     if suite.attribute == "style":
         named.insert(3, "Content: whether the thing that is drawn stays the same when its style changes.")
     if not suite.unrelated:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from erasure.artifact import Erasure
 from erasure.artifact.stack import Layer, stack_of
-from erasure.backbone import backbone_of
 
 
 def load_erasure(
@@ -22,7 +22,7 @@ def load_erasure(
         scale: 0 to 1, how strongly.
     """
     edit = source if isinstance(source, Erasure) else Erasure.from_pretrained(source)
-    edit.name = name or edit.name
+    edit = dataclasses.replace(edit, name=name) if name else edit
     edit.apply(pipe, scale)
     return edit.name
 
@@ -33,7 +33,7 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     Raises:
         ValueError: a name is not loaded, or names and scales differ in number.
     """
-    stack = stack_of(backbone_of(pipe))
+    stack = stack_of(pipe)
     wanted = [names] if isinstance(names, str) else list(names)
     factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
     if len(factors) != len(wanted):
@@ -48,14 +48,14 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
 
 def active_erasures(pipe: Any) -> dict[str, float]:
     """Names and scales of the erasures in force, in the order they were applied."""
-    return {name: layer.scale for name, layer in stack_of(backbone_of(pipe)).layers.items() if layer.scale}
+    return {name: layer.scale for name, layer in stack_of(pipe).layers.items() if layer.scale}
 
 
 def fuse_erasures(pipe: Any) -> None:
     """Make the active erasures permanent and free the copies of the original weights."""
-    stack_of(backbone_of(pipe)).forget()
+    stack_of(pipe).forget()
 
 
 def unload_erasures(pipe: Any) -> None:
     """Remove every erasure; every bit of the model is as it was before the first one."""
-    stack_of(backbone_of(pipe)).set({})
+    stack_of(pipe).set({})

@@ -125,7 +125,11 @@ def demo_evaluation() -> Evaluation:
                 row.append(image)
             images.append(row)
         rows = [
-            dataclasses.replace(r, clip_cosine=0.31 - 0.02 * len(arm) * (r.group == "target"))
+            dataclasses.replace(
+                r,
+                clip_cosine=0.31 - 0.02 * len(arm) * (r.group == "target"),
+                clip_hit=r.verdicts["clip[tiny]"].hit,
+            )
             for r in _records(arm, job, images)
         ]
         records += rows

@@ -83,6 +83,8 @@ def test_erase_then_generate(base, tmp_path, erasure):
         (["erase", "cat", "--device", "tpu"], "no device"),
         (["erase", "cat", "--kind", "animal"], "object"),
         (["erase", "cat", "--suite", "superhero"], "about 'superhero'"),
+        (["erase", "superhero", "--suite", "superhero", "--anchor", "ninja"], "the suite decides"),
+        (["erase", "cat", "--set", "lamb=abc"], "lamb"),
     ],
 )
 def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, erasure, arguments, fault):
@@ -95,6 +97,9 @@ def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, era
     ("arguments", "fault"),
     [
         (["erase", "cat", "--base", "./nowhere", "--out", "x"], "no model at"),
+        (["erase", "cat", "--base", "./[/x]", "--out", "x"], "./[/x]"),
+        (["erase", "cat", "--unet", "x", "--out", "x"], "one folder"),
+        (["evaluate", "--suite", "superhero", "--erasure", "/nowhere"], "no erasure at"),
         (["evaluate", "--suite", "nosuch"], "no suite called"),
         (["evaluate", "--suite", "superhero"], "nothing to evaluate"),
         (["evaluate", "--suite", "superhero", "--erasure", "./nowhere"], "no erasure at"),

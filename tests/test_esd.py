@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from erasure import Concept
+from erasure import Concept, Suite
 from erasure.backbone import backbone_of
 from erasure.methods import guidance
 from erasure.methods.esd import ESD, step_loss
@@ -83,11 +83,14 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
     }
 
 
-def test_training_lowers_the_loss_and_leaves_the_pipeline_alone():
+@pytest.mark.parametrize("settings", [{}, {"autocast": True}, {"synonyms": True, "articles": True}])
+def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
     pipe = tiny_pipeline()
     before = weights(pipe)
     backbone = backbone_of(pipe)
-    edit = make(pipe, "superhero", "esd", preset="official-2025-x", **{**QUICK, "iterations": 60}, progress=False)
+    edit = make(
+        pipe, "superhero", "esd", preset="official-2025-x", **{**QUICK, "iterations": 60, **settings}, progress=False
+    )
     assert identical(before, weights(pipe))
     hidden = backbone.encode(["superhero"]).hidden
     bank = bank_of(backbone, ["superhero"], seed=99)
@@ -126,25 +129,25 @@ def test_retaining_holds_the_kept_prompts_closer():
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     settings = {**QUICK, "preset": "official-2025-x", "progress": False}
-    monkeypatch.setattr(Training, "checkpoint_every", 2, raising=False)
-    monkeypatch.setattr(Training.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(Training.__init__, "__defaults__", (2,))  # a checkpoint every second step
     whole = make(tiny_pipeline(), "superhero", "esd", **settings)
 
     pipe, calls = tiny_pipeline(), []
     before = weights(pipe)
 
-    def stop(*args):
+    def counted(*args):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return step_loss(*args)
 
-    monkeypatch.setattr("erasure.methods.esd.step_loss", stop)
+    monkeypatch.setattr("erasure.methods.esd.step_loss", counted)
     with pytest.raises(KeyboardInterrupt):
         make(pipe, "superhero", "esd", checkpoint=tmp_path, **settings)
     assert identical(before, weights(pipe))
-    monkeypatch.setattr("erasure.methods.esd.step_loss", step_loss)
+    calls.extend([0] * 10)
     resumed = make(pipe, "superhero", "esd", checkpoint=tmp_path, **settings)
+    assert len(calls) - 14 == 4  # steps 3 to 6: the first two came from the checkpoint
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
 
 
@@ -218,3 +221,73 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     first, again, other = (copy.copy(run.tensors) for run in runs)
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not all(torch.equal(first[n], other[n]) for n in first)
+
+
+def test_training_works_where_gradients_are_switched_off():
+    with torch.no_grad():
+        make(tiny_pipeline(), "superhero", "esd", preset="official-2025-x", **QUICK, progress=False)
+    assert torch.is_grad_enabled()
+
+
+def test_a_bad_gradient_stops_the_run_before_it_reaches_the_weights(tmp_path):
+    module = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(3))})
+    steps = iter(range(100))
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (float("nan") if next(steps) == 3 else 1.0)
+
+    with pytest.raises(Diverged, match="step 3"):
+        train(
+            module,
+            dict(module),
+            lambda g: Poison.apply(module["w"]).sum(),
+            Training(9, 0.1, 0, 1),
+            key="k",
+            folder=tmp_path,
+            progress=False,
+        )
+    kept = train(
+        module,
+        dict(module),
+        lambda g: module["w"].sum(),
+        Training(3, 0.1, 0, 1),
+        key="k",
+        folder=tmp_path,
+        progress=False,
+    )
+    assert torch.isfinite(kept["w"]).all()
+
+
+def test_every_prompt_of_a_bank_is_sampled():
+    bank = bank_of(backbone_of(tiny_pipeline()), ["superhero", "ninja", "wizard", "batman"], trajectories=2)
+    assert set(bank.prompt.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [("EulerAncestralDiscreteScheduler", 5), ("HeunDiscreteScheduler", 9)])
+def test_stochastic_and_second_order_schedulers_are_sampled_whole_and_by_seed(scheduler, steps):
+    import diffusers
+
+    pipe = tiny_pipeline()
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    first, again = (bank_of(backbone_of(pipe), ["superhero"], keep=None) for _ in range(2))
+    assert len(first) == 3 * steps and torch.equal(first.x, again.x)
+
+
+@pytest.mark.parametrize("suite", ["superhero", "twemoji", "van_gogh"])
+def test_no_prompt_of_a_suite_is_needed_to_train_on_it(suite):
+    prompts = ESD.preset().prompts(Suite.load(suite).concept)
+    assert prompts and not any("{" in prompt for prompt in prompts)
+
+
+def test_a_keep_list_that_is_not_used_is_not_recorded():
+    with pytest.warns(UserWarning, match="retain is 0"):
+        edit = make(
+            tiny_pipeline(), "superhero", "esd", preset="official-2025-x", keep=["ninja"], **QUICK, progress=False
+        )
+    assert edit.config["keep"] == []

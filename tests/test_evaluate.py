@@ -19,13 +19,13 @@ from erasure.concept import Concept, Suite
 from erasure.eval import Evaluation, evaluate
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.clip import ClipDetector, labels_of
-from erasure.eval.metrics import ClipFeatures, clip_alignment, frechet, kid, zero_shot_accuracy
+from erasure.eval.metrics import ClipFeatures, frechet, kid
 from erasure.eval.pictures import weights_hash
 from erasure.eval.records import BASE, Arm, Record, Verdict
-from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
+from erasure.eval.summary import clip_rows, degenerate, findings, headlines, labels, replacement, row
 from erasure.world.spec import spec
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.tiny import tiny_pipeline
+from tests.tiny import make, tiny_pipeline
 
 CONCEPT = Concept("cat", neighbours=("dog",), synonyms=("kitty",))
 SUITE = Suite(version=1, name="tiny", concept=CONCEPT, unrelated=("sun",), num_inference_steps=2)
@@ -176,8 +176,31 @@ def test_claims_carry_their_numbers_and_their_limits():
     assert "not observed in 20 samples" in finding.sentence and "95 %" in finding.sentence
     assert re.search(r"at most \d+(\.\d)? %", finding.sentence)
     assert "removed from the weights was not assessed" in finding.sentence
-    assert "neighbours \u221250.0 points" in finding.short and finding.utility["neighbours"] == "degraded"
+    assert "this one named neighbour \u221250.0 points" in finding.short and finding.utility["neighbours"] == "degraded"
     assert findings(made_up(1.0, 0.0, n=400))[0].utility["neighbours"] == "non-inferior"
+
+
+def test_seen_is_explained_where_it_is_claimed():
+    (finding,) = findings(made_up(base=1.0, after=0.25))
+    assert "Seen means that it is eye's first answer" in finding.sentence
+    assert "mean score of cat on these pictures is 30 % (90 % with the base model)" in finding.sentence
+
+
+def test_intervals_speak_of_the_labels_asked_for_and_name_the_worst():
+    found = with_fox(made_up(1.0, 0.0))
+    arms = (found.arms[0], dataclasses.replace(found.arms[1], config={"keep": ["Fox", "sun"]}))
+    (finding,) = findings(dataclasses.replace(found, arms=arms))
+    for text in (finding.short, finding.sentence.lower()):
+        assert "these 2 named neighbours" in text and "worst fox \u2212100.0" in text
+        assert "1 of them named to the method" in text
+    assert "named to the method" not in findings(found)[0].short
+
+
+def test_p_values_in_the_table_are_adjusted_for_its_size():
+    lines = made_up(1.0, 0.0, n=10, kept=0.4).rows()
+    values = {line.group: line.p_value for line in lines if line.arm == "edit"}
+    assert values == pytest.approx({"target": 2 * 2 / 2**10, "neighbours": 2 / 2**6})
+    assert all(line.p_value is None for line in lines if line.arm == BASE)
 
 
 def test_claims_never_say_what_outputs_cannot_show(found):
@@ -187,7 +210,10 @@ def test_claims_never_say_what_outputs_cannot_show(found):
 
 def test_destroying_the_picture_is_called_that():
     (finding,) = findings(made_up(base=1.0, after=0.0, top="nothing", nothing=True))
-    assert any("suppression by destruction" in banner for banner in finding.banners)
+    assert any(
+        "nothing recognised: pictures destroyed, or of something the detector has no name for" in banner
+        for banner in finding.banners
+    )
     assert not findings(made_up(base=1.0, after=0.0))[0].banners
 
 
@@ -195,27 +221,50 @@ def test_replacement_says_what_is_seen_instead():
     assert replacement(made_up(1.0, 0.25), "edit", "eye") == [("ninja", 0.75, 15), ("cat", 0.25, 5)]
 
 
-def test_worst_neighbour_comes_first():
-    found = made_up(1.0, 0.0)
+def with_fox(found: Evaluation) -> Evaluation:
+    """A neighbour that the edit destroys."""
     extra = [
         Record(arm, f"fox {i}", "neighbours", "fox", 0, {"eye": Verdict("fox", 0.9, arm == BASE)}, None, "0")
         for arm in (BASE, "edit")
         for i in range(8)
     ]
-    found = dataclasses.replace(found, records=found.records + tuple(extra))
+    return dataclasses.replace(found, records=found.records + tuple(extra))
+
+
+def test_worst_neighbour_comes_first():
+    found = with_fox(made_up(1.0, 0.0))
     assert [line.label for line in labels(found, "edit", "eye")] == ["fox", "dog"]
     assert labels(found, "edit", "eye")[0].change.value == -1
 
 
-def test_the_headline_is_that_of_the_least_flattering_detector():
-    kind, harsh = made_up(1.0, 0.0), made_up(1.0, 0.5)
+def together(**found: Evaluation) -> Evaluation:
+    """The same pictures under several eyes."""
+    first, *_ = found.values()
     records = [
-        dataclasses.replace(a, verdicts={"kind": a.verdicts["eye"], "harsh": b.verdicts["eye"]})
-        for a, b in zip(kind.records, harsh.records, strict=True)
+        dataclasses.replace(
+            rows[0], verdicts={name: row.verdicts["eye"] for name, row in zip(found, rows, strict=True)}
+        )
+        for rows in zip(*(evaluation.records for evaluation in found.values()), strict=True)
     ]
-    cards = {name: DetectorCard(name, "1") for name in ("kind", "harsh")}
-    (headline,) = headlines(dataclasses.replace(kind, records=tuple(records), detectors=cards))
+    cards = {name: DetectorCard(name, "1") for name in found}
+    return dataclasses.replace(first, records=tuple(records), detectors=cards)
+
+
+def test_the_headline_is_that_of_the_least_flattering_detector():
+    (headline,) = headlines(together(kind=made_up(1.0, 0.0, kept=0.5), harsh=made_up(1.0, 0.5)))
     assert headline.detector == "harsh"
+    assert "of the 2 detectors that recognise the base\u2019s cat" in headline.by
+    assert "neighbour \u221250.0 points" in headline.short and "by kind" in headline.short
+
+
+def test_the_headline_does_not_count_detectors_that_cannot_tell():
+    (headline,) = headlines(together(able=made_up(1.0, 0.2), blind=made_up(0.3, 0.3, kept=0.0)))
+    assert headline.detector == "able" and headline.status == "measured"
+    assert headline.by == "by able, the only detector that recognises the base\u2019s cat; inconclusive: blind"
+    assert "neighbour 0 points" in headline.short  # the blind one has no say here either
+    three = together(able=made_up(1.0, 0.2), other=made_up(1.0, 0.1), blind=made_up(0.3, 0.3))
+    (headline,) = headlines(three)
+    assert "of the 2 detectors" in headline.by and headline.by.endswith("inconclusive: blind")
 
 
 def test_an_evaluation_survives_being_written_down(found, tmp_path):
@@ -244,10 +293,73 @@ def test_bad_requests_are_named(pipe, wrong):
 def test_limited_runs_say_that_they_are_not_evidence(pipe):
     found = evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], limit=1, **QUICK)
     assert len(found.records) == 3 * SUITE.images_per_prompt
-    assert any("not evidence" in note for note in found.warnings)
+    assert any("not evidence" in note for note in found.warnings) and found.settings["limit"] == 1
 
 
-def test_clip_is_a_detector_and_keeps_negative_cosines(clip):
+def test_limited_runs_make_no_claim():
+    whole = made_up(1.0, 0.0, n=400)
+    (finding,), (headline,) = (f(dataclasses.replace(whole, settings={"limit": 3})) for f in (findings, headlines))
+    assert finding.status == headline.status == "no claim"
+    assert finding.sentence.startswith("Trial run, no evidence:") and "trial run, no evidence:" in headline.short
+    assert set(finding.utility.values()) == {"not assessed"}
+    assert findings(dataclasses.replace(whole, settings={"limit": None}))[0].status == "measured"
+
+
+def test_the_base_is_named_by_the_pipeline_not_by_the_suite(pipe, monkeypatch, tmp_path):
+    def run(source):
+        config = {**pipe.config, "_name_or_path": str(source)}
+        monkeypatch.setattr(type(pipe), "config", property(lambda self: config))
+        return evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], limit=1, **QUICK)
+
+    other = run("someone/else")
+    assert other.settings["base"] == "someone/else"
+    assert any(SUITE.base in note and "someone/else" in note for note in other.warnings)
+    assert any("someone/else" in line for line in other.not_assessed)
+    (tmp_path / SUITE.base).mkdir()
+    same = run(tmp_path / SUITE.base)
+    assert same.settings["base"] == SUITE.base and not any("was written for" in note for note in same.warnings)
+
+
+def test_a_pipeline_that_carries_an_erasure_is_no_base(monkeypatch):
+    pipe = tiny_pipeline()
+    erasure = make(pipe, "superhero", method="uce", name="hidden")
+    erasure.apply(pipe)
+    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew a picture"))
+    with pytest.raises(ValueError, match=r"hidden.*remove\(pipe\)"):
+        evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"), [(AddNoise(faithful=False), "did not give the weights back"), (None, "wrong base model")]
+)
+def test_what_will_fail_fails_before_the_first_picture(broken, error, monkeypatch):
+    pipe = tiny_pipeline()
+    broken = broken or make(tiny_pipeline(seed=1), "superhero", method="uce")
+    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew a picture"))
+    with pytest.raises((RuntimeError, ValueError), match=error):
+        evaluate(pipe, {"fine": AddNoise(), "broken": broken}, SUITE, detectors=[PixelDetector()], **QUICK)
+
+
+def test_closed_lists_of_labels_are_named(found):
+    line = next(line for line in found.not_assessed if "list of labels" in line)
+    assert "pixels from 4" in line and "clip[tiny] from 4" in line
+
+
+def test_the_judge_gives_zero_shot_accuracy(pipe, found, clip):
+    for record in found.records:
+        assert record.clip_hit == record.verdicts["clip[tiny]"].hit
+    alone = evaluate(pipe, {"a lot": AddNoise(scale=3.0)}, SUITE, detectors=[PixelDetector()], clip=clip, **QUICK)
+    hits = {(r.arm, r.prompt, r.seed): r.clip_hit for r in found.records}
+    assert all(r.clip_hit is hits[r.arm, r.prompt, r.seed] for r in alone.records)
+    for line in clip_rows(found):
+        assert line.accuracy.value == np.mean([r.clip_hit for r in found.select(line.arm, line.group)])
+    mute = tiny_clip(labels={})
+    found = evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], clip=mute, limit=1, **QUICK)
+    assert all(r.clip_hit is None and r.clip_cosine is not None for r in found.records)
+    assert all(line.accuracy.value is None for line in clip_rows(found))
+
+
+def test_clip_is_a_detector_and_keeps_negative_cosines(clip, monkeypatch):
     assert isinstance(clip, Detector) and isinstance(PixelDetector(), Detector)
     images = [
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)) for i in range(20)
@@ -258,10 +370,9 @@ def test_clip_is_a_detector_and_keeps_negative_cosines(clip):
     expected = (clip.image_features(images) * clip.text_features(texts)).sum(-1).numpy()
     cosines = clip.cosines(images, texts)
     assert cosines == pytest.approx(expected, abs=1e-5)
-    flipped = clip.cosines(images, texts).min() < 0 or (-expected).min() < 0
-    assert flipped and clip_alignment(clip, images, texts).value == pytest.approx(expected.mean(), abs=1e-5)
-    known = zero_shot_accuracy(clip, images, ["cat"] * 10 + ["unheard of"] * 10)
-    assert known.n == 10 and known.excluded == 10
+    encode = clip.model.encode_text
+    monkeypatch.setattr(clip.model, "encode_text", lambda tokens: -encode(tokens))
+    assert np.abs(cosines).min() > 0 and clip.cosines(images, texts) == pytest.approx(-cosines, abs=1e-5)
     with pytest.raises(ValueError, match="no labels for 'style'"):
         clip.scores(images, "style")
 

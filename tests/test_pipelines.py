@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
+from erasure import Erasure
 from erasure.pipelines import (
     ErasedStableDiffusionPipeline,
     active_erasures,
@@ -92,3 +93,10 @@ def test_erased_pictures_differ_and_come_back(folders):
     base = draw()
     pipe.unload_erasures()
     assert not torch.equal(erased, base) and torch.equal(base, draw())
+
+
+def test_loading_under_another_name_leaves_the_callers_erasure_alone(folders):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    edit = Erasure.from_pretrained(folders / "superhero")
+    load_erasure(pipe, edit, name="other")
+    assert edit.name == "superhero-uce" and list(active_erasures(pipe)) == ["other"]

@@ -12,6 +12,8 @@ import pytest
 from erasure.eval import write_report
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.records import BASE, Evaluation
+from erasure.eval.report import percent, render
+from erasure.eval.summary import clip_rows
 from tests.eval_helpers import demo_evaluation
 
 
@@ -102,7 +104,7 @@ def test_numbers_are_those_of_the_evaluation(page, evaluation):
         assert f"{shown}\u202f%" in page.text
     figures = sum(tag == "svg" for tag, _ in page.tags)
     assert figures == len(evaluation.rows())
-    assert page.text.count("McNemar") and "95\u202f%" in page.text
+    assert "permutation" in page.text and "Holm" in page.text and "95\u202f%" in page.text
 
 
 def test_limits_are_said(page, evaluation):
@@ -110,11 +112,32 @@ def test_limits_are_said(page, evaluation):
     for line in evaluation.not_assessed:
         assert " ".join(line.split()) in text
     assert "2412.06966" in text and "2408.00376" in text and "removed from the weights was not assessed" in text
-    assert "uppression by destruction" in text  # esd, in the demonstration
+    assert "Nothing recognised: pictures destroyed, or of something" in text  # esd, in the demonstration
+    first = next(iter(evaluation.detectors.values()))
+    assert f"only from its list of {len(first.labels['concept'])} labels" in text
+    assert "upper end" in text and "assumed to correlate by 0.3" in text and "first answer" in text
+    assert "mean score of superhero" in text
     assert all(warning in text for warning in evaluation.warnings)
     for card in evaluation.detectors.values():
         assert card.name in text and card.notes in text
     assert evaluation.settings["base_weights"] in text and "official-2025" in text
+
+
+def test_the_judge_has_cosines_and_zero_shot_accuracy(page, evaluation):
+    text = " ".join(page.text.split())
+    assert "Zero-shot accuracy" in text
+    for row in clip_rows(evaluation):
+        assert row.accuracy.value is not None and percent(row.accuracy.value) in text
+    mute = tuple(dataclasses.replace(r, clip_hit=None) for r in evaluation.records)
+    assert "no zero-shot accuracy" in render(dataclasses.replace(evaluation, records=mute))
+
+
+def test_trial_runs_show_no_verdicts(evaluation):
+    trial = dataclasses.replace(evaluation, settings={**evaluation.settings, "limit": 2})
+    text = " ".join(Page(render(trial)).text.split())
+    cells = text.partition("Dots are measured shares")[0]
+    assert "trial run, no evidence:" in cells
+    assert not re.search("non-inferior|degraded|unclear", cells)
 
 
 def test_it_reads_on_a_phone_and_in_the_dark(html):

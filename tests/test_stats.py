@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import optimize
 from scipy import stats as scipy_stats
 
 from erasure.eval.stats import (
     Estimate,
-    _newcombe,
     difference,
     effective_n,
     kappa,
-    mcnemar,
+    holm,
     mean,
+    paired_score,
     rate,
+    sign_flip,
     wilson,
-    zero_hit_bound,
 )
 
 
@@ -40,12 +43,6 @@ def test_wilson_with_fractions_meets_scipy_at_whole_numbers():
 def test_wilson_refuses_what_is_not_a_rate(hits, n):
     with pytest.raises(ValueError, match="0 <= hits <= n"):
         wilson(hits, n)
-
-
-def test_zero_hits_bound_is_the_published_one():
-    for n, bound in ((50, 0.058), (100, 0.0295), (200, 0.0149), (500, 0.0060), (1000, 0.0030)):
-        assert zero_hit_bound(n) == pytest.approx(bound, abs=6e-4)
-        assert scipy_stats.binom.cdf(0, n, zero_hit_bound(n)) == pytest.approx(0.05)
 
 
 def test_design_effect():
@@ -74,7 +71,7 @@ def test_rate_covers_the_truth():
 def test_none_seen_is_bounded_by_the_prompts_not_by_the_pictures():
     none = rate([False] * 100, [i // 5 for i in range(100)])
     assert none.value == 0 and none.low == 0
-    assert zero_hit_bound(100) < none.high < zero_hit_bound(20)
+    assert wilson(0, 100)[1] < none.high < wilson(0, 20)[1]
     assert rate([True] * 100, [i // 5 for i in range(100)]).low == pytest.approx(1 - none.high)
 
 
@@ -106,21 +103,92 @@ def test_difference_without_variation_still_has_width():
     assert same.value == 0 and same.low < 0 < same.high
 
 
-def test_few_prompts_give_the_large_sample_interval_of_a_paired_difference():
-    counts = {(True, True): 900, (True, False): 300, (False, True): 100, (False, False): 700}
-    before, after = zip(*[pair for pair, count in counts.items() for _ in range(count)], strict=True)
-    pairs, n = np.array(list(zip(before, after, strict=True))), len(before)
-    low, high = _newcombe(pairs, n)
-    error = np.sqrt((300 + 100) / n - (200 / n) ** 2) / np.sqrt(n)  # Wald, exact in the limit
-    assert (low, high) == pytest.approx((-0.1 - 1.96 * error, -0.1 + 1.96 * error), abs=2e-3)
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_more_hits_never_look_like_fewer(per_prompt):
+    prompts = [i // per_prompt for i in range(36)]
+    found = [rate([i < hits for i in range(36)], prompts) for hits in range(37)]
+    for fewer, more in itertools.pairwise(found):
+        assert fewer.high <= more.high and fewer.low <= more.low
+        assert fewer.low <= fewer.value <= fewer.high
 
 
-def test_mcnemar_is_the_exact_test():
-    before = [True] * 10 + [False] * 3 + [True] * 50
-    after = [False] * 10 + [True] * 3 + [True] * 50
-    assert mcnemar(before, after) == pytest.approx(2 * scipy_stats.binom.cdf(3, 13, 0.5))
-    assert mcnemar([True, False], [True, False]) == 1
-    assert mcnemar([None], [True]) is None
+@pytest.mark.parametrize("right", [0, 30, 60])
+def test_nothing_changed_is_never_worse_than_something_changed(right):
+    before, prompts = [i < right for i in range(60)], [i * 46 // 60 for i in range(60)]
+
+    def changed(*flipped: int) -> Estimate:
+        return difference(before, [b != (i in flipped) for i, b in enumerate(before)], prompts)
+
+    same = changed()
+    assert same.value == 0 and same.low < 0 < same.high
+    for flipped in ((0,), (59,), (0, 59), (0, 1), (58, 59)):
+        other = changed(*flipped)
+        assert same.high - same.low <= other.high - other.low
+        assert same.low >= other.low or other.value > 0
+        assert same.high <= other.high or other.value < 0
+        assert other.low < 0 < other.high  # one or two of 60 are evidence of nothing
+
+
+def test_the_paired_score_interval_is_the_published_one():
+    # Tango 1998, table V: 43 lenses right both ways, one under the standard only; 90 % limit
+    assert paired_score(0, 1, 44, level=0.90)[0] == pytest.approx(-0.096, abs=5e-4)
+    # R, PropCIs::scoreci.mp with 41 and 48 of 549 pairs changed, 90 %
+    assert paired_score(41, 48, 549, level=0.90) == pytest.approx((-0.0414, 0.0157), abs=5e-5)
+
+
+def test_the_paired_score_interval_does_not_collapse():
+    z = scipy_stats.norm.ppf(0.975)
+    limit = z**2 / (60 + z**2)  # of Tango's equation when no pair changed, solved by hand
+    before = [True] * 30 + [False] * 30
+    same = difference(before, before, range(60))
+    assert (same.low, same.high) == pytest.approx((-limit, limit), abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(3, 9, 40), (0, 5, 30), (7, 0, 25), (12.5, 2.25, 46.15), (20, 0, 20)])
+def test_the_limits_solve_the_score_equation(counts):
+    """Against a numerical maximum of the likelihood, not the closed form."""
+    up, down, n = counts
+
+    def log_likelihood(q, d):
+        cells = ((up, q + d), (down, q), (n - up - down, 1 - 2 * q - d))
+        return -sum(k * np.log(max(p, 1e-300)) for k, p in cells if k)
+
+    value = (up - down) / n
+    for d in paired_score(*counts):
+        if abs(d) == 1:
+            assert value == d
+            continue
+        bounds = (max(0, -d), (1 - d) / 2)
+        options = {"xatol": 1e-12}
+        q = optimize.minimize_scalar(log_likelihood, args=(d,), bounds=bounds, method="bounded", options=options).x
+        statistic = (n * value - n * d) / np.sqrt(n * (2 * q + d * (1 - d)))
+        assert abs(statistic) == pytest.approx(1.96, abs=2e-3)
+
+
+def test_changes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="gained \\+ lost <= n"):
+        paired_score(6, 6, 10)
+
+
+def test_sign_flips_are_mcnemars_test_for_single_pictures():
+    before = [True] * 10 + [False] * 2 + [True] * 50
+    after = [False] * 10 + [True] * 2 + [True] * 50
+    assert sign_flip(before, after, range(62)) == pytest.approx(2 * scipy_stats.binom.cdf(2, 12, 0.5))
+    many = sign_flip([True] * 28 + [False] * 12, [False] * 28 + [True] * 12, range(40))
+    assert many == pytest.approx(2 * scipy_stats.binom.cdf(12, 40, 0.5), abs=0.005)
+    assert sign_flip([True, False], [True, False], "ab") == 1
+    assert sign_flip([None], [True], "a") is None
+
+
+def test_pictures_of_one_prompt_are_not_independent_evidence():
+    before, after = [True] * 30, [False] * 30
+    assert sign_flip(before, after, [i // 10 for i in range(30)]) == pytest.approx(2 / 2**3)
+    assert sign_flip(before, after, range(30)) < 0.001
+
+
+def test_holm_is_holm():
+    assert holm([0.01, None, 0.04, 0.03, 0.005]) == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
 
 
 def test_kappa():

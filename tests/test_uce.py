@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from erasure import Concept
-from erasure.artifact.operator import OperatorErasure, compose
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
 from erasure.methods.closed_form import solve
@@ -118,9 +117,9 @@ def test_composition_is_one_edit_after_the_other():
     first.apply(pipe), second.apply(pipe)
     stacked = {name: pipe.unet.get_parameter(name).detach().clone() for name in first.parameter_names}
     first.remove(pipe), second.remove(pipe)
-    u, v = compose(first, second)
-    joint = OperatorErasure("both", first.config, {"u": u, "v": v})
-    assert relative_error(edited_weights(pipe, joint), {k: w.double() for k, w in stacked.items()}) <= 1e-6
+    assert (
+        relative_error(edited_weights(pipe, first.compose(second)), {k: w.double() for k, w in stacked.items()}) <= 1e-6
+    )
 
 
 def test_the_published_edit_is_a_few_kilobytes(tmp_path):
@@ -149,6 +148,9 @@ def test_making_leaves_the_pipeline_alone():
         ({"concept": "cat", "preset": "official"}, "official-2025"),
         ({"concept": "cat", "lambda_": 1}, "unknown setting.*lamb"),
         ({"concept": "cat", "lamb": -1.0}, "negative"),
+        ({"concept": "cat", "lamb": "abc"}, "lamb"),
+        ({"concept": "cat", "empty_anchor": "middle"}, "empty_anchor"),
+        ({"concept": "cat", "method": "esd", "preset": "recommended", "trajectories": 0}, "trajectories"),
         ({"concept": "cat", "erase_scale": 0.0}, "did not move"),
         ({"concept": "superhero " * 80}, "longer than the text encoder"),
     ],
@@ -166,3 +168,7 @@ def test_settings_that_need_a_keep_list_say_so():
 def test_the_neighbours_of_a_concept_are_kept_by_default():
     edit = make(tiny_pipeline(), Concept("superhero", neighbours=("ninja", "wizard")), "uce")
     assert edit.config["keep"] == ["ninja", "wizard"]
+
+
+def test_numbers_may_be_written_as_yaml_reads_them():
+    assert UCE.preset("official-2025", lamb="1e-4").lamb == 1e-4

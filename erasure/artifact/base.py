@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from erasure.artifact.card import card
-from erasure.artifact.stack import Layer, Stack, stack_of
+from erasure.artifact.stack import Layer, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
 
@@ -80,8 +79,8 @@ class Erasure(abc.ABC):
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
         backbone = backbone_of(pipe)
-        stack = stack_of(backbone)
-        self.check_base(backbone, stack)
+        stack = stack_of(pipe)
+        self.check_base(backbone)
         owner = stack.layers.get(self.name)
         if owner is not None and owner.erasure is not self:
             raise ValueError(f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one")
@@ -94,25 +93,60 @@ class Erasure(abc.ABC):
         Raises:
             ValueError: the erasure is not on this pipeline, or was fused.
         """
-        stack = stack_of(backbone_of(pipe))
-        if self.name not in stack.layers:
-            raise ValueError(f"{self.name!r} is not on this pipeline (or was fused); active are {list(stack.layers)}")
+        stack = stack_of(pipe)
+        if self.name not in stack.layers or stack.layers[self.name].erasure is not self:
+            raise ValueError(
+                f"this {self.name!r} is not on the pipeline (or was fused); on it are {list(stack.layers)}"
+            )
         stack.set({name: layer for name, layer in stack.layers.items() if name != self.name})
 
-    def fuse(self, pipe: Any, scale: float = 1.0) -> None:
-        """Make the change, and any other erasure on the pipeline, permanent; the originals are freed."""
-        self.apply(pipe, scale)
-        stack_of(backbone_of(pipe)).forget()
+    def fuse(self, pipe: Any, scale: float | None = None) -> None:
+        """Make the change, and any other erasure on the pipeline, permanent; the originals are freed.
 
-    def check_base(self, backbone: Backbone, stack: Stack | None = None) -> None:
-        """Raise unless the pipeline holds the model this erasure was made for."""
-        found = fingerprint(backbone.unet, originals=(stack or stack_of(backbone)).originals)
-        expected = self.config["base"]["unet"]
-        if not matches(expected, found):
+        Args:
+            scale: None (default) keeps the scale it is applied at, or 1 if it is not applied yet.
+        """
+        layer = stack_of(pipe).layers.get(self.name)
+        self.apply(pipe, scale if scale is not None else layer.scale if layer else 1.0)
+        stack_of(pipe).forget()
+
+    @abc.abstractmethod
+    def compose(self, other: Erasure) -> Erasure:
+        """One erasure that does what this one and then ``other`` do. Both must be of one kind and one base model."""
+
+    def _check_composable(self, other: Erasure) -> None:
+        mine, theirs = self.config["base"], other.config["base"]
+        if other.kind != self.kind or not matches(mine["unet"], theirs["unet"]):
             raise ValueError(
-                f"wrong base model; {self.name!r} was made for {self.config['base']['name']} (UNet {short(expected)}), "
-                f"this pipeline's UNet is {short(found)}; use the model it was made for, or make a new erasure"
+                f"{self.name!r} and {other.name!r} cannot be composed: they differ in kind or base model; "
+                "apply them one after the other instead"
             )
+
+    def _composed_config(self, other: Erasure) -> dict[str, Any]:
+        both = {key: [*self.config[key], *other.config[key]] for key in ("concepts", "keep")}
+        parts = [self.config, other.config]
+        return {
+            **self.config,
+            **both,
+            "method": "+".join(c["method"] for c in parts),
+            "settings": [c["settings"] for c in parts],
+        }
+
+    def check_base(self, backbone: Backbone) -> None:
+        """Raise unless the pipeline holds the model this erasure was made for: UNet and text encoder."""
+        originals = stack_of(backbone).originals
+        found = {
+            "unet": fingerprint(backbone.unet, originals=originals),
+            "text_encoder": fingerprint(backbone.pipe.text_encoder),
+        }
+        for part, here in found.items():
+            expected = self.config["base"][part]
+            if not matches(expected, here):
+                raise ValueError(
+                    f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
+                    f"({part} {short(expected)}), this pipeline's {part} is {short(here)}; "
+                    "use the model it was made for, or make a new erasure"
+                )
 
     # --- on disk ----------------------------------------------------------------------------------------------------
 
@@ -126,9 +160,7 @@ class Erasure(abc.ABC):
             (Path(temporary) / WEIGHTS).write_bytes(weights)
             (Path(temporary) / CARD).write_text(self.card(), "utf-8")
             (Path(temporary) / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
-            folder.mkdir(exist_ok=True)
-            for name in (WEIGHTS, CARD, CONFIG):  # the config last: without it the folder is not an erasure
-                os.replace(Path(temporary) / name, folder / name)
+            _move(Path(temporary), folder, last=CONFIG)
         return folder
 
     @classmethod
@@ -142,7 +174,7 @@ class Erasure(abc.ABC):
             ValueError: a file is missing, truncated, altered, from a newer version of the format, or holds NaN.
         """
         path = Path(folder)
-        if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith("."):
+        if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
             path = _download(str(folder), revision=revision, token=token)
         if not path.is_dir():
             raise FileNotFoundError(
@@ -184,6 +216,11 @@ class Erasure(abc.ABC):
         return card(self)
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where the device has no float64 (Apple silicon)."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
 def kinds() -> Mapping[str, type[Erasure]]:
     """Artefact kinds by the name that stands in a config."""
     from erasure.artifact.delta import DeltaErasure
@@ -215,6 +252,7 @@ def new_config(
         "base": {
             "name": base_name(pipe),
             "architecture": backbone.architecture,
+            "prediction_type": backbone.prediction_type,
             "unet": fingerprint(backbone.unet),
             "text_encoder": fingerprint(pipe.text_encoder),
         },
@@ -229,19 +267,26 @@ def base_name(pipe: Any) -> str:
 
 
 def save_unet(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it."""
+    """Write the whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it.
+
+    Raises:
+        ValueError: the folder holds something that is not a model; nothing in it is touched.
+    """
     folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         pipe.unet.save_pretrained(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _move(Path(temporary), folder, last="config.json")
     return folder
+
+
+def _move(source: Path, folder: Path, *, last: str) -> None:
+    """Move files into a folder one by one; the one without which the rest is nothing comes last."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda f: f.name == last):
+        os.replace(file, folder / file.name)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure
+from erasure.artifact.base import Erasure, exact
 
 
 class DeltaErasure(Erasure):
@@ -25,7 +25,19 @@ class DeltaErasure(Erasure):
             raise ValueError(
                 f"{name}: the erasure has shape {tuple(delta.shape)}, the model {tuple(weight.shape)}; wrong base model"
             )
-        return (weight.double() + scale * delta.to(weight.device, torch.float64)).to(weight.dtype)
+        w = exact(weight)
+        return (w + scale * delta.to(w.device, w.dtype)).to(weight.device, weight.dtype)
+
+    def compose(self, other: Erasure) -> DeltaErasure:
+        """The sum of both differences."""
+        self._check_composable(other)
+        names = dict.fromkeys([*self.tensors, *other.tensors])
+        tensors = {
+            name: torch.stack([e.tensors[name] for e in (self, other) if name in e.tensors]).sum(dim=0)
+            for name in names
+        }
+        config = {**self._composed_config(other), "sites": list(tensors)}
+        return DeltaErasure(f"{self.name}+{other.name}", config, tensors)
 
     def check_tensors(self) -> None:
         if list(self.tensors) and set(self.tensors) == set(self.config["sites"]):

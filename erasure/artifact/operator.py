@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure
+from erasure.artifact.base import Erasure, exact
 
 
 class OperatorErasure(Erasure):
@@ -24,8 +24,20 @@ class OperatorErasure(Erasure):
         return tuple(f"{site}.weight" for site in self.config["sites"])
 
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
-        u, v = (self.tensors[key].to(weight.device, torch.float64) for key in ("u", "v"))
-        return (weight.double() + scale * (weight.double() @ u) @ v.T).to(weight.dtype)
+        w = exact(weight)
+        u, v = (self.tensors[key].to(w.device, w.dtype) for key in ("u", "v"))
+        return (w + scale * (w @ u) @ v.T).to(weight.device, weight.dtype)
+
+    def compose(self, other: Erasure) -> OperatorErasure:
+        """``(I + U1 V1^T)(I + U2 V2^T)`` as one pair of factors.
+
+        Not the joint solve: where two erasures overlap, the second acts on what the first left.
+        """
+        self._check_composable(other)
+        u1, v1, u2, v2 = (e.tensors[k].double() for e in (self, other) for k in ("u", "v"))
+        u, v = torch.cat([u1, u2 + u1 @ (v1.T @ u2)], dim=1), torch.cat([v1, v2], dim=1)
+        factors = {"u": u.float(), "v": v.float()}
+        return OperatorErasure(f"{self.name}+{other.name}", self._composed_config(other), factors)
 
     def check_tensors(self) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -33,12 +45,3 @@ class OperatorErasure(Erasure):
             raise ValueError(
                 f"an operator erasure holds u and v of one shape (d, n); got {shapes}; the file is not one"
             )
-
-
-def compose(first: OperatorErasure, second: OperatorErasure) -> tuple[Tensor, Tensor]:
-    """Factors of ``(I + U1 V1^T)(I + U2 V2^T)``: first applied to the weights, then second.
-
-    Not the joint solve: where two erasures overlap, the second acts on what the first left.
-    """
-    u1, v1, u2, v2 = (e.tensors[k].double() for e in (first, second) for k in ("u", "v"))
-    return torch.cat([u1, u2 + u1 @ (v1.T @ u2)], dim=1), torch.cat([v1, v2], dim=1)

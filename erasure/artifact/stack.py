@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from erasure.artifact.base import Erasure
-    from erasure.backbone import Backbone
 
 
 @dataclasses.dataclass
@@ -25,8 +24,8 @@ class Layer:
 class Stack:
     """Erasures applied to one UNet in order, over a copy of every tensor they touch.
 
-    Any change puts the originals back first and applies what remains again, so that removing everything restores every
-    bit and the order of calls leaves no trace.
+    Any change starts again from the originals, so that removing everything restores every bit and the order of calls
+    leaves no trace.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -35,38 +34,71 @@ class Stack:
         self.originals: dict[str, Tensor] = {}
 
     def set(self, layers: dict[str, Layer]) -> None:
-        """Make exactly ``layers`` stand on the UNet. If one of them cannot be applied, nothing changes."""
-        parameters = dict(_present(self._unet).named_parameters())
+        """Make exactly ``layers`` stand on the UNet. If that fails, or is interrupted, nothing changes.
+
+        Raises:
+            ValueError: the weights were changed by something else since the erasures were applied; putting the
+                originals back would undo that change too.
+        """
+        parameters = self._parameters()
+        self._check_untouched(parameters)
         names = dict.fromkeys(name for layer in layers.values() for name in layer.erasure.parameter_names)
         originals = {name: self.originals.get(name, parameters[name].detach()) for name in names}
-        edited = {name: tensor.clone() for name, tensor in originals.items()}
-        for layer in layers.values():
-            for name in layer.erasure.parameter_names if layer.scale else ():
-                edited[name] = layer.erasure.edit(name, edited[name], layer.scale)
-        with torch.no_grad():
-            for name, tensor in self.originals.items():
-                if name not in originals:
-                    parameters[name].copy_(tensor)
-            for name, tensor in edited.items():
-                originals[name] = self.originals.get(name, parameters[name].detach().clone())
-                parameters[name].copy_(tensor)
-        self.layers, self.originals = layers, originals
+        wanted = {**self.originals, **{name: stacked(name, originals[name], layers) for name in names}}
+        kept = {name: originals[name].clone() if name not in self.originals else originals[name] for name in names}
+        try:
+            _write(parameters, wanted)
+        except BaseException:
+            before = {name: stacked(name, original, self.layers) for name, original in self.originals.items()}
+            _write(parameters, {**kept, **before})
+            raise
+        self.layers, self.originals = layers, kept
 
     def forget(self) -> None:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more."""
         self.layers, self.originals = {}, {}
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        unet = self._unet()
+        if unet is None:
+            raise RuntimeError("the pipeline of these erasures no longer exists")
+        parameters = dict(unet.named_parameters())
+        if hidden := next((name for name, parameter in parameters.items() if parameter.is_meta), None):
+            raise ValueError(
+                f"{hidden} has no data (meta device); switch sequential offloading off before changing erasures"
+            )
+        return parameters
+
+    def _check_untouched(self, parameters: dict[str, nn.Parameter]) -> None:
+        for name, original in self.originals.items():
+            now = parameters[name].detach()
+            expected = stacked(name, original, self.layers).to(now.device, now.dtype)
+            if not torch.allclose(now, expected, rtol=1e-2, atol=1e-5):
+                raise ValueError(
+                    f"{name} was changed since the erasures were applied, which removing them would undo; "
+                    "unload what changed it (a LoRA, training) first, or fuse the erasures to keep everything"
+                )
+
+
+def stacked(name: str, original: Tensor, layers: dict[str, Layer]) -> Tensor:
+    """A parameter under a stack of erasures, applied in order."""
+    weight = original
+    for layer in layers.values():
+        if layer.scale and name in layer.erasure.parameter_names:
+            weight = layer.erasure.edit(name, weight, layer.scale)
+    return weight
+
+
+def _write(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
 
 _stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary()
 
 
-def stack_of(backbone: Backbone) -> Stack:
-    """The stack of a backbone's UNet; an empty one if nothing was ever applied."""
-    return _stacks.setdefault(backbone.unet, Stack(backbone.unet))
-
-
-def _present(reference: weakref.ref[nn.Module]) -> nn.Module:
-    module = reference()
-    if module is None:
-        raise RuntimeError("the pipeline of these erasures no longer exists")
-    return module
+def stack_of(pipe: Any) -> Stack:
+    """The stack of a pipeline's (or backbone's) UNet, compiled or not; an empty one if nothing was ever applied."""
+    unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
+    return _stacks.setdefault(unet, Stack(unet))

@@ -16,7 +16,9 @@ def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None
     """Names and shapes as a hash, and a few weights of some tensors spread over the module.
 
     Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each
-    of 48 tensors; :func:`matches` compares them within bfloat16 rounding, which any fine-tune exceeds somewhere.
+    of 48 tensors; :func:`matches` compares them within bfloat16 rounding. A fine-tune of all weights exceeds that
+    somewhere; a change of a few layers may stand between the samples: this tells models apart, it does not detect
+    tampering.
 
     Args:
         originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).

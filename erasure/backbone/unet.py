@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -84,6 +85,12 @@ class UNetBackbone:
 
     # --- what it does -----------------------------------------------------------------------------------------------
 
+    def timesteps(self, num_inference_steps: int) -> int:
+        """How many steps the scheduler takes (second-order ones take more than they are asked for)."""
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps)
+        return len(scheduler.timesteps)
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text conditioning of prompts, ``hidden`` of shape ``(n, 77, d)`` on Stable Diffusion."""
         return encode_clip(self.pipe.text_encoder, self.pipe.tokenizer, prompts)
@@ -99,6 +106,7 @@ class UNetBackbone:
         empty: Tensor,
         noise: Tensor,
         *,
+        generator: torch.Generator | None = None,
         num_inference_steps: int,
         guidance_scale: float,
         stop: int | None = None,
@@ -108,6 +116,7 @@ class UNetBackbone:
         Args:
             hidden, empty: conditioning ``(n, length, d)`` of the prompts and of the empty prompt.
             noise: ``(n, 4, h, w)`` standard normal.
+            generator: of schedulers that add noise at every step.
             stop: yield only the first ``stop`` steps.
 
         Yields:
@@ -115,14 +124,15 @@ class UNetBackbone:
         """
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         scheduler.set_timesteps(num_inference_steps, device=noise.device)
+        random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         latents = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps[:stop]:
             x = scheduler.scale_model_input(latents, t)
             both = self.predict(torch.cat([x, x]), t.expand(2 * len(x)), torch.cat([hidden, empty]))
             conditional, unconditional = both.chunk(2)
-            yield x, t, conditional, unconditional
+            yield x, t, conditional.float(), unconditional.float()
             guided = unconditional + guidance_scale * (conditional - unconditional)
-            latents = scheduler.step(guided, t, latents, return_dict=False)[0]
+            latents = scheduler.step(guided, t, latents, return_dict=False, **random)[0]
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -157,7 +167,7 @@ def refuse_unsafe(pipe: Any) -> None:
 
 
 def _refuse_module(part: str, module: Any) -> None:
-    if hasattr(module, "_orig_mod"):
+    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
         raise ValueError(
             f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
         )

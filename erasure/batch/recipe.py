@@ -43,6 +43,9 @@ class Cell:
     suite: Suite | None
     method: MethodChoice
     seed: int
+    dtype: str = "float32"
+    evaluate: bool = True
+    limit: int | None = None
 
     @property
     def key(self) -> str:
@@ -50,6 +53,8 @@ class Cell:
         facts = json.dumps(
             {
                 "base": self.base,
+                "dtype": self.dtype,
+                "evaluate": [self.evaluate, self.limit],
                 "concept": dataclasses.asdict(self.concept),  # type: ignore[call-overload]
                 "method": dataclasses.asdict(self.method),  # type: ignore[call-overload]
                 "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
@@ -110,19 +115,17 @@ class Recipe:
         concepts = tuple(
             str(path.parent / c) if isinstance(c, str) and c.endswith((".yaml", ".yml")) else c for c in recipe.concepts
         )
-        return dataclasses.replace(recipe, out=path.parent / recipe.out, concepts=concepts)
+        bases = tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases)
+        return dataclasses.replace(recipe, out=path.parent / recipe.out, concepts=concepts, bases=bases)
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""
         suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
         grid = itertools.product(self.bases, self.concepts, self.methods, self.seeds)
-        return [
-            Cell(
-                base,
-                suites[c].concept if isinstance(c, str) else c,
-                suites[c] if isinstance(c, str) else None,
-                method,
-                seed,
-            )
-            for base, c, method, seed in grid
-        ]
+        common = {"dtype": self.dtype, "evaluate": self.evaluate, "limit": self.limit}
+        cells = []
+        for base, c, method, seed in grid:
+            suite = suites[c] if isinstance(c, str) else None
+            concept = suite.concept if suite else c
+            cells.append(Cell(base, concept, suite, method, seed, **common))
+        return cells

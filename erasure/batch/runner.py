@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import shutil
 import time
 import traceback
 from pathlib import Path
@@ -43,9 +45,9 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
                     pipe = None  # let the last base go before the next one comes
                     pipe, loaded = load_base(cell.base, device=device, dtype=recipe.dtype), cell.base
                 finished = {"status": "done", **_cell(pipe, cell, recipe, folder)}
-            except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                    raise  # a full disk or a dead mount fails every cell
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise  # a full disk fails every cell
                 finished = {
                     "status": "failed",
                     "error": " ".join(str(error).split()),
@@ -76,6 +78,7 @@ def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]
         **settings,
     )
     edit.save_pretrained(folder / "erasure")
+    shutil.rmtree(folder / "training", ignore_errors=True)
     outcome: dict[str, Any] = {"erasure": str(folder / "erasure"), "report": edit.config["report"]}
     if recipe.evaluate and cell.suite is not None:
         outcome["figures"] = _evaluate(pipe, edit, cell, recipe, folder)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
 from erasure.backbone import Backbone
 from erasure.concept import Concept, same
+
+Count = Annotated[int, Field(gt=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,11 @@ class Method(abc.ABC):
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(changes) - set(known)):
             raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}")
-        return cls(**{**cls.presets[name], **changes})
+        try:
+            return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{cls.key}: {first['loc'][0]}: {first['msg']}; got {first['input']!r}") from None
 
     @property
     def needs_keep(self) -> bool:
@@ -106,9 +114,9 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     Raises:
         ValueError: it is below 1e-6: the method did nothing.
     """
-    moved = sum(change.double().square().sum().item() for change in changes.values()) ** 0.5
-    size = sum(weights[name].double().square().sum().item() for name in changes) ** 0.5
-    if moved <= 1e-6 * size:
+    moved = math.hypot(*(change.float().norm().item() for change in changes.values()))
+    size = math.hypot(*(weights[name].detach().float().norm().item() for name in changes))
+    if not moved > 1e-6 * size or not math.isfinite(moved):
         raise ValueError(
             f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may be the "
             "same to the text encoder, or the scale or learning rate is zero; change one of them"

@@ -52,8 +52,8 @@ def solve(
         erase_scale, preserve_scale: weight of one erased and one kept embedding.
 
     Returns:
-        The factors, solved by Cholesky in float64. A system too ill-conditioned for it (lambda 0 and fewer embeddings
-        than dimensions) gets a ridge of 1e-8 of its mean eigenvalue, with a warning.
+        The factors on the CPU, solved by Cholesky in float64. A system too ill-conditioned for it (lambda 0 and fewer
+        embeddings than dimensions) gets a ridge of 1e-8 of its mean eigenvalue, with a warning.
 
     Raises:
         ValueError: the rows do not pair up, or lambda is negative.
@@ -64,7 +64,7 @@ def solve(
         )
     if lamb < 0:
         raise ValueError(f"lambda must not be negative; got {lamb}; use 0.5, or more for a gentler edit")
-    x, y, p = (t.double() for t in (targets, anchors, kept))
+    x, y, p = (t.cpu().double() for t in (targets, anchors, kept))
     identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     d = lamb * identity + erase_scale * x.T @ x + preserve_scale * p.T @ p
     factor, failed = torch.linalg.cholesky_ex(d)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from erasure.artifact.base import new_config
 from erasure.backbone import Backbone
 from erasure.backbone.fingerprint import fingerprint
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Method, Reference, check_moved, check_request, concept_config
+from erasure.methods.base import Count, Method, Reference, check_moved, check_request, concept_config
 from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
 
 SELECTORS = {
@@ -48,7 +49,7 @@ class ESD(Method):
             trajectory for every step (``trajectories = iterations``, ``keep_steps = 1``).
         num_inference_steps, guidance_scale: of the bank's sampling.
         erase_from: c0, when it is not the concept itself: erase "beard" from "santa", say.
-        sentences: also train on "a superhero" and on the concept's templates beside its bare name.
+        articles: also train on "a superhero" beside "superhero".
         synonyms: train on the concept's synonyms too.
         retain: weight of a second term that holds the student to the base on the keep list; 0 ignores the list.
         autocast: run the denoiser in bfloat16 where that is faster.
@@ -57,15 +58,15 @@ class ESD(Method):
 
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     eta: float = 2.0
-    iterations: int = 200
+    iterations: Count = 200
     lr: float = 5e-5
-    batch_size: int = 1
-    trajectories: int = 200
-    keep_steps: int | None = 1
-    num_inference_steps: int = 50
+    batch_size: Count = 1
+    trajectories: Count = 200
+    keep_steps: Count | None = 1
+    num_inference_steps: Count = 50
     guidance_scale: float = 3.0
     erase_from: str | None = None
-    sentences: bool = False
+    articles: bool = False
     synonyms: bool = False
     retain: float = 0.0
     autocast: bool = False
@@ -85,7 +86,7 @@ class ESD(Method):
             "trajectories": 12,
             "keep_steps": None,
             "num_inference_steps": 25,
-            "sentences": True,
+            "articles": True,
             "synonyms": True,
             "retain": 1.0,
             "autocast": True,
@@ -114,7 +115,11 @@ class ESD(Method):
         check_request(concepts, keep)
         prompts = [prompt for concept in concepts for prompt in self.prompts(concept)]
         parameters = backbone.parameters(SELECTORS[self.variant])  # type: ignore[arg-type]
-        originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        if any(concept.anchor for concept in concepts):
+            warnings.warn("ESD has no anchor: it pushes away from the concept and not towards anything", stacklevel=3)
+        if keep and not self.retain:
+            warnings.warn("ESD keeps nothing while retain is 0, so the keep list is not used", stacklevel=3)
+            keep = ()
         with self._precision(backbone):
             hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
             base = backbone.encode([self.erase_from]).hidden.expand_as(hidden) if self.erase_from else hidden
@@ -155,18 +160,14 @@ class ESD(Method):
             keep=list(keep),
             sites=list(deltas),
         )
-        config["report"] = {"relative_change": check_moved(deltas, originals)}
+        config["prompts"] = prompts
+        config["report"] = {"relative_change": check_moved(deltas, dict(parameters))}
         return DeltaErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, deltas)
 
     def prompts(self, concept: Concept) -> list[str]:
         """What the concept is called in training."""
         phrases = concept.phrases if self.synonyms else (concept.name,)
-        sentences = (
-            [template.format(with_article(p)) for template in concept.templates for p in phrases]
-            if self.sentences
-            else []
-        )
-        return list(dict.fromkeys([*phrases, *sentences]))
+        return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if self.articles else phrases))
 
     def _bank(
         self, backbone: Backbone, hidden: Tensor, empty: Tensor, trajectories: int, progress: bool
@@ -193,7 +194,10 @@ class ESD(Method):
         return bank.conditional - self.eta * (concept - bank.unconditional)
 
     def _precision(self, backbone: Backbone) -> contextlib.AbstractContextManager:
-        return torch.autocast(backbone.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        if not self.autocast or backbone.dtype != torch.float32:
+            return contextlib.nullcontext()
+        # without the cache: it would go on using the first step's copy of the weights that are being trained
+        return torch.autocast(backbone.device.type, torch.bfloat16, cache_enabled=False)
 
 
 def step_loss(backbone: Backbone, bank: TrajectoryBank, targets: Tensor, hidden: Tensor, chosen: Tensor) -> Tensor:

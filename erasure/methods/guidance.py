@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from erasure.backbone import Backbone
+from erasure.concept import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +65,16 @@ class TrajectoryBank:
         Args:
             hidden: ``(p, length, d)`` conditioning of the prompts, taken in turn by the trajectories.
             empty: ``(1, length, d)`` conditioning of the empty prompt.
-            trajectories: how many to sample.
+            trajectories: how many to sample; never fewer than there are prompts.
             keep: steps kept of each, drawn at random without replacement; None keeps all. A trajectory is not sampled
                 beyond its last kept step, so ``keep=1`` with many trajectories is the official (expensive) scheme.
             guidance_scale: of the sampling; 1 follows the conditional prediction alone.
         """
         generator = torch.Generator().manual_seed(seed)
+        trajectories = max(trajectories, len(hidden))
         parts: list[tuple[Tensor, ...]] = []
-        steps = torch.stack(
-            [torch.randperm(num_inference_steps, generator=generator)[:keep] for _ in range(trajectories)]
-        )
+        total = backbone.timesteps(num_inference_steps)
+        steps = torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(trajectories)])
         noise = torch.randn(trajectories, *backbone.latent_shape, generator=generator).to(
             backbone.device, backbone.dtype
         )
@@ -88,6 +89,7 @@ class TrajectoryBank:
                     hidden[prompts[batch]],
                     empty.expand(len(batch), -1, -1),
                     noise[batch],
+                    generator=generator,
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
                     stop=int(steps[batch].max()) + 1,
@@ -156,7 +158,7 @@ def train(
     if not parameters:
         raise ValueError("no parameters to train; the selector matched none on this model; choose another")
     checkpoint = _Checkpoint(Path(folder), key) if folder is not None else None
-    with _borrowed(module, parameters) as originals:
+    with torch.enable_grad(), _borrowed(module, parameters) as originals:
         optimiser = torch.optim.Adam(parameters.values(), lr=training.lr)
         start = checkpoint.load(parameters, optimiser) if checkpoint else 0
         bar = tqdm(
@@ -169,25 +171,24 @@ def train(
         )
         for step in bar:
             value = loss(torch.Generator().manual_seed(training.seed * 1_000_003 + step))
-            if not torch.isfinite(value):
+            optimiser.zero_grad()
+            value.backward()
+            gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+            if not torch.isfinite(value) or not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
                 kept = (
                     f"the state after step {checkpoint.step} is kept in {checkpoint.folder}"
                     if checkpoint and checkpoint.step
                     else "no checkpoint had been written"
                 )
                 raise Diverged(
-                    f"the loss became {value.item()} at step {step}; {kept}; lower the learning rate ({training.lr})"
+                    f"loss or gradient stopped being finite at step {step} (loss {value.item():.3g}); {kept}; "
+                    f"lower the learning rate ({training.lr})"
                 )
-            optimiser.zero_grad()
-            value.backward()
             optimiser.step()
             bar.set_postfix(loss=f"{value.item():.4f}")
             if checkpoint and ((step + 1) % training.checkpoint_every == 0 or step + 1 == training.iterations):
                 checkpoint.save(step + 1, parameters, optimiser)
-        return {
-            name: (student.detach().double() - originals[name].double()).float().cpu()
-            for name, student in parameters.items()
-        }
+        return {name: (parameter.detach() - originals[name].float()).cpu() for name, parameter in parameters.items()}
 
 
 @contextlib.contextmanager
@@ -247,9 +248,8 @@ class _Checkpoint:
             tensors |= {
                 f"{name}//{k}": optimiser.state[student][k].cpu().contiguous() for k in ("exp_avg", "exp_avg_sq")
             }
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"state": json.dumps({"step": step, "key": self.digest})})
-        os.replace(partial, self.path)
+        state = json.dumps({"step": step, "key": self.digest})
+        write_atomically(self.path, save(tensors, metadata={"state": state}))
         self.step = step
 
 

@@ -96,7 +96,7 @@ class UCE(Method):
             keep=list(keep),
             sites=list(sites),
         )
-        change = {name: weight.double() @ solution.u @ solution.v.T for name, weight in weights.items()}
+        change = {name: weight.cpu().double() @ solution.u @ solution.v.T for name, weight in weights.items()}
         config["report"] = {
             "relative_change": check_moved(change, weights),
             "condition": solution.condition,

@@ -76,7 +76,9 @@ def build(destination: Path | None, strangers_path: Path) -> None:
                     images.append(np.asarray(image))
                     labels.append(f"{style}/{code}")
     strangers_path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(strangers_path, images=np.stack(images), labels=np.array(labels))
+    partial = strangers_path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, images=np.stack(images), labels=np.array(labels))
+    partial.replace(strangers_path)
 
 
 def _is_stranger(code: str, concepts: dict[str, str]) -> bool:
@@ -87,7 +89,17 @@ def _is_stranger(code: str, concepts: dict[str, str]) -> bool:
 
 def _read(package: str, pattern: str, folder: Path):
     """Yield (code, 64x64 RGBA image) for every emoji of one npm package, in the order of their codes."""
-    packed = subprocess.run(["npm", "pack", "--json", package], cwd=folder, check=True, capture_output=True, text=True)
+    try:
+        command = ["npm", "pack", "--json", package]
+        packed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "the emoji outside the world come from npm packages, and npm is not here; install Node.js"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise OSError(
+            f"npm could not fetch {package}: {error.stderr.strip().splitlines()[-1:]}; check the network"
+        ) from None
     prefix, suffix = pattern.split("{}")
     with tarfile.open(folder / json.loads(packed.stdout)[0]["filename"]) as archive:
         members = {

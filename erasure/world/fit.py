@@ -64,6 +64,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite. The last checkpoint is kept.
+        ValueError: the folder holds the checkpoint of a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
@@ -73,9 +74,14 @@ def fit(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
     )
+    facts = {**dataclasses.asdict(settings), "seed": seed}
     start = 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
+        if state["settings"] != facts:
+            raise ValueError(
+                f"{folder} holds a run with other settings; restore them, or delete the folder to start again"
+            )
         start = state["step"]
         optimizer.load_state_dict(state["optimizer"])
         for name in modules:
@@ -107,7 +113,7 @@ def fit(
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             mean = float(np.mean(recent))
             bar.set_postfix(loss=f"{mean:.4f}")
-            _save(path, step + 1, modules, average, optimizer)
+            _save(path, step + 1, modules, average, optimizer, facts)
             record = {"step": step + 1, "loss": mean, "lr": settings.rate(step), "seconds": time.perf_counter() - began}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
@@ -115,8 +121,11 @@ def fit(
     return average
 
 
-def _save(path: Path, step: int, modules: dict, average: dict, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, modules: dict, average: dict, optimizer: torch.optim.Optimizer, facts: dict[str, float]
+) -> None:
     state = {
+        "settings": facts,
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "average": {name: module.state_dict() for name, module in average.items()},

@@ -3,8 +3,8 @@
     erasure world train --out runs/world
 
 Every stage checkpoints and resumes. Phase 1 sees nothing of the declared targets and its result is kept, because a
-model *retrained without a target* is phase 2 without that target, started from phase 1: a genuine retrain in which no
-component ever saw the target, at the cost of phase 2 alone (the sharding idea of Bourtoule et al. 2021).
+model *retrained without a target* is phase 2 without that target, started from phase 1: UNet and text encoder never saw
+it, at the cost of phase 2 alone (the sharding idea of Bourtoule et al. 2021). ``SCOPE`` says what other components did.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import functools
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from erasure.world.artwork import strangers
+from erasure.concept import write_atomically
+from erasure.world.artwork import artwork, build, strangers
 from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
 from erasure.world.spec import spec
+
+PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": frozenset()}
+# Which components a model retrained from phase 1 keeps from training on a target.
+SCOPE = {
+    "superhero": "none: UNet, text encoder and autoencoder never saw it",
+    "cat": "none: UNet, text encoder and autoencoder never saw it",
+    "twemoji": "the autoencoder, which was trained on other emoji of that vendor too",
+    "every target": "the tokenizer, whose word pieces were learnt from all captions",
+}
 
 
 @functools.cache
@@ -47,6 +60,13 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def save_whole(save: Callable[[Path], object], path: Path) -> None:
+    """Save under a temporary name and rename: what bears the name is complete."""
+    partial = path.with_name(f"{path.name}.partial")
+    save(partial)
+    os.replace(partial, path)
+
+
 # --- the autoencoder -------------------------------------------------------------------------------------------------
 
 
@@ -57,6 +77,8 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(final).to(device)
     settings = config()["autoencoder"]
     seed = config()["seed"]
+    if not (out / "strangers.npz").exists():
+        build(None, out / "strangers.npz")
     drawings = strangers(out / "strangers.npz")
     torch.manual_seed(seed)
     vae: Any = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
@@ -77,7 +99,7 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
         sample = pixels([stranger_scene(rng, drawings) for _ in range(512)]).to(device)
         spread = torch.cat([vae.encode(x).latent_dist.mean for x in sample.split(64)]).std().item()
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
-    vae.save_pretrained(final)
+    save_whole(vae.save_pretrained, final)
     return vae
 
 
@@ -103,7 +125,7 @@ def train_tokenizer(out: Path) -> CLIPTokenizer:
         scenes = (sample_scene(rng, list(world.concepts), list(world.styles), pairs=0.2) for _ in range(50_000))
         vocabulary, merges = learn_bpe((sample_caption(scene, rng) for scene in scenes), settings["vocabulary"])
         length = settings["config"]["max_position_embeddings"]
-        CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained(final)
+        save_whole(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained, final)
     return CLIPTokenizer.from_pretrained(final)
 
 
@@ -148,34 +170,29 @@ def noise_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**config()["scheduler"], clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
-def encoded_scenes(
-    out: Path, vae: AutoencoderKL, *, without: frozenset[str], device: torch.device
-) -> tuple[list[Scene], Tensor]:
-    """The training scenes of a phase and their scaled latents ``(n, 4, 16, 16)`` in float16.
-
-    Scenes that show anything in ``without`` are never drawn. A manifest with a hash of every caption-relevant fact is
-    written beside the cached latents, so that what a model has seen can be checked.
-    """
+def training_scenes(without: frozenset[str]) -> list[Scene]:
+    """The scenes of a phase. None shows a concept or style in ``without``, or a held-out combination."""
     world, seed = spec(), config()["seed"]
     concepts = [c for c in world.concepts if c not in without]
     styles = [s for s in world.styles if s not in without]
     rng = step_rng(seed, 1, 4 + len(without))
-    scenes = [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
-    listing = "\n".join(json.dumps(dataclasses.asdict(scene), sort_keys=True) for scene in scenes)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    cache = out / f"latents-{digest[:12]}.pt"
+    return [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
+
+
+def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.device) -> Tensor:
+    """Scaled latents ``(n, 4, 16, 16)`` of scenes in float16, cached under a hash of everything they depend on."""
+    key = digest(scenes_hash(scenes), folder_hash(out / "vae"), artwork_hash())
+    cache = out / f"latents-{key[:12]}.pt"
     if cache.exists():
-        return scenes, torch.load(cache, weights_only=True)
+        return torch.load(cache, weights_only=True)
     parts = []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         for i in tqdm(range(0, len(scenes), 100), desc="encode scenes", unit="batch", mininterval=10):
             x = pixels([render(scene) for scene in scenes[i : i + 100]]).to(device)
             parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
-    torch.save(latents, cache)
-    manifest = {"without": sorted(without), "scenes": len(scenes), "sha256": digest, "seed": seed}
-    cache.with_suffix(".json").write_text(json.dumps(manifest, indent=2))
-    return scenes, latents
+    save_whole(lambda path: torch.save(latents, path), cache)
+    return latents
 
 
 def train_phase(
@@ -221,14 +238,70 @@ def train(out: Path, *, device: torch.device) -> Path:
     vae = train_autoencoder(out, device=device)
     tokenizer = train_tokenizer(out)
     model, seed = new_model(tokenizer, seed=config()["seed"]), config()["seed"]
-    for number, (phase, without) in enumerate({"phase1": spec().targets, "phase2": frozenset()}.items()):
-        data = encoded_scenes(out, vae, without=without, device=device)
+    for number, (phase, without) in enumerate(PHASES.items()):
+        scenes = training_scenes(without)
+        data = scenes, encode_scenes(out, scenes, vae, device=device)
         settings = Fit(**config()["fit"][phase])
         model = train_phase(out / phase, model, tokenizer, data, settings, seed=seed + number, device=device)
-        for module in model.values():
+        for name, module in model.items():
+            module.save_pretrained(out / phase / name)  # float32: where a model retrained without a target starts
             module.requires_grad_(True)
         export(out / f"{phase}-pipeline", model, vae, tokenizer)
+    write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
     return out / "phase2-pipeline"
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    """What every component of the run in ``out`` has seen, with hashes to check it by."""
+    phases = {}
+    for phase, without in PHASES.items():
+        scenes = training_scenes(without)
+        phases[phase] = {
+            "without": sorted(without),
+            "scenes": len(scenes),
+            "sha256": scenes_hash(scenes),
+            "concepts": dict(Counter(concept for scene in scenes for concept in scene.concepts)),
+            "styles": dict(Counter(scene.style for scene in scenes)),
+        }
+    with np.load(out / "strangers.npz", allow_pickle=False) as data:
+        labels = [str(label) for label in data["labels"]]
+    package = importlib.resources.files("erasure.world")
+    return {
+        "seed": config()["seed"],
+        "versions": {
+            name: version(name) for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")
+        },
+        "world.yaml": digest(package.joinpath("world.yaml").read_text("utf-8")),
+        "training.yaml": digest(package.joinpath("training.yaml").read_text("utf-8")),
+        "artwork": artwork_hash(),
+        "scope": SCOPE,
+        "autoencoder": {
+            "drawings": len(labels),
+            "styles": dict(Counter(label.split("/")[0] for label in labels)),
+            "sha256": digest(*labels),
+            "weights": folder_hash(out / "vae"),
+        },
+        "tokenizer": folder_hash(out / "tokenizer"),
+        "phases": phases,
+    }
+
+
+def digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def scenes_hash(scenes: list[Scene]) -> str:
+    """Hash of what is drawn where in every scene, in order; captions are drawn from it at every step, by seed."""
+    return digest(*(json.dumps(dataclasses.asdict(scene), sort_keys=True) for scene in scenes))
+
+
+def artwork_hash() -> str:
+    drawings = sorted(artwork().items())
+    return digest(*(f"{key}{hashlib.sha256(image.tobytes()).hexdigest()}" for key, image in drawings))
+
+
+def folder_hash(folder: Path) -> str:
+    return digest(*(f"{f.name}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in sorted(folder.iterdir())))
 
 
 def export(folder: Path, model: dict[str, Any], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
