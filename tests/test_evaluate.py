@@ -322,7 +322,7 @@ def test_the_base_is_named_by_the_pipeline_not_by_the_suite(pipe, monkeypatch, t
 
 def test_a_pipeline_that_carries_an_erasure_is_no_base(monkeypatch):
     pipe = tiny_pipeline()
-    erasure = make(pipe, "superhero", method="uce", name="hidden")
+    erasure = make(pipe, "superhero", method="uce", name="hidden", keep=["ninja"])
     erasure.apply(pipe)
     monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew a picture"))
     with pytest.raises(ValueError, match=r"hidden.*remove\(pipe\)"):
@@ -334,7 +334,7 @@ def test_a_pipeline_that_carries_an_erasure_is_no_base(monkeypatch):
 )
 def test_what_will_fail_fails_before_the_first_picture(broken, error, monkeypatch):
     pipe = tiny_pipeline()
-    broken = broken or make(tiny_pipeline(seed=1), "superhero", method="uce")
+    broken = broken or make(tiny_pipeline(seed=1), "superhero", method="uce", keep=["ninja"])
     monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew a picture"))
     with pytest.raises((RuntimeError, ValueError), match=error):
         evaluate(pipe, {"fine": AddNoise(), "broken": broken}, SUITE, detectors=[PixelDetector()], **QUICK)
