@@ -249,18 +249,23 @@ def world_train(
 
 @world_app.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
 def world_check(
-    out: Annotated[Path, typer.Option(help="Folder for the card and the contact sheet.")] = Path("world-check"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the world's card, the detectors' and the contact sheet.")
+    ] = Path("world-check"),
     base: Base = "emoji-world",
     per_concept: Annotated[int, typer.Option(help="Pictures per concept; more narrow the intervals.")] = 12,
     device: Device = None,
 ) -> None:
     """Measure the quality gate on generated pictures and write the world's card."""
     from erasure.eval.detectors.world import detectors
-    from erasure.eval.world_check import check
+    from erasure.eval.world_check import calibrated, check
 
-    result = check(_base(base, device), detectors=detectors(), per_concept=per_concept, cache_dir=out / "cache")
+    eyes = detectors()
+    result = check(_base(base, device), detectors=eyes, per_concept=per_concept, cache_dir=out / "cache")
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")
+    for detector in eyes:
+        calibrated(detector, result).to_json(out / f"{detector.name}.json")
     table = Table("figure", *result.settings["detectors"])
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))

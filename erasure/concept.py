@@ -28,9 +28,13 @@ def same(a: str, b: str) -> bool:
     return a.strip().casefold() == b.strip().casefold()
 
 
+# Written small in Emoji World, whose captions are: names and plurals that take no article.
+BARE = frozenset({"grapes", "santa", "father christmas", "dracula", "frosty"})
+
+
 def with_article(noun: str) -> str:
     """``cat`` -> ``a cat``, ``owl`` -> ``an owl``. Capitalised names (``Spiderman``) take none."""
-    if not noun or noun[0].isupper():
+    if not noun or noun[0].isupper() or noun in BARE:
         return noun
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 

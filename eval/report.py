@@ -6,6 +6,7 @@ Pictures come first, then numbers with their intervals, then how they were made,
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import re
 import struct
@@ -18,7 +19,7 @@ import jinja2
 from erasure.concept import write_atomically
 from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
-from erasure.eval.stats import ASSUMED_CORRELATION, Estimate
+from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {
@@ -29,6 +30,21 @@ HEADINGS = {
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 SHOWN = 6  # rows of a ranked list
 LONGEST = 16  # items of a setting that is a list
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRow:
+    """Image-text agreement of one arm and group, by the CLIP judge.
+
+    ``accuracy`` is zero-shot: how often the asked-for label is the nearest of the judge's labels. ``change`` is the
+    paired change of the cosine against the base; None for the base itself.
+    """
+
+    arm: str
+    group: str
+    cosine: Estimate
+    change: Estimate | None
+    accuracy: Estimate
 
 
 def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
@@ -60,7 +76,7 @@ def render(evaluation: Evaluation, *, title: str | None = None) -> str:
     environment.filters.update(
         percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text
     )
-    suite, clip = evaluation.suite, summary.clip_rows(evaluation)
+    suite, clip = evaluation.suite, clip_rows(evaluation)
     return environment.get_template("report.html.j2").render(
         title=title or f"{suite.concept.name[:1].upper()}{suite.concept.name[1:]}, before and after",
         suite=suite,
@@ -76,12 +92,43 @@ def render(evaluation: Evaluation, *, title: str | None = None) -> str:
         clip=clip,
         zero_shot=any(row.accuracy.value is not None for row in clip),
         correlation=ASSUMED_CORRELATION,
-        agreement=summary.agreement(evaluation),
+        agreement=agreement(evaluation),
         settings=_settings(evaluation.settings),
         excluded=_excluded(evaluation),
         not_assessed=evaluation.not_assessed,
         not_removal=summary.NOT_REMOVAL,
     )
+
+
+def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
+    """What the CLIP judge says of every arm and group it looked at."""
+    out: list[ClipRow] = []
+    for arm in evaluation.arms:
+        for group in summary.GROUPS:
+            now, base = evaluation.select(arm.name, group), evaluation.select(BASE, group)
+            if not now or all(r.clip_cosine is None for r in now):
+                continue
+            prompts = [r.prompt for r in now]
+            pairs = zip((r.clip_cosine for r in now), (r.clip_cosine for r in base), strict=True)
+            change = mean([None if a is None or b is None else a - b for a, b in pairs], prompts)
+            cosine, accuracy = mean([r.clip_cosine for r in now], prompts), rate([r.clip_hit for r in now], prompts)
+            out.append(ClipRow(arm.name, group, cosine, None if arm.name == BASE else change, accuracy))
+    return out
+
+
+def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
+    """Cohen's kappa of every two detectors over all pictures that both gave a label."""
+    names, out = list(evaluation.detectors), []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            pairs = [
+                (a, b, r.prompt)
+                for r in evaluation.records
+                if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
+            ]
+            value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
+            out.append((first, second, value))
+    return out
 
 
 def _blocks(evaluation: Evaluation) -> list[dict[str, Any]]:

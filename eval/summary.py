@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from erasure.eval.records import BASE, Evaluation, Record
-from erasure.eval.stats import Estimate, difference, holm, kappa, mean, rate, sign_flip
+from erasure.eval.stats import Estimate, difference, holm, mean, rate, sign_flip
 
 GROUPS = ("target", "neighbours", "unrelated")
 POWER = 0.5  # the base model must draw the target in at least this share of pictures, or its absence means nothing
@@ -57,21 +57,6 @@ class LabelRow:
     before: Estimate
     after: Estimate
     change: Estimate
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipRow:
-    """Image-text agreement of one arm and group, by the CLIP judge.
-
-    ``accuracy`` is zero-shot: how often the asked-for label is the nearest of the judge's labels. ``change`` is the
-    paired change of the cosine against the base; None for the base itself.
-    """
-
-    arm: str
-    group: str
-    cosine: Estimate
-    change: Estimate | None
-    accuracy: Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,37 +172,6 @@ def power(evaluation: Evaluation, detector: str) -> bool | None:
     return None if level.low is None else level.low >= POWER
 
 
-def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
-    """What the CLIP judge says of every arm and group it looked at."""
-    out: list[ClipRow] = []
-    for arm in evaluation.arms:
-        for group in GROUPS:
-            now, base = evaluation.select(arm.name, group), evaluation.select(BASE, group)
-            if not now or all(r.clip_cosine is None for r in now):
-                continue
-            prompts = [r.prompt for r in now]
-            pairs = zip((r.clip_cosine for r in now), (r.clip_cosine for r in base), strict=True)
-            change = mean([None if a is None or b is None else a - b for a, b in pairs], prompts)
-            cosine, accuracy = mean([r.clip_cosine for r in now], prompts), rate([r.clip_hit for r in now], prompts)
-            out.append(ClipRow(arm.name, group, cosine, None if arm.name == BASE else change, accuracy))
-    return out
-
-
-def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
-    """Cohen's kappa of every two detectors over all pictures that both gave a label."""
-    names, out = list(evaluation.detectors), []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            pairs = [
-                (a, b, r.prompt)
-                for r in evaluation.records
-                if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
-            ]
-            value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
-            out.append((first, second, value))
-    return out
-
-
 def findings(evaluation: Evaluation) -> list[Finding]:
     """One finding per erasure and detector."""
     return [finding(evaluation, arm.name, detector) for arm in evaluation.erased for detector in evaluation.detectors]
@@ -237,9 +191,9 @@ def headlines(evaluation: Evaluation) -> list[Finding]:
         if detector is None:
             continue
         found = finding(evaluation, arm.name, detector, others=tuple(usable))
-        banners = tuple(b for d in usable or (detector,) for b in _banners(evaluation, arm.name, d))
+        banners = [b for d in (detector, *usable) for b in _banners(evaluation, arm.name, d)]  # one of them is enough
         by = _by(evaluation, detector, usable)
-        chosen.append(dataclasses.replace(found, banners=banners, by=by))
+        chosen.append(dataclasses.replace(found, banners=tuple(banners[:1]), by=by))
     return chosen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw
 from erasure.concept import write_atomically
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.classifier import both_present
-from erasure.eval.pictures import generate
+from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.stats import Estimate, rate
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
@@ -146,7 +147,15 @@ def check(
         concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
         for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
     }
-    settings = {**sampler, "seed": seed, "pictures": len(images), "detectors": list(verdicts)}
+    settings = {
+        **sampler,
+        "seed": seed,
+        "autocast": autocast,
+        "pictures": len(images),
+        "detectors": list(verdicts),
+        "weights": weights_hash(pipe)[:16],
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
     return Check(figures, table, settings, list(zip(asked, images, strict=True)))
 
 
@@ -264,22 +273,35 @@ def _rate_of(seen: Sequence[bool | None], asked: Sequence[Ask], name: str, conce
     chosen = [i for i, ask in enumerate(asked) if ask.figure == name and concept in (None, ask.concepts[0])]
     if not chosen:
         return Estimate.missing(f"no prompt of the kind {name!r} was asked")
-    # Each picture has a prompt of its own, so each is its own cluster and the interval is Wilson's.
-    return rate([seen[i] for i in chosen], [asked[i].text for i in chosen])
+    # Over many concepts the concept is what varies; within one, the prompt.
+    clusters = [asked[i].text if concept else asked[i].concepts[0] for i in chosen]
+    return rate([seen[i] for i in chosen], clusters)
 
 
 def calibrated(detector: Detector, result: Check) -> DetectorCard:
     """The detector's card with sensitivity and specificity on the pictures of a check, the prompt taken as the truth.
 
-    A picture that the model drew wrongly counts against the detector, so both figures are lower bounds; look at the
-    contact sheet. Sensitivity is the share of asked-for labels found, specificity the share of (picture, other label)
-    combinations rightly left alone.
+    Sensitivity is the share of pictures whose asked-for label is the detector's first answer; specificity, for the
+    worst label of an attribute, the share of pictures of something else that are not called it. A picture the model drew
+    wrongly counts against the detector: look at the contact sheet.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
-    seen = judge(detector, [ask for ask, _ in singles], [image for _, image in singles])
-    sensitivity = {name: float(np.mean([bool(hit) for hit in hits])) for name, hits in seen.items()}
-    specificity = {name: 1 - (1 - found) / (len(detector.labels(name)) - 1) for name, found in sensitivity.items()}
-    notes = f"{detector.card.notes} Sensitivity and specificity: lower bounds from {len(singles)} generated pictures."
+    truth = {
+        "concept": [ask.concepts[0] for ask, _ in singles],
+        "style": [ask.style for ask, _ in singles],
+        "background": [ask.background for ask, _ in singles],
+    }
+    sensitivity, specificity = {}, {}
+    for attribute, asked in truth.items():
+        names = detector.labels(attribute)
+        found = [names[i] for i in detector.scores([image for _, image in singles], attribute).argmax(axis=1)]
+        sensitivity[attribute] = float(np.mean([a == f for a, f in zip(asked, found, strict=True)]))
+        others = {label: [f != label for a, f in zip(asked, found, strict=True) if a != label] for label in set(asked)}
+        specificity[attribute] = min(float(np.mean(right)) for right in others.values() if right)
+    notes = (
+        f"{detector.card.notes} Sensitivity and specificity (of the worst label): from {len(singles)} generated "
+        "pictures, the prompt taken as the truth."
+    )
     return dataclasses.replace(detector.card, sensitivity=sensitivity, specificity=specificity, notes=notes)
 
 
@@ -289,7 +311,10 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
 def card(result: Check) -> str:
     """The check as Markdown: the gate, what is reported without a gate, and every concept."""
     who = result.settings["detectors"]
-    made = "{pictures} pictures, one per prompt; {num_inference_steps} steps, guidance {guidance_scale}, seed {seed}."
+    made = (
+        "{pictures} pictures, one per prompt; {num_inference_steps} steps, guidance {guidance_scale}, seed {seed}, "
+        "bfloat16 arithmetic: {autocast}. Weights {weights}; {versions}."
+    )
     lines = [
         "# Emoji World: what the base model draws",
         "",
@@ -302,6 +327,10 @@ def card(result: Check) -> str:
     for name, by in result.figures.items():
         gate = f">= {GATE[name]:.2f}" if name in GATE else "reported"
         lines.append(f"| {name} | {gate} | {' | '.join(_cell(by[w]) for w in who)} | {by[who[0]].n} |")
+    lines += [
+        "",
+        "The worst concept is the lowest of all rates below, so its interval is too low a reading of any one.",
+    ]
     verdict = "All gates are met." if result.passed else f"Below the gate: {', '.join(result.failures)}."
     lines += ["", verdict, "", f"| concept | {' | '.join(who)} |", f"|---|{'---|' * len(who)}"]
     worst_first = sorted(result.per_concept.items(), key=lambda item: min(e.value or 0.0 for e in item[1].values()))

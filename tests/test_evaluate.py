@@ -22,7 +22,8 @@ from erasure.eval.detectors.clip import ClipDetector, labels_of
 from erasure.eval.metrics import ClipFeatures, frechet, kid
 from erasure.eval.pictures import weights_hash
 from erasure.eval.records import BASE, Arm, Record, Verdict
-from erasure.eval.summary import clip_rows, degenerate, findings, headlines, labels, replacement, row
+from erasure.eval.report import clip_rows
+from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
 from erasure.world.spec import spec
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.tiny import make, tiny_pipeline

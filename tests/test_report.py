@@ -12,8 +12,7 @@ import pytest
 from erasure.eval import write_report
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.records import BASE, Evaluation
-from erasure.eval.report import percent, render
-from erasure.eval.summary import clip_rows
+from erasure.eval.report import clip_rows, percent, render
 from tests.eval_helpers import demo_evaluation
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import yaml
 
+from erasure.concept import with_article
+
 
 @dataclasses.dataclass(frozen=True)
 class Style:
@@ -87,13 +89,6 @@ class WorldSpec:
 
     def is_held_out(self, concept: str, style: str, background: str) -> bool:
         return (concept, style) in self.held_out_styles or (concept, background) in self.held_out_backgrounds
-
-
-def with_article(noun: str) -> str:
-    """``cat`` -> ``a cat``, ``owl`` -> ``an owl``; names that take no article are left alone."""
-    if noun in {"grapes", "santa", "dracula", "frosty", "father christmas"}:
-        return noun
-    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
 @functools.cache

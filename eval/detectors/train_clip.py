@@ -33,7 +33,7 @@ from erasure.world.train import learn_bpe
 
 SEED = 3
 VOCABULARY = 1200
-FIT = Fit(steps=1200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.99, weight_decay=0.05, save_every=100)
+FIT = Fit(steps=3200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.995, weight_decay=0.05, save_every=200)
 SCENES, NOTHINGS = 14_000, 1_000
 CONFIG: dict[str, Any] = {
     "embed_dim": 96,
