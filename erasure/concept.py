@@ -153,8 +153,8 @@ class Suite:
                         f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]} and {group}; keep one"
                     )
         for prompt in self.keep:
-            if group := owner.get(prompt.casefold()):
-                raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {group}; take it out of keep")
+            if taken := owner.get(prompt.casefold()):
+                raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {taken}; take it out of keep")
         if self.attribute == "style" and not self.subjects:
             raise ValueError(
                 f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`"

@@ -282,11 +282,11 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
     """The detector's card with sensitivity and specificity on the pictures of a check, the prompt taken as the truth.
 
     Sensitivity is the share of pictures whose asked-for label is the detector's first answer; specificity, for the
-    worst label of an attribute, the share of pictures of something else that are not called it. A picture the model drew
-    wrongly counts against the detector: look at the contact sheet.
+    worst label of an attribute, the share of pictures of something else that are not called it. A picture the model
+    drew wrongly counts against the detector: look at the contact sheet.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
-    truth = {
+    truth: dict[str, list[str | None]] = {
         "concept": [ask.concepts[0] for ask, _ in singles],
         "style": [ask.style for ask, _ in singles],
         "background": [ask.background for ask, _ in singles],

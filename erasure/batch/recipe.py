@@ -122,10 +122,9 @@ class Recipe:
         """Every cell, in the order they are run: all of one base together."""
         suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
         grid = itertools.product(self.bases, self.concepts, self.methods, self.seeds)
-        common = {"dtype": self.dtype, "evaluate": self.evaluate, "limit": self.limit}
         cells = []
         for base, c, method, seed in grid:
             suite = suites[c] if isinstance(c, str) else None
-            concept = suite.concept if suite else c
-            cells.append(Cell(base, concept, suite, method, seed, **common))
+            concept = suite.concept if suite else Concept.of(c)
+            cells.append(Cell(base, concept, suite, method, seed, self.dtype, self.evaluate, self.limit))
         return cells
