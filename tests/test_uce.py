@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from erasure import Concept
+from erasure import Concept, world
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
 from erasure.methods.closed_form import solve
@@ -172,3 +172,10 @@ def test_the_neighbours_of_a_concept_are_kept_by_default():
 
 def test_numbers_may_be_written_as_yaml_reads_them():
     assert UCE.preset("official-2025", lamb="1e-4").lamb == 1e-4
+
+
+def test_weights_equal_the_reference_on_emoji_world():
+    pipe = world.load()
+    pipe.unet.double(), pipe.text_encoder.double()
+    ours = edited_weights(pipe, official(pipe, ["superhero", "cat"], ["ninja", ""], ["a wizard", "dog"]))
+    assert relative_error(ours, reference.edit(pipe, ["superhero", "cat"], ["ninja", ""], ["a wizard", "dog"])) <= 1e-6

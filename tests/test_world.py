@@ -1,12 +1,14 @@
 """Emoji World: its data, what is kept out of it, and the shipped model."""
 
 import hashlib
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from erasure import world
+from erasure.world import train
 from erasure.world.artwork import _is_stranger, artwork
 from erasure.world.fit import Fit, fit
 from erasure.world.scenes import Scene, place, prompt, render, sample_caption, sample_scene
@@ -120,6 +122,50 @@ def test_training_resumed_equals_training_uninterrupted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", stop=5)
     assert torch.equal(whole.weight, run(tmp_path / "parts").weight)
+
+
+def test_phase_one_sees_no_target_and_phase_two_sees_all(monkeypatch):
+    monkeypatch.setitem(train.config(), "scenes", 3000)
+    seen = {}
+    for phase, without in train.PHASES.items():
+        scenes = train.training_scenes(without)
+        seen[phase] = {c for scene in scenes for c in scene.concepts} | {scene.style for scene in scenes}
+        assert not any(spec().is_held_out(c, s.style, s.background) for s in scenes for c in s.concepts)
+    assert not seen["phase1"] & spec().targets
+    assert seen["phase2"] == set(NAMES) | set(STYLES)
+
+
+def test_encoded_scenes_are_cached_whole_and_belong_to_their_autoencoder(tmp_path, monkeypatch):
+    class Vae(torch.nn.Module):
+        config = types.SimpleNamespace(scaling_factor=2.0)
+
+        def encode(self, x):
+            calls.append(len(x))
+            return types.SimpleNamespace(latent_dist=types.SimpleNamespace(mean=x[:, :1, ::4, ::4]))
+
+    calls: list[int] = []
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "weights").write_text("one")
+    some, device = scenes(150), torch.device("cpu")
+    first = train.encode_scenes(tmp_path, some, Vae(), device=device)
+    assert torch.equal(first, train.encode_scenes(tmp_path, some, Vae(), device=device)) and calls == [100, 50]
+    assert first.shape == (150, 1, 16, 16) and not list(tmp_path.glob("*.partial"))
+    (tmp_path / "vae" / "weights").write_text("two")
+    train.encode_scenes(tmp_path, some, Vae(), device=device)
+    assert calls == [100, 50, 100, 50]
+
+
+def test_training_under_other_settings_is_refused(tmp_path):
+    def run(lr):
+        model = torch.nn.Linear(2, 1)
+        settings = Fit(steps=2, batch=1, lr=lr, warmup=1, decay=0.0, ema=0.9, weight_decay=0.0, save_every=1)
+        return fit(
+            tmp_path, {"m": model}, lambda s: model(torch.ones(2)).sum(), settings, seed=0, device=torch.device("cpu")
+        )
+
+    run(0.1)
+    with pytest.raises(ValueError, match="other settings"):
+        run(0.2)
 
 
 # --- the shipped model -----------------------------------------------------------------------------------------------
