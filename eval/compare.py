@@ -233,11 +233,13 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
 
 
 def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
-    """What the method was told to keep: surviving what was named is easier than surviving what was not."""
+    """What the method was told: erasing and keeping what was named is easier than what was not."""
     groups = {"neighbours": suite.concept.neighbours, "unrelated things": suite.unrelated}
     keep = erasure.config.get("keep", ())
     counts = [f"{told(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
-    return [f"{name} was told to keep {' and '.join(counts)}."]
+    asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}
+    known = f"{len(asked & set(erasure.config.get('prompts', ())))} of the {len(asked)} target prompts"
+    return [f"{name} was made with {known} and told to keep {' and '.join(counts)}."]
 
 
 def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> list[Record]:

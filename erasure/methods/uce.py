@@ -97,6 +97,9 @@ class UCE(Method):
             sites=list(sites),
         )
         change = {name: weight.cpu().double() @ solution.u @ solution.v.T for name, weight in weights.items()}
+        config["prompts"] = list(
+            dict.fromkeys(target for concept in concepts for target, _ in self._prompt_pairs(concept))
+        )
         config["report"] = {
             "relative_change": check_moved(change, weights),
             "condition": solution.condition,
