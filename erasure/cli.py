@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -344,6 +345,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def main() -> NoReturn:
     """Run a command. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
+    warnings.showwarning = lambda message, *_, **__: Console(stderr=True).print(f"note: {message}", markup=False)
     try:
         app()
         sys.exit(0)

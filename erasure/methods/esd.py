@@ -80,7 +80,7 @@ class ESD(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
             "variant": "x-strict",
-            "lr": 1e-4,
+            "lr": 3e-4,
             "iterations": 150,
             "batch_size": 8,
             "trajectories": 12,

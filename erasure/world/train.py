@@ -1,10 +1,11 @@
-"""Train Emoji World from nothing: autoencoder, tokenizer, then UNet and text encoder in two phases.
+"""Train Emoji World from nothing: autoencoder, tokenizer, then UNet and text encoder in phases.
 
     erasure world train --out runs/world
 
 Every stage checkpoints and resumes. Phase 1 sees nothing of the declared targets and its result is kept, because a
-model *retrained without a target* is phase 2 without that target, started from phase 1: UNet and text encoder never saw
-it, at the cost of phase 2 alone (the sharding idea of Bourtoule et al. 2021). ``SCOPE`` says what other components did.
+model *retrained without a target* is all later phases without that target, started from phase 1: UNet and text encoder
+never saw it, at the cost of those phases alone (the sharding idea of Bourtoule et al. 2021). ``SCOPE`` says what other
+components did.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
-PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": frozenset()}
+# What each phase leaves out. A retrained model repeats all but the first, leaving out its target.
+PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": frozenset(), "phase3": frozenset()}
 # Which components a model retrained from phase 1 keeps from training on a target.
 SCOPE = {
     "superhero": "none: UNet, text encoder and autoencoder never saw it",
@@ -204,9 +206,16 @@ def train_phase(
     *,
     seed: int,
     device: torch.device,
+    pairs: float | None = None,
 ) -> dict[str, Any]:
-    """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023)."""
+    """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023).
+
+    Args:
+        pairs: share of scenes with two objects in a batch; None (default) draws scenes as they come.
+    """
     scenes, latents = data
+    two = np.array([len(scene.concepts) == 2 for scene in scenes])
+    odds = None if pairs is None else np.where(two, pairs / two.sum(), (1 - pairs) / (~two).sum())
     scheduler = noise_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     unet, text_encoder = model["unet"].to(device).train(), model["text_encoder"].to(device).train()
@@ -216,7 +225,10 @@ def train_phase(
 
     def loss(step: int) -> Tensor:
         rng = step_rng(seed, step)
-        chosen = rng.integers(len(scenes), size=settings.batch)
+        if odds is None:
+            chosen = rng.integers(len(scenes), size=settings.batch)
+        else:
+            chosen = rng.choice(len(scenes), size=settings.batch, p=odds)
         captions = [sample_caption(scenes[i], rng) for i in chosen]
         x = latents[chosen].to(device).float()
         noise = torch.randn(x.shape).to(device)
@@ -242,13 +254,16 @@ def train(out: Path, *, device: torch.device) -> Path:
         scenes = training_scenes(without)
         data = scenes, encode_scenes(out, scenes, vae, device=device)
         settings = Fit(**config()["fit"][phase])
-        model = train_phase(out / phase, model, tokenizer, data, settings, seed=seed + number, device=device)
+        pairs = config()["pairs"].get(phase)
+        model = train_phase(
+            out / phase, model, tokenizer, data, settings, seed=seed + number, device=device, pairs=pairs
+        )
         for name, module in model.items():
             module.save_pretrained(out / phase / name)  # float32: where a model retrained without a target starts
             module.requires_grad_(True)
         export(out / f"{phase}-pipeline", model, vae, tokenizer)
     write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
-    return out / "phase2-pipeline"
+    return out / f"{list(PHASES)[-1]}-pipeline"
 
 
 def manifest(out: Path) -> dict[str, Any]:
