@@ -1,0 +1,39 @@
+"""What README, docs and suites tell people to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from erasure.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "erasure" / "suites").glob("*.yaml"))]
+
+
+def commands():
+    """Every line of these pages that starts with `erasure`, as arguments."""
+    for page in PAGES:
+        for line in re.findall(r"^(?:#\s+)?(erasure [a-z].*)$", page.read_text("utf-8"), flags=re.MULTILINE):
+            if "|" not in line:
+                yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{page.name}: {line[:60]}")
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_every_command_on_the_pages_parses(arguments):
+    command, name = get_command(app), "erasure"
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments)  # raises on an unknown option or a missing argument
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    first = blocks[0]
+    assert "erasure.erase" in first
+    exec(compile(first, "README.md", "exec"), {})
+    assert (tmp_path / "superhero-uce" / "erasure.safetensors").exists()
