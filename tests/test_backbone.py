@@ -78,6 +78,11 @@ def test_fingerprint_knows_a_model_in_any_dtype_and_tells_a_fine_tune(pipe):
     assert not matches(base, fingerprint(tiny_pipeline(width=64).unet))
 
 
+def test_fingerprint_reads_tensors_of_more_elements_than_float32_can_count():
+    large = torch.nn.Linear(4100, 4100, bias=False)
+    assert matches(fingerprint(large), fingerprint(copy.deepcopy(large).bfloat16()))
+
+
 def broken(change):
     pipe = tiny_pipeline()
     change(pipe)

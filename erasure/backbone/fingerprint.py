@@ -32,8 +32,8 @@ def _samples(state: dict[str, Tensor]) -> Iterable[float]:
     names = sorted(name for name, tensor in state.items() if tensor.ndim >= 2)
     for i in range(min(TENSORS, len(names))):
         tensor = state[names[i * len(names) // min(TENSORS, len(names))]].detach().flatten()
-        places = torch.linspace(0, tensor.numel() - 1, VALUES).long()
-        yield from tensor[places.to(tensor.device)].float().tolist()
+        places = [j * (tensor.numel() - 1) // (VALUES - 1) for j in range(VALUES)]
+        yield from tensor[places].float().tolist()
 
 
 def matches(a: dict[str, Any], b: dict[str, Any]) -> bool:
