@@ -10,7 +10,8 @@ from typer.main import get_command
 from erasure.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "erasure" / "suites").glob("*.yaml"))]
+DOCS, SUITES = (ROOT / "docs").rglob("*.md"), (ROOT / "erasure" / "suites").glob("*.yaml")
+PAGES = [ROOT / "README.md", *sorted(DOCS), *sorted(SUITES)]
 
 
 def commands():
