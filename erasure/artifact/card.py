@@ -24,7 +24,7 @@ An erasure made with [diffusion-erasure](https://github.com/diffusion-erasure/er
 import erasure
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{base}")
+pipe = {load}
 erasure.Erasure.from_pretrained("path/to/this/folder").apply(pipe)
 ```
 
@@ -53,9 +53,11 @@ other samplers, fine-tuning afterwards, downstream harm. Run `erasure evaluate` 
 def card(erasure: Erasure) -> str:
     """Fill the card from the erasure's config."""
     config = erasure.config
+    base = config["base"]["name"]
     return TEMPLATE.format(
+        load="erasure.world.load()" if base == "emoji-world" else f'StableDiffusionPipeline.from_pretrained("{base}")',
         name=erasure.name,
-        base=config["base"]["name"],
+        base=base,
         method=config["method"],
         kind=erasure.kind,
         size=sum(tensor.numel() * tensor.element_size() for tensor in erasure.tensors.values()),
