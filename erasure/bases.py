@@ -39,10 +39,14 @@ def load_base(base: str = WORLD, *, device: str | None = None, dtype: str | None
         FileNotFoundError: neither a folder nor a model the hub gives.
         ValueError: unknown device or dtype.
     """
+    import diffusers.utils.logging
     import torch
-    from diffusers import DiffusionPipeline
+    import transformers.utils.logging
 
     from erasure import world
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # one status line says it all
 
     device = pick_device(device)
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,7 +62,7 @@ def load_base(base: str = WORLD, *, device: str | None = None, dtype: str | None
             f"{source} holds no model_index.json: not a diffusers pipeline; convert single-file checkpoints first"
         )
     try:
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
             str(source) if source.exists() else base, dtype=dtypes[dtype or "float32"]
         )
     except OSError as error:

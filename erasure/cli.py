@@ -319,13 +319,8 @@ def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str,
 
 
 def _base(base: str, device: str | None, dtype: str | None = None) -> Any:
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
     from erasure.bases import load_base
 
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
     with console.status(f"loading {escape(base)}"):
         return load_base(base, device=device, dtype=dtype)
 

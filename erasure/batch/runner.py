@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from erasure.artifact import Erasure
@@ -128,6 +129,18 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table("cell", "status", "seconds", "note")
     for key, result in results.items():
         state = "skipped (done before)" if result.get("skipped") else result["status"]
-        note = result.get("error") or f"weights moved by {result['report']['relative_change']:.2e}"
-        table.add_row(key, state, f"{result['seconds']:.0f}", note)
+        table.add_row(key, state, f"{result['seconds']:.0f}", escape(_note(result)))
     return table
+
+
+def _note(result: dict[str, Any]) -> str:
+    """What went wrong, or the first detector's rates, or, unevaluated, how far the weights moved."""
+    if "error" in result:
+        return result["error"]
+    if not result.get("figures"):
+        return f"weights moved by {result['report']['relative_change']:.2e}"
+    detector = result["figures"][0]["detector"]
+    rates = {row["group"]: row["rate"]["value"] for row in result["figures"] if row["detector"] == detector}
+    return (
+        ", ".join(f"{group} {100 * rate:.0f} %" for group, rate in rates.items() if rate is not None) + f" ({detector})"
+    )
