@@ -138,7 +138,10 @@ def test_the_wrong_base_is_refused_by_name(other):
 def test_the_right_base_is_recognised_in_half_precision():
     edit = an_erasure(tiny_pipeline(), "operator")
     for dtype in (torch.float16, torch.bfloat16):
-        edit.apply(tiny_pipeline().to(dtype))
+        pipe = tiny_pipeline().to(dtype)
+        before = weights(pipe)
+        edit.apply(pipe)
+        assert not identical(before, weights(pipe))
 
 
 def truncate(folder):

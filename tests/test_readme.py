@@ -28,7 +28,8 @@ def test_every_command_on_the_pages_parses(arguments):
     while hasattr(command, "commands"):
         name, *arguments = arguments
         command = command.commands[name]
-    command.make_context(name, arguments)  # raises on an unknown option or a missing argument
+    context = command.make_context(name, arguments)  # raises on an unknown option or a missing argument
+    assert context.params
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

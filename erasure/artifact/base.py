@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from erasure.artifact.card import card
 from erasure.artifact.stack import Layer, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
+from erasure.concept import Concept
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "erasure_config.json", "erasure.safetensors", "README.md"
@@ -234,8 +235,8 @@ def new_config(
     *,
     method: str,
     settings: dict[str, Any],
-    concepts: list[dict],
-    keep: list[str],
+    concepts: Sequence[Concept],
+    keep: Sequence[str],
     sites: list[str],
 ) -> dict[str, Any]:
     """The config of a freshly made erasure."""
@@ -247,8 +248,8 @@ def new_config(
         "library_version": __version__,
         "method": method,
         "settings": settings,
-        "concepts": concepts,
-        "keep": keep,
+        "concepts": [dataclasses.asdict(concept) for concept in concepts],  # type: ignore[call-overload]
+        "keep": list(keep),
         "base": {
             "name": base_name(pipe),
             "architecture": backbone.architecture,

@@ -122,7 +122,3 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
             "same to the text encoder, or the scale or learning rate is zero; change one of them"
         )
     return moved / size
-
-
-def concept_config(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(concept) for concept in concepts]  # type: ignore[call-overload]

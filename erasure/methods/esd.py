@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +19,7 @@ from erasure.artifact.base import new_config
 from erasure.backbone import Backbone
 from erasure.backbone.fingerprint import fingerprint
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Count, Method, Reference, check_moved, check_request, concept_config
+from erasure.methods.base import Count, Method, Reference, check_moved, check_request
 from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
 
 SELECTORS = {
@@ -120,63 +120,60 @@ class ESD(Method):
         if keep and not self.retain:
             warnings.warn("ESD keeps nothing while retain is 0, so the keep list is not used", stacklevel=3)
             keep = ()
-        with self._precision(backbone):
-            hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
-            base = backbone.encode([self.erase_from]).hidden.expand_as(hidden) if self.erase_from else hidden
-            bank = self._bank(backbone, base, empty, self.trajectories, progress)
-            targets = self._targets(backbone, bank, hidden)
-            held = backbone.encode(keep).hidden if keep and self.retain else None
-            held_bank = self._bank(backbone, held, empty, self.trajectories, progress) if held is not None else None
-
-            def loss(generator: torch.Generator) -> Tensor:
-                chosen = pick(bank, self.batch_size, generator)
-                value = step_loss(backbone, bank, targets, hidden, chosen)
-                if held is not None and held_bank is not None:
-                    kept = pick(held_bank, self.batch_size, generator)
-                    value = value + self.retain * step_loss(backbone, held_bank, held_bank.conditional, held, kept)
-                return value
-
-            run = {
-                "settings": self.settings(),
-                "prompts": prompts,
-                "keep": list(keep),
-                "base": fingerprint(backbone.unet),
-            }
-            with backbone.evaluating():
-                deltas = train(
-                    backbone.unet,
-                    parameters,
-                    loss,
-                    Training(self.iterations, self.lr, self.seed),
-                    key=json.dumps(run),
-                    folder=checkpoint,
-                    progress=progress,
-                )
+        run = {"settings": self.settings(), "prompts": prompts, "keep": list(keep), "base": fingerprint(backbone.unet)}
+        with self._precision(backbone), backbone.evaluating():
+            deltas = train(
+                backbone.unet,
+                parameters,
+                self.objective(backbone, prompts, keep, progress=progress),
+                Training(self.iterations, self.lr, self.seed),
+                key=json.dumps(run),
+                folder=checkpoint,
+                progress=progress,
+            )
         config = new_config(
             backbone,
             method=self.key,
             settings=self.settings(),
-            concepts=concept_config(concepts),
-            keep=list(keep),
+            concepts=concepts,
+            keep=keep,
             sites=list(deltas),
         )
         config["prompts"] = prompts
         config["report"] = {"relative_change": check_moved(deltas, dict(parameters))}
         return DeltaErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, deltas)
 
+    def objective(
+        self, backbone: Backbone, prompts: Sequence[str], keep: Sequence[str], *, progress: bool = True
+    ) -> Callable[[torch.Generator], Tensor]:
+        """Sample the banks from the base as it stands; the loss of one step, on rows that its generator draws."""
+        hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
+        base = backbone.encode([self.erase_from]).hidden.expand_as(hidden) if self.erase_from else hidden
+        bank = self._bank(backbone, base, empty, progress)
+        targets = self._targets(backbone, bank, hidden)
+        held = backbone.encode(keep).hidden if keep else None
+        held_bank = self._bank(backbone, held, empty, progress) if held is not None else None
+
+        def loss(generator: torch.Generator) -> Tensor:
+            value = step_loss(backbone, bank, targets, hidden, pick(bank, self.batch_size, generator))
+            if held is None or held_bank is None:
+                return value
+            kept = pick(held_bank, self.batch_size, generator)
+            return value + self.retain * step_loss(backbone, held_bank, held_bank.conditional, held, kept)
+
+        return loss
+
     def prompts(self, concept: Concept) -> list[str]:
         """What the concept is called in training."""
         phrases = concept.phrases if self.synonyms else (concept.name,)
         return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if self.articles else phrases))
 
-    def _bank(
-        self, backbone: Backbone, hidden: Tensor, empty: Tensor, trajectories: int, progress: bool
-    ) -> TrajectoryBank:
+    def _bank(self, backbone: Backbone, hidden: Tensor, empty: Tensor, progress: bool) -> TrajectoryBank:
         return TrajectoryBank.sample(
             backbone,
             hidden,
             empty,
-            trajectories=trajectories,
+            trajectories=self.trajectories,
             keep=self.keep_steps,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,

@@ -15,7 +15,7 @@ from erasure.artifact.base import new_config
 from erasure.backbone import Backbone
 from erasure.backbone.text import Conditioning
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Method, Reference, check_moved, check_request, concept_config
+from erasure.methods.base import Method, Reference, check_moved, check_request
 from erasure.methods.closed_form import solve
 
 EXPANSIONS = {
@@ -92,8 +92,8 @@ class UCE(Method):
             backbone,
             method=self.key,
             settings=self.settings(),
-            concepts=concept_config(concepts),
-            keep=list(keep),
+            concepts=concepts,
+            keep=keep,
             sites=list(sites),
         )
         change = {name: weight.cpu().double() @ solution.u @ solution.v.T for name, weight in weights.items()}
