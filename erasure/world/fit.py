@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,18 +76,7 @@ def fit(
         parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
     )
     facts = {**dataclasses.asdict(settings), "seed": seed}
-    start = 0
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["settings"] != facts:
-            raise ValueError(
-                f"{folder} holds a run with other settings; restore them, or delete the folder to start again"
-            )
-        start = state["step"]
-        optimizer.load_state_dict(state["optimizer"])
-        for name in modules:
-            modules[name].load_state_dict(state["modules"][name])
-            average[name].load_state_dict(state["average"][name])
+    start = _load(path, modules, average, optimizer, facts, device)
 
     recent: list[float] = []
     began = time.perf_counter()
@@ -119,6 +109,27 @@ def fit(
                 log.write(json.dumps(record) + "\n")
             recent.clear()
     return average
+
+
+def _load(
+    path: Path,
+    modules: dict[str, Any],
+    average: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, float],
+    device: torch.device,
+) -> int:
+    """Take up the run in ``path``, if there is one; returns the step it had reached."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    if state["settings"] != facts:
+        raise ValueError(f"{path.parent} holds a run with other settings; restore them, or delete it to start again")
+    optimizer.load_state_dict(state["optimizer"])
+    for name in modules:
+        modules[name].load_state_dict(state["modules"][name])
+        average[name].load_state_dict(state["average"][name])
+    return state["step"]
 
 
 def _save(
