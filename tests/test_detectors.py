@@ -75,9 +75,10 @@ def test_what_shows_nothing_is_called_nothing(name: str) -> None:
 
 def test_clip_is_far_better_than_chance_at_every_attribute() -> None:
     views = renders("single")
-    assert (answers("clip", "single", "concept").argmax(1) == views.concepts[:, 0]).mean() >= 0.70
-    assert (answers("clip", "single", "style").argmax(1) == views.styles).mean() >= 0.70
-    assert (answers("clip", "single", "background").argmax(1) == views.backgrounds).mean() >= 0.70
+    assert (answers("clip", "single", "concept").argmax(1) == views.concepts[:, 0]).mean() >= 0.95
+    assert (answers("clip", "single", "background").argmax(1) == views.backgrounds).mean() >= 0.95
+    # drawing styles are what it knows least (its card says 0.63; chance is 0.33): it judges no style suite alone
+    assert (answers("clip", "single", "style").argmax(1) == views.styles).mean() >= 0.50
 
 
 def test_the_default_pair_are_two_different_networks() -> None:
