@@ -235,7 +235,7 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
 def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
     """What the method was told: erasing and keeping what was named is easier than what was not."""
     groups = {"neighbours": suite.concept.neighbours, "unrelated things": suite.unrelated}
-    keep = erasure.config.get("keep", ())
+    keep = [*erasure.config.get("keep", ()), *erasure.config.get("keep_everyday", ())]
     counts = [f"{told(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
     asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}
     known = f"{len(asked & set(erasure.config.get('prompts', ())))} of the {len(asked)} target prompts"

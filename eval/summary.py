@@ -296,7 +296,8 @@ def _change(evaluation: Evaluation, arm: str, detector: str, group: str, *, fore
         text += f", worst {worst.label} {_points(worst.change.value)}"
     config = next(a.config for a in evaluation.arms if a.name == arm)
     if "keep" in config:
-        text += f", {told(config['keep'], names)} of them named to the method to be kept"
+        named = told([*config["keep"], *config.get("keep_everyday", ())], names)
+        text += f", {named} of them named to the method to be kept"
     return text
 
 

@@ -179,3 +179,9 @@ def test_weights_equal_the_reference_on_emoji_world():
     pipe.unet.double(), pipe.text_encoder.double()
     ours = edited_weights(pipe, official(pipe, ["superhero", "cat"], ["ninja", ""], ["a wizard", "dog"]))
     assert relative_error(ours, reference.edit(pipe, ["superhero", "cat"], ["ninja", ""], ["a wizard", "dog"])) <= 1e-6
+
+
+def test_everyday_nouns_are_kept_unless_they_are_the_target():
+    edit = make(tiny_pipeline(), Concept("cat", synonyms=("castle",)), "uce", keep=["ninja"])
+    assert "dog" in edit.config["keep_everyday"] and not {"cat", "castle"} & set(edit.config["keep_everyday"])
+    assert make(tiny_pipeline(), "cat", "uce", preset="official-2025").config["keep_everyday"] == []

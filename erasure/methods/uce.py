@@ -14,7 +14,7 @@ from erasure.artifact import OperatorErasure
 from erasure.artifact.base import new_config
 from erasure.backbone import Backbone
 from erasure.backbone.text import Conditioning
-from erasure.concept import Concept, with_article
+from erasure.concept import Concept, same, with_article
 from erasure.methods.base import Method, Reference, check_moved, check_request
 from erasure.methods.closed_form import solve
 
@@ -22,6 +22,19 @@ EXPANSIONS = {
     "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
     "other": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
 }
+
+# A sample of what prompts are about. An edit of padding tokens reaches every prompt, so something has to stand for
+# "everything else": on Emoji World these words keep unrelated things as they were, where neighbours alone halve them.
+EVERYDAY = tuple(
+    """
+    person bicycle car motorcycle airplane bus train truck boat bird cat dog horse sheep cow elephant bear zebra
+    giraffe backpack umbrella ball kite skateboard bottle cup fork knife spoon bowl banana apple sandwich orange
+    broccoli carrot pizza donut cake chair couch bed table laptop phone clock book vase scissors toy house tree
+    flower mountain river beach city street sky sun moon fish insect fruit food drink hat shirt shoe window door
+    bridge tower ship rocket computer guitar piano drum painting statue robot child woman man king castle garden
+    forest island
+    """.split()
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +53,8 @@ class UCE(Method):
         articles: also edit "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
         synonyms: edit the concept's synonyms as well as its name.
         keep_all_tokens: keep every token of a kept prompt, not only its last word.
+        keep_everyday: keep a hundred everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
+            tokens does not reach what nobody thought to name.
     """
 
     token_span: Literal["last_subject", "tail", "subject_to_end"] = "last_subject"
@@ -51,6 +66,7 @@ class UCE(Method):
     articles: bool = False
     synonyms: bool = False
     keep_all_tokens: bool = False
+    keep_everyday: bool = False
 
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds, kilobytes"
@@ -61,7 +77,13 @@ class UCE(Method):
         "rohitgandikota/unified-concept-editing",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "recommended": {"token_span": "subject_to_end", "articles": True, "synonyms": True, "keep_all_tokens": True},
+        "recommended": {
+            "token_span": "subject_to_end",
+            "articles": True,
+            "synonyms": True,
+            "keep_all_tokens": True,
+            "keep_everyday": True,
+        },
         "official-2025": {},
     }
 
@@ -81,7 +103,8 @@ class UCE(Method):
         """Solve and return the operator. Takes as long as encoding the prompts."""
         check_request(concepts, keep)
         targets, anchors = self.pairs(backbone, concepts)
-        kept = self.kept(backbone, keep, width=targets.shape[1])
+        everyday = self.everyday(concepts)
+        kept = self.kept(backbone, [*keep, *everyday], width=targets.shape[1])
         solution = solve(
             targets, anchors, kept, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale
         )
@@ -97,6 +120,7 @@ class UCE(Method):
             sites=list(sites),
         )
         change = {name: weight.cpu().double() @ solution.u @ solution.v.T for name, weight in weights.items()}
+        config["keep_everyday"] = everyday
         config["prompts"] = list(
             dict.fromkeys(target for concept in concepts for target, _ in self._prompt_pairs(concept))
         )
@@ -123,6 +147,11 @@ class UCE(Method):
             torch.cat([x[:n] for x, n in zip(x_rows, lengths, strict=True)]),
             torch.cat([y[:n] for y, n in zip(y_rows, lengths, strict=True)]),
         )
+
+    def everyday(self, concepts: Sequence[Concept]) -> list[str]:
+        """The everyday nouns that are kept: those that name no target."""
+        phrases = [phrase for concept in concepts for phrase in concept.phrases]
+        return [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
 
     def kept(self, backbone: Backbone, keep: Sequence[str], *, width: int) -> Tensor:
         """Embeddings ``(m, width)`` that must not move."""
