@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WORLD = "emoji-world"
+from erasure.concept import WORLD
 
 
 def pick_device(device: str | None = None) -> str:

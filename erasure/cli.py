@@ -201,8 +201,8 @@ def batch(
             table.add_row(cell.key, cell.base, cell.concept.name, cell.method.name, str(cell.seed))
         console.print(table)
         return
-    if failed := run(plan, device=device, console=console):
-        raise typer.Exit(1 if failed else 0)
+    if run(plan, device=device, console=console):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: [bold]erasure methods[/bold]")

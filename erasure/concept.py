@@ -20,6 +20,8 @@ from pydantic.dataclasses import dataclass
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
 
+WORLD = "emoji-world"  # the default model, by name
+
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 
@@ -129,7 +131,7 @@ class Suite:
     version: Literal[1]
     name: str
     concept: Concept
-    base: str = "emoji-world"
+    base: str = WORLD
     unrelated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     attribute: Literal["concept", "style"] = "concept"

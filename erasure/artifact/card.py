@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from erasure.concept import WORLD
+
 if TYPE_CHECKING:
     from erasure.artifact.base import Erasure
 
@@ -55,7 +57,7 @@ def card(erasure: Erasure) -> str:
     config = erasure.config
     base = config["base"]["name"]
     return TEMPLATE.format(
-        load="erasure.world.load()" if base == "emoji-world" else f'StableDiffusionPipeline.from_pretrained("{base}")',
+        load="erasure.world.load()" if base == WORLD else f'StableDiffusionPipeline.from_pretrained("{base}")',
         name=erasure.name,
         base=base,
         method=config["method"],

@@ -14,8 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.bases import WORLD
-from erasure.concept import STRICT, Concept, Suite, load_yaml
+from erasure.concept import STRICT, WORLD, Concept, Suite, load_yaml
 
 
 @dataclass(frozen=True, config=STRICT)

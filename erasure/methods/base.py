@@ -86,6 +86,10 @@ class Method(abc.ABC):
             checkpoint: folder for the training state, from which the same call resumes. Closed forms have none to keep.
         """
 
+    def name_for(self, concepts: Sequence[Concept]) -> str:
+        """The default name of an erasure made with this method."""
+        return "+".join(concept.name for concept in concepts) + f"-{self.key}"
+
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""
         return dataclasses.asdict(self)

@@ -141,7 +141,7 @@ class ESD(Method):
         )
         config["prompts"] = prompts
         config["report"] = {"relative_change": check_moved(deltas, dict(parameters))}
-        return DeltaErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, deltas)
+        return DeltaErasure(self.name_for(concepts), config, deltas)
 
     def objective(
         self, backbone: Backbone, prompts: Sequence[str], keep: Sequence[str], *, progress: bool = True

@@ -129,7 +129,7 @@ class UCE(Method):
             "condition": solution.condition,
             "rank": u.shape[1],
         }
-        return OperatorErasure("+".join(c.name for c in concepts) + f"-{self.key}", config, {"u": u, "v": v})
+        return OperatorErasure(self.name_for(concepts), config, {"u": u, "v": v})
 
     def pairs(self, backbone: Backbone, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
         """Target and anchor embeddings ``(n, d)``, row by row."""

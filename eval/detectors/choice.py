@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from erasure.concept import Suite
+from erasure.concept import WORLD, Suite
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector, labels_of
-
-WORLD = "emoji-world"
 
 
 def detectors_for(
