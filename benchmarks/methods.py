@@ -19,7 +19,7 @@ import torch
 from erasure.backbone import Backbone, backbone_of
 from erasure.bases import load_base
 from erasure.concept import Concept
-from erasure.methods.closed_form import solve
+from erasure.methods.closed_form import rows, solve
 from erasure.methods.esd import ESD
 from erasure.methods.uce import UCE
 
@@ -38,12 +38,13 @@ def seconds(work: Callable[[], object], *, repeat: int = 3) -> float:
 
 def closed_form(backbone: Backbone, concepts: list[Concept], keep: list[str]) -> dict[str, float]:
     method = UCE()
-    targets, anchors = method.pairs(backbone, concepts)
-    kept = method.kept(backbone, keep, width=targets.shape[1])
+    problem = method.problem(backbone, concepts, keep, "hidden")
+    targets, anchors = problem.targets, problem.anchors
+    kept = torch.cat(rows(backbone, keep, "last_subject"))
     weights = [site.weight.detach() for site in backbone.text_sites().values()]
 
     def shared() -> list[torch.Tensor]:
-        solution = solve(targets, anchors, kept, lamb=method.lamb)
+        solution = solve(problem)
         u, v = (factor.to(weights[0]) for factor in (solution.u, solution.v))
         return [w + (w @ u) @ v.T for w in weights]
 

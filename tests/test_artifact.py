@@ -166,7 +166,7 @@ def poison(folder):
     import hashlib
 
     tensors = load_file(folder / WEIGHTS)
-    tensors["u"][0, 0] = float("nan")
+    tensors["hidden.u"][0, 0] = float("nan")
     save_file(tensors, folder / WEIGHTS)
     reconfigure(sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())(folder)
 

@@ -6,7 +6,7 @@ import torch
 from erasure import Concept, world
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
-from erasure.methods.closed_form import solve
+from erasure.methods.closed_form import Problem, solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
 from tests.tiny import make, tiny_pipeline
@@ -76,7 +76,7 @@ def test_weights_equal_the_reference_on_a_full_size_unet():
 @pytest.mark.parametrize(("empty_anchor", "position"), [("bos", 0), ("eos", 1)])
 def test_the_empty_anchor_is_the_token_that_was_asked_for(empty_anchor, position):
     pipe = tiny_pipeline()
-    _, anchors = UCE(empty_anchor=empty_anchor).pairs(backbone_of(pipe), [Concept("superhero")])
+    _, anchors = UCE(empty_anchor=empty_anchor).pair_rows(backbone_of(pipe), [("superhero", "")], "hidden")
     assert torch.equal(anchors[0], pipe.encode_prompt("", pipe.device, 1, False)[0][0, position])
 
 
@@ -85,22 +85,22 @@ def test_the_guide_is_reached_and_the_kept_stay_as_the_ridge_vanishes():
         torch.randn(n, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in (3, 4, 9)
     )
     y = y[:3]
-    t = solve(x, y, kept, lamb=1e-9).matrix
+    t = solve(Problem(x, y, kept.T @ kept, lamb=1e-9)).matrix
     torch.testing.assert_close(t @ x.T, y.T, rtol=0, atol=1e-6)
     torch.testing.assert_close(t @ kept.T, kept.T, rtol=0, atol=1e-6)
 
 
 def test_a_large_ridge_changes_nothing_and_the_edit_has_the_rank_of_its_pairs():
     x, y = (torch.randn(3, 32, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
-    none = torch.zeros(0, 32)
-    assert (solve(x, y, none, lamb=1e9).matrix - torch.eye(32)).abs().max() < 1e-6
-    assert torch.linalg.matrix_rank(solve(x, y, none, lamb=0.5).matrix - torch.eye(32)) == 3
+    none = torch.zeros(32, 32)
+    assert (solve(Problem(x, y, none, lamb=1e9)).matrix - torch.eye(32)).abs().max() < 1e-6
+    assert torch.linalg.matrix_rank(solve(Problem(x, y, none, lamb=0.5)).matrix - torch.eye(32)) == 3
 
 
 def test_a_singular_system_gets_a_ridge_and_a_warning():
     x, y = torch.randn(2, 32), torch.randn(2, 32)
     with pytest.warns(UserWarning, match="singular"):
-        solution = solve(x, y, torch.zeros(0, 32), lamb=0.0)
+        solution = solve(Problem(x, y, torch.zeros(32, 32), lamb=0.0))
     assert torch.isfinite(solution.matrix).all()
 
 

@@ -124,15 +124,26 @@ def test_training_resumed_equals_training_uninterrupted(tmp_path):
     assert torch.equal(whole.weight, run(tmp_path / "parts").weight)
 
 
-def test_phase_one_sees_no_target_and_phase_two_sees_all(monkeypatch):
+def test_only_the_last_phase_sees_the_targets(monkeypatch):
     monkeypatch.setitem(train.config(), "scenes", 3000)
     seen = {}
     for phase, without in train.PHASES.items():
         scenes = train.training_scenes(without)
         seen[phase] = {c for scene in scenes for c in scene.concepts} | {scene.style for scene in scenes}
         assert not any(spec().is_held_out(c, s.style, s.background) for s in scenes for c in s.concepts)
-    assert not seen["phase1"] & spec().targets
-    assert seen["phase2"] == set(NAMES) | set(STYLES)
+    *before, last = seen.values()
+    assert not any(things & spec().targets for things in before)
+    assert last == set(NAMES) | set(STYLES)
+
+
+def test_pairs_and_targets_are_drawn_as_often_as_asked():
+    some = scenes(2000, pairs=0.2)
+    odds = train.scene_odds(some, pairs=0.5, targets=3.0)
+    two = np.array([len(scene.concepts) == 2 for scene in some])
+    rare = np.array([bool(spec().targets & {*scene.concepts, scene.style}) for scene in some])
+    assert odds.sum() == pytest.approx(1) and odds[two].sum() == pytest.approx(0.5)
+    assert odds[two & rare].min() == pytest.approx(3 * odds[two & ~rare].max())
+    assert train.scene_odds(some, pairs=None, targets=1.0) == pytest.approx(np.full(2000, 1 / 2000))
 
 
 def test_encoded_scenes_are_cached_whole_and_belong_to_their_autoencoder(tmp_path, monkeypatch):

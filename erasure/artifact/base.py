@@ -34,7 +34,6 @@ REQUIRED = {
     "keep",
     "base",
     "library_version",
-    "sites",
     "sha256",
 }
 
@@ -116,8 +115,9 @@ class Erasure(abc.ABC):
         """One erasure that does what this one and then ``other`` do. Both must be of one kind and one base model."""
 
     def _check_composable(self, other: Erasure) -> None:
-        mine, theirs = self.config["base"], other.config["base"]
-        if other.kind != self.kind or not matches(mine["unet"], theirs["unet"]):
+        mine, theirs = (edit.config["base"]["components"] for edit in (self, other))
+        same_base = mine.keys() == theirs.keys() and all(matches(mine[part], theirs[part]) for part in mine)
+        if other.kind != self.kind or not same_base:
             raise ValueError(
                 f"{self.name!r} and {other.name!r} cannot be composed: they differ in kind or base model; "
                 "apply them one after the other instead"
@@ -134,14 +134,10 @@ class Erasure(abc.ABC):
         }
 
     def check_base(self, backbone: Backbone) -> None:
-        """Raise unless the pipeline holds the model this erasure was made for: UNet and text encoder."""
-        originals = stack_of(backbone).originals
-        found = {
-            "unet": fingerprint(backbone.unet, originals=originals),
-            "text_encoder": fingerprint(backbone.pipe.text_encoder),
-        }
-        for part, here in found.items():
-            expected = self.config["base"][part]
+        """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""
+        found = component_prints(backbone)
+        for part, expected in self.config["base"]["components"].items():
+            here = found.get(part, {})
             if not matches(expected, here):
                 raise ValueError(
                     f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
@@ -237,7 +233,6 @@ def new_config(
     settings: dict[str, Any],
     concepts: Sequence[Concept],
     keep: Sequence[str],
-    sites: list[str],
 ) -> dict[str, Any]:
     """The config of a freshly made erasure."""
     from erasure import __version__
@@ -254,10 +249,17 @@ def new_config(
             "name": base_name(pipe),
             "architecture": backbone.architecture,
             "prediction_type": backbone.prediction_type,
-            "unet": fingerprint(backbone.unet),
-            "text_encoder": fingerprint(pipe.text_encoder),
+            "components": component_prints(backbone),
         },
-        "sites": sites,
+    }
+
+
+def component_prints(backbone: Backbone) -> dict[str, Any]:
+    """Fingerprints of denoiser and text encoders as they are without the erasures on them."""
+    originals = stack_of(backbone).originals
+    return {
+        name: fingerprint(module, originals=originals if name == backbone.denoiser_name else None)
+        for name, module in backbone.components.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The erasures that stand on one UNet, and the original weights under them."""
+"""The erasures that stand on one denoiser, and the original weights under them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from erasure.backbone import denoiser_of
 
 if TYPE_CHECKING:
     from erasure.artifact.base import Erasure
@@ -22,19 +24,19 @@ class Layer:
 
 
 class Stack:
-    """Erasures applied to one UNet in order, over a copy of every tensor they touch.
+    """Erasures applied to one denoiser in order, over a copy of every tensor they touch.
 
     Any change starts again from the originals, so that removing everything restores every bit and the order of calls
     leaves no trace.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
-        self._unet = weakref.ref(unet)
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = weakref.ref(denoiser)
         self.layers: dict[str, Layer] = {}
         self.originals: dict[str, Tensor] = {}
 
     def set(self, layers: dict[str, Layer]) -> None:
-        """Make exactly ``layers`` stand on the UNet. If that fails, or is interrupted, nothing changes.
+        """Make exactly ``layers`` stand on the denoiser. If that fails, or is interrupted, nothing changes.
 
         Raises:
             ValueError: the weights were changed by something else since the erasures were applied; putting the
@@ -59,10 +61,10 @@ class Stack:
         self.layers, self.originals = {}, {}
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        unet = self._unet()
-        if unet is None:
+        denoiser = self._denoiser()
+        if denoiser is None:
             raise RuntimeError("the pipeline of these erasures no longer exists")
-        parameters = dict(unet.named_parameters())
+        parameters = dict(denoiser.named_parameters())
         if hidden := next((name for name, parameter in parameters.items() if parameter.is_meta), None):
             raise ValueError(
                 f"{hidden} has no data (meta device); switch sequential offloading off before changing erasures"
@@ -99,6 +101,6 @@ _stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary
 
 
 def stack_of(pipe: Any) -> Stack:
-    """The stack of a pipeline's (or backbone's) UNet, compiled or not; an empty one if nothing was ever applied."""
-    unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
-    return _stacks.setdefault(unet, Stack(unet))
+    """The stack of a pipeline's (or backbone's) denoiser, compiled or not; empty if nothing was ever applied."""
+    denoiser = denoiser_of(pipe)
+    return _stacks.setdefault(denoiser, Stack(denoiser))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from erasure.backbone.base import Backbone, Site, Space, denoiser_of
 from erasure.backbone.unet import UNetBackbone
 
-Backbone = UNetBackbone  # SDXL, SD3 and FLUX join here
 
-
-def backbone_of(pipe: Any) -> Backbone:
+def backbone_of(pipe: Any) -> Any:
     """The backbone of a pipeline, or of a backbone itself."""
-    return pipe if isinstance(pipe, UNetBackbone) else UNetBackbone(pipe)
+    return pipe if isinstance(pipe, Backbone) else UNetBackbone(pipe)
 
 
-__all__ = ["Backbone", "UNetBackbone", "backbone_of"]
+__all__ = ["Backbone", "Site", "Space", "UNetBackbone", "backbone_of", "denoiser_of"]

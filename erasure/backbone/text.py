@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Span = Literal["bos", "content", "last_subject", "first_eos", "tail", "subject_to_end", "all"]
+Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Conditioning:
         """Token positions of a span, one slice a prompt.
 
         ``bos`` start token; ``content`` the words; ``last_subject`` the last word piece (for an empty prompt that is
-        the start token, as in the official UCE code); ``first_eos`` the first end token; ``tail`` first end token and
+        the start token, as in the official UCE code); ``eos`` the first end token; ``tail`` first end token and
         padding, where causal encoders collect the whole prompt; ``subject_to_end`` last subject and tail; ``all``.
         """
         length = self.hidden.shape[1]
@@ -43,7 +43,7 @@ class Conditioning:
             "bos": lambda count: slice(0, 1),
             "content": lambda count: slice(1, count - 1),
             "last_subject": lambda count: slice(count - 2, count - 1),
-            "first_eos": lambda count: slice(count - 1, count),
+            "eos": lambda count: slice(count - 1, count),
             "tail": lambda count: slice(count - 1, length),
             "subject_to_end": lambda count: slice(count - 2, length),
             "all": lambda count: slice(0, length),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -10,38 +9,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from erasure.backbone.base import Backbone, Site, Space
 from erasure.backbone.text import Conditioning, encode_clip
 
 Selector = Literal["cross_attention", "cross_attention_kv", "not_cross_attention", "all"]
 
 
-class UNetBackbone:
-    """The names and conventions of a Stable Diffusion 1.x / 2.x pipeline.
-
-    Args:
-        pipe: a diffusers pipeline with ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``.
-
-    Raises:
-        ValueError: the pipeline is in a state in which an edit would be lost or wrong (fused, quantised, offloaded,
-            compiled, adapters loaded, components of different dtypes). The message says what to call first.
-    """
+class UNetBackbone(Backbone):
+    """Stable Diffusion 1.x / 2.x: ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``."""
 
     architecture = "sd-unet"
 
     def __init__(self, pipe: Any) -> None:
         refuse_unsafe(pipe)
-        self.pipe = pipe
-        self.unet: Any = pipe.unet
+        super().__init__(pipe)
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+    def unet(self) -> Any:
+        return self.pipe.unet
 
     @property
     def prediction_type(self) -> str:
@@ -54,10 +41,12 @@ class UNetBackbone:
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    def text_sites(self) -> dict[str, nn.Linear]:
-        """The linears that see raw text embeddings: keys and values of every cross-attention. Name to module."""
+    def text_sites(self, space: Space = "hidden") -> dict[str, Site]:
+        """Keys and values of every cross-attention."""
+        if space not in self.spaces:
+            raise ValueError(f"{self.architecture} has no {space} text embeddings; it has {list(self.spaces)}")
         return {
-            name: module
+            name: Site(module)
             for name, module in self.unet.named_modules()
             if ".attn2." in name and name.endswith((".to_k", ".to_v"))
         }
@@ -133,16 +122,6 @@ class UNetBackbone:
             yield x, t, conditional.float(), unconditional.float()
             guided = unconditional + guidance_scale * (conditional - unconditional)
             latents = scheduler.step(guided, t, latents, return_dict=False, **random)[0]
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Run with the UNet in evaluation mode (no dropout), and put the mode back."""
-        training = self.unet.training
-        self.unet.eval()
-        try:
-            yield
-        finally:
-            self.unet.train(training)
 
 
 def refuse_unsafe(pipe: Any) -> None:

@@ -9,69 +9,285 @@ Its solution is W' = W T with one matrix for every layer,
 
     T = I + U V^T,   U = Y_e - X_e,   V^T = a_e X_e^T D^-1,   D = lambda I + a_e X_e X_e^T + a_p X_p X_p^T
 
-(the preserve terms cancel in T - I), so the edit has at most as many dimensions as there are erased embeddings.
+(the preserve terms cancel in T - I), so the edit has at most as many dimensions as there are erased embeddings. What is
+kept enters through its Gram matrix alone: ten words or ten million captions are one d x d matrix.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from erasure.artifact import OperatorErasure
+from erasure.artifact.base import new_config
+from erasure.artifact.operator import space_config
+from erasure.backbone import Backbone, Site, Space
+from erasure.backbone.text import Conditioning, Span
+from erasure.concept import Concept, same, with_article
+from erasure.methods.base import Method, check_request
+from erasure.methods.gram import Gram
+from erasure.methods.quick_report import quick_report
+
+TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content", "all"]
+CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number
+
+# A sample of what prompts are about. An edit of padding tokens reaches every prompt, so something has to stand for
+# "everything else": on Emoji World these words keep unrelated things as they were, where neighbours alone halve them.
+EVERYDAY = tuple(
+    """
+    person bicycle car motorcycle airplane bus train truck boat bird cat dog horse sheep cow elephant bear zebra
+    giraffe backpack umbrella ball kite skateboard bottle cup fork knife spoon bowl banana apple sandwich orange
+    broccoli carrot pizza donut cake chair couch bed table laptop phone clock book vase scissors toy house tree
+    flower mountain river beach city street sky sun moon fish insect fruit food drink hat shirt shoe window door
+    bridge tower ship rocket computer guitar piano drum painting statue robot child woman man king castle garden
+    forest island
+    """.split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What one space's ridge regression is asked.
+
+    Attributes:
+        targets, anchors: ``(n, d)`` embeddings to move and where to move them, row by row.
+        kept: ``(d, d)`` weighted Gram matrix ``a_p X_p X_p^T`` of the embeddings whose image must not change.
+        lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
+        erase_scale: weight of one erased embedding.
+    """
+
+    targets: Tensor
+    anchors: Tensor
+    kept: Tensor
+    lamb: float
+    erase_scale: float = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """``T = I + U V^T``: ``u, v`` of shape ``(d, n)`` in float64, and the condition number of the system solved."""
+    """``T = I + U V^T``: ``u, v`` of shape ``(d, n)`` in float64, and the condition number of the system solved.
+
+    ``site_v`` holds the right factors of methods that solve for each layer on its own.
+    """
 
     u: Tensor
     v: Tensor
     condition: float
+    site_v: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def matrix(self) -> Tensor:
         return torch.eye(len(self.u), dtype=self.u.dtype, device=self.u.device) + self.u @ self.v.T
 
+    def tensors(self, space: Space) -> dict[str, Tensor]:
+        """The factors as an :class:`OperatorErasure` stores them, in float32."""
+        right = {f"{site}.v": v for site, v in self.site_v.items()} or {f"{space}.v": self.v}
+        return {name: t.float().cpu().contiguous() for name, t in {f"{space}.u": self.u, **right}.items()}
 
-def solve(
-    targets: Tensor,
-    anchors: Tensor,
-    kept: Tensor,
-    *,
-    lamb: float,
-    erase_scale: float = 1.0,
-    preserve_scale: float = 1.0,
-) -> Solution:
-    """Solve for the one matrix that edits every layer.
 
-    Args:
-        targets, anchors: ``(n, d)`` embeddings to move and where to move them, row by row.
-        kept: ``(m, d)`` embeddings whose image must not change; ``m`` may be 0.
-        lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
-        erase_scale, preserve_scale: weight of one erased and one kept embedding.
+def solve(problem: Problem) -> Solution:
+    """Solve for the one matrix that edits every layer, by Cholesky in float64 on the CPU.
 
-    Returns:
-        The factors on the CPU, solved by Cholesky in float64. A system too ill-conditioned for it (lambda 0 and fewer
-        embeddings than dimensions) gets a ridge of 1e-8 of its mean eigenvalue, with a warning.
+    A system too ill-conditioned for that (lambda 0 and fewer embeddings than dimensions) gets a ridge of 1e-8 of its
+    mean eigenvalue, with a warning.
 
     Raises:
         ValueError: the rows do not pair up, or lambda is negative.
     """
-    if targets.shape != anchors.shape:
-        raise ValueError(
-            f"every target needs one anchor; got {tuple(targets.shape)} and {tuple(anchors.shape)}; pair the rows"
-        )
-    if lamb < 0:
-        raise ValueError(f"lambda must not be negative; got {lamb}; use 0.5, or more for a gentler edit")
-    x, y, p = (t.cpu().double() for t in (targets, anchors, kept))
-    identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-    d = lamb * identity + erase_scale * x.T @ x + preserve_scale * p.T @ p
-    factor, failed = torch.linalg.cholesky_ex(d)
+    x, y, kept = (t.cpu().double() for t in (problem.targets, problem.anchors, problem.kept))
+    if x.shape != y.shape:
+        raise ValueError(f"every target needs one anchor; got {tuple(x.shape)} and {tuple(y.shape)}; pair the rows")
+    if problem.lamb < 0:
+        raise ValueError(f"lambda must not be negative; got {problem.lamb}; use 0.5, or more for a gentler edit")
+    d = problem.erase_scale * x.T @ x + kept
+    d.diagonal().add_(problem.lamb)
+    factor, condition = cholesky(d)
+    v = problem.erase_scale * torch.cholesky_solve(x.T, factor)
+    return Solution((y - x).T, v, condition)
+
+
+def cholesky(d: Tensor) -> tuple[Tensor, float]:
+    """Cholesky factor of a symmetric positive semi-definite matrix and its condition number; a ridge if it needs one."""
     eigenvalues = torch.linalg.eigvalsh(d)
+    factor, failed = torch.linalg.cholesky_ex(d)
     if failed or eigenvalues[0] <= 1e-13 * eigenvalues[-1]:
         ridge = 1e-8 * float(eigenvalues.mean())
-        warnings.warn(f"the system is singular; a ridge of {ridge:.1e} was added; use a lambda above 0", stacklevel=2)
-        factor, eigenvalues = torch.linalg.cholesky(d + ridge * identity), eigenvalues + ridge
-    v = erase_scale * torch.cholesky_solve(x.T, factor)
-    return Solution((y - x).T, v, float(eigenvalues[-1] / eigenvalues[0]))
+        warnings.warn(f"the system is singular; a ridge of {ridge:.1e} was added; use a lambda above 0", stacklevel=3)
+        eigenvalues = eigenvalues + ridge
+        factor = torch.linalg.cholesky(d + ridge * torch.eye(len(d), dtype=d.dtype, device=d.device))
+    return factor, float(eigenvalues[-1] / eigenvalues[0])
+
+
+# --- from words to rows ----------------------------------------------------------------------------------------------
+
+
+def encoded(backbone: Backbone, prompts: Sequence[str]) -> Iterator[Conditioning]:
+    """Prompts as conditioning, a chunk at a time."""
+    for i in range(0, len(prompts), CHUNK):
+        yield backbone.encode(prompts[i : i + CHUNK])
+
+
+def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
+    """The embeddings of a span of each prompt, ``(tokens, d)`` each; in the pooled space one row a prompt."""
+    parts = [c.take(span) if space == "hidden" else list(c.pooled[:, None]) for c in encoded(backbone, prompts)]
+    return [row.clone() for part in parts for row in part]  # copies: a view would keep the whole chunk alive
+
+
+def aligned(targets: Sequence[Tensor], anchors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of targets and anchors ``(n, d)``, prompt by prompt from the first row; the longer's far end is cut."""
+    lengths = [min(len(x), len(y)) for x, y in zip(targets, anchors, strict=True)]
+    return (
+        torch.cat([x[:n] for x, n in zip(targets, lengths, strict=True)]),
+        torch.cat([y[:n] for y, n in zip(anchors, lengths, strict=True)]),
+    )
+
+
+def stretched(anchor: Tensor, n: int) -> Tensor:
+    """``n`` rows aligned with the anchor's at their ends; where the anchor is shorter, its first row repeats."""
+    return anchor[(torch.arange(n) + len(anchor) - n).clamp(min=0)]
+
+
+# --- the method the closed forms share -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClosedForm(Method):
+    """Settings and steps that closed forms share; a method overrides the steps in which it differs.
+
+    Attributes:
+        token_span: which tokens of a prompt stand for the concept. ``last_subject`` (the last word piece) is the
+            official codes': exact for prompts that end with the concept, weak elsewhere, because end and padding tokens
+            carry the concept too. ``subject_to_end`` edits those as well: it erases in whole sentences, and needs a
+            keep list. ``eos`` edits the first end token, ``tail`` end and padding, ``content`` every word piece,
+            ``all`` every token, start included.
+        empty_anchor: what the empty prompt puts in the place of a word when there is no anchor: ``bos`` its start
+            token (official), ``eos`` its first end token, ``mean_pad`` the mean of all that follow the start.
+        lamb: ridge towards the original weights. Raise it when neighbours suffer, lower it when the target survives.
+        erase_scale, preserve_scale: weight of each erased and each kept embedding.
+        articles: also edit "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
+        synonyms: edit the concept's synonyms as well as its name.
+        keep_span: which tokens of a kept prompt must not change; ``all`` is the safest.
+        keep_everyday: keep a hundred everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
+            tokens does not reach what nobody thought to name.
+        corpus: file of a Gram matrix over captions (:class:`erasure.methods.gram.Gram`, ``erasure gram``) that must
+            not change either; "" for none.
+        corpus_scale: how many kept embeddings the corpus counts as, whatever its length; 0 counts every one it has.
+        pooled: edit the pooled embedding too, where the architecture has one (SDXL, SD3, FLUX). No official code does.
+    """
+
+    token_span: TokenSpan = "last_subject"
+    empty_anchor: Literal["bos", "eos", "mean_pad"] = "bos"
+    lamb: float = 0.5
+    erase_scale: float = 1.0
+    preserve_scale: float = 1.0
+    articles: bool = False
+    synonyms: bool = False
+    keep_span: TokenSpan = "last_subject"
+    keep_everyday: bool = False
+    corpus: str = ""
+    corpus_scale: float = 1000.0
+    pooled: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "corpus": os.path.basename(self.corpus)}
+
+    @property
+    def needs_keep(self) -> bool:
+        return self.token_span not in ("last_subject", "content")
+
+    def erase(
+        self,
+        backbone: Backbone,
+        concepts: Sequence[Concept],
+        *,
+        keep: Sequence[str] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> OperatorErasure:
+        """Solve and return the operator. Takes as long as encoding the prompts."""
+        check_request(concepts, keep)
+        everyday = self.everyday(concepts)
+        config = new_config(backbone, method=self.key, settings=self.settings(), concepts=concepts, keep=keep)
+        config["keep_everyday"] = everyday
+        config["prompts"] = list(dict.fromkeys(t for concept in concepts for t, _ in self.prompt_pairs(concept)))
+        config["spaces"] = {}
+        tensors, reports = {}, {}
+        for space in self.spaces(backbone):
+            problem = self.problem(backbone, concepts, [*keep, *everyday], space)
+            solution, sites = self.solve(backbone, problem, space), self.sites(backbone, space)
+            config["spaces"][space] = space_config(backbone, space, list(sites))
+            tensors |= solution.tensors(space)
+            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space)
+        config["report"] = reports.pop("hidden") | reports
+        return OperatorErasure(self.name_for(concepts), config, tensors)
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def spaces(self, backbone: Backbone) -> tuple[Space, ...]:
+        """The embedding spaces to edit."""
+        if self.pooled and "pooled" not in backbone.spaces:
+            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        return ("hidden", "pooled") if self.pooled else ("hidden",)
+
+    def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
+        """The layers to edit: every one that reads the space."""
+        return backbone.text_sites(space)
+
+    def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        """Prompts to erase and where each is moved."""
+        phrases = concept.phrases if self.synonyms else (concept.name,)
+        pairs = [(phrase, concept.anchor) for phrase in phrases]
+        if self.articles:
+            with_articles = [(with_article(phrase), with_article(concept.anchor)) for phrase in phrases]
+            pairs += [pair for pair, phrase in zip(with_articles, phrases, strict=True) if pair[0] != phrase]
+        return pairs
+
+    def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
+        """The ridge regression of one space."""
+        pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
+        targets, anchors = self.pair_rows(backbone, pairs, space)
+        kept = self.kept(backbone, keep, space)
+        return Problem(targets, anchors, kept, self.lamb, self.erase_scale)
+
+    def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
+        """The solution of the space's problem."""
+        return solve(problem)
+
+    def pair_rows(self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space) -> tuple[Tensor, Tensor]:
+        """Target and anchor embeddings ``(n, d)``, row by row, aligned at the concept's last token."""
+        targets = rows(backbone, [target for target, _ in pairs], self.token_span, space)
+        anchors = rows(backbone, [anchor for _, anchor in pairs], self.token_span, space)
+        if space == "hidden" and self.token_span in ("last_subject", "subject_to_end", "content"):
+            words = [self._empty_row(backbone) if not anchor.strip() else None for _, anchor in pairs]
+            skip = 0 if self.token_span == "content" else 1
+            anchors = [
+                y if word is None else torch.cat([word, y[skip:]]) for y, word in zip(anchors, words, strict=True)
+            ]
+        if space == "hidden" and self.token_span == "content":
+            anchors = [stretched(y, len(x)) for x, y in zip(targets, anchors, strict=True)]
+        return aligned(targets, anchors)
+
+    def _empty_row(self, backbone: Backbone) -> Tensor:
+        span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
+        return rows(backbone, [""], span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
+
+    def everyday(self, concepts: Sequence[Concept]) -> list[str]:
+        """The everyday nouns that are kept: those that name no target."""
+        phrases = [phrase for concept in concepts for phrase in concept.phrases]
+        return [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
+
+    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Tensor:
+        """Weighted Gram matrix ``(d, d)`` of what must not move: the keep list and the corpus."""
+        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
+        total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).matrices[space]
+        if self.corpus:
+            corpus = Gram.load(self.corpus).check(backbone)
+            weight = self.corpus_scale / corpus.counts[space] if self.corpus_scale else 1.0
+            total = total + weight * corpus.matrices[space]
+        return total

@@ -137,8 +137,8 @@ class ESD(Method):
             settings=self.settings(),
             concepts=concepts,
             keep=keep,
-            sites=list(deltas),
         )
+        config["sites"] = list(deltas)
         config["prompts"] = prompts
         config["report"] = {"relative_change": check_moved(deltas, dict(parameters))}
         return DeltaErasure(self.name_for(concepts), config, deltas)

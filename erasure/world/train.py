@@ -40,8 +40,8 @@ from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
-# What each phase leaves out. A retrained model repeats all but the first, leaving out its target.
-PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": frozenset(), "phase3": frozenset()}
+# What each phase leaves out. A retrained model repeats the last one, leaving out its target.
+PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": spec().targets, "phase3": frozenset()}
 # Which components a model retrained from phase 1 keeps from training on a target.
 SCOPE = {
     "superhero": "none: UNet, text encoder and autoencoder never saw it",
@@ -197,6 +197,20 @@ def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.dev
     return latents
 
 
+def scene_odds(scenes: list[Scene], *, pairs: float | None, targets: float) -> np.ndarray:
+    """The chance ``(n,)`` of each scene to be drawn.
+
+    Args:
+        pairs: share of scenes with two objects in a batch; None keeps the share they have.
+        targets: how many times as often a scene with a target is drawn as another of its kind; 1 is evenly.
+    """
+    odds = np.array([targets if spec().targets & {*scene.concepts, scene.style} else 1.0 for scene in scenes])
+    two = np.array([len(scene.concepts) == 2 for scene in scenes])
+    if pairs is not None:
+        odds *= np.where(two, pairs / odds[two].sum(), (1 - pairs) / odds[~two].sum())
+    return odds / odds.sum()
+
+
 def train_phase(
     folder: Path,
     model: dict[str, Any],
@@ -207,15 +221,15 @@ def train_phase(
     seed: int,
     device: torch.device,
     pairs: float | None = None,
+    targets: float = 1.0,
 ) -> dict[str, Any]:
     """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023).
 
     Args:
-        pairs: share of scenes with two objects in a batch; None (default) draws scenes as they come.
+        pairs, targets: see :func:`scene_odds`.
     """
     scenes, latents = data
-    two = np.array([len(scene.concepts) == 2 for scene in scenes])
-    odds = None if pairs is None else np.where(two, pairs / two.sum(), (1 - pairs) / (~two).sum())
+    odds = scene_odds(scenes, pairs=pairs, targets=targets)
     scheduler = noise_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     unet, text_encoder = model["unet"].to(device).train(), model["text_encoder"].to(device).train()
@@ -225,10 +239,7 @@ def train_phase(
 
     def loss(step: int) -> Tensor:
         rng = step_rng(seed, step)
-        if odds is None:
-            chosen = rng.integers(len(scenes), size=settings.batch)
-        else:
-            chosen = rng.choice(len(scenes), size=settings.batch, p=odds)
+        chosen = rng.choice(len(scenes), size=settings.batch, p=odds)
         captions = [sample_caption(scenes[i], rng) for i in chosen]
         x = latents[chosen].to(device).float()
         noise = torch.randn(x.shape).to(device)
@@ -251,19 +262,27 @@ def train(out: Path, *, device: torch.device) -> Path:
     tokenizer = train_tokenizer(out)
     model, seed = new_model(tokenizer, seed=config()["seed"]), config()["seed"]
     for number, (phase, without) in enumerate(PHASES.items()):
-        scenes = training_scenes(without)
-        data = scenes, encode_scenes(out, scenes, vae, device=device)
-        settings = Fit(**config()["fit"][phase])
-        pairs = config()["pairs"].get(phase)
-        model = train_phase(
-            out / phase, model, tokenizer, data, settings, seed=seed + number, device=device, pairs=pairs
-        )
-        for name, module in model.items():
-            module.save_pretrained(out / phase / name)  # float32: where a model retrained without a target starts
-            module.requires_grad_(True)
-        export(out / f"{phase}-pipeline", model, vae, tokenizer)
+        if not (out / phase / "text_encoder").exists():
+            scenes = training_scenes(without)
+            data = scenes, encode_scenes(out, scenes, vae, device=device)
+            settings, drawn = Fit(**config()["fit"][phase]), config()["drawn"].get(phase, {})
+            model = train_phase(
+                out / phase, model, tokenizer, data, settings, seed=seed + number, device=device, **drawn
+            )
+            for name, module in model.items():
+                save_whole(module.half().save_pretrained, out / phase / name)
+            export(out / f"{phase}-pipeline", model, vae, tokenizer)
+        model = stored_model(out / phase)
     write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
     return out / f"{list(PHASES)[-1]}-pipeline"
+
+
+def stored_model(folder: Path) -> dict[str, Any]:
+    """UNet and text encoder as a phase left them, in float16, ready to be trained further in float32."""
+    return {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+    }
 
 
 def manifest(out: Path) -> dict[str, Any]:

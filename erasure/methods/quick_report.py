@@ -1,0 +1,118 @@
+"""What a closed form did, in the second it takes to multiply matrices: no picture is generated.
+
+It sees what the layers make of single embeddings, so it catches an edit that did nothing, or hit everything, before
+anyone waits for pictures. It says nothing about pictures themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbone import Backbone, Site, Space
+from erasure.concept import Concept, same, with_article
+
+if TYPE_CHECKING:
+    from erasure.methods.closed_form import Solution
+
+GENERIC = ("a photo", "a tree by a river", "a red car in a city", "a bowl of fruit on a table", "a portrait of a woman")
+MOST = 64  # prompts of a group that are looked at
+
+
+@torch.no_grad()
+def quick_report(
+    backbone: Backbone,
+    solution: Solution,
+    sites: Mapping[str, Site],
+    concepts: Sequence[Concept],
+    keep: Sequence[str],
+    space: Space,
+) -> dict[str, Any]:
+    """Measure an edit on target, neighbours and generic prompts.
+
+    Returns:
+        ``relative_change`` of the weights, ``|W' - W| / |W|``; ``condition`` of the system; ``rank`` and ``norm`` of
+        T - I; and for each group of prompts ``moved``, the mean relative change ``|W'x - Wx| / |Wx|`` of what the
+        layers make of its last word and its end token, and ``cosine`` between the two.
+
+    Raises:
+        ValueError: the edit did nothing (a relative change of the weights below 1e-6).
+
+    Warns:
+        UserWarning: neighbours or generic prompts move at least half as much as the target.
+    """
+    u = solution.u.float()
+    device = backbone.device
+    groups = {
+        "target": [phrase for concept in concepts for phrase in concept.phrases],
+        "neighbours": list(keep) or [n for concept in concepts for n in concept.neighbours],
+        "generic": [g for g in GENERIC if not any(same(g, p) for concept in concepts for p in concept.phrases)],
+    }
+    x = {name: _embeddings(backbone, some[:MOST], space) for name, some in groups.items() if some}
+    totals = {name: torch.zeros(2, dtype=torch.float64) for name in x}
+    changed = size = 0.0
+    for name, site in sites.items():
+        w = site.weight.float()
+        v = solution.site_v.get(name, solution.v).float().to(device)
+        wu = w @ u.to(device)
+        changed += float((wu @ _root(v)).square().sum())
+        size += float(w.square().sum())
+        for group, rows in x.items():
+            before = rows @ w.T
+            change = (rows @ v) @ wu.T
+            moved = change.norm(dim=1) / before.norm(dim=1).clamp(min=1e-12)
+            cosine = F.cosine_similarity(before, before + change, dim=1)
+            totals[group] += torch.stack([moved.mean(), cosine.mean()]).double().cpu()
+    relative = math.sqrt(changed / size)
+    if not relative > 1e-6 or not math.isfinite(relative):
+        raise ValueError(
+            f"the weights did not move (relative change {relative:.1e}); target and anchor may be the same to the text "
+            "encoder, or the scale is zero; change one of them"
+        )
+    report: dict[str, Any] = {
+        "relative_change": relative,
+        "condition": solution.condition,
+        "rank": u.shape[1],
+        "norm": float((solution.u @ _root(solution.v)).norm()),
+    }
+    for group, total in totals.items():
+        moved_by, cosine_to = (total / len(sites)).tolist()
+        report[group] = {"moved": moved_by, "cosine": cosine_to}
+    _warn(report)
+    return report
+
+
+def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
+    conditioning = backbone.encode([with_article(p) for p in prompts])
+    rows = torch.cat([r[:2] for r in conditioning.take("subject_to_end")]) if space == "hidden" else conditioning.pooled
+    assert rows is not None
+    return rows.float()
+
+
+def _root(v: Tensor) -> Tensor:
+    """``R (n, n)`` with ``R R^T = V^T V``, so that ``|A V^T| = |A R|`` without forming ``A V^T``."""
+    values, vectors = torch.linalg.eigh((v.T @ v).double())
+    return (vectors * values.clamp(min=0).sqrt()).to(v.dtype)
+
+
+def _warn(report: Mapping[str, Any]) -> None:
+    target = report["target"]["moved"]
+    for group, advice in (
+        ("neighbours", "name more of them in the keep list"),
+        ("generic", "set keep_everyday or a corpus"),
+    ):
+        if group in report and report[group]["moved"] >= 0.5 * target:
+            warnings.warn(
+                f"{group} move {report[group]['moved'] / max(target, 1e-12):.2f} times as much as the target; raise "
+                f"lamb or preserve_scale, or {advice}",
+                stacklevel=4,
+            )
+
+
+__all__ = ["quick_report"]
