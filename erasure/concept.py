@@ -116,6 +116,8 @@ class Suite:
         name: short name of the suite, used in reports and file names.
         base: model the suite was written for ("emoji-world", or a hub id).
         concept: the target with its neighbours.
+        also: further concepts that are erased at the same time, with their neighbours; their prompts use the templates
+            of ``concept``.
         unrelated: things far from the target.
         keep: what methods are told to keep beside the neighbours: a sample of everything else the model should go on
             drawing. Nothing in ``unrelated`` may stand here, or that group would only measure obedience.
@@ -132,6 +134,7 @@ class Suite:
     name: str
     concept: Concept
     base: str = WORLD
+    also: tuple[Concept, ...] = ()
     unrelated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     attribute: Literal["concept", "style"] = "concept"
@@ -142,11 +145,11 @@ class Suite:
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
-        if not self.concept.neighbours:
+        if not self.neighbours:
             raise ValueError(
                 f"suite {self.name!r} has no neighbours; without them nothing says what else broke; list some"
             )
-        groups = {"target": self.concept.phrases, "neighbours": self.concept.neighbours, "unrelated": self.unrelated}
+        groups = {"target": self.phrases, "neighbours": self.neighbours, "unrelated": self.unrelated}
         owner: dict[str, str] = {}
         for group, names in groups.items():
             for name in names:
@@ -164,17 +167,37 @@ class Suite:
         return self
 
     @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """Everything that is to be erased."""
+        return (self.concept, *self.also)
+
+    @property
+    def target(self) -> str:
+        """What is to be erased, in a few words."""
+        return self.concept.name + (f" and {len(self.also)} more" if self.also else "")
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every name of every target."""
+        return tuple(phrase for concept in self.concepts for phrase in concept.phrases)
+
+    @property
+    def neighbours(self) -> tuple[str, ...]:
+        """Close things that must survive."""
+        return tuple(dict.fromkeys(name for concept in self.concepts for name in concept.neighbours))
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """What a method is told to keep: the neighbours and the ``keep`` list."""
-        return (*self.concept.neighbours, *self.keep)
+        return (*self.neighbours, *self.keep)
 
     def prompts(self) -> list[Prompt]:
         """Every prompt of the suite, in a fixed order: target names and synonyms, neighbours, unrelated."""
         return list(self._prompts())
 
     def _prompts(self) -> Iterator[Prompt]:
-        named: list[tuple[str, Group, str]] = [(phrase, "target", self.concept.name) for phrase in self.concept.phrases]
-        named += [(name, "neighbours", name) for name in self.concept.neighbours]
+        named: list[tuple[str, Group, str]] = [(p, "target", c.name) for c in self.concepts for p in c.phrases]
+        named += [(name, "neighbours", name) for name in self.neighbours]
         named += [(name, "unrelated", name) for name in self.unrelated]
         for name, group, label in named:
             for template in self.concept.templates:

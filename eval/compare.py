@@ -234,7 +234,7 @@ def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
 
 def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
     """What the method was told: erasing and keeping what was named is easier than what was not."""
-    groups = {"neighbours": suite.concept.neighbours, "unrelated things": suite.unrelated}
+    groups = {"neighbours": suite.neighbours, "unrelated things": suite.unrelated}
     keep = [*erasure.config.get("keep", ()), *erasure.config.get("keep_everyday", ())]
     counts = [f"{told(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
     asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}

@@ -78,8 +78,9 @@ def render(evaluation: Evaluation, *, title: str | None = None) -> str:
     )
     suite, clip = evaluation.suite, clip_rows(evaluation)
     return environment.get_template("report.html.j2").render(
-        title=title or f"{suite.concept.name[:1].upper()}{suite.concept.name[1:]}, before and after",
+        title=title or f"{suite.target[:1].upper()}{suite.target[1:]}, before and after",
         suite=suite,
+        targets=[concept.name.lower() for concept in suite.concepts],
         evaluation=evaluation,
         base=BASE,
         headlines=summary.headlines(evaluation),

@@ -198,7 +198,7 @@ def headlines(evaluation: Evaluation) -> list[Finding]:
 
 
 def _by(evaluation: Evaluation, detector: str, usable: Iterable[str]) -> str:
-    usable, target = list(usable), evaluation.suite.concept.name
+    usable, target = list(usable), evaluation.suite.target
     text = f"by {detector}"
     if len(usable) > 1:
         text += f", of the {len(usable)} detectors that recognise the base\u2019s {target} the one that sees it most"
@@ -232,7 +232,7 @@ def finding(evaluation: Evaluation, arm: str, detector: str, *, others: Sequence
 
 def _claim(evaluation: Evaluation, arm: str, detector: str, worst: Mapping[str, str]) -> tuple[str, str, str]:
     """The status, the line without the arm's name, and the sentence without its caveats."""
-    target = evaluation.suite.concept.name
+    target = evaluation.suite.target
     base, after = (row(evaluation, a, detector, "target").rate for a in (BASE, arm))
     if after.value is None or base.value is None:
         body = f"no claim by {detector}, {after.reason or base.reason}"
@@ -258,7 +258,7 @@ def _meaning(evaluation: Evaluation, arm: str, detector: str) -> str:
     """What "seen" means, with the score beside it that does not depend on being first."""
     before, after = score(evaluation, BASE, detector).value, score(evaluation, arm, detector).value
     return (
-        f"Seen means that it is {detector}'s first answer; the mean score of {evaluation.suite.concept.name} on these "
+        f"Seen means that it is {detector}'s first answer; the mean score of {evaluation.suite.target} on these "
         f"pictures is {_percent(after)} ({_percent(before)} with the base model)."
     )
 
@@ -345,7 +345,7 @@ def _points(value: float | None) -> str:
 def not_assessed(evaluation: Evaluation) -> list[str]:
     """What this evaluation says nothing about, in the order a reader should worry about it."""
     suite = evaluation.suite
-    words = ", ".join(f"\u201c{phrase}\u201d" for phrase in suite.concept.phrases)
+    words = ", ".join(f"\u201c{phrase}\u201d" for phrase in suite.phrases)
     named = [
         "Removal: whether the concept, or its training images, still influence the weights (inversion, relearning, "
         "comparison with a model retrained without it).",

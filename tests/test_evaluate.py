@@ -432,16 +432,16 @@ def test_cards_survive_being_written_down(tmp_path):
         DetectorCard.from_json(tmp_path / "card.json")
 
 
-@pytest.mark.parametrize("name", ["superhero", "cat", "twemoji"])
+@pytest.mark.parametrize("name", ["superhero", "cat", "twemoji", "twenty"])
 def test_world_suites_ask_only_for_what_training_saw(name):
     suite, world = Suite.load(name), spec()
     words = {phrase for emoji in world.concepts.values() for phrase in (emoji.name, *emoji.synonyms)}
     styles = {word: style.name for style in world.styles.values() for word in style.words}
-    named = {*suite.concept.neighbours, *suite.unrelated, *suite.concept.synonyms, suite.concept.name, *suite.subjects}
+    named = {*suite.neighbours, *suite.unrelated, *suite.phrases, *suite.subjects}
     assert named <= words | set(styles)
     for prompt in suite.prompts():
         inside = {c for c in named & set(world.concepts) if re.search(rf"\b{c}\b", prompt.text)}
-        inside |= {suite.concept.name} & set(world.concepts) if prompt.group == "target" else set()
+        inside |= {prompt.label} & set(world.concepts)
         assert inside, prompt
         for concept in inside:
             style = [styles[w] for w in styles if re.search(rf"\b{w}\b", prompt.text)] or ["none"]

@@ -9,6 +9,7 @@ from erasure.backbone import backbone_of
 from erasure.methods.closed_form import Problem, solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
+from tests.reference import uce_2023 as reference_2023
 from tests.tiny import make, tiny_pipeline
 
 TARGETS, GUIDES, KEPT = ["superhero", "van gogh"], ["ninja", ""], ["a wizard", "batman", "the cat"]
@@ -59,6 +60,18 @@ def test_every_weight_of_the_regression_means_what_the_paper_says(settings):
 def test_the_float32_edit_is_the_float64_edit_rounded():
     pipe = tiny_pipeline()
     assert relative_error(edited_weights(pipe, official(pipe)), reference.edit(pipe, TARGETS, GUIDES, KEPT)) <= 1e-6
+
+
+@pytest.mark.parametrize("technique", ["replace", "tensor"])
+@pytest.mark.parametrize("pairs", [(["superhero"], [""]), (TARGETS, GUIDES), (["van gogh style"], ["a photo"])])
+@pytest.mark.parametrize("shape", [{}, {"width": 768, "channels": (16, 32, 32, 32)}], ids=["tiny", "sd1.4-shaped"])
+def test_weights_equal_the_reference_of_the_2023_code(technique, pairs, shape):
+    pipe = tiny_pipeline(**shape)
+    pipe.unet.double(), pipe.text_encoder.double()
+    concepts = [Concept(target, anchor=guide) for target, guide in zip(*pairs, strict=True)]
+    edit = make(pipe, concepts, "uce", preset="official-2023", keep=KEPT, technique=technique)
+    theirs = reference_2023.edit(pipe, *pairs, KEPT, technique=technique)
+    assert relative_error(edited_weights(pipe, edit), theirs) <= 1e-6
 
 
 @pytest.mark.slow

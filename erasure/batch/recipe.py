@@ -38,13 +38,18 @@ class Cell:
     """One erasure of the grid."""
 
     base: str
-    concept: Concept
+    concepts: tuple[Concept, ...]
     suite: Suite | None
     method: MethodChoice
     seed: int
     dtype: str = "float32"
     evaluate: bool = True
     limit: int | None = None
+
+    @property
+    def target(self) -> str:
+        """What the cell erases, in a few words."""
+        return self.suite.target if self.suite else self.concepts[0].name
 
     @property
     def key(self) -> str:
@@ -54,13 +59,13 @@ class Cell:
                 "base": self.base,
                 "dtype": self.dtype,
                 "evaluate": [self.evaluate, self.limit],
-                "concept": dataclasses.asdict(self.concept),  # type: ignore[call-overload]
+                "concepts": [dataclasses.asdict(concept) for concept in self.concepts],  # type: ignore[call-overload]
                 "method": dataclasses.asdict(self.method),  # type: ignore[call-overload]
                 "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
             },
             sort_keys=True,
         )
-        name = re.sub(r"[^a-z0-9]+", "-", f"{self.concept.name[:32]} {self.method.name}".lower()).strip("-")
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self.target[:32]} {self.method.name}".lower()).strip("-")
         return f"{name}-s{self.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
@@ -124,6 +129,6 @@ class Recipe:
         cells = []
         for base, c, method, seed in grid:
             suite = suites[c] if isinstance(c, str) else None
-            concept = suite.concept if suite else Concept.of(c)
-            cells.append(Cell(base, concept, suite, method, seed, self.dtype, self.evaluate, self.limit))
+            concepts = suite.concepts if suite else (Concept.of(c),)
+            cells.append(Cell(base, concepts, suite, method, seed, self.dtype, self.evaluate, self.limit))
         return cells

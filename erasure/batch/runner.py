@@ -68,7 +68,7 @@ def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]
     settings = {**cell.method.settings, **({"seed": cell.seed} if "seed" in known else {})}
     edit = erase(
         pipe,
-        cell.concept,
+        cell.concepts,
         cell.method.name,
         keep=cell.suite.kept if cell.suite else None,
         preset=cell.method.preset,
@@ -111,7 +111,7 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
 def _facts(cell: Cell) -> dict[str, Any]:
     return {
         "base": cell.base,
-        "concept": cell.concept.name,
+        "concept": cell.target,
         "method": dataclasses.asdict(cell.method),
         "seed": cell.seed,
     }  # type: ignore[call-overload]

@@ -31,8 +31,8 @@ def labels_of(suite: Suite) -> dict[str, dict[str, tuple[str, ...]]]:
     A zero-shot detector chooses among these labels only; the fewer they are, the easier its task.
     """
     style = suite.attribute == "style"
-    others = {name: (name,) for name in (*suite.concept.neighbours, *suite.unrelated)}
-    phrases = {suite.concept.name: suite.concept.phrases, **others}
+    others = {name: (name,) for name in (*suite.neighbours, *suite.unrelated)}
+    phrases = {**{concept.name: concept.phrases for concept in suite.concepts}, **others}
     if style:
         return {"style": {name: tuple(f"a painting by {word}" for word in words) for name, words in phrases.items()}}
     named = {name: tuple(with_article(word) for word in words) for name, words in phrases.items()}

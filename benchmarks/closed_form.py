@@ -1,0 +1,211 @@
+"""How long a closed-form erasure takes on full-size models, where the time goes, and what it saves. Prints JSON.
+
+    python benchmarks/closed_form.py                                # Stable Diffusion 1.4's shapes, random weights
+    python benchmarks/closed_form.py --base sdxl --concepts 1 100   # SDXL's; about 10 GB of memory
+    python benchmarks/closed_form.py --base FOLDER                  # a real checkpoint
+
+Three ways to the same weights, with the same embeddings:
+
+- ``ours``: one solve in float64 for all layers, applied to each in place;
+- ``per_layer``: the best a layer-by-layer implementation can do: batched Gram matrices, one factorisation a layer;
+- ``loop``: as the published script is written: an outer product for every concept and layer, an explicit inverse in
+  float32 for every layer. It is timed on one layer of each shape and multiplied by how often the shape occurs.
+
+Errors are relative to a float64 solution by explicit inverse, on one layer of each shape. Times compare within one run
+only; memory is the highest resident size during the step, less that before it (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from open_clip import get_tokenizer
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from erasure.backbone import Backbone, backbone_of
+from erasure.bases import load_base
+from erasure.concept import Concept
+from erasure.methods.closed_form import EVERYDAY, Problem, rows, solve
+from erasure.methods.uce import UCE
+
+SD14: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+
+
+def words(n: int, *, skip: int = 0) -> list[str]:
+    """``n`` different two-word names."""
+    return [f"{EVERYDAY[i % len(EVERYDAY)]} {EVERYDAY[i // len(EVERYDAY)]}" for i in range(skip, skip + n)]
+
+
+def random_pipeline(base: str, dtype: torch.dtype) -> Any:
+    """A full-size model of random weights with CLIP's own tokenizer: everything an erasure looks at."""
+    torch.manual_seed(0)
+    bpe = get_tokenizer("ViT-L-14").tokenizer if hasattr(get_tokenizer("ViT-L-14"), "tokenizer") else get_tokenizer("ViT-L-14")
+    tokenizer = CLIPTokenizer(vocab=dict(bpe.encoder), merges=list(bpe.bpe_ranks), model_max_length=77)
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": DDIMScheduler(), "config": {}}
+    with torch.device("meta"):
+        parts["unet"] = UNet2DConditionModel(**(SD14 if base == "sd14" else SDXL))
+        parts["text_encoder"] = CLIPTextModel(text_config(tokenizer, CLIP_L))
+        if base == "sdxl":
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(tokenizer, CLIP_G))
+    for module in (part for part in parts.values() if isinstance(part, torch.nn.Module)):
+        module.to_empty(device="cpu").to(dtype).eval()
+        for name, parameter in module.named_parameters():
+            parameter.data.fill_(1.0) if "norm" in name and name.endswith("weight") else parameter.data.normal_(std=0.02)
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1])[None])
+    if base == "sdxl":
+        parts["tokenizer_2"] = CLIPTokenizer(vocab=dict(bpe.encoder), merges=list(bpe.bpe_ranks), model_max_length=77, pad_token="!")
+    return SimpleNamespace(**parts)
+
+
+def text_config(tokenizer: CLIPTokenizer, size: dict[str, int]) -> CLIPTextConfig:
+    special = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    return CLIPTextConfig(vocab_size=len(tokenizer), projection_dim=size["hidden_size"], **special, **size)
+
+
+@contextlib.contextmanager
+def measured(record: dict[str, float], name: str) -> Iterator[None]:
+    """Seconds and highest extra resident memory (MiB) of a step."""
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # start the highest resident size again from here
+    start = time.perf_counter()
+    yield
+    record[f"{name}_seconds"] = time.perf_counter() - start
+    record[f"{name}_peak_mib"] = (resident("VmHWM") - before) / 1024
+
+
+def resident(field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+
+def ours(method: UCE, backbone: Backbone, concepts: list[Concept], keep: list[str]) -> tuple[dict[str, Any], Problem]:
+    """Encode, solve and apply, timed one by one; the weights are put back afterwards."""
+    record: dict[str, Any] = {}
+    with measured(record, "encode"):
+        problem = method.problem(backbone, concepts, keep, "hidden")
+    with measured(record, "solve"):
+        solution = solve(problem)
+    edit = method.operator(backbone, concepts, keep, {"hidden": solution})
+    with tempfile.TemporaryDirectory() as folder:
+        record["bytes"] = sum(f.stat().st_size for f in edit.save_pretrained(folder).iterdir())
+    sites = backbone.text_sites()
+    weights = {name: site.linear.weight for name, site in sites.items()}
+    largest = max(w.numel() * w.element_size() for w in weights.values())
+    with measured(record, "apply"):
+        for name, weight in weights.items():
+            edit.edit_(f"{name}.weight", weight.data)
+    record["apply_peak_in_layers"] = record["apply_peak_mib"] * 2**20 / largest
+    record["condition"] = solution.condition
+    record["encode_share"] = record["encode_seconds"] / sum(record[f"{s}_seconds"] for s in ("encode", "solve", "apply"))
+    return record, problem
+
+
+def per_layer(problem: Problem, weights: list[Tensor]) -> float:
+    """Seconds for one batched Gram matrix and one float32 factorisation per layer."""
+    x, y = problem.targets.float(), problem.anchors.float()
+    start = time.perf_counter()
+    for w in weights:
+        d = x.T @ x + problem.kept.float() + problem.lamb * torch.eye(x.shape[1])
+        n = problem.lamb * w + (w @ y.T) @ x + w @ problem.kept.float()
+        torch.cholesky_solve(n.T, torch.linalg.cholesky(d)).T.contiguous()
+    return time.perf_counter() - start
+
+
+def loop(problem: Problem, keep: Tensor, w: Tensor) -> tuple[float, Tensor]:
+    """Seconds and result for one layer, an outer product at a time and an explicit inverse."""
+    start = time.perf_counter()
+    left, right = problem.lamb * w, problem.lamb * torch.eye(w.shape[1])
+    for c, guide in zip(problem.targets.float(), problem.anchors.float(), strict=True):
+        left, right = left + torch.outer(w @ guide, c), right + torch.outer(c, c)
+    for k in keep:
+        left, right = left + torch.outer(w @ k, k), right + torch.outer(k, k)
+    edited = left @ torch.linalg.inv(right)
+    return time.perf_counter() - start, edited
+
+
+def exactly(problem: Problem, w: Tensor) -> Tensor:
+    """The float64 solution of one layer by explicit inverse."""
+    x, y, w = problem.targets.double(), problem.anchors.double(), w.double()
+    d = x.T @ x + problem.kept + problem.lamb * torch.eye(x.shape[1], dtype=torch.float64)
+    return (problem.lamb * w + (w @ y.T) @ x + w @ problem.kept) @ torch.linalg.inv(d)
+
+
+def compare(backbone: Backbone, n: int, kept: int, *, with_loop: bool) -> dict[str, Any]:
+    """All three for ``n`` concepts."""
+    method, keep = UCE(), words(kept, skip=5000)
+    concepts = [Concept(word) for word in words(n)]
+    layers = {name: site.weight.float().clone() for name, site in backbone.text_sites().items()}
+    record, problem = ours(method, backbone, concepts, keep)
+    result: dict[str, Any] = {"concepts": n, "kept": kept, "layers": len(layers), "ours": record}
+    solved = record["solve_seconds"] + record["apply_seconds"]
+    result["per_layer_seconds"] = per_layer(problem, list(layers.values()))
+    result["ratio_per_layer"] = result["per_layer_seconds"] / solved
+    shapes = Counter(tuple(w.shape) for w in layers.values())
+    one_of_each = {tuple(w.shape): name for name, w in layers.items()}
+    edited = {name: site.weight for name, site in backbone.text_sites().items()}
+    truth = {name: exactly(problem, layers[name]) for name in one_of_each.values()}
+    result["error"] = max(relative(edited[name], truth[name]) for name in truth)
+    if with_loop:
+        rows_kept = torch.cat(rows(backbone, keep, "last_subject")).float()
+        published = {shape: loop(problem, rows_kept, layers[name]) for shape, name in one_of_each.items()}
+        result["loop_seconds"] = sum(shapes[shape] * published[shape][0] for shape in shapes)
+        result["ratio_loop"] = result["loop_seconds"] / solved
+        result["loop_error"] = max(relative(published[s][1], truth[name]) for s, name in one_of_each.items())
+    for name, site in backbone.text_sites().items():
+        site.linear.weight.data.copy_(layers[name])
+    return result
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b).norm() / b.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="sd14", help="sd14, sdxl, or a pipeline's folder or hub id")
+    parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--kept", type=int, default=1000)
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--no-loop", action="store_true", help="leave out the published loop")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    random = arguments.base in ("sd14", "sdxl")
+    pipe = random_pipeline(arguments.base, dtype) if random else load_base(arguments.base)
+    backbone = backbone_of(pipe)
+    backbone.encode(["warm up"])
+    runs = [compare(backbone, n, arguments.kept, with_loop=not arguments.no_loop) for n in arguments.concepts]
+    facts = {"base": arguments.base, "dtype": arguments.dtype, "threads": torch.get_num_threads()}
+    print(json.dumps({**facts, "random_weights": random, "runs": runs}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
