@@ -36,3 +36,13 @@ def load(**options: Any) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(path(), **options)
+
+
+def gold(without: str, *, seed: int = 0, **options: Any) -> StableDiffusionPipeline:
+    """Emoji World retrained without a target, from the repository's ``gold`` folder: see :mod:`erasure.world.retrain`.
+
+    >>> pipe = gold("superhero", seed=0)                                        # doctest: +SKIP
+    """
+    from erasure.world.retrain import load_gold
+
+    return load_gold(without, seed=seed, **options)

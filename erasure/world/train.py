@@ -263,18 +263,31 @@ def train(out: Path, *, device: torch.device) -> Path:
     model, seed = new_model(tokenizer, seed=config()["seed"]), config()["seed"]
     for number, (phase, without) in enumerate(PHASES.items()):
         if not (out / phase / "text_encoder").exists():
-            scenes = training_scenes(without)
-            data = scenes, encode_scenes(out, scenes, vae, device=device)
-            settings, drawn = Fit(**config()["fit"][phase]), config()["drawn"].get(phase, {})
-            model = train_phase(
-                out / phase, model, tokenizer, data, settings, seed=seed + number, device=device, **drawn
-            )
+            model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
             for name, module in model.items():
                 save_whole(module.half().save_pretrained, out / phase / name)
             export(out / f"{phase}-pipeline", model, vae, tokenizer)
         model = stored_model(out / phase)
     write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
     return out / f"{list(PHASES)[-1]}-pipeline"
+
+
+def run_phase(
+    out: Path,
+    phase: str,
+    model: dict[str, Any],
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    *,
+    without: frozenset[str],
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Run or resume one phase under ``out``, on scenes that show nothing in ``without``."""
+    scenes = training_scenes(without)
+    data = scenes, encode_scenes(out, scenes, vae, device=device)
+    settings, drawn = Fit(**config()["fit"][phase]), config()["drawn"].get(phase, {})
+    return train_phase(out / phase, model, tokenizer, data, settings, seed=seed, device=device, **drawn)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Models retrained without a target: what removal looks like where it is real.
+
+Such a model repeats the last phase of Emoji World's training, from the same start, with every scene of one target left
+out. The start saw no target either, so no step of its UNet or text encoder ever did (sharded exact retraining, Bourtoule
+et al. 2021). It is stored as its difference from the start, in eight bits a weight.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from erasure.concept import write_atomically
+from erasure.world import path
+from erasure.world.spec import spec
+from erasure.world.train import PHASES, SCOPE, folder_hash, run_phase, scenes_hash, stored_model, training_scenes
+
+LAST = list(PHASES)[-1]
+FOLDER = Path(__file__).parents[2] / "gold"  # in the repository; not in the wheel
+
+
+def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder: Path = FOLDER) -> Path:
+    """Train, or go on training, a model that never sees ``without``; returns its file, ``<without>-<seed>.safetensors``.
+
+    Args:
+        out: folder for checkpoints; the same call resumes there.
+        seed: 0, 1, 2 ...: of batches, captions and noise. Several of them show how much retraining varies by itself.
+        folder: where ``start/`` is, and where the result goes.
+
+    Raises:
+        ValueError: ``without`` is no target of the world: its start has seen it.
+    """
+    check_target(without)
+    out.mkdir(parents=True, exist_ok=True)
+    for part in ("vae", "tokenizer"):
+        if not (out / part).exists():
+            shutil.copytree(path() / part, out / part)
+    vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    left_out = frozenset({without})
+    start = stored_model(folder / "start")
+    model = run_phase(out, LAST, start, vae, tokenizer, without=left_out, seed=1000 * (seed + 1), device=device)
+    facts = {
+        "without": without,
+        "seed": seed,
+        "scope": {name: SCOPE[name] for name in (without, "every target")},
+        "scenes": scenes_hash(training_scenes(left_out)),
+        "start": start_hash(folder),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+    file = folder / f"{without}-{seed}.safetensors"
+    write_atomically(file, save(pack(model, stored_model(folder / "start")), metadata={"gold": json.dumps(facts)}))
+    return file
+
+
+def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: Any) -> StableDiffusionPipeline:
+    """Emoji World retrained without a target, as a stock pipeline.
+
+    Args:
+        without: one of the world's targets.
+        seed: which of the retrained models.
+        folder: where the files are; the repository's ``gold`` by default.
+        **options: passed to ``from_pretrained`` for the rest of the pipeline.
+
+    Raises:
+        FileNotFoundError: there is no such model here; the message lists those there are.
+        ValueError: ``without`` is no target, or the file belongs to another start.
+    """
+    check_target(without)
+    file = folder / f"{without}-{seed}.safetensors"
+    if not file.exists():
+        there = sorted(f.stem for f in folder.glob("*-[0-9]*.safetensors"))
+        raise FileNotFoundError(
+            f"no model retrained without {without!r} with seed {seed} in {folder.name}; there are {there}; they come with "
+            "the repository, not with the wheel; or make one with `erasure world gold`"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = json.loads(opened.metadata()["gold"])
+            packed = {name: opened.get_tensor(name) for name in opened.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{file.name}: not a retrained model, or damaged; get it again") from None
+    if facts["start"] != start_hash(folder):
+        raise ValueError(f"{file.name} belongs to another start than {folder.name}/start; get both from one place")
+    model = unpack(packed, stored_model(folder / "start"))
+    return StableDiffusionPipeline.from_pretrained(path(), **model, **options)
+
+
+def check_target(name: str) -> None:
+    """Raise unless the world's first phases left ``name`` out."""
+    if name not in spec().targets:
+        raise ValueError(f"retraining starts from a model without the targets {sorted(spec().targets)}; got {name!r}")
+
+
+def start_hash(folder: Path) -> str:
+    return folder_hash(folder / "start" / "unet")[:16] + folder_hash(folder / "start" / "text_encoder")[:16]
+
+
+def pack(model: dict[str, nn.Module], start: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Differences of every weight from the start: int8 with one float32 scale per row, vectors in float16."""
+    packed = {}
+    for part, module in model.items():
+        before = start[part].state_dict()
+        for name, weight in module.state_dict().items():
+            change = weight.float() - before[name].float()
+            if change.ndim < 2:
+                packed[f"{part}.{name}"] = change.half()
+                continue
+            rows = change.flatten(1)
+            scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            packed[f"{part}.{name}"] = (rows / scale).round().to(torch.int8)
+            packed[f"{part}.{name}:scale"] = scale.squeeze(1)
+    return packed
+
+
+def unpack(packed: dict[str, Tensor], start: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The model whose differences from ``start`` are ``packed``; ``start`` itself becomes it."""
+    for part, module in start.items():
+        for name, weight in module.state_dict().items():
+            change = packed[f"{part}.{name}"].float()
+            if weight.ndim >= 2:
+                change = change * packed[f"{part}.{name}:scale"][:, None]
+            weight.add_(change.reshape(weight.shape))
+        module.eval()
+    return start
