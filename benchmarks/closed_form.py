@@ -26,19 +26,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from open_clip import get_tokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from open_clip import SimpleTokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from erasure.artifact import OperatorErasure
+from erasure.artifact.base import new_config
+from erasure.artifact.operator import space_config
 from erasure.backbone import Backbone, backbone_of
 from erasure.bases import load_base
 from erasure.concept import Concept
-from erasure.methods.closed_form import EVERYDAY, Problem, rows, solve
+from erasure.methods.closed_form import EVERYDAY, Problem, Solution, rows, solve
 from erasure.methods.uce import UCE
 
 SD14: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
@@ -65,31 +67,39 @@ def words(n: int, *, skip: int = 0) -> list[str]:
 
 
 def random_pipeline(base: str, dtype: torch.dtype) -> Any:
-    """A full-size model of random weights with CLIP's own tokenizer: everything an erasure looks at."""
+    """A full-size pipeline of random weights with CLIP's own tokenizer; no VAE, which an erasure never looks at."""
     torch.manual_seed(0)
-    bpe = get_tokenizer("ViT-L-14").tokenizer if hasattr(get_tokenizer("ViT-L-14"), "tokenizer") else get_tokenizer("ViT-L-14")
-    tokenizer = CLIPTokenizer(vocab=dict(bpe.encoder), merges=list(bpe.bpe_ranks), model_max_length=77)
-    parts: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": DDIMScheduler(), "config": {}}
+    parts: dict[str, Any] = {"tokenizer": tokenizer(), "scheduler": DDIMScheduler(), "vae": None}
     with torch.device("meta"):
         parts["unet"] = UNet2DConditionModel(**(SD14 if base == "sd14" else SDXL))
-        parts["text_encoder"] = CLIPTextModel(text_config(tokenizer, CLIP_L))
+        parts["text_encoder"] = CLIPTextModel(text_config(parts["tokenizer"], CLIP_L))
         if base == "sdxl":
-            parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(tokenizer, CLIP_G))
+            parts["tokenizer_2"] = tokenizer(pad_token="!")
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(parts["tokenizer_2"], CLIP_G))
     for module in (part for part in parts.values() if isinstance(part, torch.nn.Module)):
         module.to_empty(device="cpu").to(dtype).eval()
         for name, parameter in module.named_parameters():
-            parameter.data.fill_(1.0) if "norm" in name and name.endswith("weight") else parameter.data.normal_(std=0.02)
+            if "norm" in name:
+                parameter.data.fill_(float(name.endswith("weight")))
+            else:
+                parameter.data.normal_(std=0.02)
         for name, buffer in module.named_buffers():
             if name.endswith("position_ids"):
                 buffer.copy_(torch.arange(buffer.shape[-1])[None])
     if base == "sdxl":
-        parts["tokenizer_2"] = CLIPTokenizer(vocab=dict(bpe.encoder), merges=list(bpe.bpe_ranks), model_max_length=77, pad_token="!")
-    return SimpleNamespace(**parts)
+        return StableDiffusionXLPipeline(**parts)
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def text_config(tokenizer: CLIPTokenizer, size: dict[str, int]) -> CLIPTextConfig:
-    special = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
-    return CLIPTextConfig(vocab_size=len(tokenizer), projection_dim=size["hidden_size"], **special, **size)
+def tokenizer(**special: str) -> CLIPTokenizer:
+    """The tokenizer of real checkpoints: open_clip ships its vocabulary."""
+    bpe = SimpleTokenizer()
+    return CLIPTokenizer(vocab=dict(bpe.encoder), merges=list(bpe.bpe_ranks), model_max_length=77, **special)
+
+
+def text_config(words: CLIPTokenizer, size: dict[str, int]) -> CLIPTextConfig:
+    special = {f"{k}_token_id": getattr(words, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    return CLIPTextConfig(vocab_size=len(words), projection_dim=size["hidden_size"], **special, **size)
 
 
 @contextlib.contextmanager
@@ -114,19 +124,26 @@ def ours(method: UCE, backbone: Backbone, concepts: list[Concept], keep: list[st
         problem = method.problem(backbone, concepts, keep, "hidden")
     with measured(record, "solve"):
         solution = solve(problem)
-    edit = method.operator(backbone, concepts, keep, {"hidden": solution})
+    edit = operator(method, backbone, concepts, keep, solution)
     with tempfile.TemporaryDirectory() as folder:
         record["bytes"] = sum(f.stat().st_size for f in edit.save_pretrained(folder).iterdir())
     sites = backbone.text_sites()
-    weights = {name: site.linear.weight for name, site in sites.items()}
-    largest = max(w.numel() * w.element_size() for w in weights.values())
+    largest = max(site.weight.numel() * site.weight.element_size() for site in sites.values())
     with measured(record, "apply"):
-        for name, weight in weights.items():
-            edit.edit_(f"{name}.weight", weight.data)
+        edit.fuse(backbone.pipe, low_memory=True)
     record["apply_peak_in_layers"] = record["apply_peak_mib"] * 2**20 / largest
     record["condition"] = solution.condition
     record["encode_share"] = record["encode_seconds"] / sum(record[f"{s}_seconds"] for s in ("encode", "solve", "apply"))
     return record, problem
+
+
+def operator(
+    method: UCE, backbone: Backbone, concepts: list[Concept], keep: list[str], solution: Solution
+) -> OperatorErasure:
+    """The erasure of a solution, without the quick report that comes with ``erase``."""
+    config = new_config(backbone, method=method.key, settings=method.settings(), concepts=concepts, keep=keep)
+    config |= {"spaces": {"hidden": space_config(backbone, "hidden")}, "report": {}}
+    return OperatorErasure("benchmark", config, solution.tensors("hidden"))
 
 
 def per_layer(problem: Problem, weights: list[Tensor]) -> float:

@@ -18,14 +18,16 @@ _LAZY = {
     "Concept": "erasure.concept",
     "Suite": "erasure.concept",
     "Erasure": "erasure.artifact",
-    "save_unet": "erasure.artifact",
+    "save_denoiser": "erasure.artifact",
     "erase": "erasure.verbs",
+    "resolve": "erasure.methods.resolve",
 }
 _MODULES = {"world", "methods", "pipelines", "eval"}
 
 if TYPE_CHECKING:
-    from erasure.artifact import Erasure, save_unet
+    from erasure.artifact import Erasure, save_denoiser
     from erasure.concept import Concept, Suite
+    from erasure.methods.resolve import resolve
     from erasure.verbs import erase
 
 
@@ -41,4 +43,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY, *_MODULES])
 
 
-__all__ = ["Concept", "Erasure", "Suite", "erase", "save_unet"]
+__all__ = ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser"]

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from erasure import cli_files
+
 app = typer.Typer(
     name="erasure",
     help="Take a concept out of what a diffusion model draws, and say honestly what that did.",
@@ -52,9 +54,9 @@ def demo(
     plan = Suite.load(suite)
     edits = {}
     for method in ("uce", "esd"):
-        console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.concept.name!r}")
-        edits[method.upper()] = make(pipe, plan.concept, method, keep=plan.kept, apply=False)
-        edits[method.upper()].save_pretrained(out / f"{plan.concept.name}-{method}")
+        console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.target!r}")
+        edits[method.upper()] = make(pipe, plan.concepts, method, keep=plan.kept, apply=False)
+        edits[method.upper()].save_pretrained(out / f"{plan.name}-{method}")
     _evaluate(pipe, edits, plan, out, limit=limit)
 
 
@@ -74,13 +76,13 @@ def erase(
     kind: Annotated[str | None, typer.Option(help="object (default), style, identity, nsfw or other.")] = None,
     suite: Annotated[str | None, typer.Option(help="Take synonyms, neighbours and the keep list from a suite.")] = None,
     settings: Settings = None,
-    unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet to this folder.")] = None,
+    unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet or transformer here.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Make an erasure and save it."""
-    from erasure.artifact import save_unet
+    from erasure.artifact import save_denoiser
     from erasure.methods import method_class
     from erasure.verbs import erase as make
 
@@ -100,7 +102,7 @@ def erase(
     )
     if unet is not None:
         edit.apply(pipe)
-        console.print(f"whole UNet -> {save_unet(pipe, unet)}", markup=False)
+        console.print(f"whole denoiser -> {save_denoiser(pipe, unet)}", markup=False)
 
 
 @app.command(
@@ -169,7 +171,7 @@ def evaluate(
         raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
     pipe = _base(base or plan.base, device, dtype)
     for name in method or []:
-        edits[name.upper()] = make(pipe, plan.concept, name, keep=plan.kept, apply=False)
+        edits[name.upper()] = make(pipe, plan.concepts, name, keep=plan.kept, apply=False)
     _evaluate(pipe, edits, plan, out, limit=limit, clip=clip)
 
 
@@ -182,6 +184,13 @@ def report(
     from erasure.eval import Evaluation, write_report
 
     console.print(f"report -> {write_report(Evaluation.from_json(evaluation), out)}")
+
+
+app.command(epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]")(
+    cli_files.export
+)
+app.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")(cli_files.inspect)
+app.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")(cli_files.diff)
 
 
 @app.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from erasure.artifact import Erasure
+from erasure.artifact.base import Allow
 from erasure.artifact.stack import Layer, stack_of
 
 
 def load_erasure(
-    pipe: Any, source: str | os.PathLike[str] | Erasure, *, name: str | None = None, scale: float = 1.0
+    pipe: Any,
+    source: str | os.PathLike[str] | Erasure,
+    *,
+    name: str | None = None,
+    scale: float = 1.0,
+    allow: Allow | None = None,
 ) -> str:
     """Load an erasure onto a pipeline and apply it; returns the name it goes by.
 
@@ -20,10 +26,11 @@ def load_erasure(
         source: a folder, a hub id, or an :class:`Erasure` already in memory.
         name: name on this pipeline; the erasure's own by default. Needed when two share one.
         scale: 0 to 1, how strongly.
+        allow: "same-text-encoder" lets an operator erasure onto a fine-tune of its base, which it was not evaluated on.
     """
     edit = source if isinstance(source, Erasure) else Erasure.from_pretrained(source)
     edit = dataclasses.replace(edit, name=name) if name else edit
-    edit.apply(pipe, scale)
+    edit.apply(pipe, scale, allow=allow)
     return edit.name
 
 

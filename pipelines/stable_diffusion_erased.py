@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from erasure.artifact import Erasure
 from erasure.pipelines import loading
+from erasure.pipelines.attach import attach_erasures
 
 
 class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
@@ -48,3 +49,4 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
     active_erasures = property(loading.active_erasures)
     fuse_erasures = loading.fuse_erasures
     unload_erasures = loading.unload_erasures
+    attach_erasures = attach_erasures

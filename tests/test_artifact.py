@@ -1,13 +1,14 @@
 """An erasure goes on and comes off without a trace, and a damaged file is refused."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erasure import Erasure, save_unet
-from erasure.artifact.base import CONFIG, WEIGHTS
+from erasure import Erasure, save_denoiser
+from erasure.artifact.files import CONFIG, WEIGHTS, digest
 from tests.tiny import identical, make, tiny_pipeline, weights
 
 ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
@@ -155,20 +156,36 @@ def tamper(folder):
 
 
 def reconfigure(**changes):
+    """Change fields of the config, and its hash with them, as someone would who forges a file."""
+
     def change(folder):
         config = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps({k: v for k, v in {**config, **changes}.items() if v is not None}))
+        config = {k: v for k, v in {**config, **changes}.items() if v is not None}
+        config["sha256"] = {**config["sha256"], WEIGHTS: sha256(folder), CONFIG: digest(config)}
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return change
+
+
+def sha256(folder):
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def retensor(**changes):
+    """Change tensors, and every hash with them."""
+
+    def change(folder):
+        tensors = {k: v for k, v in {**load_file(folder / WEIGHTS), **changes}.items() if v is not None}
+        save_file(tensors, folder / WEIGHTS)
+        reconfigure()(folder)
 
     return change
 
 
 def poison(folder):
-    import hashlib
-
     tensors = load_file(folder / WEIGHTS)
     tensors["hidden.u"][0, 0] = float("nan")
-    save_file(tensors, folder / WEIGHTS)
-    reconfigure(sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())(folder)
+    retensor(**tensors)(folder)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +220,7 @@ def test_the_whole_unet_opens_in_plain_diffusers(tmp_path):
 
     pipe = tiny_pipeline()
     an_erasure(pipe, "operator").apply(pipe)
-    loaded = UNet2DConditionModel.from_pretrained(save_unet(pipe, tmp_path / "unet"))
+    loaded = UNet2DConditionModel.from_pretrained(save_denoiser(pipe, tmp_path / "unet"))
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), pipe.unet.parameters(), strict=True))
 
 
@@ -211,7 +228,7 @@ def test_the_whole_unet_opens_in_plain_diffusers(tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(content, tmp_path):
     (tmp_path / content).write_text("precious")
     with pytest.raises(ValueError, match="not empty"):
-        save_unet(tiny_pipeline(), tmp_path)
+        save_denoiser(tiny_pipeline(), tmp_path)
     assert (tmp_path / content).read_text() == "precious"
 
 
@@ -254,6 +271,7 @@ def test_an_erasure_can_be_removed_after_offloading_and_compiling():
     pipe.unet = torch.compile(pipe.unet)
     edit.remove(pipe)
     pipe.unet = pipe.unet._orig_mod
+    del pipe.unet.conv_in._hf_hook
     assert identical(before, weights(pipe))
 
 

@@ -128,7 +128,7 @@ def test_ctrl_c_and_a_full_disk_end_cleanly(base, tmp_path, erasure, monkeypatch
     def fail(*arguments, **keywords):
         raise error
 
-    monkeypatch.setattr("erasure.artifact.base.save", fail)
+    monkeypatch.setattr("erasure.artifact.files.save", fail)
     got, _, err = erasure("erase", "superhero", "--base", base, "--preset", "official-2025", "--out", tmp_path / "edit")
     assert got == code and message in err and list(tmp_path.iterdir()) == []
 

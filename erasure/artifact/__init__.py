@@ -1,7 +1,22 @@
-"""Erasures once made: small files that can be applied, scaled, stacked, removed, fused, saved and loaded."""
+"""Erasures once made: small files that can be applied, scaled, stacked, removed, fused, saved, loaded and exported."""
 
-from erasure.artifact.base import Erasure, save_unet
+from erasure.artifact.base import Erasure, save_denoiser
+from erasure.artifact.compare import compare_erasures, compare_models
 from erasure.artifact.delta import DeltaErasure
+from erasure.artifact.export import export_lora
+from erasure.artifact.official import export_official, import_official
 from erasure.artifact.operator import OperatorErasure
+from erasure.artifact.single_file import export_single_file
 
-__all__ = ["DeltaErasure", "Erasure", "OperatorErasure", "save_unet"]
+__all__ = [
+    "DeltaErasure",
+    "Erasure",
+    "OperatorErasure",
+    "compare_erasures",
+    "compare_models",
+    "export_lora",
+    "export_official",
+    "export_single_file",
+    "import_official",
+    "save_denoiser",
+]

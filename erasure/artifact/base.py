@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
-import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from erasure.artifact.card import card
+from erasure.artifact import files
+from erasure.artifact.card import card, licence_of
 from erasure.artifact.stack import Layer, stack_of
-from erasure.backbone import Backbone, backbone_of
+from erasure.backbone import Backbone, backbone_of, denoiser_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
 
-FORMAT = 1
-CONFIG, WEIGHTS, CARD = "erasure_config.json", "erasure.safetensors", "README.md"
-REQUIRED = {
-    "format",
-    "kind",
-    "name",
-    "method",
-    "settings",
-    "concepts",
-    "keep",
-    "base",
-    "library_version",
-    "sha256",
-}
+Allow = Literal["same-text-encoder"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +31,8 @@ class Erasure(abc.ABC):
         name: short name, unique among the erasures on one pipeline.
         config: everything needed to repeat and to judge it: method, preset, settings, concepts, keep list, base model.
         tensors: its numbers.
+        system: the regression they solve, for closed forms that can be solved again with others
+            (:func:`erasure.resolve`); empty otherwise.
 
     Subclasses say what the numbers mean: which parameters they touch and what they make of them.
     """
@@ -53,6 +40,7 @@ class Erasure(abc.ABC):
     name: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    system: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     kind: ClassVar[str]
 
@@ -65,22 +53,28 @@ class Erasure(abc.ABC):
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         """``weight`` with the erasure applied to the given degree, in the dtype of ``weight``."""
 
+    @abc.abstractmethod
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of this shape can take the erasure."""
+
     # --- on a pipeline ----------------------------------------------------------------------------------------------
 
-    def apply(self, pipe: Any, scale: float = 1.0) -> Erasure:
+    def apply(self, pipe: Any, scale: float = 1.0, *, allow: Allow | None = None) -> Erasure:
         """Apply to a pipeline, in place. Erasures already there stay; this one goes on top, or gets a new scale.
 
         Args:
             pipe: the diffusers pipeline the erasure was made for, or another one with the same UNet.
             scale: 0 is the unmodified model, 1 (default) the published edit. In between the weights are interpolated;
                 above 1 they are extrapolated, which breaks pictures before long.
+            allow: "same-text-encoder" lets an operator erasure onto a fine-tune of its base: the edit is a map of the
+                text embeddings, which are the same there. What it does to that model's pictures is for you to look at.
 
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
         backbone = backbone_of(pipe)
         stack = stack_of(pipe)
-        self.check_base(backbone)
+        self.check_base(backbone, allow=allow)
         owner = stack.layers.get(self.name)
         if owner is not None and owner.erasure is not self:
             raise ValueError(f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one")
@@ -100,21 +94,34 @@ class Erasure(abc.ABC):
             )
         stack.set({name: layer for name, layer in stack.layers.items() if name != self.name})
 
-    def fuse(self, pipe: Any, scale: float | None = None) -> None:
+    def fuse(
+        self, pipe: Any, scale: float | None = None, *, low_memory: bool = False, allow: Allow | None = None
+    ) -> None:
         """Make the change, and any other erasure on the pipeline, permanent; the originals are freed.
 
         Args:
             scale: None (default) keeps the scale it is applied at, or 1 if it is not applied yet.
+            low_memory: never copy the originals, so that it takes the memory of one layer beside the model. If that is
+                interrupted the model is half edited and has to be loaded again; by default nothing is lost.
+            allow: as in :meth:`apply`; not needed where it is applied already.
         """
-        layer = stack_of(pipe).layers.get(self.name)
-        self.apply(pipe, scale if scale is not None else layer.scale if layer else 1.0)
-        stack_of(pipe).forget()
+        stack = stack_of(pipe)
+        layer = stack.layers.get(self.name)
+        if low_memory:
+            self.check_base(backbone_of(pipe), allow=allow)
+            stack.burn(Layer(self, 1.0 if scale is None else scale))
+        elif layer is None or layer.erasure is not self:
+            self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
+        elif scale is not None:
+            stack.set({**stack.layers, self.name: Layer(self, scale)})
+        stack.forget()
 
     @abc.abstractmethod
     def compose(self, other: Erasure) -> Erasure:
         """One erasure that does what this one and then ``other`` do. Both must be of one kind and one base model."""
 
-    def _check_composable(self, other: Erasure) -> None:
+    def check_same_base(self, other: Erasure) -> None:
+        """Raise unless both are of one kind and one base model."""
         mine, theirs = (edit.config["base"]["components"] for edit in (self, other))
         same_base = mine.keys() == theirs.keys() and all(matches(mine[part], theirs[part]) for part in mine)
         if other.kind != self.kind or not same_base:
@@ -126,38 +133,76 @@ class Erasure(abc.ABC):
     def _composed_config(self, other: Erasure) -> dict[str, Any]:
         both = {key: [*self.config[key], *other.config[key]] for key in ("concepts", "keep")}
         parts = [self.config, other.config]
+        facts = {key: value for key, value in self.config.items() if key not in ("system", "report", "evaluation")}
         return {
-            **self.config,
+            **facts,
             **both,
             "method": "+".join(c["method"] for c in parts),
             "settings": [c["settings"] for c in parts],
         }
 
-    def check_base(self, backbone: Backbone) -> None:
+    def check_base(self, backbone: Backbone, *, allow: Allow | None = None) -> None:
         """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""
-        found = component_prints(backbone)
-        for part, expected in self.config["base"]["components"].items():
-            here = found.get(part, {})
-            if not matches(expected, here):
-                raise ValueError(
-                    f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
-                    f"({part} {short(expected)}), this pipeline's {part} is {short(here)}; "
-                    "use the model it was made for, or make a new erasure"
-                )
+        if allow is not None and allow not in get_args(Allow):
+            raise ValueError(f"unknown exception; got allow={allow!r}; choose one of {list(get_args(Allow))}")
+        found, expected = component_prints(backbone), self.config["base"]["components"]
+        wrong = [p for p in {**expected, **found} if not matches(expected.get(p, {}), found.get(p, {"layout": ""}))]
+        transferable = wrong == [backbone.denoiser_name] and self.transfers(backbone) and not self.misfits(backbone)
+        if wrong and not (transferable and allow):
+            part = wrong[0]
+            raise ValueError(
+                f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
+                f"({part} {short(expected.get(part, {}))}), this pipeline's {part} is {short(found.get(part, {}))}; "
+                "use the model it was made for, or make a new erasure"
+                + (", or, as the text encoder is the same, pass allow='same-text-encoder'" if transferable else "")
+            )
+        if wrong:
+            warnings.warn(
+                f"{self.name!r} was made for another denoiser ({self.config['base']['name']}); nothing was evaluated "
+                "on this one; look at its pictures before you rely on it",
+                stacklevel=3,
+            )
+        if bad := self.misfits(backbone):
+            raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
+
+    def transfers(self, backbone: Backbone) -> bool:
+        """Whether the edit means the same on another denoiser with the same text encoders."""
+        return False
+
+    def misfits(self, backbone: Backbone) -> list[str]:
+        """What keeps it from this denoiser: parameters that are not there, or have another shape."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in backbone.denoiser.named_parameters()}
+        absent = [f"{name} is missing" for name in self.parameter_names if name not in shapes]
+        return absent or [
+            f"{name} has shape {shapes[name]}" for name in self.parameter_names if not self.fits(name, shapes[name])
+        ]
 
     # --- on disk ----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``erasure_config.json``, ``erasure.safetensors`` and a model card; all of them or none."""
+    def save_pretrained(self, folder: str | os.PathLike[str], *, system: bool = False) -> Path:
+        """Write ``erasure_config.json``, ``erasure.safetensors`` and a model card; all of them or none.
+
+        Args:
+            system: also write ``system.safetensors``, the regression a closed form solved: megabytes instead of
+                kilobytes. Ask for it when concepts will be added or dropped later with :func:`erasure.resolve`.
+
+        Raises:
+            ValueError: there is no system to write, the name could be read as a path out of a folder, or the folder
+                holds a README that is not a card.
+        """
+        if system and not self.system:
+            raise ValueError(f"{self.name!r} has no system to save; only closed forms of one plain regression do")
+        files.check_name(self.name)
         folder = Path(folder)
-        weights = save({name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()})
-        config = {**self.config, "name": self.name, "kind": self.kind, "sha256": hashlib.sha256(weights).hexdigest()}
+        config = {**self.config, "name": self.name, "kind": self.kind}
+        if not system:
+            config.pop("system", None)
+        blobs = files.pack(config, self.tensors, self.system if system else {})
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            (Path(temporary) / WEIGHTS).write_bytes(weights)
-            (Path(temporary) / CARD).write_text(self.card(), "utf-8")
-            (Path(temporary) / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
-            _move(Path(temporary), folder, last=CONFIG)
+            for name, raw in {**blobs, files.CARD: self.card().encode()}.items():
+                (Path(temporary) / name).write_bytes(raw)
+            files.write_folder(folder, Path(temporary))
         return folder
 
     @classmethod
@@ -168,44 +213,40 @@ class Erasure(abc.ABC):
 
         Raises:
             FileNotFoundError: no such folder.
-            ValueError: a file is missing, truncated, altered, from a newer version of the format, or holds NaN.
+            ValueError: a file is truncated, altered, from a newer version of the format, of wrong types, or holds NaN.
         """
         path = Path(folder)
         if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
-            path = _download(str(folder), revision=revision, token=token)
+            path = files.download(str(folder), revision=revision, token=token)
         if not path.is_dir():
             raise FileNotFoundError(
-                f"no erasure at {folder}; give a folder that holds {CONFIG}, or a hub id 'org/name'"
+                f"no erasure at {folder}; give a folder that holds {files.CONFIG}, or a hub id 'org/name'"
             )
-        config = _read_config(path / CONFIG)
-        raw = _read(path / WEIGHTS)
-        if hashlib.sha256(raw).hexdigest() != config["sha256"]:
-            raise ValueError(
-                f"{path / WEIGHTS}: does not match the hash in {CONFIG}; it is truncated or was altered; get it again"
-            )
-        tensors = load(raw)
-        if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            raise ValueError(
-                f"{path / WEIGHTS}: {bad[0]!r} holds NaN or infinity; the erasure is broken; make it again"
-            )
-        erasure = kinds()[config["kind"]](config["name"], {k: v for k, v in config.items() if k != "sha256"}, tensors)
-        erasure.check_tensors()
-        return erasure
+        config, tensors, system = files.unpack(path, kinds())
+        edit = kinds()[config["kind"]](config["name"], config, tensors, system)
+        edit.check_tensors()
+        return edit
 
     @abc.abstractmethod
     def check_tensors(self) -> None:
         """Raise ValueError unless names and shapes of the tensors fit the config."""
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, commit_message: str = "Add erasure", token: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        commit_message: str = "Add erasure",
+        token: str | None = None,
+        system: bool = False,
     ) -> str:
         """Upload the folder to the Hugging Face Hub and return its address."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, system=system)
+            api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
     def card(self) -> str:
@@ -239,7 +280,7 @@ def new_config(
 
     pipe = backbone.pipe
     return {
-        "format": FORMAT,
+        "format": files.FORMAT,
         "library_version": __version__,
         "method": method,
         "settings": settings,
@@ -250,6 +291,7 @@ def new_config(
             "architecture": backbone.architecture,
             "prediction_type": backbone.prediction_type,
             "components": component_prints(backbone),
+            "licence": licence_of(pipe),
         },
     }
 
@@ -269,8 +311,10 @@ def base_name(pipe: Any) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def save_unet(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the whole UNet as it is now, erasures included; ``UNet2DConditionModel.from_pretrained`` opens it.
+def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
+
+    ``UNet2DConditionModel.from_pretrained``, or the transformer's own class where the pipeline has one.
 
     Raises:
         ValueError: the folder holds something that is not a model; nothing in it is touched.
@@ -280,59 +324,9 @@ def save_unet(pipe: Any, folder: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        pipe.unet.save_pretrained(temporary)
-        _move(Path(temporary), folder, last="config.json")
+        denoiser_of(pipe).save_pretrained(temporary)
+        files.move(Path(temporary), folder, last="config.json")
     return folder
 
 
-def _move(source: Path, folder: Path, *, last: str) -> None:
-    """Move files into a folder one by one; the one without which the rest is nothing comes last."""
-    folder.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir(), key=lambda f: f.name == last):
-        os.replace(file, folder / file.name)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(_read(path))
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise ValueError(
-                f"{path}: not readable as JSON; the file is incomplete or was altered; get it again"
-            ) from None
-        raise
-    missing = REQUIRED - set(config) if isinstance(config, dict) else REQUIRED
-    if missing:
-        raise ValueError(
-            f"{path}: not an erasure's config; {sorted(missing)} missing; give a folder made by save_pretrained"
-        )
-    if config["format"] != FORMAT:
-        raise ValueError(
-            f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure"
-        )
-    if config["kind"] not in kinds():
-        raise ValueError(
-            f"{path}: unknown kind {config['kind']!r}; known are {sorted(kinds())}; upgrade diffusion-erasure"
-        )
-    return config
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; an erasure's folder holds {CONFIG} and {WEIGHTS}; get it again")
-    return path.read_bytes()
-
-
-def _download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"no folder {repo_id!r}, and the hub did not give it either ({type(error).__name__}); check the name"
-        ) from None
-
-
-__all__ = ["Erasure", "kinds", "new_config", "save_unet"]
+__all__ = ["Allow", "Erasure", "kinds", "new_config", "save_denoiser"]

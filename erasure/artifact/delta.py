@@ -28,9 +28,12 @@ class DeltaErasure(Erasure):
         w = exact(weight)
         return (w + scale * delta.to(w.device, w.dtype)).to(weight.device, weight.dtype)
 
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        return tuple(self.tensors[name].shape) == shape
+
     def compose(self, other: Erasure) -> DeltaErasure:
         """The sum of both differences."""
-        self._check_composable(other)
+        self.check_same_base(other)
         names = dict.fromkeys([*self.tensors, *other.tensors])
         tensors = {
             name: torch.stack([e.tensors[name] for e in (self, other) if name in e.tensors]).sum(dim=0)
@@ -40,7 +43,9 @@ class DeltaErasure(Erasure):
         return DeltaErasure(f"{self.name}+{other.name}", config, tensors)
 
     def check_tensors(self) -> None:
-        if list(self.tensors) and set(self.tensors) == set(self.config["sites"]):
+        sites = self.config.get("sites")
+        named = isinstance(sites, list) and all(isinstance(site, str) for site in sites)
+        if named and sites and len(set(sites)) == len(sites) and set(sites) == set(self.tensors) and not self.system:
             return
         raise ValueError(
             "a delta erasure holds one tensor for each of its sites; names in file and config differ; get it again"

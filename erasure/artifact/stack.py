@@ -45,16 +45,27 @@ class Stack:
         parameters = self._parameters()
         self._check_untouched(parameters)
         names = dict.fromkeys(name for layer in layers.values() for name in layer.erasure.parameter_names)
-        originals = {name: self.originals.get(name, parameters[name].detach()) for name in names}
-        wanted = {**self.originals, **{name: stacked(name, originals[name], layers) for name in names}}
-        kept = {name: originals[name].clone() if name not in self.originals else originals[name] for name in names}
+        kept = {name: self.originals.get(name, parameters[name].detach().clone()) for name in names}
         try:
-            _write(parameters, wanted)
+            for name, original in {**self.originals, **kept}.items():
+                _write(parameters[name], stacked(name, original, layers))
         except BaseException:
-            before = {name: stacked(name, original, self.layers) for name, original in self.originals.items()}
-            _write(parameters, {**kept, **before})
+            for name, original in {**kept, **self.originals}.items():
+                _write(parameters[name], stacked(name, original, self.layers))
             raise
         self.layers, self.originals = layers, kept
+
+    def burn(self, layer: Layer) -> None:
+        """Write an erasure into the weights for good, one tensor at a time and with no copy of the originals.
+
+        Raises:
+            ValueError: other erasures are applied; fuse them first.
+        """
+        if self.layers:
+            raise ValueError(f"{list(self.layers)} are applied, over copies of the originals; fuse or remove them first")
+        parameters = self._parameters()
+        for name in layer.erasure.parameter_names:
+            _write(parameters[name], layer.erasure.edit(name, parameters[name].detach(), layer.scale))
 
     def forget(self) -> None:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more."""
@@ -91,10 +102,9 @@ def stacked(name: str, original: Tensor, layers: dict[str, Layer]) -> Tensor:
     return weight
 
 
-def _write(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+@torch.no_grad()
+def _write(parameter: nn.Parameter, tensor: Tensor) -> None:
+    parameter.copy_(tensor)
 
 
 _stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary()

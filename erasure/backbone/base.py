@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from erasure.backbone.checks import refuse_unsafe
 from erasure.backbone.text import Conditioning
 
 Space = Literal["hidden", "pooled"]
@@ -47,16 +48,32 @@ class Backbone(abc.ABC):
 
     Class attributes:
         architecture: its name in files and tables.
+        pipelines: the diffusers pipelines it is for, as people know them.
         denoiser_name: the pipeline's attribute that holds the denoiser.
+        requires: what else a pipeline must have.
         spaces: the embedding spaces that can be edited: ``hidden``, one vector a token, and ``pooled``, one a prompt.
     """
 
     architecture: ClassVar[str]
+    pipelines: ClassVar[str]
     denoiser_name: ClassVar[str] = "unet"
+    requires: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "scheduler")
     spaces: ClassVar[tuple[Space, ...]] = ("hidden",)
 
     def __init__(self, pipe: Any) -> None:
+        names = (self.denoiser_name, *self.requires)
+        if missing := [name for name in names if getattr(pipe, name, None) is None]:
+            raise ValueError(
+                f"not a {self.pipelines} pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
+                "load all of it with DiffusionPipeline.from_pretrained"
+            )
         self.pipe = pipe
+        refuse_unsafe(self.components)
+        if any(not self.sites_of(self.denoiser, space) for space in self.spaces):
+            raise ValueError(
+                f"not a {self.pipelines} pipeline; the {self.denoiser_name} of {type(pipe).__name__} does not read "
+                "text where theirs do; this model is not supported"
+            )
 
     @property
     def denoiser(self) -> Any:
@@ -81,9 +98,16 @@ class Backbone(abc.ABC):
     def prediction_type(self) -> str:
         """What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``velocity``."""
 
+    @classmethod
     @abc.abstractmethod
+    def sites_of(cls, denoiser: nn.Module, space: Space) -> dict[str, Site]:
+        """The linears of a denoiser that see raw text embeddings of a space, by module name."""
+
     def text_sites(self, space: Space = "hidden") -> dict[str, Site]:
         """The linears that see raw text embeddings of a space, by module name."""
+        if space not in self.spaces:
+            raise ValueError(f"{self.architecture} has no {space} text embeddings; it has {list(self.spaces)}")
+        return self.sites_of(self.denoiser, space)
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

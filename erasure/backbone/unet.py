@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, cross-attention at every level of a UNet."""
+"""Stable Diffusion 1.x, 2.x and XL: CLIP text encoders, cross-attention in a UNet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.backbone.base import Backbone, Site, Space
-from erasure.backbone.text import Conditioning, encode_clip
+from erasure.backbone.text import Conditioning, Segment, Text, encode_clip, encode_with, some, tokenise
 
 Selector = Literal["cross_attention", "cross_attention_kv", "not_cross_attention", "all"]
 
@@ -19,10 +19,7 @@ class UNetBackbone(Backbone):
     """Stable Diffusion 1.x / 2.x: ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``."""
 
     architecture = "sd-unet"
-
-    def __init__(self, pipe: Any) -> None:
-        refuse_unsafe(pipe)
-        super().__init__(pipe)
+    pipelines = "Stable Diffusion 1.x / 2.x"
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -41,14 +38,13 @@ class UNetBackbone(Backbone):
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    def text_sites(self, space: Space = "hidden") -> dict[str, Site]:
+    @classmethod
+    def sites_of(cls, denoiser: nn.Module, space: Space) -> dict[str, Site]:
         """Keys and values of every cross-attention."""
-        if space not in self.spaces:
-            raise ValueError(f"{self.architecture} has no {space} text embeddings; it has {list(self.spaces)}")
         return {
             name: Site(module)
-            for name, module in self.unet.named_modules()
-            if ".attn2." in name and name.endswith((".to_k", ".to_v"))
+            for name, module in denoiser.named_modules()
+            if ".attn2." in name and name.endswith((".to_k", ".to_v")) and isinstance(module, nn.Linear)
         }
 
     def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
@@ -84,15 +80,15 @@ class UNetBackbone(Backbone):
         """Text conditioning of prompts, ``hidden`` of shape ``(n, 77, d)`` on Stable Diffusion."""
         return encode_clip(self.pipe.text_encoder, self.pipe.tokenizer, prompts)
 
-    def predict(self, x: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
         """The denoiser's output for scaled latents ``x (n, 4, h, w)`` at timesteps ``t (n,)``."""
-        return self.unet(x, t, encoder_hidden_states=hidden).sample
+        return self.unet(x, t, encoder_hidden_states=text.hidden).sample
 
     @torch.no_grad()
     def trajectory(
         self,
-        hidden: Tensor,
-        empty: Tensor,
+        text: Text,
+        empty: Text,
         noise: Tensor,
         *,
         generator: torch.Generator | None = None,
@@ -103,7 +99,7 @@ class UNetBackbone(Backbone):
         """Sample with classifier-free guidance, yielding what each step computed on the way.
 
         Args:
-            hidden, empty: conditioning ``(n, length, d)`` of the prompts and of the empty prompt.
+            text, empty: ``n`` rows of the prompts, and ``n`` of the empty prompt.
             noise: ``(n, 4, h, w)`` standard normal.
             generator: of schedulers that add noise at every step.
             stop: yield only the first ``stop`` steps.
@@ -114,65 +110,59 @@ class UNetBackbone(Backbone):
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         scheduler.set_timesteps(num_inference_steps, device=noise.device)
         random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        latents = noise * scheduler.init_noise_sigma
+        latents, told = noise * scheduler.init_noise_sigma, text + empty
         for t in scheduler.timesteps[:stop]:
             x = scheduler.scale_model_input(latents, t)
-            both = self.predict(torch.cat([x, x]), t.expand(2 * len(x)), torch.cat([hidden, empty]))
+            both = self.predict(torch.cat([x, x]), t.expand(2 * len(x)), told)
             conditional, unconditional = both.chunk(2)
             yield x, t, conditional.float(), unconditional.float()
             guided = unconditional + guidance_scale * (conditional - unconditional)
             latents = scheduler.step(guided, t, latents, return_dict=False, **random)[0]
 
 
-def refuse_unsafe(pipe: Any) -> None:
-    """Refuse a pipeline on which an edit would silently do nothing, or something else."""
-    missing = [name for name in ("unet", "text_encoder", "tokenizer", "scheduler") if getattr(pipe, name, None) is None]
-    if missing:
-        raise ValueError(
-            f"not a Stable Diffusion 1.x / 2.x pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
-            "load one with DiffusionPipeline.from_pretrained"
-        )
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise ValueError(
-            f"{type(pipe).__name__} has two text encoders; this version edits Stable Diffusion 1.x / 2.x only"
-        )
-    for part in ("unet", "text_encoder"):
-        _refuse_module(part, getattr(pipe, part))
-    if pipe.unet.dtype != pipe.text_encoder.dtype:
-        raise ValueError(
-            f"the components have different dtypes; unet {pipe.unet.dtype}, text encoder {pipe.text_encoder.dtype}; "
-            "bring them together with pipe.to(dtype) before erasing"
-        )
+class SDXLBackbone(UNetBackbone):
+    """Stable Diffusion XL: two CLIP encoders side by side, and a pooled embedding beside the timestep."""
 
+    architecture = "sdxl"
+    pipelines = "Stable Diffusion XL"
+    requires = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+    spaces = ("hidden", "pooled")
 
-def _refuse_module(part: str, module: Any) -> None:
-    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
-        raise ValueError(
-            f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
-        )
-    if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
-        raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
-    for name, child in module.named_modules():
-        if getattr(child, "fused_projections", False):
-            raise ValueError(
-                f"{part}.{name} has fused query-key-value projections, so its own keys and values are not used; "
-                "call pipe.unfuse_qkv_projections() first"
-            )
-        if hasattr(child, "base_layer"):
-            raise ValueError(
-                f"{part}.{name} carries a LoRA adapter; call fuse_lora() and unload_lora_weights() before erasing"
-            )
-        if getattr(child, "_hf_hook", None) is not None or getattr(child, "_diffusers_hook", None) is not None:
-            raise ValueError(
-                f"{part} is offloaded or hooked; erase before enable_model_cpu_offload() and its relatives "
-                "(or call pipe.remove_all_hooks() first)"
-            )
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"{part}.{name} has no data (meta device); erase before offloading, or load without device_map"
-            )
-        if not parameter.is_floating_point():
-            raise ValueError(
-                f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
-            )
+    @classmethod
+    def sites_of(cls, denoiser: Any, space: Space) -> dict[str, Site]:
+        """Keys and values of every cross-attention; of the layer the pooled embedding enters, the columns it enters by.
+
+        The other columns of that layer see six embedded numbers: the sizes of the picture and where it was cropped.
+        """
+        if space == "hidden":
+            return super().sites_of(denoiser, space)
+        if getattr(denoiser, "add_embedding", None) is None:
+            return {}
+        numbers = 6 * denoiser.config.addition_time_embed_dim
+        width = denoiser.config.projection_class_embeddings_input_dim - numbers
+        return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, columns=(0, width))}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Last but one layers of both side by side, ``hidden (n, 77, 2048)``; ``pooled (n, 1280)`` of the second.
+
+        Token positions are the first tokenizer's, as in the official codes. The second splits a run of "!" otherwise.
+        """
+        prompts = some(prompts)
+        ids, counts = tokenise(self.pipe.tokenizer, prompts)
+        tokenise(self.pipe.tokenizer_2, prompts, name="tokenizer_2")
+        hidden, pooled = encode_with(self.pipe, prompts, do_classifier_free_guidance=False)
+        return Conditioning(hidden, (Segment(hidden, ids, counts),), pooled)
+
+    def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
+        """As on Stable Diffusion 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes, pooled text."""
+        chosen = super().parameters(selector)
+        if selector == "not_cross_attention":  # the official code's choice on this architecture
+            chosen = {name: weight for name, weight in chosen.items() if "block" in name and "emb" not in name}
+        return chosen
+
+    def predict(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        """As on Stable Diffusion 1.x, for a whole picture: original size and target size its own, nothing cropped."""
+        height, width = (side * self.pipe.vae_scale_factor for side in x.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device).expand(len(x), -1)
+        told = {"text_embeds": text.pooled, "time_ids": sizes}
+        return self.unet(x, t, encoder_hidden_states=text.hidden, added_cond_kwargs=told).sample

@@ -19,7 +19,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from erasure.artifact import OperatorErasure
 from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
-from erasure.backbone import Backbone, Site, Space
+from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
 from erasure.backbone.text import Conditioning, Span
 from erasure.concept import Concept, same, with_article
 from erasure.methods.base import Method, check_request
@@ -73,22 +73,42 @@ class Problem:
 class Solution:
     """``T = I + U V^T``: ``u, v`` of shape ``(d, n)`` in float64, and the condition number of the system solved.
 
-    ``site_v`` holds the right factors of methods that solve for each layer on its own.
+    ``site_v`` holds the right factors of methods that solve for each layer on its own, ``notes`` what a method has to
+    add to the quick report.
     """
 
     u: Tensor
     v: Tensor
     condition: float
     site_v: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def matrix(self) -> Tensor:
         return torch.eye(len(self.u), dtype=self.u.dtype, device=self.u.device) + self.u @ self.v.T
 
+    def smallest(self) -> Solution:
+        """With as few columns as ``T`` needs; itself, a column still a pair, where it has no more than that."""
+        u, v = compressed(self.u, self.v)
+        return dataclasses.replace(self, u=u, v=v) if u.shape[1] < self.u.shape[1] else self
+
     def tensors(self, space: Space) -> dict[str, Tensor]:
         """The factors as an :class:`OperatorErasure` stores them, in float32."""
         right = {f"{site}.v": v for site, v in self.site_v.items()} or {f"{space}.v": self.v}
         return {name: t.float().cpu().contiguous() for name, t in {f"{space}.u": self.u, **right}.items()}
+
+
+def compressed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The same ``U V^T`` in as few columns as it needs, so that the file is no larger than the edit.
+
+    Both factors ``(d, n)`` go through a thin QR, the small product of what is left through an SVD; singular values
+    below 1e-7 of the largest, the precision of the float32 in which factors are stored, are dropped.
+    """
+    (q_u, r_u), (q_v, r_v) = torch.linalg.qr(u), torch.linalg.qr(v)
+    left, values, right = torch.linalg.svd(r_u @ r_v.T)
+    n = max(int((values > 1e-7 * values[0]).sum()), 1)
+    root = values[:n].sqrt()
+    return q_u @ (left[:, :n] * root), q_v @ (right[:n].T * root)
 
 
 def solve(problem: Problem) -> Solution:
@@ -137,6 +157,12 @@ def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = 
     """The embeddings of a span of each prompt, ``(tokens, d)`` each; in the pooled space one row a prompt."""
     parts = [c.take(span) if space == "hidden" else list(c.pooled[:, None]) for c in encoded(backbone, prompts)]
     return [row.clone() for part in parts for row in part]  # copies: a view would keep the whole chunk alive
+
+
+def segment_rows(backbone: Backbone, prompts: Sequence[str], span: Span) -> list[list[Tensor]]:
+    """The token embeddings of a span, segment by segment: ``(tokens, d)`` for each prompt."""
+    parts = [[segment.take(span) for segment in c.segments] for c in encoded(backbone, prompts)]
+    return [[row.clone() for chunk in chunks for row in chunk] for chunks in zip(*parts, strict=True)]
 
 
 def aligned(targets: Sequence[Tensor], anchors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -194,6 +220,8 @@ class ClosedForm(Method):
     corpus_scale: float = 1000.0
     pooled: bool = False
 
+    architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "corpus": os.path.basename(self.corpus)}
 
@@ -216,16 +244,23 @@ class ClosedForm(Method):
         config = new_config(backbone, method=self.key, settings=self.settings(), concepts=concepts, keep=keep)
         config["keep_everyday"] = everyday
         config["prompts"] = list(dict.fromkeys(t for concept in concepts for t, _ in self.prompt_pairs(concept)))
-        config["spaces"] = {}
-        tensors, reports = {}, {}
+        config["spaces"], config["system"] = {}, {}
+        tensors: dict[str, Tensor] = {}
+        system: dict[str, Tensor] = {}
+        reports: dict[str, Any] = {}
         for space in self.spaces(backbone):
             problem = self.problem(backbone, concepts, [*keep, *everyday], space)
             solution, sites = self.solve(backbone, problem, space), self.sites(backbone, space)
             config["spaces"][space] = space_config(backbone, space, list(sites))
             tensors |= solution.tensors(space)
-            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space)
+            if type(self).solve is ClosedForm.solve:  # nothing else decides the result: it can be solved again
+                config["system"][space], part = self.system(backbone, concepts, problem, space)
+                system |= part
+            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space) | solution.notes
         config["report"] = reports.pop("hidden") | reports
-        return OperatorErasure(self.name_for(concepts), config, tensors)
+        if not system:
+            del config["system"]
+        return OperatorErasure(self.name_for(concepts), config, tensors, system)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
@@ -256,26 +291,51 @@ class ClosedForm(Method):
         return Problem(targets, anchors, kept, self.lamb, self.erase_scale)
 
     def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
-        """The solution of the space's problem."""
-        return solve(problem)
+        """The solution of the space's problem. A method that overrides this cannot be solved jointly with others."""
+        return solve(problem).smallest()
+
+    def system(
+        self, backbone: Backbone, concepts: Sequence[Concept], problem: Problem, space: Space
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The problem as :func:`erasure.resolve` reads it, and how many of its rows each concept has."""
+        rows = [len(problem.targets)]
+        if len(concepts) > 1:
+            rows = [len(self.pair_rows(backbone, self.prompt_pairs(concept), space)[0]) for concept in concepts]
+        weight = problem.erase_scale**0.5  # into the rows: a weighted row is a longer one
+        tensors = {
+            f"{space}.targets": (weight * problem.targets).cpu(),
+            f"{space}.anchors": (weight * problem.anchors).cpu(),
+            f"{space}.kept.0": problem.kept.cpu().double(),
+        }
+        return {"lamb": problem.lamb, "rows": rows, "kept": 1}, tensors
 
     def pair_rows(self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space) -> tuple[Tensor, Tensor]:
-        """Target and anchor embeddings ``(n, d)``, row by row, aligned at the concept's last token."""
-        targets = rows(backbone, [target for target, _ in pairs], self.token_span, space)
-        anchors = rows(backbone, [anchor for _, anchor in pairs], self.token_span, space)
-        if space == "hidden" and self.token_span in ("last_subject", "subject_to_end", "content"):
-            words = [self._empty_row(backbone) if not anchor.strip() else None for _, anchor in pairs]
-            skip = 0 if self.token_span == "content" else 1
-            anchors = [
-                y if word is None else torch.cat([word, y[skip:]]) for y, word in zip(anchors, words, strict=True)
-            ]
-        if space == "hidden" and self.token_span == "content":
-            anchors = [stretched(y, len(x)) for x, y in zip(targets, anchors, strict=True)]
-        return aligned(targets, anchors)
+        """Target and anchor embeddings ``(n, d)``, row by row, aligned at the concept's last token.
 
-    def _empty_row(self, backbone: Backbone) -> Tensor:
+        Where several encoders' tokens stand in a row (SD3), each target token is moved onto one of its own encoder's.
+        """
+        targets, anchors = [target for target, _ in pairs], [anchor for _, anchor in pairs]
+        if space == "pooled":
+            return aligned(*(rows(backbone, prompts, self.token_span, space) for prompts in (targets, anchors)))
+        xs, ys = (segment_rows(backbone, prompts, self.token_span) for prompts in (targets, anchors))
+        if self.token_span in ("last_subject", "subject_to_end", "content"):
+            stand_ins = self._empty_rows(backbone)
+            ys = [
+                [row if anchor.strip() else empty for row, anchor in zip(y, anchors, strict=True)]
+                for y, empty in zip(ys, stand_ins, strict=True)
+            ]
+        if self.token_span == "content":
+            ys = [[stretched(b, len(a)) for a, b in zip(x, y, strict=True)] for x, y in zip(xs, ys, strict=True)]
+        return aligned(*([row for pair in zip(*z, strict=True) for row in pair] for z in (xs, ys)))
+
+    def _empty_rows(self, backbone: Backbone) -> list[Tensor]:
+        """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""
         span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
-        return rows(backbone, [""], span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
+        parts = []
+        for segment in backbone.encode([""]).segments:
+            word = segment.take(span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
+            parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
+        return parts
 
     def everyday(self, concepts: Sequence[Concept]) -> list[str]:
         """The everyday nouns that are kept: those that name no target."""

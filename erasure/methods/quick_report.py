@@ -90,9 +90,10 @@ def quick_report(
 
 def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
     conditioning = backbone.encode([with_article(p) for p in prompts])
-    rows = torch.cat([r[:2] for r in conditioning.take("subject_to_end")]) if space == "hidden" else conditioning.pooled
-    assert rows is not None
-    return rows.float()
+    if space == "pooled":
+        assert conditioning.pooled is not None
+        return conditioning.pooled.float()
+    return torch.cat([r[:2] for segment in conditioning.segments for r in segment.take("subject_to_end")]).float()
 
 
 def _root(v: Tensor) -> Tensor:

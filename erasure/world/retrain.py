@@ -33,7 +33,7 @@ def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder:
     """Train, or go on training, a model that never sees ``without``; returns its file, ``<without>-<seed>.safetensors``.
 
     Args:
-        out: folder for checkpoints; the same call resumes there.
+        out: folder for checkpoints, one for all retrained models; the same call resumes there.
         seed: 0, 1, 2 ...: of batches, captions and noise. Several of them show how much retraining varies by itself.
         folder: where ``start/`` is, and where the result goes.
 
@@ -48,8 +48,17 @@ def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder:
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     left_out = frozenset({without})
-    start = stored_model(folder / "start")
-    model = run_phase(out, LAST, start, vae, tokenizer, without=left_out, seed=1000 * (seed + 1), device=device)
+    model = run_phase(
+        out,
+        LAST,
+        stored_model(folder / "start"),
+        vae,
+        tokenizer,
+        without=left_out,
+        seed=1000 * (seed + 1),
+        device=device,
+        name=f"{without}-{seed}",
+    )
     facts = {
         "without": without,
         "seed": seed,

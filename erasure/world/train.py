@@ -282,12 +282,13 @@ def run_phase(
     without: frozenset[str],
     seed: int,
     device: torch.device,
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """Run or resume one phase under ``out``, on scenes that show nothing in ``without``."""
+    """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``."""
     scenes = training_scenes(without)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
     settings, drawn = Fit(**config()["fit"][phase]), config()["drawn"].get(phase, {})
-    return train_phase(out / phase, model, tokenizer, data, settings, seed=seed, device=device, **drawn)
+    return train_phase(out / (name or phase), model, tokenizer, data, settings, seed=seed, device=device, **drawn)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:

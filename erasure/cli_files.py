@@ -1,0 +1,164 @@
+"""The commands about finished erasures: what is in one, how two differ, and other programs' formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
+console = Console()
+
+
+def export(
+    erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
+    out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
+    base: Annotated[str, typer.Option(help="Its base model: emoji-world, a diffusers folder, or a hub id.")] = "",
+    rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
+    scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
+) -> None:
+    """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
+    from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
+    from erasure.bases import load_base
+
+    edit = Erasure.from_pretrained(erasure)
+    if scale is not None and format in ("lora", "kohya", "single-file"):
+        raise ValueError(f"{format} has no scale: set it where the file is used, or choose another format")
+    if rank is not None and format not in ("lora", "kohya"):
+        raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
+    if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
+        raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
+    with console.status("loading the base model"):
+        pipe = load_base(base or edit.config["base"]["name"], device=device, dtype=dtype)
+    strength = 1.0 if scale is None else scale
+    if format in ("lora", "kohya"):
+        layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
+        written = export_lora(edit, pipe, out, layout=layout, rank=rank)
+    elif format == "official":
+        written = export_official(edit, pipe, out, scale=strength)
+    elif format == "single-file":
+        written = export_single_file(pipe, out, edit)
+    else:
+        edit.apply(pipe, strength)
+        written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
+    console.print(f"{edit.name} as {format} -> {written}", markup=False)
+
+
+def inspect(
+    erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what is in an erasure: its base, method, settings, concepts, files and quick report."""
+    from erasure.artifact import Erasure
+    from erasure.artifact.card import facts, report_rows
+
+    edit = Erasure.from_pretrained(erasure)  # checks every hash
+    files = _files(Path(erasure))
+    if as_json:
+        tensors = {name: list(tensor.shape) for name, tensor in edit.tensors.items()}
+        _print_json({**edit.config, "name": edit.name, "kind": edit.kind, "files": files, "tensors": tensors})
+        return
+    table = Table(title=escape(edit.name), show_header=False)
+    for key, value in facts(edit).items():
+        table.add_row(key, escape(value))
+    table.add_row("settings", escape(json.dumps(edit.config["settings"], ensure_ascii=False)))
+    for name, (size, sha256) in files.items():
+        table.add_row(name, f"{size:,} bytes, sha256 {sha256[:16]}")
+    table.add_row("can be solved again", "yes" if edit.system else "no system.safetensors in it")
+    figures, groups = report_rows(edit.config.get("report") or {})
+    for key, number in figures.items():
+        table.add_row(escape(key.replace("_", " ")), f"{number:.3g}")
+    for group, moved, cosine in groups:
+        table.add_row(f"moved: {escape(group)}", f"{moved:.3f}, cosine {cosine:.3f}")
+    console.print(table)
+    if rows := edit.config.get("evaluation"):
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        evaluation = Table(*map(escape, columns), title="evaluation")
+        for row in rows:
+            evaluation.add_row(*(escape(str(row.get(column, ""))) for column in columns))
+        console.print(evaluation)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
+    b: Annotated[str, typer.Argument(help="Another of the same sort.")],
+    limit: Annotated[int, typer.Option(help="How many sites or tensors to list, the most different first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Compare two erasures, or two models tensor by tensor."""
+    from erasure.artifact import Erasure, compare_erasures, compare_models
+    from erasure.artifact.compare import is_model
+
+    models = [is_model(path) for path in (a, b)]
+    if models[0] != models[1]:
+        raise ValueError(
+            f"{a if models[0] else b} is a model and the other an erasure; export the erasure with unet first"
+        )
+    if models[0]:
+        result = compare_models(a, b)
+        rows = {name: (_number(gap["relative"]), _number(gap["largest"])) for name, gap in result["different"].items()}
+        order = sorted(rows, key=lambda name: -result["different"][name]["relative"])
+        table = Table("tensor", "relative", "largest")
+        summary = {
+            "equal tensors": result["same"],
+            "different": len(rows),
+            "of other shapes": len(result["reshaped"]),
+            "only in the first": len(result["only_a"]),
+            "only in the second": len(result["only_b"]),
+        }
+    else:
+        result = compare_erasures(*map(Erasure.from_pretrained, (a, b)))
+        rows = {site: (_number(s["distance"]), _number(s["cosine"])) for site, s in result["sites"].items()}
+        order = sorted(rows, key=lambda site: -(result["sites"][site]["distance"] or 0))
+        table = Table("site", "distance", "cosine")
+        summary = {
+            "same base model": "yes" if result["same_base"] else "no",
+            "same concepts": "yes" if result["same_concepts"] else f"only {result['only_a']}; only {result['only_b']}",
+            "distance": _number(result["distance"]),
+            "relative": _number(result["relative"]),
+            "cosine": _number(result["cosine"]),
+        }
+    if as_json:
+        _print_json(result)
+        return
+    for key, value in summary.items():
+        console.print(f"{key}: {value}", markup=False)
+    for name in order[:limit]:
+        table.add_row(escape(name), *rows[name])
+    if rows:
+        console.print(table)
+    if len(rows) > limit:
+        console.print(f"and {len(rows) - limit} more; --limit or --json shows them")
+
+
+def _save_pipeline(pipe: Any, out: Path) -> Path:
+    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
+        raise ValueError(f"{out} is not empty and holds no pipeline; give a new folder")
+    pipe.save_pretrained(out)
+    return out
+
+
+def _files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and hash of the files of numbers and facts; none for an erasure on the hub."""
+    import hashlib
+
+    from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
+
+    found = [folder / name for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).is_file()]
+    return {file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()) for file in found}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _print_json(content: Any) -> None:
+    console.print(json.dumps(content, indent=2, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,160 @@
+"""Erasures on the prompt instead of on the weights: nothing is written, and every prompt of a batch can have its own.
+
+Every layer that reads the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well be
+put on the text itself, once a step: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from erasure.artifact import Erasure, OperatorErasure
+from erasure.artifact.base import Allow
+from erasure.backbone import Backbone, Space, backbone_of
+
+Rows = Sequence[Sequence[Erasure | str]]
+
+
+def attach_erasures(
+    pipe: Any,
+    edits: Erasure | Sequence[Erasure],
+    *,
+    scales: float | Sequence[float] = 1.0,
+    rows: Rows | None = None,
+    num_images_per_prompt: int = 1,
+    allow: Allow | None = None,
+) -> Attached:
+    """Put operator erasures on a pipeline without touching a weight. The pictures are those of the applied erasures.
+
+    Args:
+        pipe: the pipeline they were made for. Erasures applied to its weights stay in force beside these.
+        edits: one operator erasure or several; several act in the order in which ``apply`` would stack them.
+        scales: how strongly, one number for all or one each.
+        rows: for each prompt of the batch the erasures (or their names) it gets, ``[]`` for none; all of them on every
+            prompt by default.
+        num_images_per_prompt: what the pipeline is called with; it repeats each prompt so often.
+        allow: as in :meth:`Erasure.apply <erasure.artifact.Erasure.apply>`.
+
+    Returns:
+        A handle: ``remove()`` takes them off, ``set(...)`` changes scales and rows between calls; it is a context
+        manager too.
+
+    Raises:
+        ValueError: an erasure is no single map of the text: a fine-tune, one with a factor for each layer, or one that
+            leaves some of the layers that read the text alone.
+
+    >>> with attach_erasures(pipe, [hero, cat], rows=[[hero], [], [hero, cat]]):  # doctest: +SKIP
+    ...     pipe(["a photo of a superhero", "a cat", "a superhero with a cat"])
+    """
+    backbone = backbone_of(pipe)
+    several = [edits] if isinstance(edits, Erasure) else list(edits)
+    for edit in several:
+        edit.check_base(backbone, allow=allow)
+    operators = [check_map(edit, backbone) for edit in several]
+    return Attached(backbone, operators, scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
+
+
+def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
+    """The erasure, if it is one map of the text: the same at every layer that reads a space."""
+    if not isinstance(edit, OperatorErasure):
+        raise ValueError(
+            f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead"
+        )
+    for space, facts in edit.config["spaces"].items():
+        absent = sorted(set(backbone.text_sites(space)) - set(facts["sites"]))
+        own = [site for site in facts["sites"] if f"{site}.v" in edit.tensors]
+        if absent or own:
+            why = f"leaves {absent[0]} alone" if absent else f"has a factor for {own[0]} alone"
+            raise ValueError(f"{edit.name!r} is no one map of the {space} text: it {why}; use load_erasure instead")
+    return edit
+
+
+class Attached:
+    """Operator erasures that stand on a denoiser's text input; see :func:`attach_erasures`."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        edits: Sequence[OperatorErasure],
+        *,
+        scales: float | Sequence[float],
+        rows: Rows | None,
+        num_images_per_prompt: int,
+    ) -> None:
+        names = [edit.name for edit in edits]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two erasures of one name; got {names}; rename one of them")
+        self.edits = {edit.name: edit for edit in edits}
+        self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
+        self._signature = inspect.signature(backbone.denoiser.forward)
+        self._handle = backbone.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def set(
+        self, *, scales: float | Sequence[float] = 1.0, rows: Rows | None = None, num_images_per_prompt: int = 1
+    ) -> None:
+        """Change scales and rows for the calls that follow; what is not given goes back to its default.
+
+        Raises:
+            ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
+        """
+        factors = [scales] * len(self.edits) if isinstance(scales, int | float) else list(scales)
+        if len(factors) != len(self.edits):
+            raise ValueError(
+                f"{len(self.edits)} erasures but {len(factors)} scales; give one scale for all, or one each"
+            )
+        named = None if rows is None else [[e if isinstance(e, str) else e.name for e in row] for row in rows]
+        if unknown := sorted({name for row in named or [] for name in row} - set(self.edits)):
+            raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
+        self._scales = dict(zip(self.edits, map(float, factors), strict=True))
+        self._rows, self._images = named, num_images_per_prompt
+
+    def remove(self) -> None:
+        """Take the erasures off. Calling it again does nothing."""
+        self._handle.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
+        """Map the denoiser's text inputs: one vector a token, and one a prompt where an erasure edits that."""
+        bound = self._signature.bind(*args, **kwargs)
+        inputs = bound.arguments
+        if inputs.get("encoder_hidden_states") is not None:
+            inputs["encoder_hidden_states"] = self._map(inputs["encoder_hidden_states"], "hidden")
+        if inputs.get("pooled_projections") is not None:  # Stable Diffusion 3, FLUX
+            inputs["pooled_projections"] = self._map(inputs["pooled_projections"], "pooled")
+        added: Mapping[str, Any] = inputs.get("added_cond_kwargs") or {}
+        if added.get("text_embeds") is not None:  # Stable Diffusion XL
+            inputs["added_cond_kwargs"] = {**added, "text_embeds": self._map(added["text_embeds"], "pooled")}
+        return bound.args, bound.kwargs
+
+    def _map(self, x: Tensor, space: Space) -> Tensor:
+        # W T1 T2 x: what was applied last meets the text first.
+        for name, edit in reversed(self.edits.items()):
+            if space in edit.config["spaces"]:
+                x = edit.map(x, space, self._scale(name, x))
+        return x
+
+    def _scale(self, name: str, x: Tensor) -> float | Tensor:
+        """One scale, or one for each row: rows are prompts, each repeated for its pictures, all again for guidance."""
+        if self._rows is None:
+            return self._scales[name]
+        once = torch.tensor([self._scales[name] * (name in row) for row in self._rows], device=x.device)
+        once = once.repeat_interleave(self._images)
+        if len(once) == 0 or len(x) % len(once):
+            raise ValueError(
+                f"rows for {len(self._rows)} prompts with {self._images} pictures each, but the denoiser got a batch "
+                f"of {len(x)}; give one row a prompt, and num_images_per_prompt as the pipeline has it"
+            )
+        return once.repeat(len(x) // len(once)).reshape(-1, *[1] * (x.dim() - 1))
+
+
+__all__ = ["Attached", "attach_erasures"]

@@ -1,0 +1,297 @@
+"""Files other programs read: each is opened by the other program, or by a plain reading of its format."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from erasure import Concept
+from erasure.artifact import (
+    DeltaErasure,
+    OperatorErasure,
+    export_lora,
+    export_official,
+    export_single_file,
+    import_official,
+)
+from erasure.artifact.single_file import original_names
+from tests.test_operator import assert_same, draw, uce
+from tests.tiny import identical, make, tiny, tiny_pipeline, weights
+
+QUICK = {"iterations": 2, "lr": 1e-2, "trajectories": 1, "num_inference_steps": 2, "keep_steps": 1, "progress": False}
+LAYOUTS = pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+
+
+def esd(pipe, preset="official-2025-x-strict", **settings):
+    return make(pipe, "superhero", "esd", preset=preset, **QUICK, **settings)
+
+
+def low_rank(
+    pipe,
+    rank=2,
+    names=("attn2.to_k.weight", "ff.net.2.weight", "resnets.0.conv1.weight", "time_embedding.linear_1.weight"),
+):
+    """A fine-tune whose changes happen to have a low rank, convolutions among them."""
+    edit, random = esd(pipe), torch.Generator().manual_seed(0)
+    edit.tensors = {
+        name: 0.1
+        * (torch.randn(p.shape[0], rank, generator=random) @ torch.randn(rank, p[0].numel(), generator=random)).reshape(
+            p.shape
+        )
+        for name, p in pipe.unet.named_parameters()
+        if name.endswith(names)
+    }
+    edit.config["sites"] = list(edit.tensors)
+    return edit
+
+
+def metadata(file):
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["erasure"])
+
+
+def kohya_weights(file, scale):
+    """What A1111 and ComfyUI add to a layer: scale * alpha / rank * up @ down, by kohya's name of it."""
+    tensors = load_file(file)
+    stems = {name.split(".")[0] for name in tensors}
+    changes = {}
+    for stem in stems:
+        up, down, alpha = (tensors.pop(f"{stem}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+        changes[stem] = scale * alpha / len(down) * (up.flatten(1) @ down.flatten(1))
+    assert not tensors
+    return changes
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+@LAYOUTS
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_an_operator_is_a_lora_to_diffusers(architecture, layout, scale, tmp_path):
+    pipe = tiny(architecture)
+    edit = uce(pipe, pooled=architecture == "sdxl")
+    base = draw(pipe)
+    edit.apply(pipe, scale)
+    expected = draw(pipe)
+    edit.remove(pipe)
+    before = weights(pipe)
+    target = tmp_path / ("lora" if layout == "diffusers" else "lora.safetensors")
+    file = export_lora(edit, pipe, target, layout=layout)
+    assert identical(before, weights(pipe)) and metadata(file)["relative_error"] == 0
+    pipe.load_lora_weights(str(target), adapter_name="erasure")
+    pipe.set_adapters("erasure", scale)
+    assert_same(draw(pipe), expected)
+    pipe.unload_lora_weights()
+    assert torch.equal(draw(pipe), base) and (expected - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["sd3", "flux"])
+def test_transformers_take_the_lora_too(architecture, tmp_path):
+    pipe = tiny(architecture)
+    edit = uce(pipe)
+    edit.apply(pipe)
+    expected = draw(pipe)
+    edit.remove(pipe)
+    export_lora(edit, pipe, tmp_path)
+    with pytest.raises(ValueError, match="U-Nets"):
+        export_lora(edit, pipe, tmp_path / "k.safetensors", layout="kohya")
+    pipe.load_lora_weights(str(tmp_path))
+    assert_same(draw(pipe), expected)
+
+
+def test_kohya_readers_get_the_edited_weights(tmp_path):
+    pipe = tiny("sdxl")
+    edit = uce(pipe, pooled=True)
+    file = export_lora(edit, pipe, tmp_path / "k.safetensors", layout="kohya")
+    names = {f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}": name for name in edit.parameter_names}
+    names["lora_unet_label_emb_0_0"] = names.pop("lora_unet_add_embedding_linear_1")
+    for scale in (0.3, 1.0):
+        changes = kohya_weights(file, scale)
+        assert set(changes) == set(names)
+        for stem, change in changes.items():
+            w = pipe.unet.get_parameter(names[stem]).detach()
+            torch.testing.assert_close(w + change, edit.edit(names[stem], w, scale), rtol=1e-5, atol=1e-6)
+
+
+@LAYOUTS
+def test_a_low_rank_fine_tune_is_a_lora(layout, tmp_path):
+    pipe = tiny_pipeline()
+    edit = low_rank(pipe)
+    edit.apply(pipe)
+    expected = draw(pipe)
+    edit.remove(pipe)
+    target = tmp_path / ("lora" if layout == "diffusers" else "lora.safetensors")
+    assert metadata(export_lora(edit, pipe, target, layout=layout))["relative_error"] < 1e-5
+    pipe.load_lora_weights(str(target))
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+def test_a_full_rank_fine_tune_is_refused_or_cut_on_request(tmp_path):
+    pipe = tiny_pipeline()
+    edit = esd(pipe, "official-2025-x")
+    with pytest.raises(ValueError, match="rank="):
+        export_lora(edit, pipe, tmp_path)
+    errors = [metadata(export_lora(edit, pipe, tmp_path, rank=rank))["relative_error"] for rank in (1, 4, 16)]
+    assert 1 > errors[0] > errors[1] > errors[2] > 0  # biases are lost at any rank
+    deltas = {name: tensor for name, tensor in edit.tensors.items() if name.endswith("weight")}
+    tensors, lost = load_file(tmp_path / "pytorch_lora_weights.safetensors"), 0.0
+    for name, delta in deltas.items():
+        stem = f"unet.{name.removesuffix('.weight')}"
+        lost += (delta - tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]).square().sum().item()
+    lost += sum(tensor.square().sum().item() for name, tensor in edit.tensors.items() if name not in deltas)
+    whole = sum(tensor.square().sum().item() for tensor in edit.tensors.values())
+    assert abs(errors[-1] - (lost / whole) ** 0.5) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"), [({"layout": "ckpt"}, "choose 'diffusers' or 'kohya'"), ({"rank": 0}, "1 or more")]
+)
+def test_bad_requests_for_a_lora_are_refused(arguments, fault, tmp_path):
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match=fault):
+        export_lora(uce(pipe), pipe, tmp_path / "x", **arguments)
+    with pytest.raises(ValueError, match="wrong base"):
+        export_lora(uce(pipe), tiny_pipeline(seed=1), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+# --- the official codes' files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["operator", "delta"])
+def test_official_files_hold_the_edited_tensors_and_come_back(kind, tmp_path):
+    pipe = tiny_pipeline()
+    concepts = ["superhero", Concept("van gogh", anchor="ninja")]
+    edit = esd(pipe, "official-2025-x")
+    if kind == "operator":
+        edit = make(pipe, concepts, "uce", preset="official-2025", keep=["wizard"])  # one row a concept: rank 2
+    base = weights(pipe)
+    file = export_official(edit, pipe, tmp_path / "official.safetensors")
+    edit.apply(pipe)
+    edited = weights(pipe)
+    edit.remove(pipe)
+    tensors = load_file(file)
+    assert set(tensors) == set(edit.parameter_names)
+    assert all(torch.equal(tensor, edited[f"unet.{name}"]) for name, tensor in tensors.items())
+    # as the official scripts load it
+    assert not pipe.unet.load_state_dict(tensors, strict=False).unexpected_keys
+    pipe.unet.load_state_dict({name.removeprefix("unet."): t for name, t in base.items() if name.startswith("unet.")})
+
+    again = import_official(file, pipe, concept="superhero", method=edit.config["method"], keep=["ninja"])
+    assert again.kind == kind and again.name == f"superhero-{edit.config['method']}"
+    if kind == "operator":
+        assert isinstance(again, OperatorErasure) and again.tensors["hidden.u"].shape == edit.tensors["hidden.u"].shape
+    again.apply(pipe)
+    for name, tensor in weights(pipe).items():
+        torch.testing.assert_close(tensor, edited[name], rtol=1e-5, atol=1e-6)
+    again.remove(pipe)
+    again.save_pretrained(tmp_path / "again")
+    assert identical(weights(pipe), base)
+
+
+def test_an_official_file_in_half_precision_or_of_some_layers_stays_a_difference(tmp_path):
+    pipe = tiny_pipeline()
+    file = export_official(uce(pipe), pipe, tmp_path / "uce.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "half.safetensors")
+    save_file({n: t for n, t in tensors.items() if n.endswith("to_v.weight")}, tmp_path / "some.safetensors")
+    for name in ("half", "some"):
+        edit = import_official(tmp_path / f"{name}.safetensors", pipe, concept=Concept("superhero"), method="uce")
+        assert isinstance(edit, DeltaErasure)
+
+
+def test_strange_official_files_are_refused(tmp_path):
+    pipe, file = tiny_pipeline(), tmp_path / "x.safetensors"
+    name = uce(pipe).parameter_names[0]
+    weight = pipe.unet.get_parameter(name).detach()
+    broken = weight.clone()
+    broken[0, 0] = float("nan")
+    for tensors, fault in (
+        ({"down.to_k.weight": weight.clone()}, "no down.to_k.weight"),
+        ({name: torch.zeros(3, 3)}, "has shape"),
+        ({name: broken}, "NaN"),
+        ({name: weight.clone()}, "equals the model"),
+        ({}, "no tensors"),
+    ):
+        save_file(tensors, file)
+        with pytest.raises(ValueError, match=fault):
+            import_official(file, pipe, concept="superhero", method="uce")
+    torch.save({name: weight}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="pickles"):
+        import_official(tmp_path / "x.pt", pipe, concept="superhero", method="uce")
+    with pytest.raises(FileNotFoundError):
+        import_official(tmp_path / "nowhere", pipe, concept="superhero", method="uce")
+
+
+# --- one file in the original layout ---------------------------------------------------------------------------------
+
+
+def sd2(**settings):
+    """A pipeline with the text encoder of Stable Diffusion 2: open_clip's activation, hence its names."""
+    pipe = tiny_pipeline(prediction_type="v_prediction", **settings)
+    pipe.text_encoder.config.hidden_act = "gelu"
+    for layer in pipe.text_encoder.encoder.layers:
+        layer.mlp.activation_fn = torch.nn.GELU()
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [tiny_pipeline, sd2, lambda: tiny_pipeline(channels=(16, 32, 32, 32))],
+    ids=["sd1", "sd2", "four-levels"],
+)
+def test_diffusers_opens_the_single_file_as_the_same_pipeline(pipeline, tmp_path):
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path / "base")
+    edit = uce(pipe)
+    before = weights(pipe)
+    file = export_single_file(pipe, tmp_path / "model.safetensors", edit)
+    assert identical(before, weights(pipe)) and [f.name for f in tmp_path.glob("*.part")] == []
+    edit.apply(pipe)
+    opened = StableDiffusionPipeline.from_single_file(str(file), config=str(tmp_path / "base"), local_files_only=True)
+    opened.set_progress_bar_config(disable=True)
+    assert identical(weights(opened), weights(pipe))
+    vae = opened.vae.state_dict()
+    assert all(torch.equal(vae[name], tensor) for name, tensor in pipe.vae.state_dict().items())
+    assert_same(draw(opened), draw(pipe))
+
+
+def test_the_names_of_stable_diffusion_are_the_original_ones():
+    """A few everybody knows, of the layout with two resnets a level and four levels."""
+    unet = tiny_pipeline(channels=(16, 32, 32, 32)).unet
+    names = original_names(unet)
+    assert len(set(names.values())) == len(unet.state_dict())
+    known = {
+        "conv_in.weight": "input_blocks.0.0.weight",
+        "time_embedding.linear_2.bias": "time_embed.2.bias",
+        "down_blocks.0.resnets.0.conv1.weight": "input_blocks.1.0.in_layers.2.weight",
+        "down_blocks.0.attentions.1.norm.weight": "input_blocks.2.1.norm.weight",
+        "down_blocks.0.downsamplers.0.conv.weight": "input_blocks.3.0.op.weight",
+        "down_blocks.1.resnets.0.conv_shortcut.weight": "input_blocks.4.0.skip_connection.weight",
+        "down_blocks.3.resnets.1.time_emb_proj.weight": "input_blocks.11.0.emb_layers.1.weight",
+        "mid_block.attentions.0.proj_in.weight": "middle_block.1.proj_in.weight",
+        "mid_block.resnets.1.norm2.bias": "middle_block.2.out_layers.0.bias",
+        "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.1.conv.weight",
+        "up_blocks.1.upsamplers.0.conv.weight": "output_blocks.5.2.conv.weight",
+        "up_blocks.3.attentions.2.proj_out.bias": "output_blocks.11.1.proj_out.bias",
+        "conv_out.weight": "out.2.weight",
+    }
+    assert {name: names[name] for name in known} == known
+
+
+def test_what_the_original_layout_has_no_name_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Stable Diffusion 1.x"):
+        export_single_file(tiny("sdxl"), tmp_path / "x.safetensors")
+    pipe = tiny_pipeline()
+    pipe.unet.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no name for extra.weight"):
+        export_single_file(pipe, tmp_path / "x.safetensors")
+    pipe = tiny_pipeline()
+    edit = uce(pipe).apply(pipe)
+    with pytest.raises(ValueError, match="already"):
+        export_single_file(pipe, tmp_path / "x.safetensors", edit)
+    assert not list(tmp_path.iterdir())
