@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 from erasure.eval import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
 
 
 def table(evaluation: Evaluation) -> str:
@@ -47,15 +46,19 @@ def picture(evaluation: Evaluation, *, size: int = 96, margin: int = 64) -> Imag
     return sheet
 
 
+def replace_block(text: str, name: str, block: str) -> str:
+    """The text with what stands between the two markers of ``name`` replaced."""
+    begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{block}\n{end}", text, flags=re.DOTALL)
+
+
 def main(folder: str) -> None:
     evaluation = Evaluation.from_json(folder)
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     picture(evaluation).save(images / "before-after.png", optimize=True)
     readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    block = f"{BEGIN}\n{table(evaluation)}\n{END}"
-    readme.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: block, text, flags=re.DOTALL), "utf-8")
+    readme.write_text(replace_block(readme.read_text("utf-8"), "demo", table(evaluation)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
 from erasure.concept import Concept
 from erasure.methods import method_class
+from erasure.methods.base import check_supported
 
 
 def erase(
@@ -30,7 +31,7 @@ def erase(
     """Make a pipeline stop drawing a concept when asked for it. In place; returns the erasure, already applied.
 
     Args:
-        pipe: a diffusers Stable Diffusion 1.x / 2.x pipeline.
+        pipe: a diffusers pipeline: Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1.
         concept: a name, a :class:`Concept` (which can carry synonyms, an anchor and neighbours), or several of them.
         method: "uce" (seconds) or "esd" (minutes); ``erasure methods`` lists all.
         keep: prompts whose pictures must not change. Default: the concepts' neighbours. The more of the nearby things
@@ -51,6 +52,7 @@ def erase(
     concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
+    check_supported(recipe, backbone)
     if active := stack_of(backbone).layers:
         raise ValueError(
             f"the pipeline already carries {list(active)}; remove or fuse them first, or erase all concepts in one call"

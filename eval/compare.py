@@ -16,6 +16,7 @@ from PIL import Image
 
 from erasure.artifact.base import base_name
 from erasure.artifact.stack import stack_of
+from erasure.backbone import denoiser_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
@@ -367,7 +368,7 @@ def _settings(pipe: Any, job: _Job, weights: str, *, limit: int | None, seconds:
         "base_weights": weights,
         "limit": limit,
         "pipeline": type(pipe).__name__,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
         "autocast": bool(job.options["autocast"]),
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": scheduler,

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from erasure.backbone import denoiser_of
 from erasure.concept import write_atomically
 
-WEIGHT_PARTS = ("unet", "text_encoder", "vae")
+WEIGHT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def generate(
     autocast: bool = False,
     description: str = "pictures",
 ) -> list[list[Image.Image]]:
-    """Draw every prompt with every seed on a stock ``StableDiffusionPipeline``.
+    """Draw every prompt with every seed on a stock text-to-image pipeline.
 
     Args:
         pipe: the pipeline; it is left as it was found.
@@ -97,18 +98,22 @@ def generate(
 
 def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]:
     """One call of the pipeline."""
-    noise = torch.stack([initial_noise(pipe, job.prompt, job.seed) for job in batch]).to(pipe.unet.dtype)
+    denoiser = denoiser_of(pipe)
     # A second stream of generators for schedulers that draw noise on the way (ancestral samplers).
-    generators = [_generator(job.prompt, job.seed, "steps") for job in batch]
-    result = pipe([job.prompt for job in batch], latents=noise, generator=generators, output_type="pil", **sampler)
-    return list(result.images)
+    given: dict[str, Any] = {"generator": [_generator(job.prompt, job.seed, "steps") for job in batch]}
+    if getattr(denoiser.config, "sample_size", None) is not None:
+        noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
+        given["latents"] = torch.stack(noise).to(denoiser.dtype)
+    # else FLUX, whose pipeline packs its latents: it draws them itself, from the generators
+    return list(pipe([job.prompt for job in batch], output_type="pil", **given, **sampler).images)
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
     """The standard normal latent (channels, h, w) a picture starts from: a function of (prompt, seed) alone."""
-    side = pipe.unet.config.sample_size
+    config = denoiser_of(pipe).config
+    side = config.sample_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    return torch.randn(pipe.unet.config.in_channels, height, width, generator=_generator(prompt, seed, "start"))
+    return torch.randn(config.in_channels, height, width, generator=_generator(prompt, seed, "start"))
 
 
 def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
@@ -117,7 +122,7 @@ def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
 
 
 def weights_hash(pipe: Any) -> str:
-    """BLAKE2b of every tensor of the denoiser, text encoder and autoencoder: name, dtype, shape and bytes.
+    """BLAKE2b of every tensor of the denoiser, text encoders and autoencoder: name, dtype, shape and bytes.
 
     Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes a few seconds.
     """
@@ -142,12 +147,14 @@ def image_hash(image: Image.Image) -> str:
 def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
     """What all pictures of one call depend on."""
     config = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    denoiser = denoiser_of(pipe)
+    side = getattr(denoiser.config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
     return {
         "weights": weights_hash(pipe),
         "pipeline": type(pipe).__name__,
         "scheduler": [type(pipe.scheduler).__name__, json.dumps(config, sort_keys=True, default=str)],
-        "size": [pipe.unet.config.in_channels, pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", None)],
-        "dtype": str(pipe.unet.dtype),
+        "size": [denoiser.config.in_channels, side, getattr(pipe, "vae_scale_factor", None)],
+        "dtype": str(denoiser.dtype),
         "safety_checker": type(getattr(pipe, "safety_checker", None)).__name__,  # it blacks pictures out
         **sampler,
     }

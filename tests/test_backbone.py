@@ -56,7 +56,7 @@ def test_selectors_divide_the_layers(pipe):
 def test_trajectory_is_the_pipelines_own_sampling(pipe):
     backbone = backbone_of(pipe)
     noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
-    encoded = backbone.encode(["a superhero", ""]).hidden
+    encoded = backbone.encode(["a superhero", ""]).text
     steps = list(backbone.trajectory(encoded[:1], encoded[1:], noise, num_inference_steps=4, guidance_scale=3.0))
     seen = []
     pipe("a superhero", num_inference_steps=4, guidance_scale=3.0, latents=noise, output_type="latent",

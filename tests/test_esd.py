@@ -18,8 +18,8 @@ QUICK = {"iterations": 6, "lr": 1e-3, "trajectories": 3, "num_inference_steps": 
 
 def bank_of(backbone, prompts, **changes):
     settings = {"trajectories": 3, "keep": 2, "num_inference_steps": 5, "guidance_scale": 3.0, "seed": 0, **changes}
-    hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
-    return TrajectoryBank.sample(backbone, hidden, empty, progress=False, **settings)
+    text, empty = backbone.encode(prompts).text, backbone.encode([""]).text
+    return TrajectoryBank.sample(backbone, text, empty, progress=False, **settings)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -27,13 +27,13 @@ def bank_of(backbone, prompts, **changes):
 def test_the_loss_is_the_papers(prediction_type, erase_from):
     pipe = tiny_pipeline(prediction_type=prediction_type)
     backbone, method = backbone_of(pipe), ESD(eta=1.5, erase_from=erase_from)
-    hidden = backbone.encode(["superhero"]).hidden
+    text = backbone.encode(["superhero"]).text
     bank = bank_of(backbone, [erase_from or "superhero"])
-    targets = method._targets(backbone, bank, hidden)
+    targets = method._targets(backbone, bank, text)
     student = tiny_pipeline(prediction_type=prediction_type, seed=7).unet
     theirs = reference.loss(pipe, student, bank.x, bank.t, "superhero", eta=1.5, erase_from=erase_from)
     pipe.unet = student
-    ours = step_loss(backbone_of(pipe), bank, targets, hidden, torch.arange(len(bank)))
+    ours = step_loss(backbone_of(pipe), bank, targets, text, torch.arange(len(bank)))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
@@ -54,13 +54,13 @@ def test_the_bank_holds_what_the_base_predicts():
     pipe = tiny_pipeline()
     backbone = backbone_of(pipe)
     bank = bank_of(backbone, ["superhero", "a ninja"])
-    hidden, empty = backbone.encode(["superhero", "a ninja"]).hidden, backbone.encode([""]).hidden
+    text, empty = backbone.encode(["superhero", "a ninja"]).text, backbone.encode([""]).text
     with torch.no_grad():
         torch.testing.assert_close(
-            backbone.predict(bank.x, bank.t, hidden[bank.prompt]), bank.conditional, rtol=1e-4, atol=1e-5
+            backbone.predict(bank.x, bank.t, text[bank.prompt]), bank.conditional, rtol=1e-4, atol=1e-5
         )
         torch.testing.assert_close(
-            backbone.predict(bank.x, bank.t, empty.expand(len(bank), -1, -1)), bank.unconditional, rtol=1e-4, atol=1e-5
+            backbone.predict(bank.x, bank.t, empty.repeat(len(bank))), bank.unconditional, rtol=1e-4, atol=1e-5
         )
     assert len(bank) == 6 and set(bank.prompt.tolist()) == {0, 1}
 
@@ -92,20 +92,20 @@ def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
         pipe, "superhero", "esd", preset="official-2025-x", **{**QUICK, "iterations": 60, **settings}, progress=False
     )
     assert identical(before, weights(pipe))
-    hidden = backbone.encode(["superhero"]).hidden
+    text = backbone.encode(["superhero"]).text
     bank = bank_of(backbone, ["superhero"], seed=99)
-    targets = ESD()._targets(backbone, bank, hidden)
+    targets = ESD()._targets(backbone, bank, text)
     everything = torch.arange(len(bank))
     with torch.no_grad():
-        first = step_loss(backbone, bank, targets, hidden, everything)
+        first = step_loss(backbone, bank, targets, text, everything)
         edit.apply(pipe)
-        assert step_loss(backbone, bank, targets, hidden, everything) < 0.9 * first
+        assert step_loss(backbone, bank, targets, text, everything) < 0.9 * first
 
 
 def test_retaining_holds_the_kept_prompts_closer():
     pipe = tiny_pipeline()
     backbone = backbone_of(pipe)
-    kept = backbone.encode(["a ninja"]).hidden
+    kept = backbone.encode(["a ninja"]).text
     bank = bank_of(backbone, ["a ninja"], seed=5)
 
     def drift(**settings):

@@ -110,8 +110,13 @@ class Backbone(abc.ABC):
         return self.sites_of(self.denoiser, space)
 
     @abc.abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text conditioning of prompts, as the denoiser receives it."""
+    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
+        """Text conditioning of prompts, as the denoiser receives it.
+
+        Args:
+            padded: False lets an encoder that can leave out the padding (the causal ones) do so, for whoever looks at
+                no token behind the first end token.
+        """
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "all"]
+PADDED: tuple[Span, ...] = ("tail", "subject_to_end", "all")  # spans that take in padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +182,17 @@ def some(prompts: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def encode_clip(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *, batch_size: int = 64) -> Conditioning:
-    """Encode prompts with one CLIP text encoder as Stable Diffusion 1.x and 2.x do: last hidden state, final norm."""
+def encode_clip(
+    text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *, padded: bool = True, batch_size: int = 64
+) -> Conditioning:
+    """Encode prompts with one CLIP text encoder as Stable Diffusion 1.x and 2.x do: last hidden state, final norm.
+
+    Args:
+        padded: False reads no further than the longest prompt. The encoder is causal: the tokens before that are the
+            same, and where prompts are names it is several times faster.
+    """
     ids, counts = tokenise(tokenizer, some(prompts))
+    ids = ids if padded else ids[:, : max(counts)]
     parts = []
     for batch in ids.to(text_encoder.device).split(batch_size):
         parts.append(text_encoder(batch).last_hidden_state)

@@ -51,7 +51,7 @@ class SD3Backbone(TransformerBackbone):
     requires = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
     default_length = 256
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """``hidden (n, 77 + 256, 4096)``, ``pooled (n, 2048)``, both encoders' side by side.
 
         The first segment holds both CLIP encoders' last but one layers side by side, filled up with zeros; its token
@@ -84,7 +84,7 @@ class FluxBackbone(TransformerBackbone):
     pipelines = "FLUX.1"
     requires = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """``hidden (n, 512, 4096)`` of T5, ``pooled (n, 768)`` of CLIP."""
         prompts = some(prompts)
         ids, counts = tokenise(self.pipe.tokenizer_2, prompts, length=self.max_sequence_length, name="tokenizer_2")

@@ -76,9 +76,9 @@ class UNetBackbone(Backbone):
         scheduler.set_timesteps(num_inference_steps)
         return len(scheduler.timesteps)
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Text conditioning of prompts, ``hidden`` of shape ``(n, 77, d)`` on Stable Diffusion."""
-        return encode_clip(self.pipe.text_encoder, self.pipe.tokenizer, prompts)
+        return encode_clip(self.pipe.text_encoder, self.pipe.tokenizer, prompts, padded=padded)
 
     def predict(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
         """The denoiser's output for scaled latents ``x (n, 4, h, w)`` at timesteps ``t (n,)``."""
@@ -142,16 +142,31 @@ class SDXLBackbone(UNetBackbone):
         width = denoiser.config.projection_class_embeddings_input_dim - numbers
         return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, columns=(0, width))}
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Last but one layers of both side by side, ``hidden (n, 77, 2048)``; ``pooled (n, 1280)`` of the second.
 
         Token positions are the first tokenizer's, as in the official codes. The second splits a run of "!" otherwise.
         """
         prompts = some(prompts)
         ids, counts = tokenise(self.pipe.tokenizer, prompts)
-        tokenise(self.pipe.tokenizer_2, prompts, name="tokenizer_2")
-        hidden, pooled = encode_with(self.pipe, prompts, do_classifier_free_guidance=False)
+        ids_2, counts_2 = tokenise(self.pipe.tokenizer_2, prompts, name="tokenizer_2")
+        if padded:
+            hidden, pooled = encode_with(self.pipe, prompts, do_classifier_free_guidance=False)
+        else:
+            length = max(*counts, *counts_2)
+            hidden, pooled = self._encode(ids[:, :length], ids_2[:, :length])
         return Conditioning(hidden, (Segment(hidden, ids, counts),), pooled)
+
+    @torch.no_grad()
+    def _encode(self, ids: Tensor, ids_2: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+        """What the pipeline's ``encode_prompt`` makes of token ids, whatever their number."""
+        encoders = self.pipe.text_encoder, self.pipe.text_encoder_2
+        hidden, pooled = [], []
+        for batch in zip(ids.split(batch_size), ids_2.split(batch_size), strict=True):
+            both = [e(b.to(e.device), output_hidden_states=True) for e, b in zip(encoders, batch, strict=True)]
+            hidden.append(torch.cat([one.hidden_states[-2] for one in both], dim=-1))
+            pooled.append(both[1].text_embeds)
+        return torch.cat(hidden), torch.cat(pooled)
 
     def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
         """As on Stable Diffusion 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes, pooled text."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "uce": "erasure.methods.uce:UCE",
+    "rece": "erasure.methods.rece:RECE",
+    "time": "erasure.methods.time:TIME",
+    "speed": "erasure.methods.speed:SPEED",
+    "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
     "esd": "erasure.methods.esd:ESD",
 }
 

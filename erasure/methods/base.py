@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
-from erasure.backbone import Backbone
+from erasure.backbone import ARCHITECTURES, Backbone, UNetBackbone
 from erasure.concept import Concept, same
 
 Count = Annotated[int, Field(gt=0)]
@@ -38,10 +38,12 @@ class Method(abc.ABC):
         summary: one line for ``erasure methods``.
         reference: paper and repository.
         presets: preset name to the settings in which it differs from the field defaults.
+        architectures: of the backbones it works on.
     """
 
     key: ClassVar[str]
     summary: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]] = (UNetBackbone.architecture,)
     reference: ClassVar[Reference]
     presets: ClassVar[dict[str, dict[str, Any]]]
 
@@ -93,6 +95,15 @@ class Method(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""
         return dataclasses.asdict(self)
+
+
+def check_supported(method: Method, backbone: Backbone) -> None:
+    """Refuse a model the method does not work on, before any work."""
+    if backbone.architecture not in method.architectures:
+        known = ", ".join(ARCHITECTURES[name].pipelines for name in method.architectures)
+        raise ValueError(
+            f"{method.key} does not work on {backbone.pipelines}; it supports {known}; choose another, such as uce"
+        )
 
 
 def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:

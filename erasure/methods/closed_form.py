@@ -28,7 +28,7 @@ from erasure.artifact import OperatorErasure
 from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
 from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
-from erasure.backbone.text import Conditioning, Span
+from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
 from erasure.methods.base import Method, check_request
 from erasure.methods.gram import Gram
@@ -133,7 +133,7 @@ def solve(problem: Problem) -> Solution:
 
 
 def cholesky(d: Tensor) -> tuple[Tensor, float]:
-    """Cholesky factor of a symmetric positive semi-definite matrix and its condition number; a ridge if it needs one."""
+    """Cholesky factor of a symmetric positive semi-definite matrix, with a ridge if it needs one; condition number."""
     eigenvalues = torch.linalg.eigvalsh(d)
     factor, failed = torch.linalg.cholesky_ex(d)
     if failed or eigenvalues[0] <= 1e-13 * eigenvalues[-1]:
@@ -147,21 +147,21 @@ def cholesky(d: Tensor) -> tuple[Tensor, float]:
 # --- from words to rows ----------------------------------------------------------------------------------------------
 
 
-def encoded(backbone: Backbone, prompts: Sequence[str]) -> Iterator[Conditioning]:
-    """Prompts as conditioning, a chunk at a time."""
+def encoded(backbone: Backbone, prompts: Sequence[str], span: Span = "all") -> Iterator[Conditioning]:
+    """Prompts as conditioning, a chunk at a time; without padding where the span has none."""
     for i in range(0, len(prompts), CHUNK):
-        yield backbone.encode(prompts[i : i + CHUNK])
+        yield backbone.encode(prompts[i : i + CHUNK], padded=span in PADDED)
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
     """The embeddings of a span of each prompt, ``(tokens, d)`` each; in the pooled space one row a prompt."""
-    parts = [c.take(span) if space == "hidden" else list(c.pooled[:, None]) for c in encoded(backbone, prompts)]
+    parts = [c.take(span) if space == "hidden" else list(c.pooled[:, None]) for c in encoded(backbone, prompts, span)]
     return [row.clone() for part in parts for row in part]  # copies: a view would keep the whole chunk alive
 
 
 def segment_rows(backbone: Backbone, prompts: Sequence[str], span: Span) -> list[list[Tensor]]:
     """The token embeddings of a span, segment by segment: ``(tokens, d)`` for each prompt."""
-    parts = [[segment.take(span) for segment in c.segments] for c in encoded(backbone, prompts)]
+    parts = [[segment.take(span) for segment in c.segments] for c in encoded(backbone, prompts, span)]
     return [[row.clone() for chunk in chunks for row in chunk] for chunks in zip(*parts, strict=True)]
 
 

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from erasure.artifact import DeltaErasure
 from erasure.artifact.base import new_config
-from erasure.backbone import Backbone
+from erasure.backbone import Backbone, SDXLBackbone, UNetBackbone
 from erasure.backbone.fingerprint import fingerprint
+from erasure.backbone.text import Text
+from erasure.backbone.unet import Selector
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Count, Method, Reference, check_moved, check_request
+from erasure.methods.base import Count, Method, Reference, check_moved, check_request, check_supported
 from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
 
-SELECTORS = {
+SELECTORS: dict[str, Selector] = {
     "x": "cross_attention",
     "x-strict": "cross_attention_kv",
     "u": "not_cross_attention",
@@ -72,6 +74,7 @@ class ESD(Method):
     autocast: bool = False
     seed: int = 0
 
+    architectures: ClassVar[tuple[str, ...]] = (UNetBackbone.architecture, SDXLBackbone.architecture)
     key: ClassVar[str] = "esd"
     summary: ClassVar[str] = "fine-tune with negative guidance; minutes, the size of the trained layers"
     reference: ClassVar[Reference] = Reference(
@@ -95,6 +98,10 @@ class ESD(Method):
         "official-2025-x-strict": {"variant": "x-strict"},
         "official-2025-u": {"variant": "u"},
         "official-2025-all": {"variant": "all"},
+        # SDXL has a script of its own. Its oversight, inputs that are not scaled under Euler, is not repeated.
+        "official-2025-sdxl-x": {"variant": "x", "lr": 2e-4, "eta": 1.0, "guidance_scale": 2.0},
+        "official-2025-sdxl-x-strict": {"variant": "x-strict", "lr": 2e-4, "eta": 1.0, "guidance_scale": 2.0},
+        "official-2025-sdxl-u": {"variant": "u", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0},
     }
 
     def erase(
@@ -112,18 +119,25 @@ class ESD(Method):
             keep: prompts whose predictions are held, when ``retain`` is above 0.
             checkpoint: folder for the training state; the same call resumes an interrupted run.
         """
+        check_supported(self, backbone)
         check_request(concepts, keep)
+        assert isinstance(backbone, UNetBackbone)
         prompts = [prompt for concept in concepts for prompt in self.prompts(concept)]
-        parameters = backbone.parameters(SELECTORS[self.variant])  # type: ignore[arg-type]
+        parameters = backbone.parameters(SELECTORS[self.variant])
         if any(concept.anchor for concept in concepts):
             warnings.warn("ESD has no anchor: it pushes away from the concept and not towards anything", stacklevel=3)
         if keep and not self.retain:
             warnings.warn("ESD keeps nothing while retain is 0, so the keep list is not used", stacklevel=3)
             keep = ()
-        run = {"settings": self.settings(), "prompts": prompts, "keep": list(keep), "base": fingerprint(backbone.unet)}
+        run = {
+            "settings": self.settings(),
+            "prompts": prompts,
+            "keep": list(keep),
+            "base": fingerprint(backbone.denoiser),
+        }
         with self._precision(backbone), backbone.evaluating():
             deltas = train(
-                backbone.unet,
+                backbone.denoiser,
                 parameters,
                 self.objective(backbone, prompts, keep, progress=progress),
                 Training(self.iterations, self.lr, self.seed),
@@ -144,18 +158,18 @@ class ESD(Method):
         return DeltaErasure(self.name_for(concepts), config, deltas)
 
     def objective(
-        self, backbone: Backbone, prompts: Sequence[str], keep: Sequence[str], *, progress: bool = True
+        self, backbone: UNetBackbone, prompts: Sequence[str], keep: Sequence[str], *, progress: bool = True
     ) -> Callable[[torch.Generator], Tensor]:
         """Sample the banks from the base as it stands; the loss of one step, on rows that its generator draws."""
-        hidden, empty = backbone.encode(prompts).hidden, backbone.encode([""]).hidden
-        base = backbone.encode([self.erase_from]).hidden.expand_as(hidden) if self.erase_from else hidden
+        text, empty = backbone.encode(prompts).text, backbone.encode([""]).text
+        base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
         bank = self._bank(backbone, base, empty, progress)
-        targets = self._targets(backbone, bank, hidden)
-        held = backbone.encode(keep).hidden if keep else None
+        targets = self._targets(backbone, bank, text)
+        held = backbone.encode(keep).text if keep else None
         held_bank = self._bank(backbone, held, empty, progress) if held is not None else None
 
         def loss(generator: torch.Generator) -> Tensor:
-            value = step_loss(backbone, bank, targets, hidden, pick(bank, self.batch_size, generator))
+            value = step_loss(backbone, bank, targets, text, pick(bank, self.batch_size, generator))
             if held is None or held_bank is None:
                 return value
             kept = pick(held_bank, self.batch_size, generator)
@@ -168,10 +182,10 @@ class ESD(Method):
         phrases = concept.phrases if self.synonyms else (concept.name,)
         return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if self.articles else phrases))
 
-    def _bank(self, backbone: Backbone, hidden: Tensor, empty: Tensor, progress: bool) -> TrajectoryBank:
+    def _bank(self, backbone: UNetBackbone, text: Text, empty: Text, progress: bool) -> TrajectoryBank:
         return TrajectoryBank.sample(
             backbone,
-            hidden,
+            text,
             empty,
             trajectories=self.trajectories,
             keep=self.keep_steps,
@@ -182,27 +196,27 @@ class ESD(Method):
         )
 
     @torch.no_grad()
-    def _targets(self, backbone: Backbone, bank: TrajectoryBank, hidden: Tensor) -> Tensor:
+    def _targets(self, backbone: UNetBackbone, bank: TrajectoryBank, text: Text) -> Tensor:
         """``(n, 4, h, w)``: e(c0) - eta (e(c) - e()), from the bank's predictions where they suffice."""
         concept = bank.conditional
         if self.erase_from:
             rows = torch.arange(len(bank)).split(32)
-            concept = torch.cat([backbone.predict(*_inputs(backbone, bank, hidden, chosen)).cpu() for chosen in rows])
+            concept = torch.cat([backbone.predict(*_inputs(backbone, bank, text, chosen)).cpu() for chosen in rows])
         return bank.conditional - self.eta * (concept - bank.unconditional)
 
-    def _precision(self, backbone: Backbone) -> contextlib.AbstractContextManager:
+    def _precision(self, backbone: UNetBackbone) -> contextlib.AbstractContextManager:
         if not self.autocast or backbone.dtype != torch.float32:
             return contextlib.nullcontext()
         # without the cache: it would go on using the first step's copy of the weights that are being trained
         return torch.autocast(backbone.device.type, torch.bfloat16, cache_enabled=False)
 
 
-def step_loss(backbone: Backbone, bank: TrajectoryBank, targets: Tensor, hidden: Tensor, chosen: Tensor) -> Tensor:
+def step_loss(backbone: UNetBackbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
     """Mean squared error of the student to the targets on some rows of a bank."""
-    predicted = backbone.predict(*_inputs(backbone, bank, hidden, chosen))
+    predicted = backbone.predict(*_inputs(backbone, bank, text, chosen))
     return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
 
 
-def _inputs(backbone: Backbone, bank: TrajectoryBank, hidden: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(backbone: UNetBackbone, bank: TrajectoryBank, text: Text, chosen: Tensor) -> tuple[Tensor, Tensor, Text]:
     x, t, prompt = batch_of(bank, chosen, backbone)
-    return x, t, hidden[prompt].to(x.dtype)
+    return x, t, text[prompt].to(x.dtype)

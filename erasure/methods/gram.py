@@ -18,7 +18,7 @@ from torch import Tensor
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
-from erasure.backbone.text import Span
+from erasure.backbone.text import PADDED, Span
 from erasure.concept import write_atomically
 
 BATCH = 64  # captions encoded at a time
@@ -65,7 +65,7 @@ class Gram:
             matrices[space], counts[space] = torch.zeros(width, width, dtype=torch.float64), 0
         captions = iter(captions)
         while batch := list(itertools.islice(captions, BATCH)):
-            conditioning = backbone.encode(batch)
+            conditioning = backbone.encode(batch, padded=span in PADDED)
             for space in matrices:
                 x = torch.cat(conditioning.take(span)) if space == "hidden" else conditioning.pooled
                 assert x is not None

@@ -2,7 +2,7 @@
 
 A frozen base samples trajectories once; :class:`TrajectoryBank` keeps some steps of each *with the predictions that
 sampling computed anyway*, so a training step is one forward and backward pass of the student. The student is the
-pipeline's own UNet: only the originals of the trained tensors are kept beside it, and they are back in place when
+pipeline's own denoiser: only the originals of the trained tensors are kept beside it, and they are back in place when
 training ends, however it ends.
 """
 
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from erasure.backbone import Backbone
+from erasure.backbone import UNetBackbone
+from erasure.backbone.text import Text
 from erasure.concept import write_atomically
 
 
@@ -48,9 +49,9 @@ class TrajectoryBank:
     @classmethod
     def sample(
         cls,
-        backbone: Backbone,
-        hidden: Tensor,
-        empty: Tensor,
+        backbone: UNetBackbone,
+        text: Text,
+        empty: Text,
         *,
         trajectories: int,
         keep: int | None,
@@ -63,22 +64,22 @@ class TrajectoryBank:
         """Sample from the base model as it stands.
 
         Args:
-            hidden: ``(p, length, d)`` conditioning of the prompts, taken in turn by the trajectories.
-            empty: ``(1, length, d)`` conditioning of the empty prompt.
+            text: ``p`` rows, the prompts, taken in turn by the trajectories.
+            empty: one row, the empty prompt.
             trajectories: how many to sample; never fewer than there are prompts.
             keep: steps kept of each, drawn at random without replacement; None keeps all. A trajectory is not sampled
                 beyond its last kept step, so ``keep=1`` with many trajectories is the official (expensive) scheme.
             guidance_scale: of the sampling; 1 follows the conditional prediction alone.
         """
         generator = torch.Generator().manual_seed(seed)
-        trajectories = max(trajectories, len(hidden))
+        trajectories = max(trajectories, len(text))
         parts: list[tuple[Tensor, ...]] = []
         total = backbone.timesteps(num_inference_steps)
         steps = torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(trajectories)])
         noise = torch.randn(trajectories, *backbone.latent_shape, generator=generator).to(
             backbone.device, backbone.dtype
         )
-        prompts = torch.arange(trajectories) % len(hidden)
+        prompts = torch.arange(trajectories) % len(text)
         batches = torch.arange(trajectories).split(batch_size)
         with (
             backbone.evaluating(),
@@ -86,8 +87,8 @@ class TrajectoryBank:
         ):
             for batch in batches:
                 taken = backbone.trajectory(
-                    hidden[prompts[batch]],
-                    empty.expand(len(batch), -1, -1),
+                    text[prompts[batch]],
+                    empty.repeat(len(batch)),
                     noise[batch],
                     generator=generator,
                     num_inference_steps=num_inference_steps,
@@ -258,7 +259,7 @@ def pick(bank: TrajectoryBank, batch_size: int, generator: torch.Generator) -> T
     return torch.randint(len(bank), (batch_size,), generator=generator)
 
 
-def batch_of(bank: TrajectoryBank, chosen: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+def batch_of(bank: TrajectoryBank, chosen: Tensor, backbone: UNetBackbone) -> tuple[Tensor, Tensor, Tensor]:
     """``x, t, prompt`` of some rows, where and in which dtype the backbone wants them."""
     x = bank.x[chosen].to(backbone.device, backbone.dtype)
     return x, bank.t[chosen].to(backbone.device), bank.prompt[chosen].to(backbone.device)
