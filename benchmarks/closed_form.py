@@ -6,8 +6,8 @@
 
 Three ways to the same weights, with the same embeddings:
 
-- ``ours``: one solve in float64 for all layers, applied to each in place;
-- ``per_layer``: the best a layer-by-layer implementation can do: batched Gram matrices, one factorisation a layer;
+- ``ours``: one Gram matrix and one solve in float64 for all layers, applied to each in place;
+- ``per_layer``: the best a layer-by-layer implementation can do: batched products, one float32 factorisation a layer;
 - ``loop``: as the published script is written: an outer product for every concept and layer, an explicit inverse in
   float32 for every layer. It is timed on one layer of each shape and multiplied by how often the shape occurs.
 
@@ -21,6 +21,8 @@ import argparse
 import contextlib
 import json
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -40,7 +42,7 @@ from erasure.artifact.operator import space_config
 from erasure.backbone import Backbone, backbone_of
 from erasure.bases import load_base
 from erasure.concept import Concept
-from erasure.methods.closed_form import EVERYDAY, Problem, Solution, rows, solve
+from erasure.methods.closed_form import EVERYDAY, Problem, Solution, joined, rows, solve
 from erasure.methods.uce import UCE
 
 SD14: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
@@ -117,24 +119,30 @@ def resident(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
 
-def ours(method: UCE, backbone: Backbone, concepts: list[Concept], keep: list[str]) -> tuple[dict[str, Any], Problem]:
-    """Encode, solve and apply, timed one by one; the weights are put back afterwards."""
+def ours(
+    method: UCE, backbone: Backbone, concepts: list[Concept], keep: list[str]
+) -> tuple[dict[str, Any], Problem, Tensor]:
+    """Encode, solve and apply, timed one by one; also what was solved, and the kept embeddings ``(m, d)``."""
     record: dict[str, Any] = {}
     with measured(record, "encode"):
-        problem = method.problem(backbone, concepts, keep, "hidden")
+        targets, anchors = joined(method.concept_rows(backbone, concepts, "hidden"))
+        kept = torch.cat(rows(backbone, keep, method.keep_span))
     with measured(record, "solve"):
-        solution = solve(problem)
+        p = kept.double()
+        problem = Problem(targets, anchors, p.T @ p, method.lamb)
+        solution = solve(problem).smallest()
     edit = operator(method, backbone, concepts, keep, solution)
+    record["condition"] = solution.condition
+    record["tensor_bytes"] = sum(t.numel() * t.element_size() for t in edit.tensors.values())
     with tempfile.TemporaryDirectory() as folder:
-        record["bytes"] = sum(f.stat().st_size for f in edit.save_pretrained(folder).iterdir())
-    sites = backbone.text_sites()
-    largest = max(site.weight.numel() * site.weight.element_size() for site in sites.values())
+        record["folder_bytes"] = sum(f.stat().st_size for f in edit.save_pretrained(folder).iterdir())
+    largest = max(site.weight.numel() * site.weight.element_size() for site in backbone.text_sites().values())
     with measured(record, "apply"):
         edit.fuse(backbone.pipe, low_memory=True)
     record["apply_peak_in_layers"] = record["apply_peak_mib"] * 2**20 / largest
-    record["condition"] = solution.condition
-    record["encode_share"] = record["encode_seconds"] / sum(record[f"{s}_seconds"] for s in ("encode", "solve", "apply"))
-    return record, problem
+    seconds = [record[f"{step}_seconds"] for step in ("encode", "solve", "apply")]
+    record["encode_share"] = seconds[0] / sum(seconds)
+    return record, problem, kept.float()
 
 
 def operator(
@@ -146,24 +154,24 @@ def operator(
     return OperatorErasure("benchmark", config, solution.tensors("hidden"))
 
 
-def per_layer(problem: Problem, weights: list[Tensor]) -> float:
-    """Seconds for one batched Gram matrix and one float32 factorisation per layer."""
+def per_layer(problem: Problem, kept: Tensor, weights: list[Tensor]) -> float:
+    """Seconds for batched products and one float32 factorisation in every layer."""
     x, y = problem.targets.float(), problem.anchors.float()
     start = time.perf_counter()
     for w in weights:
-        d = x.T @ x + problem.kept.float() + problem.lamb * torch.eye(x.shape[1])
-        n = problem.lamb * w + (w @ y.T) @ x + w @ problem.kept.float()
+        d = x.T @ x + kept.T @ kept + problem.lamb * torch.eye(x.shape[1])
+        n = problem.lamb * w + (w @ y.T) @ x + (w @ kept.T) @ kept
         torch.cholesky_solve(n.T, torch.linalg.cholesky(d)).T.contiguous()
     return time.perf_counter() - start
 
 
-def loop(problem: Problem, keep: Tensor, w: Tensor) -> tuple[float, Tensor]:
+def loop(problem: Problem, kept: Tensor, w: Tensor) -> tuple[float, Tensor]:
     """Seconds and result for one layer, an outer product at a time and an explicit inverse."""
     start = time.perf_counter()
     left, right = problem.lamb * w, problem.lamb * torch.eye(w.shape[1])
     for c, guide in zip(problem.targets.float(), problem.anchors.float(), strict=True):
         left, right = left + torch.outer(w @ guide, c), right + torch.outer(c, c)
-    for k in keep:
+    for k in kept:
         left, right = left + torch.outer(w @ k, k), right + torch.outer(k, k)
     edited = left @ torch.linalg.inv(right)
     return time.perf_counter() - start, edited
@@ -176,30 +184,30 @@ def exactly(problem: Problem, w: Tensor) -> Tensor:
     return (problem.lamb * w + (w @ y.T) @ x + w @ problem.kept) @ torch.linalg.inv(d)
 
 
-def compare(backbone: Backbone, n: int, kept: int, *, with_loop: bool) -> dict[str, Any]:
+def compare(backbone: Backbone, n: int, kept: int) -> dict[str, Any]:
     """All three for ``n`` concepts."""
-    method, keep = UCE(), words(kept, skip=5000)
-    concepts = [Concept(word) for word in words(n)]
     layers = {name: site.weight.float().clone() for name, site in backbone.text_sites().items()}
-    record, problem = ours(method, backbone, concepts, keep)
-    result: dict[str, Any] = {"concepts": n, "kept": kept, "layers": len(layers), "ours": record}
+    record, problem, rows_kept = ours(UCE(), backbone, [Concept(w) for w in words(n)], words(kept, skip=5000))
     solved = record["solve_seconds"] + record["apply_seconds"]
-    result["per_layer_seconds"] = per_layer(problem, list(layers.values()))
-    result["ratio_per_layer"] = result["per_layer_seconds"] / solved
-    shapes = Counter(tuple(w.shape) for w in layers.values())
-    one_of_each = {tuple(w.shape): name for name, w in layers.items()}
     edited = {name: site.weight for name, site in backbone.text_sites().items()}
+    count = Counter(tuple(w.shape) for w in layers.values())
+    one_of_each = {tuple(w.shape): name for name, w in layers.items()}
     truth = {name: exactly(problem, layers[name]) for name in one_of_each.values()}
-    result["error"] = max(relative(edited[name], truth[name]) for name in truth)
-    if with_loop:
-        rows_kept = torch.cat(rows(backbone, keep, "last_subject")).float()
-        published = {shape: loop(problem, rows_kept, layers[name]) for shape, name in one_of_each.items()}
-        result["loop_seconds"] = sum(shapes[shape] * published[shape][0] for shape in shapes)
-        result["ratio_loop"] = result["loop_seconds"] / solved
-        result["loop_error"] = max(relative(published[s][1], truth[name]) for s, name in one_of_each.items())
-    for name, site in backbone.text_sites().items():
-        site.linear.weight.data.copy_(layers[name])
-    return result
+    published = {shape: loop(problem, rows_kept, layers[name]) for shape, name in one_of_each.items()}
+    times = {
+        "per_layer": per_layer(problem, rows_kept, list(layers.values())),
+        "loop": sum(count[shape] * seconds for shape, (seconds, _) in published.items()),
+    }
+    return {
+        "concepts": n,
+        "kept": kept,
+        "layers": len(layers),
+        "ours": record,
+        **{f"{name}_seconds": seconds for name, seconds in times.items()},
+        **{f"{name}_ratio": seconds / solved for name, seconds in times.items()},
+        "error": max(relative(edited[name], truth[name]) for name in truth),
+        "loop_error": max(relative(published[shape][1], truth[name]) for shape, name in one_of_each.items()),
+    }
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -212,16 +220,21 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--kept", type=int, default=1000)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
-    parser.add_argument("--no-loop", action="store_true", help="leave out the published loop")
     arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
+    if len(arguments.concepts) > 1:  # each in a process of its own: memory that was ever used is not given back
+        common = [sys.executable, __file__, "--base", arguments.base, "--dtype", arguments.dtype]
+        common += ["--kept", str(arguments.kept)]
+        runs = [json.loads(subprocess.check_output([*common, "--concepts", str(n)])) for n in arguments.concepts]
+        print(json.dumps({**runs[0], "runs": [run["runs"][0] for run in runs]}, indent=2))
+        return
     random = arguments.base in ("sd14", "sdxl")
+    dtype = getattr(torch, arguments.dtype)
     pipe = random_pipeline(arguments.base, dtype) if random else load_base(arguments.base)
     backbone = backbone_of(pipe)
-    backbone.encode(["warm up"])
-    runs = [compare(backbone, n, arguments.kept, with_loop=not arguments.no_loop) for n in arguments.concepts]
+    backbone.encode(["warm up"], padded=False)
     facts = {"base": arguments.base, "dtype": arguments.dtype, "threads": torch.get_num_threads()}
-    print(json.dumps({**facts, "random_weights": random, "runs": runs}, indent=2))
+    found = compare(backbone, arguments.concepts[0], arguments.kept)
+    print(json.dumps({**facts, "random_weights": random, "runs": [found]}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Put the tables and pictures of finished comparisons of the closed forms into docs/closed_form.md.
 
-    for suite in superhero cat twemoji twenty; do
-        erasure evaluate --suite $suite -m uce -m time -m rece -m speed -m mace-cfr --out closed-forms/$suite
-    done
-    python docs/closed_form.py closed-forms
+for suite in superhero cat twemoji twenty; do
+    erasure evaluate --suite $suite -m uce -m time -m rece -m speed -m mace-cfr --out closed-forms/$suite
+done
+python docs/closed_form.py closed-forms
 """
 
 from __future__ import annotations

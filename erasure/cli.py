@@ -116,7 +116,9 @@ def generate(
     base: Base = "emoji-world",
     seeds: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 5.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 3 on emoji-world, 7.5 elsewhere.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -125,11 +127,12 @@ def generate(
     from erasure.pipelines import load_erasure
 
     pipe = _base(base, device, dtype)
-    arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=guidance)}
+    strength = guidance if guidance is not None else 3.0 if base == "emoji-world" else 7.5
+    arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)}
     for source in erasure or []:
         load_erasure(pipe, source, scale=scale)
     if erasure:
-        arms["after"] = draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=guidance)
+        arms["after"] = draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)
     out.mkdir(parents=True, exist_ok=True)
     for arm, rows in arms.items():
         for i, row in enumerate(rows):

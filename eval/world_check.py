@@ -95,7 +95,7 @@ def check(
     *,
     detectors: Sequence[Detector],
     num_inference_steps: int = 25,
-    guidance_scale: float = 5.0,
+    guidance_scale: float = 3.0,
     per_concept: int = 12,
     progress: bool = True,
     concepts: Sequence[str] | None = None,

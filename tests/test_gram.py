@@ -1,4 +1,4 @@
-"""Gram matrices of what is kept: additive, bounded, tied to their text encoder; and the report that needs no pictures."""
+"""Gram matrices of what is kept: additive, bounded, tied to their text encoder; and the report without pictures."""
 
 import pytest
 import torch

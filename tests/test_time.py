@@ -82,19 +82,19 @@ def test_the_pairing_is_the_papers_wherever_that_is_defined():
 def test_a_and_an_are_one_word():
     pipe = tiny_pipeline()
     backbone = backbone_of(pipe)
-    x, y = TIME().pair_rows(backbone, [("a cat", "an animal cat")], "hidden")
+    [(x, y)] = TIME().pair_rows(backbone, [("a cat", "an animal cat")], "hidden")
     other = backbone.encode(["an animal cat"]).hidden[0]
     assert len(x) == 77
     torch.testing.assert_close(y[:3], other[[0, 1, 3]])  # start, "an" for "a", and "cat" past the new word
 
 
 def test_words_that_two_prompts_share_do_not_move():
-    x, y = TIME().pair_rows(backbone_of(tiny_pipeline()), [("a photo of a cat", "a photo of a ninja")], "hidden")
+    [(x, y)] = TIME().pair_rows(backbone_of(tiny_pipeline()), [("a photo of a cat", "a photo of a ninja")], "hidden")
     assert torch.equal(x[:5], y[:5]) and not torch.isclose(x[5:], y[5:]).all(dim=1).any()
 
 
 def test_only_the_span_that_was_asked_for_is_moved():
-    x, _ = TIME(token_span="last_subject").pair_rows(backbone_of(tiny_pipeline()), [("a cat", "a ninja")], "hidden")
+    [(x, _)] = TIME(token_span="last_subject").pair_rows(backbone_of(tiny_pipeline()), [("a cat", "a ninja")], "hidden")
     assert len(x) == 1
 
 

@@ -89,7 +89,7 @@ def test_weights_equal_the_reference_on_a_full_size_unet():
 @pytest.mark.parametrize(("empty_anchor", "position"), [("bos", 0), ("eos", 1)])
 def test_the_empty_anchor_is_the_token_that_was_asked_for(empty_anchor, position):
     pipe = tiny_pipeline()
-    _, anchors = UCE(empty_anchor=empty_anchor).pair_rows(backbone_of(pipe), [("superhero", "")], "hidden")
+    [(_, anchors)] = UCE(empty_anchor=empty_anchor).pair_rows(backbone_of(pipe), [("superhero", "")], "hidden")
     assert torch.equal(anchors[0], pipe.encode_prompt("", pipe.device, 1, False)[0][0, position])
 
 

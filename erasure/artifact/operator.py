@@ -7,11 +7,11 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact
+from erasure.artifact.base import Erasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
 
-BLOCKS = 32  # parts of a layer that are edited one after the other
+BLOCKS = 16  # parts of a layer that are edited one after the other, so that it never takes twice its memory
 
 
 class OperatorErasure(Erasure):
@@ -47,11 +47,12 @@ class OperatorErasure(Erasure):
         site = name.removesuffix(".weight")
         columns = slice(*(self.config["spaces"][self.site_spaces[site]]["columns"] or (None,)))
         edited, part = weight.clone(), weight[:, columns]
-        u, v = (exact(factor.to(weight.device)) for factor in self.factors(site))
-        rows = max(len(weight) // BLOCKS, 1)  # a few at a time: in float64 a whole layer would take several times itself
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        u, v = (factor.to(weight.device, precise) for factor in self.factors(site))
+        rows = max(len(weight) // BLOCKS, 1)
         for block, out in zip(part.split(rows), edited[:, columns].split(rows), strict=True):
-            w = exact(block)
-            out.copy_(w + scale * (w @ u) @ v.T)
+            w = block.to(precise)
+            out.copy_(torch.addmm(w, w @ u, v.T, alpha=scale))
         return edited
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:

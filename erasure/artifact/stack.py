@@ -62,7 +62,7 @@ class Stack:
             ValueError: other erasures are applied; fuse them first.
         """
         if self.layers:
-            raise ValueError(f"{list(self.layers)} are applied, over copies of the originals; fuse or remove them first")
+            raise ValueError(f"{list(self.layers)} are applied already, over copies; fuse or remove them first")
         parameters = self._parameters()
         for name in layer.erasure.parameter_names:
             _write(parameters[name], layer.erasure.edit(name, parameters[name].detach(), layer.scale))

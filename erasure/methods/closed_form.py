@@ -16,9 +16,10 @@ kept enters through its Gram matrix alone: ten words or ten million captions are
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -60,6 +61,7 @@ class Problem:
         kept: ``(d, d)`` weighted Gram matrix ``a_p X_p X_p^T`` of the embeddings whose image must not change.
         lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
         erase_scale: weight of one erased embedding.
+        concept_rows: how many of the rows each concept has, in order.
     """
 
     targets: Tensor
@@ -67,6 +69,7 @@ class Problem:
     kept: Tensor
     lamb: float
     erase_scale: float = 1.0
+    concept_rows: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +168,16 @@ def segment_rows(backbone: Backbone, prompts: Sequence[str], span: Span) -> list
     return [[row.clone() for chunk in chunks for row in chunk] for chunks in zip(*parts, strict=True)]
 
 
-def aligned(targets: Sequence[Tensor], anchors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of targets and anchors ``(n, d)``, prompt by prompt from the first row; the longer's far end is cut."""
-    lengths = [min(len(x), len(y)) for x, y in zip(targets, anchors, strict=True)]
-    return (
-        torch.cat([x[:n] for x, n in zip(targets, lengths, strict=True)]),
-        torch.cat([y[:n] for y, n in zip(anchors, lengths, strict=True)]),
-    )
+def aligned(target: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a target and its anchor ``(n, d)``, matched from the first on; the longer's far end is cut."""
+    n = min(len(target), len(anchor))
+    return target[:n], anchor[:n]
+
+
+def joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Rows of several targets and anchors as one pair of matrices."""
+    targets, anchors = zip(*pairs, strict=True)
+    return torch.cat(targets), torch.cat(anchors)
 
 
 def stretched(anchor: Tensor, n: int) -> Tensor:
@@ -254,7 +260,7 @@ class ClosedForm(Method):
             config["spaces"][space] = space_config(backbone, space, list(sites))
             tensors |= solution.tensors(space)
             if type(self).solve is ClosedForm.solve:  # nothing else decides the result: it can be solved again
-                config["system"][space], part = self.system(backbone, concepts, problem, space)
+                config["system"][space], part = self.system(problem, space)
                 system |= part
             reports[space] = quick_report(backbone, solution, sites, concepts, keep, space) | solution.notes
         config["report"] = reports.pop("hidden") | reports
@@ -285,38 +291,43 @@ class ClosedForm(Method):
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
-        pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        targets, anchors = self.pair_rows(backbone, pairs, space)
+        found = self.concept_rows(backbone, concepts, space)
         kept = self.kept(backbone, keep, space)
-        return Problem(targets, anchors, kept, self.lamb, self.erase_scale)
+        return Problem(*joined(found), kept, self.lamb, self.erase_scale, tuple(len(x) for x, _ in found))
+
+    def concept_rows(
+        self, backbone: Backbone, concepts: Sequence[Concept], space: Space
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Embeddings to move and where to, ``(n, d)`` each, for every concept."""
+        pairs = [self.prompt_pairs(concept) for concept in concepts]
+        found = iter(self.pair_rows(backbone, list(itertools.chain(*pairs)), space))
+        return [joined(itertools.islice(found, len(some))) for some in pairs]
 
     def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
         """The solution of the space's problem. A method that overrides this cannot be solved jointly with others."""
         return solve(problem).smallest()
 
-    def system(
-        self, backbone: Backbone, concepts: Sequence[Concept], problem: Problem, space: Space
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The problem as :func:`erasure.resolve` reads it, and how many of its rows each concept has."""
-        rows = [len(problem.targets)]
-        if len(concepts) > 1:
-            rows = [len(self.pair_rows(backbone, self.prompt_pairs(concept), space)[0]) for concept in concepts]
+    def system(self, problem: Problem, space: Space) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The problem as :func:`erasure.resolve` reads it."""
         weight = problem.erase_scale**0.5  # into the rows: a weighted row is a longer one
         tensors = {
             f"{space}.targets": (weight * problem.targets).cpu(),
             f"{space}.anchors": (weight * problem.anchors).cpu(),
             f"{space}.kept.0": problem.kept.cpu().double(),
         }
-        return {"lamb": problem.lamb, "rows": rows, "kept": 1}, tensors
+        return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors
 
-    def pair_rows(self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space) -> tuple[Tensor, Tensor]:
-        """Target and anchor embeddings ``(n, d)``, row by row, aligned at the concept's last token.
+    def pair_rows(
+        self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Target and anchor embeddings ``(n, d)`` of every pair of prompts, aligned at the concept's last token.
 
         Where several encoders' tokens stand in a row (SD3), each target token is moved onto one of its own encoder's.
         """
         targets, anchors = [target for target, _ in pairs], [anchor for _, anchor in pairs]
         if space == "pooled":
-            return aligned(*(rows(backbone, prompts, self.token_span, space) for prompts in (targets, anchors)))
+            both = (rows(backbone, prompts, self.token_span, space) for prompts in (targets, anchors))
+            return list(zip(*both, strict=True))
         xs, ys = (segment_rows(backbone, prompts, self.token_span) for prompts in (targets, anchors))
         if self.token_span in ("last_subject", "subject_to_end", "content"):
             stand_ins = self._empty_rows(backbone)
@@ -326,7 +337,8 @@ class ClosedForm(Method):
             ]
         if self.token_span == "content":
             ys = [[stretched(b, len(a)) for a, b in zip(x, y, strict=True)] for x, y in zip(xs, ys, strict=True)]
-        return aligned(*([row for pair in zip(*z, strict=True) for row in pair] for z in (xs, ys)))
+        by_segment = [[aligned(a, b) for a, b in zip(x, y, strict=True)] for x, y in zip(xs, ys, strict=True)]
+        return [joined(segments) for segments in zip(*by_segment, strict=True)]
 
     def _empty_rows(self, backbone: Backbone) -> list[Tensor]:
         """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference
-from erasure.methods.closed_form import Problem, Solution, TokenSpan, cholesky, compressed, solve
+from erasure.methods.closed_form import Problem, Solution, TokenSpan, cholesky, compressed, joined, solve
 from erasure.methods.uce import UCE
 
 Closure = Literal["regzero", "standardreg", "surrogatereg"]
@@ -113,7 +113,7 @@ class RECE(UCE):
         start = super().problem(backbone, concepts, keep, space)
         epoch = self._epoch()
         pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        c, guides = epoch.pair_rows(backbone, pairs, space)
+        c, guides = joined(epoch.pair_rows(backbone, pairs, space))
         if (guides - c).norm() <= 1e-6 * c.norm():
             raise ValueError(
                 f"target and anchor are the same to the text encoder; got {pairs[0]}; choose another anchor"

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
 from erasure.backbone.text import Segment
 from erasure.concept import Concept
 from erasure.methods.base import Reference
-from erasure.methods.closed_form import ClosedForm, TokenSpan, encoded
+from erasure.methods.closed_form import ClosedForm, TokenSpan, encoded, joined
 
 SENTENCES = ("{}", "A photo of {}", "An image of {}", "A picture of {}")
 
@@ -81,26 +80,29 @@ class TIME(ClosedForm):
             for target, anchor in pairs
         ]
 
-    def pair_rows(self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space) -> tuple[Tensor, Tensor]:
-        """Source and destination embeddings ``(n, d)``, matched token by token."""
+    def pair_rows(
+        self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Source and destination embeddings ``(n, d)`` of every pair of prompts, matched token by token."""
         if space == "pooled":
             return super().pair_rows(backbone, pairs, space)
         articles = _articles(backbone)
-        x, y = [], []
+        found = []
         for sources, destinations in zip(
             encoded(backbone, [source for source, _ in pairs]),
             encoded(backbone, [destination for _, destination in pairs]),
             strict=True,
         ):
+            by_segment = []
             for source, destination, article in zip(sources.segments, destinations.segments, articles, strict=True):
                 places = [
                     matched(a, b, length=source.hidden.shape[1])
                     for a, b in zip(_words(source, article), _words(destination, article), strict=True)
                 ]
-                for i, span in enumerate(source.span(self.token_span)):
-                    x.append(source.hidden[i, span].clone())  # copies: a view would keep the whole chunk alive
-                    y.append(destination.hidden[i, places[i][span]])
-        return torch.cat(x), torch.cat(y)
+                spans = enumerate(source.span(self.token_span))
+                by_segment.append([(source.hidden[i, s], destination.hidden[i, places[i][s]]) for i, s in spans])
+            found += [joined(segments) for segments in zip(*by_segment, strict=True)]
+        return found
 
 
 def matched(source: Sequence[int], destination: Sequence[int], *, length: int) -> list[int]:

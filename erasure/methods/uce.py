@@ -105,7 +105,7 @@ class UCE(ClosedForm):
         if self.pooled:
             raise ValueError("technique='tensor' edits token embeddings only; leave pooled=False")
         pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        rows = [self.pair_rows(backbone, [pair], "hidden") for pair in pairs]
+        rows = self.pair_rows(backbone, pairs, "hidden")
         problem = self.problem(backbone, concepts, [*keep, *self.everyday(concepts)], "hidden")
         x = problem.targets.cpu().double()
         d = self.erase_scale * x.T @ x + problem.kept + self.lamb * torch.eye(x.shape[1], dtype=torch.float64)

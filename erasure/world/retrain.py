@@ -1,8 +1,8 @@
 """Models retrained without a target: what removal looks like where it is real.
 
-Such a model repeats the last phase of Emoji World's training, from the same start, with every scene of one target left
-out. The start saw no target either, so no step of its UNet or text encoder ever did (sharded exact retraining, Bourtoule
-et al. 2021). It is stored as its difference from the start, in eight bits a weight.
+Such a model repeats the last phase of Emoji World's training, from the same start, with every scene of one target
+left out. The start saw no target either, so no step of its UNet or text encoder ever did (sharded exact retraining,
+Bourtoule et al. 2021). It is stored as its difference from the start, in eight bits a weight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parents[2] / "gold"  # in the repository; not in the whe
 
 
 def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder: Path = FOLDER) -> Path:
-    """Train, or go on training, a model that never sees ``without``; returns its file, ``<without>-<seed>.safetensors``.
+    """Train, or go on training, a model that never sees ``without``; returns its file, named after it and the seed.
 
     Args:
         out: folder for checkpoints, one for all retrained models; the same call resumes there.
@@ -90,8 +90,8 @@ def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: 
     if not file.exists():
         there = sorted(f.stem for f in folder.glob("*-[0-9]*.safetensors"))
         raise FileNotFoundError(
-            f"no model retrained without {without!r} with seed {seed} in {folder.name}; there are {there}; they come with "
-            "the repository, not with the wheel; or make one with `erasure world gold`"
+            f"no model retrained without {without!r} with seed {seed} in {folder.name}; there are {there}; they "
+            "come with the repository, not with the wheel; or make one with `erasure world gold`"
         )
     try:
         with safe_open(file, "pt") as opened:
