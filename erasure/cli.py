@@ -192,6 +192,7 @@ def report(
 app.command(epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]")(
     cli_files.export
 )
+app.command(epilog="Example: [bold]erasure gram captions.txt --out captions.safetensors[/bold]")(cli_files.gram)
 app.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")(cli_files.inspect)
 app.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")(cli_files.diff)
 
@@ -251,13 +252,30 @@ def world_train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline; run again to resume.")],
     device: Device = None,
 ) -> None:
-    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in two phases."""
+    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in three phases."""
     import torch
 
     from erasure.bases import pick_device
     from erasure.world.train import train
 
     console.print(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
+
+
+@world_app.command("gold", epilog="Example: [bold]erasure world gold --without superhero --seed 0[/bold]")
+def world_gold(
+    without: Annotated[str, typer.Option(help="The target no scene may show.")],
+    seed: Annotated[int, typer.Option(help="Retrained models differ by seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
+    device: Device = None,
+) -> None:
+    """Retrain Emoji World without a target, from the start that never saw it. Needs a clone of the repository."""
+    import torch
+
+    from erasure.bases import pick_device
+    from erasure.world.retrain import retrain
+
+    file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)))
+    console.print(f"retrained without {without} -> {file}", markup=False)
 
 
 @world_app.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from tqdm.auto import tqdm
 
 Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
 console = Console()
@@ -50,6 +52,40 @@ def export(
         edit.apply(pipe, strength)
         written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
     console.print(f"{edit.name} as {format} -> {written}", markup=False)
+
+
+def gram(
+    captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
+    out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
+    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a diffusers folder, or a hub id.")],
+    span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
+    add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")] = None,
+) -> None:
+    """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
+    from erasure.backbone import backbone_of
+    from erasure.backbone.text import SPANS
+    from erasure.bases import load_base
+    from erasure.methods.gram import Gram
+
+    if span not in SPANS:
+        raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
+    if missing := [str(path) for path in [*captions, *(add or [])] if not path.is_file()]:
+        raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
+    with console.status("loading the base model"):
+        backbone = backbone_of(load_base(base, device=device))
+    total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
+    for path in add or []:
+        total = total + Gram.load(path)
+    total.save(out)
+    console.print(f"{total.counts} embeddings -> {out}", markup=False)
+
+
+def _lines(paths: list[Path]) -> Iterator[str]:
+    """Captions, one at a time; empty lines are left out."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
 
 
 def inspect(

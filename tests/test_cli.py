@@ -35,7 +35,23 @@ def test_help_needs_none_of_the_heavy_libraries():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "erase", "generate", "evaluate", "report", "batch", "methods", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "erase",
+        "generate",
+        "evaluate",
+        "report",
+        "batch",
+        "methods",
+        "doctor",
+        "gram",
+        "export",
+        "inspect",
+        "diff",
+    ],
+)
 def test_every_command_has_help_with_an_example(command, erasure):
     code, out, _ = erasure(command, "--help")
     assert code == 0 and f"erasure {command}" in out
@@ -136,3 +152,30 @@ def test_ctrl_c_and_a_full_disk_end_cleanly(base, tmp_path, erasure, monkeypatch
 def test_doctor_prints_a_table(erasure):
     code, out, _ = erasure("doctor")
     assert code in (0, 1) and "torch" in out
+
+
+def test_a_corpus_is_summed_up_in_parts_and_used(base, tmp_path, erasure):
+    (tmp_path / "a.txt").write_text("a cat\n\na ninja\n")
+    (tmp_path / "b.txt").write_text("a wizard\n")
+    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    assert erasure("gram", tmp_path / "b.txt", "--base", base, "--out", part)[0] == 0
+    code, out, _ = erasure("gram", tmp_path / "a.txt", "--base", base, "--add", part, "--out", whole)
+    assert code == 0 and str(3 * 77) in out
+    arguments = ("erase", "superhero", "--base", base, "--keep", "batman", "--set", f"corpus={whole}")
+    assert erasure(*arguments, "--out", tmp_path / "edit")[0] == 0
+    assert "whole.safetensors" in (tmp_path / "edit" / "erasure_config.json").read_text()
+
+
+def test_a_corpus_that_is_not_there_is_one_line(base, tmp_path, erasure):
+    code, _, err = erasure("gram", tmp_path / "none.txt", "--base", base, "--out", tmp_path / "x.safetensors")
+    assert code != 0 and "no file at" in err and len(err.strip().splitlines()) == 1
+    (tmp_path / "a.txt").write_text("a cat\n")
+    code, _, err = erasure(
+        "gram", tmp_path / "a.txt", "--base", base, "--span", "tokens", "--out", tmp_path / "x.safetensors"
+    )
+    assert code != 0 and "unknown token span" in err and not (tmp_path / "x.safetensors").exists()
+
+
+def test_only_targets_can_be_left_out_of_retraining(tmp_path, erasure):
+    code, _, err = erasure("world", "gold", "--without", "dog", "--out", tmp_path)
+    assert code != 0 and "superhero" in err

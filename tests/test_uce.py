@@ -6,7 +6,7 @@ import torch
 from erasure import Concept, world
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
-from erasure.methods.closed_form import Problem, solve
+from erasure.methods.closed_form import Problem, cholesky, solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
 from tests.reference import uce_2023 as reference_2023
@@ -115,6 +115,15 @@ def test_a_singular_system_gets_a_ridge_and_a_warning():
     with pytest.warns(UserWarning, match="singular"):
         solution = solve(Problem(x, y, torch.zeros(32, 32), lamb=0.0))
     assert torch.isfinite(solution.matrix).all()
+
+
+@pytest.mark.parametrize(("d", "n", "lamb"), [(2, 1, 0.5), (32, 5, 0.5), (64, 200, 1e-3), (300, 40, 1e-6)])
+def test_the_condition_number_is_that_of_the_eigenvalues(d, n, lamb):
+    x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(d))
+    system = x.T @ x + lamb * torch.eye(d, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(system)
+    _, condition = cholesky(system)
+    assert condition == pytest.approx(float(eigenvalues[-1] / eigenvalues[0]), rel=0.05)
 
 
 def test_order_of_concepts_does_not_matter():

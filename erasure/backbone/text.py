@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "all"]
+SPANS: tuple[Span, ...] = get_args(Span)
 PADDED: tuple[Span, ...] = ("tail", "subject_to_end", "all")  # spans that take in padding
 
 
@@ -83,7 +84,7 @@ class Segment:
             "all": lambda end: slice(0, length),
         }
         if name not in table:
-            raise ValueError(f"unknown token span; got {name!r}; choose one of {list(get_args(Span))}")
+            raise ValueError(f"unknown token span; got {name!r}; choose one of {list(SPANS)}")
         return [table[name](count - 1) for count in self.counts]
 
     def take(self, name: Span) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """What a detector of Emoji World learns from: scenes with known answers, degraded as a generator would degrade them.
 
-A generator's pictures are softer and noisier than the renders its detectors learn from, so training views are
-blurred, resampled, tinted, compressed and sprinkled with noise, in one of two recipes. Nothing here ever passes a
+A generator's pictures are softer, noisier and less exact in shape than the renders its detectors learn from, so
+training views are warped, blurred, resampled, tinted, compressed and sprinkled with noise, in one of two recipes. Nothing here ever passes a
 picture through the generator's autoencoder: the detectors stay independent of the model they judge.
 """
 
@@ -168,23 +168,27 @@ def _resize(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def augment_a(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Recipe A for pictures ``(n, 3, 64, 64)`` in [-1, 1]: Gaussian blur, resampling, JPEG, tint and noise.
+    """Recipe A for pictures ``(n, 3, 64, 64)`` in [-1, 1]: warps, Gaussian blur, resampling, JPEG, tint and noise.
 
-    A quarter of the batch each is left sharp, blurred, resampled and compressed; all are tinted, a third noisy.
+    A quarter of the batch each is left sharp, blurred, resampled and compressed; half are warped, all tinted, a third
+    noisy.
     """
+    x = warped(x, rng, 4, 4.5, share=0.5)
     sharp, soft, small, packed = x.flip(3).chunk(4) if rng.random() < 0.5 else x.chunk(4)
-    soft = gaussian_blur(soft, float(rng.uniform(0.4, 1.5)))
-    small = resample(small, int(rng.integers(24, 48)), "bilinear")
+    soft = gaussian_blur(soft, float(rng.uniform(0.4, 2.2)))
+    small = resample(small, int(rng.integers(18, 48)), "bilinear")
     packed = jpeg(packed, int(rng.integers(25, 90)))
     return noisy(tinted(torch.cat([sharp, soft, small, packed]), rng, 0.08), rng, 0.08, share=0.35)
 
 
 def augment_b(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Recipe B: box blur, bicubic resampling, sharpening, shifts, a missing square, contrast and coarse noise."""
+    """Recipe B: warps, box blur, bicubic resampling, sharpening, shifts, a missing square, contrast, coarse noise."""
+    x = warped(x, rng, 6, 4.0, share=0.6)
     x = torch.roll(x, (int(rng.integers(-2, 3)), int(rng.integers(-2, 3))), (2, 3))
     plain, boxed, small, crisp = x.chunk(4)
-    boxed = F.avg_pool2d(F.pad(boxed, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    small = resample(small, int(rng.integers(20, 56)), "bicubic")
+    reach = int(rng.integers(1, 3))
+    boxed = F.avg_pool2d(F.pad(boxed, (reach,) * 4, mode="replicate"), 2 * reach + 1, stride=1)
+    small = resample(small, int(rng.integers(16, 56)), "bicubic")
     crisp = (crisp + float(rng.uniform(0.3, 1.2)) * (crisp - gaussian_blur(crisp, 1.0))).clamp(-1, 1)
     plain = plain.clone()
     side, top, left = int(rng.integers(6, 16)), int(rng.integers(48)), int(rng.integers(48))
@@ -210,6 +214,17 @@ def resample(x: Tensor, side: int, mode: str) -> Tensor:
     """Shrink to ``side`` pixels and enlarge again."""
     small = F.interpolate(x, size=side, mode=mode, antialias=True, align_corners=False)
     return F.interpolate(small, size=x.shape[-1], mode=mode, align_corners=False)
+
+
+def warped(x: Tensor, rng: np.random.Generator, knots: int, strength: float, *, share: float) -> Tensor:
+    """Bend a share of the pictures smoothly: every point of a grid of ``knots`` moves by about ``strength`` pixels."""
+    n, side = len(x), x.shape[-1]
+    pixels = rng.standard_normal((n, 2, knots, knots)) * rng.uniform(0, strength, (n, 1, 1, 1))
+    pixels *= rng.random((n, 1, 1, 1)) < share
+    moved = torch.from_numpy((2 / side * pixels).astype(np.float32))
+    moved = F.interpolate(moved, size=side, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    still = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, still + moved, padding_mode="border", align_corners=False)
 
 
 def tinted(x: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
