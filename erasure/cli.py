@@ -211,7 +211,7 @@ def batch(
     if dry_run:
         table = Table("cell", "base", "concept", "method", "seed")
         for cell in cells:
-            table.add_row(cell.key, cell.base, cell.concept.name, cell.method.name, str(cell.seed))
+            table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
         console.print(table)
         return
     if run(plan, device=device, console=console):

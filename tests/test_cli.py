@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +180,9 @@ def test_a_corpus_that_is_not_there_is_one_line(base, tmp_path, erasure):
 def test_only_targets_can_be_left_out_of_retraining(tmp_path, erasure):
     code, _, err = erasure("world", "gold", "--without", "dog", "--out", tmp_path)
     assert code != 0 and "superhero" in err
+
+
+def test_a_recipe_can_be_looked_at_first(erasure):
+    recipe = Path(__file__).parents[1] / "docs" / "recipes" / "world.yaml"
+    code, out, _ = erasure("batch", recipe, "--dry-run")
+    assert code == 0 and "superhero" in out and "uce" in out

@@ -16,9 +16,10 @@ BLOCKS = 16  # parts of a layer that are edited one after the other, so that it 
 
 class OperatorErasure(Erasure):
     """``W' = W (I + s U V^T)`` for every text site, with ``U, V`` of shape ``(d, n)``: d the width of the text
-    embeddings, n the number of edited embeddings. Kilobytes, whatever the size of the model.
+    embeddings, n at most the number of edited embeddings. Kilobytes, whatever the size of the model.
 
-    ``U`` holds where each edited embedding is moved (anchor minus target), ``V`` how strongly any embedding takes part.
+    For each edited embedding ``U`` holds where it is moved (anchor minus target), ``V`` how strongly any embedding
+    takes part; where fewer columns say the same, they are combinations of these.
 
     Tensors are called ``hidden.u`` and ``hidden.v``, with ``pooled.u`` and ``pooled.v`` beside them where pooled
     embeddings are edited too. A method that solves for each layer on its own adds ``<site>.v``, which takes the place

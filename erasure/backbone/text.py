@@ -133,6 +133,16 @@ class Conditioning:
         """The embeddings of a span: one ``(tokens, d)`` tensor a prompt, all segments after one another."""
         return [torch.cat(parts) for parts in zip(*(segment.take(name) for segment in self.segments), strict=True)]
 
+    def pooled_rows(self) -> list[Tensor]:
+        """The pooled embedding of each prompt, ``(1, d_pooled)``.
+
+        Raises:
+            ValueError: the architecture has none.
+        """
+        if self.pooled is None:
+            raise ValueError("this architecture has no pooled text embedding; leave pooled=False")
+        return list(self.pooled[:, None])
+
     @property
     def _only(self) -> Segment:
         if len(self.segments) != 1:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure.artifact import OperatorErasure
+from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
 from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
@@ -172,7 +172,7 @@ def encoded(backbone: Backbone, prompts: Sequence[str], span: Span = "all") -> I
 
 def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
     """The embeddings of a span of each prompt, ``(tokens, d)`` each; in the pooled space one row a prompt."""
-    parts = [c.take(span) if space == "hidden" else list(c.pooled[:, None]) for c in encoded(backbone, prompts, span)]
+    parts = [c.take(span) if space == "hidden" else c.pooled_rows() for c in encoded(backbone, prompts, span)]
     return [row.clone() for part in parts for row in part]  # copies: a view would keep the whole chunk alive
 
 
@@ -257,7 +257,7 @@ class ClosedForm(Method):
         keep: Sequence[str] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = True,
-    ) -> OperatorErasure:
+    ) -> Erasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
         check_request(concepts, keep)
         everyday = self.everyday(concepts)

@@ -67,9 +67,8 @@ class Gram:
         while batch := list(itertools.islice(captions, BATCH)):
             conditioning = backbone.encode(batch, padded=span in PADDED)
             for space in matrices:
-                x = torch.cat(conditioning.take(span)) if space == "hidden" else conditioning.pooled
-                assert x is not None
-                x = x.cpu().double()
+                rows = conditioning.take(span) if space == "hidden" else conditioning.pooled_rows()
+                x = torch.cat(rows).cpu().double()
                 matrices[space].addmm_(x.T, x)
                 counts[space] += len(x)
         return cls(matrices, counts, span, _encoders(backbone))
@@ -99,7 +98,7 @@ class Gram:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: ``d^2`` numbers in float64 for each space, and what they are of."""
         facts = {"counts": self.counts, "span": self.span, "encoders": self.encoders}
-        write_atomically(Path(path), save(dict(self.matrices), metadata={"gram": json.dumps(facts)}))
+        write_atomically(Path(path), save({str(space): matrix for space, matrix in self.matrices.items()}, metadata={"gram": json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

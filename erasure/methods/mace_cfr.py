@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erasure.artifact import OperatorErasure
+from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.text import Segment
 from erasure.concept import Concept, with_article
@@ -180,7 +180,7 @@ class MACECFR(ClosedForm):
         keep: Sequence[str] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = True,
-    ) -> OperatorErasure:
+    ) -> Erasure:
         if self.token_span != "last_subject":
             raise ValueError(
                 f"MACE-CFR edits the words around the concept; got token_span={self.token_span!r}; leave it out, and "

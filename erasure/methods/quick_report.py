@@ -89,11 +89,10 @@ def quick_report(
 
 
 def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
-    conditioning = backbone.encode([with_article(p) for p in prompts])
+    conditioning = backbone.encode([with_article(p) for p in prompts], padded=False)
     if space == "pooled":
-        assert conditioning.pooled is not None
-        return conditioning.pooled.float()
-    return torch.cat([r[:2] for segment in conditioning.segments for r in segment.take("subject_to_end")]).float()
+        return torch.cat(conditioning.pooled_rows()).float()
+    return torch.cat([r for span in ("last_subject", "eos") for r in conditioning.take(span)]).float()
 
 
 def _root(v: Tensor) -> Tensor:

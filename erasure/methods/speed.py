@@ -15,7 +15,7 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from erasure.artifact import OperatorErasure
+from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept, with_article
 from erasure.methods.base import Reference
@@ -142,7 +142,7 @@ class SPEED(ClosedForm):
         keep: Sequence[str] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = True,
-    ) -> OperatorErasure:
+    ) -> Erasure:
         if self.preserve_scale != 1.0:
             raise ValueError(
                 f"SPEED gives what is kept no weight; got preserve_scale={self.preserve_scale}; leave it at 1 and "
