@@ -288,20 +288,24 @@ def world_check(
     device: Device = None,
 ) -> None:
     """Measure the quality gate on generated pictures and write the world's card."""
+    from erasure.eval.detectors.mean import MeanDetector
     from erasure.eval.detectors.world import detectors
-    from erasure.eval.world_check import calibrated, check
+    from erasure.eval.world_check import calibrated, check, contact_sheet, disputed
 
     eyes = detectors()
-    result = check(_base(base, device), detectors=eyes, per_concept=per_concept, cache_dir=out / "cache")
+    judges = [*eyes, MeanDetector(eyes)]
+    result = check(_base(base, device), detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")
+    if doubts := disputed(eyes, result):
+        contact_sheet(*zip(*doubts, strict=True), out / "disputed.png")  # type: ignore[arg-type]
     for detector in eyes:
         calibrated(detector, result).to_json(out / f"{detector.name}.json")
     table = Table("figure", *result.settings["detectors"])
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))
     console.print(table)
-    console.print(f"card and contact sheet -> {out}", markup=False)
+    console.print(f"card and contact sheets -> {out}", markup=False)
     if not result.passed:
         _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
 

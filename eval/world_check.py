@@ -305,6 +305,24 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
     return dataclasses.replace(detector.card, sensitivity=sensitivity, specificity=specificity, notes=notes)
 
 
+def disputed(detectors: Sequence[Detector], result: Check) -> list[tuple[Image.Image, str]]:
+    """Pictures of the first figure that some detector calls something else, each with what was asked and what is seen.
+
+    For the hand-check: whoever looks at them decides whether the picture or the detector is wrong.
+    """
+    singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
+    seen = []
+    for detector in detectors:
+        names = detector.labels("concept")
+        seen.append([names[i] for i in detector.scores([image for _, image in singles], "concept").argmax(axis=1)])
+    found = zip(singles, zip(*seen, strict=True), strict=True)
+    return [
+        (image, f"{ask.concepts[0][:17]:17}{' | '.join(answers)}")
+        for (ask, image), answers in found
+        if any(answer != ask.concepts[0] for answer in answers)
+    ]
+
+
 # --- what is written -------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from erasure.eval import world_check
 from erasure.eval.detectors.base import NOTHING, DetectorCard
 from erasure.eval.detectors.classifier import labels
-from erasure.eval.world_check import Ask, asks, calibrated, check, contact_sheet
+from erasure.eval.detectors.mean import MeanDetector
+from erasure.eval.world_check import Ask, asks, calibrated, check, contact_sheet, disputed
 from erasure.world.spec import spec
 
 SETTINGS = {"per_concept": 2, "progress": False, "autocast": False}
@@ -152,3 +153,49 @@ def test_a_contact_sheet_holds_every_picture(tmp_path) -> None:
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = {colour for _, colour in sheet.getcolors(1 << 20)}
     assert {(i, 255 - i, 9) for i in range(14)} <= colours
+
+
+class Contrary(Oracle):
+    """Says "ninja" to every picture, a little more surely than the oracle says what it sees."""
+
+    name, card = "contrary", DetectorCard("contrary", "1")
+    sure = 1.0
+
+    def scores(self, images: list[Image.Image], attribute: str) -> np.ndarray:
+        p = np.zeros((len(images), len(labels(attribute))))
+        p[:, labels(attribute).index("ninja") if attribute == "concept" else 0] = self.sure
+        return p
+
+
+def test_disputed_pictures_are_those_a_detector_calls_something_else() -> None:
+    asked = list(asks(SETTINGS["per_concept"]))
+    texts = [ask.text for ask in asked]
+    eyes = [Oracle(asked), Contrary(asked)]
+    result = check(CodedPipe(texts), detectors=eyes[:1], **SETTINGS)
+    assert disputed(eyes[:1], result) == []
+    found = disputed(eyes, result)
+    assert len(found) == 2 * (len(spec().concepts) - 1)
+    assert any(label.startswith("superhero") and label.endswith("superhero | ninja") for _, label in found)
+
+
+def test_the_mean_of_detectors_goes_with_the_surer_one() -> None:
+    asked = list(asks(SETTINGS["per_concept"]))
+    result = check(CodedPipe([ask.text for ask in asked]), detectors=[Oracle(asked)], **SETTINGS)
+    images = [image for _, image in result.pictures]
+    timid = Contrary(asked)
+    timid.sure = 0.4
+    mean = MeanDetector([Oracle(asked), timid])
+    assert mean.name == "oracle + contrary" and mean.labels("concept") == labels("concept")
+    oracle = Oracle(asked).scores(images, "concept")
+    single = oracle.sum(axis=1) == 1
+    assert (mean.scores(images, "concept").argmax(1) == oracle.argmax(1))[single].all() and single.sum() > 100
+    np.testing.assert_allclose(mean.scores(images, "concept"), (oracle + timid.scores(images, "concept")) / 2)
+
+
+def test_a_mean_of_one_or_of_strangers_is_refused() -> None:
+    with pytest.raises(ValueError, match="two detectors"):
+        MeanDetector([Oracle([])])
+    stranger = Oracle([])
+    stranger.labels = lambda attribute: ("cat", NOTHING)
+    with pytest.raises(ValueError, match="same labels"):
+        MeanDetector([Oracle([]), stranger])

@@ -98,7 +98,10 @@ class Gram:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: ``d^2`` numbers in float64 for each space, and what they are of."""
         facts = {"counts": self.counts, "span": self.span, "encoders": self.encoders}
-        write_atomically(Path(path), save({str(space): matrix for space, matrix in self.matrices.items()}, metadata={"gram": json.dumps(facts)}))
+        write_atomically(
+            Path(path),
+            save({str(space): matrix for space, matrix in self.matrices.items()}, metadata={"gram": json.dumps(facts)}),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

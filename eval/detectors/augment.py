@@ -1,8 +1,9 @@
 """What a detector of Emoji World learns from: scenes with known answers, degraded as a generator would degrade them.
 
 A generator's pictures are softer, noisier and less exact in shape than the renders its detectors learn from, so
-training views are warped, blurred, resampled, tinted, compressed and sprinkled with noise, in one of two recipes. Nothing here ever passes a
-picture through the generator's autoencoder: the detectors stay independent of the model they judge.
+training views are warped, blurred, resampled, tinted, compressed and sprinkled with noise, in one of two recipes.
+Nothing here ever passes a picture through the generator's autoencoder: the detectors stay independent of the model
+they judge.
 """
 
 from __future__ import annotations
