@@ -49,7 +49,8 @@ class OperatorErasure(Erasure):
         columns = slice(*(self.config["spaces"][self.site_spaces[site]]["columns"] or (None,)))
         edited, part = weight.clone(), weight[:, columns]
         precise = torch.promote_types(weight.dtype, torch.float32)
-        u, v = (factor.to(weight.device, precise) for factor in self.factors(site))
+        # flattened and back: one memory layout, so that an erasure read from its file gives the same bits
+        u, v = (factor.to(weight.device, precise).flatten().view(factor.shape) for factor in self.factors(site))
         rows = max(len(weight) // BLOCKS, 1)
         for block, out in zip(part.split(rows), edited[:, columns].split(rows), strict=True):
             w = block.to(precise)

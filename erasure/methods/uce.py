@@ -58,6 +58,8 @@ class UCE(ClosedForm):
             "synonyms": True,
             "keep_span": "all",
             "keep_everyday": True,
+            "expand_prompts": True,  # on Emoji World the concept survives in sentences about a style without them
+            "erase_scale": 3.0,
         },
         "official-2025": {},
         "official-2023": {
