@@ -19,12 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def table(evaluation: Evaluation) -> str:
-    """One line per model and detector: rates with their intervals."""
+    """One line per model and detector: rates with their intervals, for the groups the suite has."""
     rows = {(row.arm, row.detector, row.group): row for row in evaluation.rows()}
-    lines = ["| model | judged by | target seen | neighbours right | unrelated right |", "|---|---|---|---|---|"]
+    titles = {"target": "target seen", "neighbours": "neighbours right", "unrelated": "unrelated right"}
+    groups = [group for group in titles if any(key[2] == group for key in rows)]
+    head = ["model", "judged by", *(titles[group] for group in groups)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm in evaluation.arms:
         for detector in evaluation.detectors:
-            cells = [str(rows[arm.name, detector, group].rate) for group in ("target", "neighbours", "unrelated")]
+            cells = [str(rows[arm.name, detector, group].rate) for group in groups]
             lines.append(f"| {arm.name} | {detector} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

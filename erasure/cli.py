@@ -298,7 +298,7 @@ def world_check(
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")
     if doubts := disputed(eyes, result):
-        contact_sheet(*zip(*doubts, strict=True), out / "disputed.png")  # type: ignore[arg-type]
+        contact_sheet([image for image, _ in doubts], [text for _, text in doubts], out / "disputed.png")
     for detector in eyes:
         calibrated(detector, result).to_json(out / f"{detector.name}.json")
     table = Table("figure", *result.settings["detectors"])

@@ -105,8 +105,8 @@ class SPEED(ClosedForm):
         "Ouxiang-Li/SPEED",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Without filter and copies, unlike the paper: of nine settings tried on Emoji World this one lost least of the
-        # rest among those that erased both a superhero and a cat. One matrix serves all layers.
+        # Without filter and copies, unlike the paper: of nine settings tried on earlier weights of Emoji World this one
+        # lost least of the rest among those that erased both a superhero and a cat. One matrix serves all layers.
         "recommended": {
             "token_span": "subject_to_end",
             "articles": True,
