@@ -79,7 +79,7 @@ def random_pipeline(base: str, dtype: torch.dtype) -> Any:
             parts["tokenizer_2"] = tokenizer(pad_token="!")
             parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(parts["tokenizer_2"], CLIP_G))
     for module in (part for part in parts.values() if isinstance(part, torch.nn.Module)):
-        module.to_empty(device="cpu").to(dtype).eval()
+        module.to(dtype).to_empty(device="cpu").eval()
         for name, parameter in module.named_parameters():
             if "norm" in name:
                 parameter.data.fill_(float(name.endswith("weight")))
