@@ -222,8 +222,10 @@ class ClosedForm(Method):
         keep_everyday: keep a hundred everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
             tokens does not reach what nobody thought to name.
         corpus: file of a Gram matrix over captions (:class:`erasure.methods.gram.Gram`, ``erasure gram``) that must
-            not change either; "" for none.
+            not change either; "" for none. Bring one when erasing many concepts at once: twenty took three quarters of
+            the unrelated things of Emoji World with them, and none with a corpus.
         corpus_scale: how many kept embeddings the corpus counts as, whatever its length; 0 counts every one it has.
+            Raise it with the number of concepts: 1,000 a concept was right on Emoji World.
         pooled: edit the pooled embedding too, where the architecture has one (SDXL, SD3, FLUX). No official code does.
     """
 
