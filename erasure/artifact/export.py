@@ -84,9 +84,9 @@ def base_weights(backbone: Backbone) -> dict[str, Tensor]:
 def _of_operator(edit: OperatorErasure, backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
     """``W U`` and ``V^T`` of every site, the latter zero at the columns that do not read the text."""
     weights, pairs = base_weights(backbone), {}
-    for site, space in edit.site_spaces.items():
+    for site in edit.site_spaces:
         w = exact(weights[f"{site}.weight"]).cpu()
-        columns = slice(*(edit.config["spaces"][space]["columns"] or (None,)))
+        columns = edit.columns(site)
         u, v = (factor.double() for factor in edit.factors(site))
         down = torch.zeros(u.shape[1], w.shape[1], dtype=torch.float64)
         down[:, columns] = v.T

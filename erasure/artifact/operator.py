@@ -44,9 +44,13 @@ class OperatorErasure(Erasure):
         own = f"{site}.v"
         return self.tensors[f"{space}.u"], self.tensors[own if own in self.tensors else f"{space}.v"]
 
+    def columns(self, site: str) -> slice:
+        """The input columns of a site that read the embedding."""
+        return slice(*(self.config["spaces"][self.site_spaces[site]]["columns"] or (None,)))
+
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         site = name.removesuffix(".weight")
-        columns = slice(*(self.config["spaces"][self.site_spaces[site]]["columns"] or (None,)))
+        columns = self.columns(site)
         edited, part = weight.clone(), weight[:, columns]
         precise = torch.promote_types(weight.dtype, torch.float32)
         # flattened and back: one memory layout, so that an erasure read from its file gives the same bits
@@ -59,9 +63,8 @@ class OperatorErasure(Erasure):
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         site = name.removesuffix(".weight")
-        columns = self.config["spaces"][self.site_spaces[site]]["columns"]
-        width = len(self.factors(site)[0])
-        return len(shape) == 2 and (columns[1] <= shape[1] if columns else width == shape[1])
+        stop, width = self.columns(site).stop, len(self.factors(site)[0])
+        return len(shape) == 2 and (width == shape[1] if stop is None else stop <= shape[1])
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a map of the text, so yes, where the layers that read the text are known to be the same."""

@@ -131,9 +131,18 @@ def check_moved(changes: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     """
     moved = math.hypot(*(change.float().norm().item() for change in changes.values()))
     size = math.hypot(*(weights[name].detach().float().norm().item() for name in changes))
-    if not moved > 1e-6 * size or not math.isfinite(moved):
+    return check_change(moved / max(size, 1e-30))
+
+
+def check_change(relative: float) -> float:
+    """The relative change of the weights, if there is one.
+
+    Raises:
+        ValueError: it is not above 1e-6, or not finite.
+    """
+    if not relative > 1e-6 or not math.isfinite(relative):
         raise ValueError(
-            f"the weights did not move (relative change {moved / max(size, 1e-30):.1e}); target and anchor may be the "
-            "same to the text encoder, or the scale or learning rate is zero; change one of them"
+            f"the weights did not move (relative change {relative:.1e}); target and anchor may be the same to the text "
+            "encoder, or the scale or learning rate is zero; change one of them"
         )
-    return moved / size
+    return relative

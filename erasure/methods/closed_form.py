@@ -129,11 +129,16 @@ def solve(problem: Problem) -> Solution:
         raise ValueError(f"every target needs one anchor; got {tuple(x.shape)} and {tuple(y.shape)}; pair the rows")
     if problem.lamb < 0:
         raise ValueError(f"lambda must not be negative; got {problem.lamb}; use 0.5, or more for a gentler edit")
-    d = problem.erase_scale * x.T @ x + kept
-    d.diagonal().add_(problem.lamb)
-    factor, condition = cholesky(d)
+    factor, condition = cholesky(normal_matrix(x, kept, problem.lamb, problem.erase_scale))
     v = problem.erase_scale * torch.cholesky_solve(x.T, factor)
     return Solution((y - x).T, v, condition)
+
+
+def normal_matrix(x: Tensor, kept: Tensor, lamb: float, erase_scale: float) -> Tensor:
+    """``D = lambda I + a_e X^T X + K (d, d)`` for targets ``x (n, d)`` and the weighted Gram matrix of what is kept."""
+    d = erase_scale * x.T @ x + kept
+    d.diagonal().add_(lamb)
+    return d
 
 
 def cholesky(d: Tensor) -> tuple[Tensor, float]:
@@ -243,9 +248,10 @@ class ClosedForm(Method):
     pooled: bool = False
 
     architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
+    files: ClassVar[tuple[str, ...]] = ("corpus",)  # settings that name a file; an erasure keeps the name, not the path
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "corpus": os.path.basename(self.corpus)}
+        return {**super().settings(), **{name: os.path.basename(getattr(self, name)) for name in self.files}}
 
     @property
     def needs_keep(self) -> bool:

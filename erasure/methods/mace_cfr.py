@@ -131,6 +131,7 @@ class MACECFR(ClosedForm):
     domain_scale: Annotated[float, Field(ge=0)] = 1.0
     preserve_scale_squared: bool = False
 
+    files: ClassVar[tuple[str, ...]] = ("corpus", "domain")
     key: ClassVar[str] = "mace-cfr"
     summary: ClassVar[str] = "closed form on the words around the concept (MACE, stage 1); seconds; needs an anchor"
     reference: ClassVar[Reference] = Reference(
@@ -168,9 +169,6 @@ class MACECFR(ClosedForm):
     @property
     def needs_keep(self) -> bool:
         return self.preserve_scale > 0 and not self.domain
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "domain": os.path.basename(self.domain)}
 
     def erase(
         self,

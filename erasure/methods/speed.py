@@ -96,6 +96,7 @@ class SPEED(ClosedForm):
     retain: str = ""
     seed: int = 0
 
+    files: ClassVar[tuple[str, ...]] = ("corpus", "retain")
     key: ClassVar[str] = "speed"
     summary: ClassVar[str] = "closed form in the null space of what is kept; seconds, for many concepts at once"
     reference: ClassVar[Reference] = Reference(
@@ -130,9 +131,6 @@ class SPEED(ClosedForm):
     def by_layer(self) -> bool:
         """Whether each layer has a retain set of its own."""
         return self.prior_filter or self.augment > 0
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "retain": os.path.basename(self.retain)}
 
     def erase(
         self,

@@ -14,7 +14,7 @@ from erasure.artifact import DeltaErasure, Erasure
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, check_moved
-from erasure.methods.closed_form import ClosedForm, cholesky
+from erasure.methods.closed_form import ClosedForm, cholesky, joined, normal_matrix
 
 EXPANSIONS = {
     "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
@@ -107,16 +107,14 @@ class UCE(ClosedForm):
         if self.pooled:
             raise ValueError("technique='tensor' edits token embeddings only; leave pooled=False")
         pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        rows = self.pair_rows(backbone, pairs, "hidden")
-        problem = self.problem(backbone, concepts, [*keep, *self.everyday(concepts)], "hidden")
-        x = problem.targets.cpu().double()
-        d = self.erase_scale * x.T @ x + problem.kept + self.lamb * torch.eye(x.shape[1], dtype=torch.float64)
-        factor, _ = cholesky(d)
+        rows = [(x.cpu().double(), y.cpu().double()) for x, y in self.pair_rows(backbone, pairs, "hidden")]
+        kept = self.kept(backbone, [*keep, *self.everyday(concepts)], "hidden")
+        factor, _ = cholesky(normal_matrix(joined(rows)[0], kept, self.lamb, self.erase_scale))
         deltas = {}
         for name, site in self.sites(backbone, "hidden").items():
             w = site.weight.cpu().double()
             moved = torch.zeros_like(w)
-            for x, y in ((x.cpu().double(), y.cpu().double()) for x, y in rows):
+            for x, y in rows:
                 old, new = x @ w.T, y @ w.T
                 value = new - (new * old).sum() / (old * old).sum() * old
                 moved += self.erase_scale * (value - old).T @ x
