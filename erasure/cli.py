@@ -322,7 +322,6 @@ def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: 
         detectors=detectors,
         clip=judge,
         limit=limit,
-        autocast=pipe.device.type == "cpu",
         cache_dir=out / "cache",
     )
     evaluation.save(out)

@@ -24,6 +24,7 @@ from erasure.eval.metrics import frechet, kid
 from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
+from erasure.precision import autocast_for
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
@@ -84,7 +85,7 @@ def evaluate(
     images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    autocast: bool = False,
+    autocast: bool | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -100,7 +101,8 @@ def evaluate(
             one more set of base pictures. Give it a ``name`` attribute.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
-        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
+        autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.precision`.
+        batch_size, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
 
     Raises:
         ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
@@ -108,6 +110,7 @@ def evaluate(
     """
     _check(erasures, detectors, images_per_prompt, limit)
     _check_unmodified(pipe)
+    autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
     seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
     options = {"batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress}

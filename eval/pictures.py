@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from erasure import precision
 from erasure.backbone import denoiser_of
 from erasure.concept import write_atomically
 
@@ -60,8 +61,8 @@ def generate(
         batch_size: pictures per call. Larger is faster until memory ends; it changes results only by rounding.
         cache_dir: folder for finished pictures; None keeps nothing. A corrupt file in it is drawn again.
         progress: show a progress bar.
-        autocast: bfloat16 arithmetic on the CPU. Faster where the processor has it, and recorded in the cache key;
-            leave it off when pictures must match a float32 run.
+        autocast: bfloat16 arithmetic, recorded in the cache key. Much faster where the processor has it and much slower
+            elsewhere (see :mod:`erasure.precision`); off when pictures must match a float32 run.
         description: what the progress bar says.
 
     Returns:
@@ -85,7 +86,7 @@ def generate(
     total = len(prompts) * len(seeds)
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
-    with bar, _quiet(pipe), _arithmetic(pipe, autocast):
+    with bar, _quiet(pipe), precision.autocast(pipe.device, autocast):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):
@@ -196,9 +197,3 @@ def _quiet(pipe: Any) -> Iterator[None]:
             pipe.set_progress_bar_config(**before)
         else:
             del pipe._progress_bar_config
-
-
-def _arithmetic(pipe: Any, autocast: bool) -> contextlib.AbstractContextManager[Any]:
-    if not autocast:
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(pipe.device).type, torch.bfloat16)

@@ -20,6 +20,7 @@ from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.classifier import both_present
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.stats import Estimate, rate
+from erasure.precision import autocast_for
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
 
@@ -103,7 +104,7 @@ def check(
     seed: int = 0,
     batch_size: int = 32,
     cache_dir: str | Path | None = None,
-    autocast: bool = True,
+    autocast: bool | None = None,
 ) -> Check:
     """Generate from every kind of prompt and compare what the detectors see with what was asked.
 
@@ -116,8 +117,8 @@ def check(
         progress: show a progress bar.
         concepts, styles: what the model was trained on; give them for a model retrained without something.
         seed: of the noise.
-        batch_size, cache_dir, autocast: as in :func:`erasure.eval.pictures.generate`. bfloat16 is several times faster
-            on processors that have it, and a gate does not need float32.
+        batch_size, cache_dir, autocast: as in :func:`erasure.eval.pictures.generate`; bfloat16 by default where the
+            processor has it, as a gate does not need float32.
 
     Raises:
         ValueError: no detectors, or fewer than one picture per concept.
@@ -127,6 +128,7 @@ def check(
             f"a check needs detectors and pictures; got {len(detectors)} detectors and per_concept={per_concept}; "
             "pass erasure.eval.detectors.world.detectors() and at least 1"
         )
+    autocast = autocast_for(pipe) if autocast is None else autocast
     asked = list(asks(per_concept, concepts=concepts, styles=styles))
     sampler: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     drawn = generate(

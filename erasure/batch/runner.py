@@ -99,7 +99,6 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
         detectors=detectors,
         clip=clip,
         limit=recipe.limit,
-        autocast=pipe.device.type == "cpu",
         cache_dir=recipe.out / "cache",
         progress=False,
     )

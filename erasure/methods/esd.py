@@ -23,6 +23,7 @@ from erasure.backbone.unet import Selector
 from erasure.concept import Concept, with_article
 from erasure.methods.base import Count, Method, Reference, check_moved, check_request, check_supported
 from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
+from erasure.precision import autocast
 
 SELECTORS: dict[str, Selector] = {
     "x": "cross_attention",
@@ -205,10 +206,9 @@ class ESD(Method):
         return bank.conditional - self.eta * (concept - bank.unconditional)
 
     def _precision(self, backbone: UNetBackbone) -> contextlib.AbstractContextManager:
-        if not self.autocast or backbone.dtype != torch.float32:
-            return contextlib.nullcontext()
+        wanted = self.autocast and backbone.dtype == torch.float32
         # without the cache: it would go on using the first step's copy of the weights that are being trained
-        return torch.autocast(backbone.device.type, torch.bfloat16, cache_enabled=False)
+        return autocast(backbone.device, None if wanted else False, cache_enabled=False)
 
 
 def step_loss(backbone: UNetBackbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:

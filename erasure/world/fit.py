@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from erasure.precision import autocast
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -87,7 +89,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
         torch.manual_seed(int(step_rng(seed, step, 1).integers(2**31)))
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             value = loss(step)
         if not torch.isfinite(value):
             raise FloatingPointError(

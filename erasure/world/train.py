@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasure.concept import write_atomically
+from erasure.precision import autocast
 from erasure.world.artwork import artwork, build, strangers
 from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
@@ -188,7 +189,7 @@ def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.dev
     if cache.exists():
         return torch.load(cache, weights_only=True)
     parts = []
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), autocast(device):
         for i in tqdm(range(0, len(scenes), 100), desc="encode scenes", unit="batch", mininterval=10):
             x = pixels([render(scene) for scene in scenes[i : i + 100]]).to(device)
             parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
