@@ -108,6 +108,27 @@ class Prompt:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Words:
+    """How else the target may be asked for: what the probes of suppression beyond its name are made of.
+
+    Attributes:
+        paraphrases: whole phrases that mean the target in other words than its name and synonyms.
+        misspellings: its name, written wrongly.
+        descriptions: what it is, without ever naming it.
+        superclasses: what it is a kind of ("a comic-book character").
+        translations: language code to names in that language, ready to stand in a sentence.
+        beside: other things to ask for together with it ("a castle").
+    """
+
+    paraphrases: tuple[str, ...] = ()
+    misspellings: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    superclasses: tuple[str, ...] = ()
+    translations: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
 class Suite:
     """A concept among the things that must survive its erasure.
 
@@ -121,6 +142,7 @@ class Suite:
         unrelated: things far from the target.
         keep: what methods are told to keep beside the neighbours: a sample of everything else the model should go on
             drawing. Nothing in ``unrelated`` may stand here, or that group would only measure obedience.
+        words: how else the target may be asked for.
         attribute: which question the detector answers: "concept" (what is it?) or "style" (how is it drawn?).
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
         images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
@@ -137,6 +159,7 @@ class Suite:
     also: tuple[Concept, ...] = ()
     unrelated: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
     subjects: tuple[str, ...] = ()
     images_per_prompt: int = 2

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.metrics import frechet, kid
+from erasure.eval.models import Applied, Model, check_restored, opened
 from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -29,24 +30,6 @@ from erasure.precision import autocast_for
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
 OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
-
-
-class Applied(Protocol):
-    """What an evaluation needs of an erasure."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-
-    def apply(self, pipe: Any) -> Any:
-        """Edit the pipeline in place."""
-        ...
-
-    def remove(self, pipe: Any) -> Any:
-        """Give back every bit."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +111,8 @@ def evaluate(
         weights, images = _draw(pipe, job, name, erasure, before)
         if erasure is not None and weights == before:
             notes.append(f"{name} changed no stored weight; whatever it does, it does beside them.")
-        notes += [] if erasure is None else _told(name, erasure, suite)
+        if erasure is not None and Model(name, "erased", erasure).kind == "weights":
+            notes += _told(name, erasure, suite)
         rows = _records(name, job, images)
         arms.append(Arm(name, weights, {} if erasure is None else {"name": erasure.name, **dict(erasure.config)}))
         pictures += _pictures(job, images, rows)
@@ -150,15 +134,12 @@ def _draw(pipe: Any, job: _Job, name: str, erasure: Applied | None, before: str)
     """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
     if erasure is None:
         return before, job.draw(pipe, job.prompts, seeds=job.seeds, description=name)
-    erasure.apply(pipe)
-    try:
+    with opened(pipe, erasure) as drawn:
         after = weights_hash(pipe)
         # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
         uncached = {"cache_dir": None} if after == before else {}
-        images = job.draw(pipe, job.prompts, seeds=job.seeds, description=name, **uncached)
-    finally:
-        erasure.remove(pipe)
-    _check_restored(pipe, before, name)
+        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=name, **uncached)
+    check_restored(pipe, before, name)
     return after, images
 
 
@@ -190,16 +171,7 @@ def _rehearse(pipe: Any, erasures: Mapping[str, Applied], before: str) -> None:
     for name, erasure in erasures.items():
         erasure.apply(pipe)
         erasure.remove(pipe)
-        _check_restored(pipe, before, name)
-
-
-def _check_restored(pipe: Any, before: str, name: str) -> None:
-    after = weights_hash(pipe)
-    if after != before:
-        raise RuntimeError(
-            f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
-            "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
-        )
+        check_restored(pipe, before, name)
 
 
 def _limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
@@ -254,7 +226,7 @@ def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> li
     ]
     pictures = [image for _, _, image in flat]
     verdicts = {
-        d.name: _verdicts(d, pictures, [p.label for p, _, _ in flat], job.suite.attribute) for d in job.detectors
+        d.name: verdicts_of(d, pictures, [p.label for p, _, _ in flat], job.suite.attribute) for d in job.detectors
     }
     cosines = (
         [None] * len(flat)
@@ -288,10 +260,10 @@ def _judged(
     if any(clip is detector for detector in job.detectors):
         return [verdict.hit for verdict in verdicts[clip.name]]
     images, labels = [image for _, _, image in flat], [prompt.label for prompt, _, _ in flat]
-    return [verdict.hit for verdict in _verdicts(clip, images, labels, job.suite.attribute)]
+    return [verdict.hit for verdict in verdicts_of(clip, images, labels, job.suite.attribute)]
 
 
-def _verdicts(
+def verdicts_of(
     detector: Detector, images: Sequence[Image.Image], wanted: Sequence[str], attribute: str
 ) -> list[Verdict]:
     """One verdict per picture. A label the detector does not know gives no verdict, never a miss."""

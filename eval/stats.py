@@ -126,7 +126,7 @@ def effective_n(n: int, clusters: int, *, correlation: float = ASSUMED_CORRELATI
     return n / (1 + (n / clusters - 1) * correlation)
 
 
-def rate(hits: Sequence[bool | None], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
+def rate(hits: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
     """The share of hits, with a 95 % interval over prompts.
 
     Args:
@@ -146,7 +146,7 @@ def rate(hits: Sequence[bool | None], clusters: Sequence[Hashable], *, seed: int
 
 
 def difference(
-    before: Sequence[bool | None], after: Sequence[bool | None], clusters: Sequence[Hashable], *, seed: int = 0
+    before: Sequence[float | None], after: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
 ) -> Estimate:
     """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
 
@@ -166,6 +166,63 @@ def difference(
     score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size)
     low, high = _wider(_bootstrap(changes, names, seed), score)
     return Estimate(value, low, high, f"wider of {RESAMPLED} and Tango, effective n {size:.0f}", n, count, excluded)
+
+
+def residual(
+    erased: Sequence[float | None],
+    base: Sequence[float | None],
+    controls: Sequence[Sequence[float | None]],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """How much of what the base shows beyond a model that never saw the target is left: (e - g) / (b - g).
+
+    0 is as a model that never saw it, 1 as the base; below 0 is suppressed beyond that, above 1 found more easily than
+    in the base. Never clipped.
+
+    Args:
+        erased, base: one value per picture, in one order.
+        controls: the same for each of K models that never saw the target; g is their mean.
+        clusters: the prompt of each picture.
+
+    The interval is the wider at each end of the bootstrap, which draws prompts and controls together, and of the paired
+    interval of e - g at the estimated b - g. No value unless b - g is positive.
+    """
+    rows = [
+        None if any(value is None for value in row) else (row[0], row[1], sum(row[2:]) / len(controls))
+        for row in zip(erased, base, *controls, strict=True)
+    ]
+    kept = [i for i, row in enumerate(rows) if row is not None]
+    if not kept:
+        return Estimate.missing("no picture had a verdict in every model", excluded=len(rows))
+    names = [clusters[i] for i in kept]
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    at = [index[name] for name in names]
+
+    def sums(values: Sequence[float | None]) -> np.ndarray:
+        return np.bincount(at, [float(values[i] or 0.0) for i in kept], len(index))
+
+    e, b, g = sums(erased), sums(base), np.stack([sums(control) for control in controls])
+    span = float((b - g.mean(0)).sum())
+    excluded = len(rows) - len(kept)
+    if span <= 0:
+        reason = "the base shows no more of the target than a model that never saw it"
+        return Estimate.missing(reason, excluded=excluded)
+    value = float((e - g.mean(0)).sum()) / span
+    prompts = _resample(len(index), seed)
+    drawn = np.random.default_rng(seed + 1).multinomial(len(g), np.full(len(g), 1 / len(g)), len(prompts)) / len(g)
+    mixed = np.einsum("rc,rk,kc->r", prompts, drawn, g)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (prompts @ e - mixed) / (prompts @ b - mixed)
+    low, high = np.nanquantile(ratios, _tails())
+    many = [erased[i] for i in kept] * len(controls)
+    gap = difference([c[i] for c in controls for i in kept], many, names * len(controls), seed=seed)
+    scale = span / len(kept)
+    if gap.low is not None and gap.high is not None:
+        low, high = min(low, gap.low / scale), max(high, gap.high / scale)
+    method = f"{RESAMPLED} and control, wider of that and the paired interval"
+    return Estimate(value, float(low), float(high), method, len(kept), len(index), excluded)
 
 
 def sign_flip(

@@ -1,0 +1,164 @@
+"""The models of a comparison: the base, its erasures, models that never saw the target, filtered pipelines.
+
+Every one of them is a change of one pipeline in memory: it is put on, looked at, and taken off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from erasure.backbone import denoiser_of
+from erasure.eval.pictures import WEIGHT_PARTS, weights_hash
+
+Role = Literal["base", "erased", "gold", "null"]
+Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
+
+
+class Applied(Protocol):
+    """What an evaluation needs of a change: an :class:`erasure.Erasure`, or anything with the same four names.
+
+    A change may also have ``wrap(pipe)``: the pipeline to draw with instead (a filter around it), and ``edit``: what it
+    does to the parameters, a :data:`Kind`; "weights" without one.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    def apply(self, pipe: Any) -> Any:
+        """Edit the pipeline in place."""
+        ...
+
+    def remove(self, pipe: Any) -> Any:
+        """Give back every bit."""
+        ...
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A change that stands around a pipeline."""
+
+    def wrap(self, pipe: Any) -> Any:
+        """The pipeline to draw with."""
+        ...
+
+
+class Swapped:
+    """Other weights in the place of the base's: a retrained model, or a null control.
+
+    Args:
+        name: what tables call it.
+        modules: part of the pipeline ("unet", "text_encoder" ...) to the module that stands in; lent, not copied.
+        config: where they come from: ``scope``, ``seed``, ``manifest`` ...
+    """
+
+    edit: Kind = "retrained"
+
+    def __init__(self, name: str, modules: Mapping[str, nn.Module], *, config: Mapping[str, Any] | None = None) -> None:
+        self.name, self.config = name, dict(config or {})
+        self._theirs, self._ours = dict(modules), dict[str, nn.Module]()
+
+    def apply(self, pipe: Any) -> None:
+        """Lend the modules to ``pipe``.
+
+        Raises:
+            ValueError: the pipeline has no such part.
+        """
+        ours = modules_of(pipe)
+        if absent := sorted(self._theirs.keys() - ours.keys()):
+            raise ValueError(
+                f"{self.name} has {absent}, the base only {sorted(ours)}; compare pipelines of one architecture"
+            )
+        self._ours = {part: ours[part] for part in self._theirs}
+        for part, module in self._theirs.items():
+            setattr(pipe, part, module)
+
+    def remove(self, pipe: Any) -> None:
+        """Put the pipeline's own modules back."""
+        for part, module in self._ours.items():
+            setattr(pipe, part, module)
+        self._ours = {}
+
+
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """The parts of a pipeline that hold weights, by name."""
+    return {part: module for part in WEIGHT_PARTS if isinstance(module := getattr(pipe, part, None), nn.Module)}
+
+
+@contextlib.contextmanager
+def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
+    """The pipeline with a change on it, for the time of a block; what comes out is what to draw with."""
+    if change is None:
+        yield pipe
+        return
+    change.apply(pipe)
+    try:
+        yield change.wrap(pipe) if isinstance(change, Wraps) else pipe
+    finally:
+        change.remove(pipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model of an assessment.
+
+    Attributes:
+        name: unique; tables and files use it.
+        role: "base" | "erased" | "gold" (retrained without the target) | "null" (another model that never saw it).
+        change: what makes it of the base pipeline; None for the base.
+    """
+
+    name: str
+    role: Role
+    change: Applied | None = None
+
+    def __post_init__(self) -> None:
+        if (self.role == "base") != (self.change is None):
+            raise ValueError(f"the base has no change and every other model has one; got {self.name!r}, {self.role}")
+
+    @property
+    def kind(self) -> Kind:
+        """What the change does to the parameters."""
+        return "none" if self.change is None else getattr(self.change, "edit", "weights")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {} if self.change is None else {"name": self.change.name, **dict(self.change.config)}
+
+    @contextlib.contextmanager
+    def on(self, pipe: Any) -> Iterator[Any]:
+        """The base pipeline as this model, for the time of the block."""
+        with opened(pipe, self.change) as drawn:
+            yield drawn
+
+
+def check_restored(pipe: Any, before: str, name: str) -> None:
+    """Raise unless the weights have the hash they had."""
+    after = weights_hash(pipe)
+    if after != before:
+        raise RuntimeError(
+            f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
+            "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
+        )
+
+
+def randomised(pipe: Any, *, seed: int = 0) -> Swapped:
+    """A null control: the same architecture with a freshly initialised denoiser; text encoder and autoencoder stay.
+
+    What a probe finds in it, the probe put there.
+    """
+    denoiser = denoiser_of(pipe)
+    part = next(name for name, module in modules_of(pipe).items() if module is denoiser)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(denoiser).from_config(denoiser.config).eval().to(denoiser.device)
+    fresh = fresh if denoiser.dtype == torch.float32 else fresh.to(denoiser.dtype)
+    return Swapped("random", {part: fresh}, config={"scope": "denoiser with random weights", "seed": seed})

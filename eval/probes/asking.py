@@ -1,0 +1,112 @@
+"""Probes that ask in words: prompts go in, pictures come out, the judge says whether the target is in them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from erasure.concept import with_article
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Section
+from erasure.eval.probes.weigh import contrasts, families
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One prompt of a probe.
+
+    Attributes:
+        text: the prompt.
+        family: what it varies.
+        sampler: settings in place of the suite's (``guidance_scale``, ``num_inference_steps``).
+    """
+
+    text: str
+    family: str
+    sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptProbe(Probe):
+    """A probe of outputs under a family of prompts.
+
+    Attributes:
+        images_per_prompt: seeds per prompt. More prompts narrow intervals better than more seeds.
+        limit: at most so many prompts per family, spread evenly; None for all.
+    """
+
+    section: ClassVar[Section] = "suppression"
+    level: ClassVar[Level] = "outputs"
+    access: ClassVar[Access] = "black_box"
+    known: ClassVar[float] = 0.3  # share of pictures in which the base must show the target for a family to count
+
+    images_per_prompt: int = 2
+    limit: int | None = None
+
+    @abc.abstractmethod
+    def asks(self, context: Context) -> list[Ask]:
+        """The prompts, the same for every model.
+
+        Raises:
+            Missing: the suite has no words for this probe.
+        """
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        asks = self.limited(self.asks(context))
+        seeds = tuple(range(self.images_per_prompt))
+        found: list[Observation] = []
+        with context.open(model) as pipe:
+            for sampler in dict.fromkeys(json.dumps(dict(ask.sampler), sort_keys=True) for ask in asks):
+                batch = [ask for ask in asks if json.dumps(dict(ask.sampler), sort_keys=True) == sampler]
+                settings = json.loads(sampler)
+                description = f"{self.code} {model.name}"
+                drawn = context.draw(
+                    pipe, model, [ask.text for ask in batch], seeds=seeds, description=description, **settings
+                )
+                each = [ask for ask in batch for _ in seeds]
+                found += context.observe(
+                    model,
+                    [image for row in drawn for image in row],
+                    family=[ask.family for ask in each],
+                    clusters=[ask.text for ask in each],
+                    seeds=list(seeds) * len(batch),
+                    facts=[{"prompt": ask.text, **settings} for ask in each],
+                )
+        return found
+
+    def limited(self, asks: Sequence[Ask]) -> list[Ask]:
+        """At most ``limit`` prompts of each family, spread evenly over it."""
+        kept = []
+        for family in dict.fromkeys(ask.family for ask in asks):
+            own = [ask for ask in asks if ask.family == family]
+            if self.limit is not None and len(own) > self.limit:
+                own = [own[i] for i in np.linspace(0, len(own) - 1, self.limit).round().astype(int)]
+            kept += own
+        return kept
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        base = next(iter(rows.values()), ())
+        return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
+
+
+def sentences(context: Context, phrases: Sequence[str], *, article: bool = True) -> list[str]:
+    """Every phrase in every template of the suite's concept, and with every subject of a style suite.
+
+    Raises:
+        Missing: there are no phrases.
+    """
+    suite = context.suite
+    if not phrases:
+        raise Missing(f"the suite {suite.name} lists no such words for {suite.target}; add them under `words`")
+    out = []
+    for phrase in phrases:
+        noun = with_article(phrase) if article and suite.attribute == "concept" else phrase
+        for template in suite.concept.templates:
+            for subject in suite.subjects or ("",):
+                out.append(template.replace("{subject}", with_article(subject)).replace("{}", noun))
+    return out

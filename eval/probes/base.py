@@ -1,0 +1,260 @@
+"""What a probe is: one question, put to every model of an assessment in the same way.
+
+A probe *runs* on one model at a time and leaves observations: plain rows with everything a later reader needs. It
+*weighs* the rows of all models into evidence, by a pure function: the same rows give the same evidence, on any machine,
+years later. What the evidence licences one to say is decided elsewhere (:mod:`erasure.eval.claims`).
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from PIL import Image
+
+from erasure.concept import Suite
+from erasure.eval.detectors.base import Detector
+from erasure.eval.material import Material
+from erasure.eval.models import Model, Role
+from erasure.eval.pictures import generate, image_hash
+from erasure.eval.records import Evaluation
+from erasure.eval.stats import Estimate
+
+Section = Literal["suppression", "removal", "utility", "guardrails"]
+Level = Literal["outputs", "behaviour", "weights", "system"]
+Access = Literal["black_box", "embedding", "white_box", "fine_tune"]
+Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members"]
+Gate = Literal["pass", "fail", "na"]
+
+PRESETS = ("smoke", "quick", "standard", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """One thing a probe saw: a picture and its verdict, a point of a curve, the loss of one sample.
+
+    Attributes:
+        model: name of the model.
+        family: what the probe varies ("name", "es", "steps 10", "attack", "control"); one estimate is made per family.
+        cluster: what intervals resample as a whole: a prompt, a training run, a real picture.
+        seed: of the noise.
+        value: 1 or 0 for "the target is seen", or a number; None where there is none.
+        reason: why there is none.
+        facts: everything else a reader may ask for: ``prompt``, ``top`` (the label seen), ``nothing``, ``image_hash``,
+            ``tries`` ... JSON types only.
+    """
+
+    model: str
+    family: str
+    cluster: str
+    seed: int
+    value: float | None
+    reason: str | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """One number about one model, with its interval and the gates it passed.
+
+    Attributes:
+        probe: key of the probe.
+        model: the model it is about; it may be the base or a control, which are shown beside the erasures.
+        measure: what the number is. Those every probe shares: "rate" (share of pictures with the target, or the mean of
+            another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
+            ((e - g) / (b - g): 0 as a model that never saw the target, 1 as the base), "excess" (attack minus a random
+            control of the same budget). Others are named by the probe that has them.
+        estimate: value and interval.
+        family: which of the probe's families; "" for all together.
+        control: whose numbers stand for "never saw it": "gold" (retrained), "null", or None where none entered.
+        gates: name to "pass" | "fail" | "na". A failed gate makes the number inconclusive, never a success.
+        unit: "share" prints as per cent, "log2" as a power of two, "number" plainly.
+    """
+
+    probe: str
+    model: str
+    measure: str
+    estimate: Estimate
+    family: str = ""
+    control: Literal["gold", "null"] | None = None
+    gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+    unit: Literal["share", "number", "log2"] = "share"
+    note: str = ""
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether there is a value and no gate failed."""
+        return self.estimate.value is not None and "fail" not in self.gates.values()
+
+
+class Missing(Exception):
+    """Raised by a probe that lacks an input: the reason goes into the report, and no number does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every probe of one assessment shares.
+
+    Attributes:
+        pipe: the unmodified base pipeline, on which models are put one at a time.
+        models: every model by name, the base first.
+        suite: prompts, names and sampler settings.
+        judge: the detector that scores. It never selects.
+        selector: another one, which attacks may use to choose among tries; None where there is only one.
+        evaluation: the paired pictures of the suite, drawn already: probes read what they can from there.
+        material: real pictures with captions, of the target and of what is kept; None without.
+        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
+    """
+
+    pipe: Any
+    models: Mapping[str, Model]
+    suite: Suite
+    judge: Detector
+    selector: Detector | None = None
+    evaluation: Evaluation | None = None
+    material: Material | None = None
+    batch_size: int = 16
+    autocast: bool = False
+    cache_dir: Path | None = None
+    progress: bool = True
+
+    @property
+    def base(self) -> Model:
+        return next(iter(self.models.values()))
+
+    def of_role(self, role: Role) -> list[Model]:
+        return [model for model in self.models.values() if model.role == role]
+
+    @contextlib.contextmanager
+    def open(self, model: Model) -> Iterator[Any]:
+        """The pipeline as a model, for the time of the block. Two models are never open at once."""
+        with model.on(self.pipe) as drawn:
+            yield drawn
+
+    def draw(
+        self, pipe: Any, model: Model, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), **sampler: Any
+    ) -> list[list[Image.Image]]:
+        """Pictures of prompts from an opened pipeline, one list per prompt; the same noise for every model.
+
+        Args:
+            pipe: what :meth:`open` gave for ``model``.
+            **sampler: in place of the suite's ``num_inference_steps`` and ``guidance_scale``; ``description``.
+        """
+        settings = {
+            "num_inference_steps": self.suite.num_inference_steps,
+            "guidance_scale": self.suite.guidance_scale,
+            "batch_size": self.batch_size,
+            "autocast": self.autocast,
+            "progress": self.progress,
+            # A cached picture stands for stored weights; what works beside them has no such key.
+            "cache_dir": self.cache_dir if model.kind in ("none", "weights", "retrained") else None,
+            "description": model.name,
+        }
+        return generate(pipe, prompts, seeds=seeds, **{**settings, **sampler})
+
+    def see(
+        self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None
+    ) -> list[dict[str, Any]]:
+        """What a detector says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
+
+        Args:
+            label: what to look for; the suite's target by default.
+            detector: the judge by default.
+
+        Raises:
+            Missing: the detector has no such label.
+        """
+        from erasure.eval.compare import verdicts_of
+
+        eye, wanted = detector or self.judge, self.suite.concept.name if label is None else label
+        found = verdicts_of(eye, images, [wanted] * len(images), self.suite.attribute)
+        if reason := next((verdict.reason for verdict in found if verdict.hit is None), None):
+            raise Missing(reason)
+        return [{"hit": v.hit, "score": v.score, "top": v.top, "nothing": v.nothing} for v in found]
+
+    def observe(
+        self,
+        model: Model,
+        images: Sequence[Image.Image],
+        *,
+        family: str | Sequence[str],
+        clusters: Sequence[str],
+        seeds: Sequence[int],
+        label: str | None = None,
+        facts: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Observation]:
+        """One observation per picture: whether the judge sees the target (or ``label``) in it.
+
+        Args:
+            family: one for all pictures, or one each. clusters, seeds, facts: one each.
+        """
+        named = [family] * len(images) if isinstance(family, str) else family
+        told: Sequence[Mapping[str, Any]] = facts or [{}] * len(images)
+        rows = zip(images, self.see(images, label), named, clusters, seeds, told, strict=True)
+        found = []
+        for image, seen, one, cluster, seed, more in rows:
+            hit = float(seen.pop("hit"))
+            told_and_seen = {**more, **seen, "image_hash": image_hash(image)}
+            found.append(Observation(model.name, one, cluster, seed, hit, None, told_and_seen))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(abc.ABC):
+    """One question. A probe is a frozen dataclass of settings, as a method is.
+
+    Class attributes:
+        key: its name in files and on the command line. code: its place in the taxonomy ("S1"). title: in tables.
+        section: which column of the report it can speak for. level: what it is evidence about.
+        access: what one must hold to run it. needs: inputs without which it says nothing.
+        version: raised when the same settings would give other numbers; part of every stored result.
+        presets: name of the preset to settings. A preset that is not there leaves the probe out.
+        licences: what its evidence allows one to say. not_licensed: what it does not.
+        reference: paper, year.
+    """
+
+    key: ClassVar[str]
+    code: ClassVar[str]
+    title: ClassVar[str]
+    section: ClassVar[Section]
+    level: ClassVar[Level]
+    access: ClassVar[Access]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    version: ClassVar[int] = 1
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    licences: ClassVar[str]
+    not_licensed: ClassVar[str]
+    reference: ClassVar[str] = ""
+
+    @classmethod
+    def preset(cls, name: str) -> Self | None:
+        """The probe with the settings of a preset, or None where the preset leaves it out."""
+        return cls(**cls.presets[name]) if name in cls.presets else None
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def concerns(self, model: Model) -> bool:
+        """Whether the probe is run on a model at all; on every one by default."""
+        return True
+
+    @abc.abstractmethod
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        """Put the question to one model.
+
+        Raises:
+            Missing: an input is not there; the report says which.
+        """
+
+    @abc.abstractmethod
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        """Evidence from the observations of every model: pure, and without the models.
+
+        Args:
+            rows: model name to its observations; models without any are left out.
+            models: name to role, the base first.
+        """

@@ -1,0 +1,106 @@
+"""Prompts with free words in them: text conditioning as a differentiable function of some input embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasure.backbone import backbone_of
+from erasure.backbone.text import Text, tokenise
+from erasure.eval.probes.base import Missing
+
+MARK = "<v>"  # where the free words stand in a prompt
+
+
+class FreeWords:
+    """``k`` free word vectors in the prompts of a Stable Diffusion 1.x / 2.x pipeline, in the place of ``<v>``.
+
+    Args:
+        pipe: the pipeline whose text encoder reads them. It is not changed, only listened in on during :meth:`text`.
+        prompts: each with one ``<v>``, as in "a photo of <v>".
+        count: how many vectors stand there.
+
+    Raises:
+        Missing: another architecture than one CLIP text encoder.
+        ValueError: a prompt without ``<v>``, or too long for the encoder.
+    """
+
+    def __init__(self, pipe: Any, prompts: Sequence[str], *, count: int) -> None:
+        if backbone_of(pipe).architecture != "sd-unet":
+            raise Missing("free words are for pipelines with one CLIP text encoder (Stable Diffusion 1.x and 2.x)")
+        if bad := next((prompt for prompt in prompts if prompt.count(MARK) != 1), None):
+            raise ValueError(f"a prompt needs one {MARK} where the free words stand; got {bad!r}")
+        self.encoder, self.tokenizer = pipe.text_encoder, pipe.tokenizer
+        parts = [[self._pieces(half) for half in prompt.split(MARK)] for prompt in prompts]
+        self.start = torch.tensor([1 + len(before) for before, _ in parts])  # position of the first free word
+        filler = self.tokenizer.eos_token_id
+        rows = [[*before, *[filler] * count, *after] for before, after in parts]
+        self.ids = self._padded(rows)
+        self.count = count
+
+    @property
+    def table(self) -> Tensor:
+        """Input embeddings of the vocabulary ``(tokens, d)``: where free words may start, or be rounded to."""
+        return self.encoder.get_input_embeddings().weight.detach()
+
+    def text(self, vectors: Tensor, rows: Sequence[int] | Tensor | None = None) -> Text:
+        """Conditioning with the free words at ``vectors``, differentiable in them.
+
+        Args:
+            vectors: ``(k, d)``, the same in every prompt, or ``(n, k, d)``.
+            rows: which prompts; all of them by default.
+        """
+        chosen = torch.arange(len(self.ids)) if rows is None else torch.as_tensor(rows)
+        ids, start = self.ids[chosen].to(self.encoder.device), self.start[chosen]
+        each = vectors.expand(len(ids), -1, -1) if vectors.ndim == 2 else vectors
+        with self._spoken(start, each):
+            return Text(self.encoder(ids).last_hidden_state)
+
+    def tokens(self, vectors: Tensor) -> list[int]:
+        """The nearest word of the vocabulary to each vector by cosine, ``k`` token ids; never a special token."""
+        table = torch.nn.functional.normalize(self.table.float(), dim=-1)
+        near = torch.nn.functional.normalize(vectors.detach().float(), dim=-1) @ table.T
+        near[:, list(self.tokenizer.all_special_ids)] = -torch.inf
+        return near.argmax(dim=-1).tolist()
+
+    def spelled(self, ids: Sequence[int], row: int = 0) -> str:
+        """A prompt with tokens in the place of the free words, as a string that anyone can type.
+
+        What it tokenises to may differ: word pieces join. Check it by what it draws.
+        """
+        start = int(self.start[row])
+        before = self.ids[row, 1:start].tolist()
+        rest = self.ids[row, start + self.count :].tolist()
+        end = rest.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in rest else len(rest)
+        return self.tokenizer.decode([*before, *ids, *rest[:end]]).strip()
+
+    def _pieces(self, words: str) -> list[int]:
+        return self.tokenizer(words.strip(), add_special_tokens=False).input_ids if words.strip() else []
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        if long := next((row for row in rows if len(row) + 2 > length), None):
+            raise ValueError(f"{len(long)} tokens do not fit a text encoder of {length}; use fewer free words")
+        (empty,), _ = tokenise(self.tokenizer, [""])
+        first, pad, end = int(empty[0]), int(empty[-1]), self.tokenizer.eos_token_id
+        return torch.tensor([[first, *row, end, *[pad] * (length - len(row) - 2)] for row in rows])
+
+    @contextlib.contextmanager
+    def _spoken(self, start: Tensor, vectors: Tensor) -> Iterator[None]:
+        """Put the vectors in the place of the fillers' embeddings while the encoder reads."""
+
+        def put(module: Any, args: Any, embedded: Tensor) -> Tensor:
+            out = embedded.clone()
+            at = start[:, None] + torch.arange(self.count)
+            out[torch.arange(len(out))[:, None], at] = vectors.to(out.dtype)
+            return out
+
+        handle = self.encoder.get_input_embeddings().register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()

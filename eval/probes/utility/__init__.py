@@ -1,0 +1,1 @@
+"""What else changed: neighbours, unrelated things, composition, distributions, what comes instead."""
