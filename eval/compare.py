@@ -21,7 +21,7 @@ from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.metrics import frechet, kid
-from erasure.eval.models import Applied, Model, check_restored, opened
+from erasure.eval.models import Applied, Model, check_restored
 from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -63,6 +63,7 @@ def evaluate(
     suite: Suite,
     *,
     detectors: Sequence[Detector],
+    controls: Sequence[Model] = (),
     clip: ClipDetector | None = None,
     extractor: torch.nn.Module | None = None,
     images_per_prompt: int | None = None,
@@ -79,6 +80,7 @@ def evaluate(
         erasures: name of the arm to erasure.
         suite: prompts, groups and sampler settings.
         detectors: at least one; two independent ones let the report say how far they agree.
+        controls: models that never saw the target (retrained, or null), drawn like every arm; no claim is made of them.
         clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
         extractor: feature extractor for distances between sets of kept (non-target) pictures, with a null. It costs
             one more set of base pictures. Give it a ``name`` attribute.
@@ -91,7 +93,9 @@ def evaluate(
         ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
-    _check(erasures, detectors, images_per_prompt, limit)
+    arms_of = [Model(name, "erased", erasure) for name, erasure in erasures.items()]
+    models = [Model(BASE, "base"), *arms_of, *controls]
+    _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
     _check_unmodified(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
@@ -100,23 +104,23 @@ def evaluate(
     prompts = _limited(suite.prompts(), limit)
     job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
     before = weights_hash(pipe)
-    _rehearse(pipe, erasures, before)
+    _rehearse(pipe, models[1:], before)
     notes = _notes(pipe, job, limit)
     reference = _reference(pipe, job) if extractor is not None else []
     arms: list[Arm] = []
     records: list[Record] = []
     pictures: list[Picture] = []
     distances: list[Distance] = []
-    for name, erasure in {BASE: None, **erasures}.items():
-        weights, images = _draw(pipe, job, name, erasure, before)
-        if erasure is not None and weights == before:
-            notes.append(f"{name} changed no stored weight; whatever it does, it does beside them.")
-        if erasure is not None and Model(name, "erased", erasure).kind == "weights":
-            notes += _told(name, erasure, suite)
-        rows = _records(name, job, images)
-        arms.append(Arm(name, weights, {} if erasure is None else {"name": erasure.name, **dict(erasure.config)}))
+    for model in models:
+        weights, images = _draw(pipe, job, model, before)
+        if model.change is not None and weights == before:
+            notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
+        if model.change is not None and model.kind == "weights":
+            notes += _told(model.name, model.change, suite)
+        rows = _records(model.name, job, images)
+        arms.append(Arm(model.name, weights, model.config, model.role))
         pictures += _pictures(job, images, rows)
-        distances += _distances(name, job, images, reference, extractor)
+        distances += _distances(model.name, job, images, reference, extractor)
         records += rows
     return Evaluation(
         suite=suite,
@@ -130,28 +134,29 @@ def evaluate(
     )
 
 
-def _draw(pipe: Any, job: _Job, name: str, erasure: Applied | None, before: str) -> tuple[str, list[list[Image.Image]]]:
+def _draw(pipe: Any, job: _Job, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
     """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
-    if erasure is None:
-        return before, job.draw(pipe, job.prompts, seeds=job.seeds, description=name)
-    with opened(pipe, erasure) as drawn:
-        after = weights_hash(pipe)
+    with model.on(pipe) as drawn:
+        after = before if model.change is None else weights_hash(pipe)
         # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
-        uncached = {"cache_dir": None} if after == before else {}
-        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=name, **uncached)
-    check_restored(pipe, before, name)
+        uncached = {"cache_dir": None} if model.change is not None and after == before else {}
+        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
+    if model.change is not None:
+        check_restored(pipe, before, model.name)
     return after, images
 
 
 def _check(
-    erasures: Mapping[str, Applied], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
+    arms: Sequence[str], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
 ) -> None:
     if not detectors:
         raise ValueError("an evaluation needs eyes; got no detectors; pass at least one, better two independent ones")
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):
         raise ValueError(f"two detectors share a name; got {names}; give each its own")
-    if any(same(name, BASE) for name in erasures):
+    if len(set(arms)) < len(arms):
+        raise ValueError(f"two arms share a name; got {list(arms)}; give each its own")
+    if any(same(name, BASE) for name in arms):
         raise ValueError(f"{BASE!r} is the name of the unmodified pipeline; rename that erasure")
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
         if value is not None and value < 1:
@@ -166,12 +171,12 @@ def _check_unmodified(pipe: Any) -> None:
         )
 
 
-def _rehearse(pipe: Any, erasures: Mapping[str, Applied], before: str) -> None:
-    """Apply and remove every erasure once: one that fails should do so before hours of drawing, not after."""
-    for name, erasure in erasures.items():
-        erasure.apply(pipe)
-        erasure.remove(pipe)
-        check_restored(pipe, before, name)
+def _rehearse(pipe: Any, models: Sequence[Model], before: str) -> None:
+    """Apply and remove every change once: one that fails should do so before hours of drawing, not after."""
+    for model in models:
+        with model.on(pipe):
+            pass
+        check_restored(pipe, before, model.name)
 
 
 def _limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:

@@ -66,12 +66,14 @@ class Record:
 class Arm:
     """One model of the comparison: the base, or the base with one erasure.
 
-    ``config`` holds the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures.
+    ``config`` holds the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures;
+    ``role`` tells erasures from controls: "base" | "erased" | "gold" | "null".
     """
 
     name: str
     weights: str
     config: Mapping[str, Any]
+    role: str = "erased"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +143,8 @@ class Evaluation:
 
     @property
     def erased(self) -> tuple[Arm, ...]:
-        """The arms with an erasure."""
-        return self.arms[1:]
+        """The arms with an erasure: neither the base nor a control."""
+        return tuple(arm for arm in self.arms[1:] if arm.role == "erased")
 
     def rows(self) -> list[Any]:
         """The table: one :class:`erasure.eval.summary.Row` per arm, detector and group."""
