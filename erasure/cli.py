@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from erasure import cli_files
+from erasure import cli_eval, cli_files
+from erasure.cli_options import Base, Device, Dtype, Limit, console, open_base
 
 app = typer.Typer(
     name="erasure",
@@ -27,11 +28,7 @@ app = typer.Typer(
 )
 world_app = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
-console = Console()
 
-Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, or a hub id.")]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
 Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
 Preset = Annotated[str | None, typer.Option(help="Named settings of the method; 'recommended' by default.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value; repeat for more.")]
@@ -41,23 +38,18 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for erasures, pictures and report.")] = Path("erasure-demo"),
     suite: Annotated[str, typer.Option(help="Which world suite.")] = "superhero",
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")
-    ] = None,
+    limit: Limit = None,
     device: Device = None,
 ) -> None:
     """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
     from erasure.concept import Suite
-    from erasure.verbs import erase as make
 
-    pipe = _base("emoji-world", device)
+    pipe = open_base("emoji-world", device)
     plan = Suite.load(suite)
-    edits = {}
-    for method in ("uce", "esd"):
-        console.print(f"[bold]{method.upper()}[/bold]: making an erasure of {plan.target!r}")
-        edits[method.upper()] = make(pipe, plan.concepts, method, keep=plan.kept, apply=False)
-        edits[method.upper()].save_pretrained(out / f"{plan.name}-{method}")
-    _evaluate(pipe, edits, plan, out, limit=limit)
+    edits = cli_eval.make_erasures(pipe, plan, ["uce", "esd"])
+    for name, edit in edits.items():
+        edit.save_pretrained(out / f"{plan.name}-{name.lower()}")
+    cli_eval.compare(pipe, edits, plan, out, limit=limit)
 
 
 @app.command(
@@ -91,7 +83,7 @@ def erase(
     target, kept = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
-    pipe = _base(base, device, dtype)
+    pipe = open_base(base, device, dtype)
     edit = make(pipe, target, method, keep=keep or kept, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
@@ -126,7 +118,7 @@ def generate(
     from erasure.eval import generate as draw
     from erasure.pipelines import load_erasure
 
-    pipe = _base(base, device, dtype)
+    pipe = open_base(base, device, dtype)
     strength = guidance if guidance is not None else 3.0 if base == "emoji-world" else 7.5
     arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)}
     for source in erasure or []:
@@ -141,54 +133,12 @@ def generate(
     console.print(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}", markup=False)
 
 
-@app.command(epilog="Example: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]")
-def evaluate(
-    suite: Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")],
-    out: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("erasure-results"),
-    erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")
-    ] = None,
-    clip: Annotated[
-        str, typer.Option(help="open_clip model/weights that judges real checkpoints.")
-    ] = "ViT-B-32/openai",
-    device: Device = None,
-    dtype: Dtype = None,
-) -> None:
-    """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report."""
-    from erasure.artifact import Erasure
-    from erasure.concept import Suite
-    from erasure.verbs import erase as make
-
-    plan = Suite.load(suite)
-    edits: dict[str, Any] = {}
-    for edit in map(Erasure.from_pretrained, erasure or []):
-        if edit.name in edits:
-            raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
-        edits[edit.name] = edit
-    if not edits and not method:
-        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
-    pipe = _base(base or plan.base, device, dtype)
-    for name in method or []:
-        edits[name.upper()] = make(pipe, plan.concepts, name, keep=plan.kept, apply=False)
-    _evaluate(pipe, edits, plan, out, limit=limit, clip=clip)
-
-
-@app.command(epilog="Example: [bold]erasure report results/evaluation.json --out report.html[/bold]")
-def report(
-    evaluation: Annotated[Path, typer.Argument(help="evaluation.json, or the folder that holds it.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
-) -> None:
-    """Write the HTML report of a finished evaluation."""
-    from erasure.eval import Evaluation, write_report
-
-    console.print(f"report -> {write_report(Evaluation.from_json(evaluation), out)}")
-
-
+app.command(
+    epilog="Examples: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]  |  "
+    "[bold]erasure evaluate --suite superhero -m uce -m esd --prompt-filter --preset quick[/bold]"
+)(cli_eval.evaluate)
+app.command(epilog="Example: [bold]erasure report results --out report.html[/bold]")(cli_eval.report)
+app.command(epilog="Example: [bold]erasure probes[/bold]")(cli_eval.probes)
 app.command(epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]")(
     cli_files.export
 )
@@ -294,7 +244,7 @@ def world_check(
 
     eyes = detectors()
     judges = [*eyes, MeanDetector(eyes)]
-    result = check(_base(base, device), detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
+    result = check(open_base(base, device), detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")
     if doubts := disputed(eyes, result):
@@ -308,31 +258,6 @@ def world_check(
     console.print(f"card and contact sheets -> {out}", markup=False)
     if not result.passed:
         _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
-
-
-def _evaluate(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, clip: str = "") -> None:
-    from erasure.eval import evaluate, write_report
-    from erasure.eval.detectors.choice import detectors_for
-
-    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
-    evaluation = evaluate(
-        pipe,
-        edits,
-        plan,
-        detectors=detectors,
-        clip=judge,
-        limit=limit,
-        cache_dir=out / "cache",
-    )
-    evaluation.save(out)
-    path = write_report(evaluation, out / "report.html")
-    table = Table("model", "detector", "group", "seen, 95 % interval", "change")
-    for row in evaluation.rows():
-        table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
-    console.print(table)
-    for sentence in evaluation.sentences():
-        console.print(f"- {sentence}", markup=False)
-    console.print(f"report -> {path.resolve()}", markup=False)
 
 
 def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str, ...] | None]:
@@ -349,13 +274,6 @@ def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str,
     if not same(concept.name, name):
         raise ValueError(f"the suite {suite!r} is about {concept.name!r}, not {name!r}; name one or the other")
     return concept, plan.kept
-
-
-def _base(base: str, device: str | None, dtype: str | None = None) -> Any:
-    from erasure.bases import load_base
-
-    with console.status(f"loading {escape(base)}"):
-        return load_base(base, device=device, dtype=dtype)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,12 +113,18 @@ class Words:
     """How else the target may be asked for: what the probes of suppression beyond its name are made of.
 
     Attributes:
-        paraphrases: whole phrases that mean the target in other words than its name and synonyms.
+        paraphrases: nouns that mean the target in other words than its name and synonyms ("hero with a cape").
         misspellings: its name, written wrongly.
-        descriptions: what it is, without ever naming it.
-        superclasses: what it is a kind of ("a comic-book character").
+        descriptions: what it is, with the article and without ever naming it ("a caped defender of the city").
+        superclasses: what it is a kind of, with the article ("a comic-book character").
         translations: language code to names in that language, ready to stand in a sentence.
-        beside: other things to ask for together with it ("a castle").
+        sentences: language code to sentences in that language with ``{}`` where the name goes. Without any, the
+            translated names stand in the templates of the concept.
+        beside: other things to ask for together with it, with the article ("a castle").
+        scenes: kind ("style", "background") to further templates, for other settings than those of the concept.
+
+    Raises:
+        ValueError: sentences in a language without names, or a sentence or scene without ``{}``.
     """
 
     paraphrases: tuple[str, ...] = ()
@@ -125,7 +132,20 @@ class Words:
     descriptions: tuple[str, ...] = ()
     superclasses: tuple[str, ...] = ()
     translations: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    sentences: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    scenes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Words:
+        if unnamed := sorted(self.sentences.keys() - self.translations.keys()):
+            raise ValueError(
+                f"sentences in a language need names in it; got none for {unnamed}; add them under `translations`"
+            )
+        for text in (text for texts in (*self.sentences.values(), *self.scenes.values()) for text in texts):
+            if "{}" not in text:
+                raise ValueError(f"a sentence needs {{}} where the name goes; got {text!r}")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -149,7 +169,7 @@ class Suite:
         num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
 
     Raises:
-        ValueError: unknown keys, an unknown version, a name in more than one group.
+        ValueError: unknown keys, an unknown version, a name in more than one group, a description that names a target.
     """
 
     version: Literal[1]
@@ -183,6 +203,13 @@ class Suite:
         for prompt in self.keep:
             if taken := owner.get(prompt.casefold()):
                 raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {taken}; take it out of keep")
+        for text in (*self.words.descriptions, *self.words.superclasses):
+            for phrase in self.phrases:
+                if re.search(rf"\b{re.escape(phrase)}(e?s)?\b", text, re.IGNORECASE):
+                    raise ValueError(
+                        f"suite {self.name!r}: a description or superclass names the target; got {text!r} for "
+                        f"{phrase!r}; say it without the name, or move it to `paraphrases`"
+                    )
         if self.attribute == "style" and not self.subjects:
             raise ValueError(
                 f"suite {self.name!r} asks about style but has no subjects to draw; list some under `subjects`"

@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasure.eval.assess import assess
+    from erasure.eval.assessment import Assessment
     from erasure.eval.compare import evaluate
     from erasure.eval.detectors.base import Detector, DetectorCard
     from erasure.eval.detectors.clip import ClipDetector
@@ -20,17 +22,30 @@ if TYPE_CHECKING:
     from erasure.eval.stats import Estimate
 
 _HOMES = {
+    "Assessment": "assessment",
     "ClipDetector": "detectors.clip",
     "Detector": "detectors.base",
     "DetectorCard": "detectors.base",
     "Estimate": "stats",
     "Evaluation": "records",
+    "assess": "assess",
     "evaluate": "compare",
     "generate": "pictures",
     "write_report": "report",
 }
 
-__all__ = ["ClipDetector", "Detector", "DetectorCard", "Estimate", "Evaluation", "evaluate", "generate", "write_report"]
+__all__ = [
+    "Assessment",
+    "ClipDetector",
+    "Detector",
+    "DetectorCard",
+    "Estimate",
+    "Evaluation",
+    "assess",
+    "evaluate",
+    "generate",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

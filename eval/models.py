@@ -127,7 +127,10 @@ class Model:
     @property
     def kind(self) -> Kind:
         """What the change does to the parameters."""
-        return "none" if self.change is None else getattr(self.change, "edit", "weights")
+        if self.change is None:
+            return "none"
+        kind = getattr(self.change, "edit", "weights")
+        return "weights" if callable(kind) else kind  # an Erasure has a method of that name
 
     @property
     def config(self) -> dict[str, Any]:

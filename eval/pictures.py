@@ -36,6 +36,7 @@ class _Job:
     prompt: str
     seed: int
     file: Path | None
+    embeds: torch.Tensor | None  # what the prompt is taken to say; None = what it says
 
 
 def generate(
@@ -50,6 +51,7 @@ def generate(
     progress: bool = True,
     autocast: bool = False,
     description: str = "pictures",
+    prompt_embeds: torch.Tensor | None = None,
 ) -> list[list[Image.Image]]:
     """Draw every prompt with every seed on a stock text-to-image pipeline.
 
@@ -64,6 +66,8 @@ def generate(
         autocast: bfloat16 arithmetic, recorded in the cache key. Much faster where the processor has it and much slower
             elsewhere (see :mod:`erasure.precision`); off when pictures must match a float32 run.
         description: what the progress bar says.
+        prompt_embeds: ``(n, length, d)`` text conditioning in the place of what the prompts say, which then only name
+            the noise. Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
 
     Returns:
         One list of pictures per prompt, in the order of ``seeds``.
@@ -72,6 +76,11 @@ def generate(
     if batch_size < 1 or not seeds:
         raise ValueError(
             f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
+        )
+    if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
+        raise ValueError(
+            f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
+            f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
     sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     common = _settings_key(pipe, autocast=autocast, **sampler) if cache_dir is not None else {}
@@ -82,7 +91,8 @@ def generate(
             file = None if cache_dir is None else Path(cache_dir) / f"{_key(common, prompt, seed)}.png"
             answer[row][column] = _read(file)
             if answer[row][column] is None:
-                todo.append(_Job(row, column, prompt, seed, file))
+                embeds = None if prompt_embeds is None else prompt_embeds[row]
+                todo.append(_Job(row, column, prompt, seed, file, embeds))
     total = len(prompts) * len(seeds)
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
@@ -106,7 +116,10 @@ def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]
         noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
         given["latents"] = torch.stack(noise).to(denoiser.dtype)
     # else FLUX, whose pipeline packs its latents: it draws them itself, from the generators
-    return list(pipe([job.prompt for job in batch], output_type="pil", **given, **sampler).images)
+    if embeds := [job.embeds for job in batch if job.embeds is not None]:
+        given["prompt_embeds"] = torch.stack(embeds)
+    prompts = None if embeds else [job.prompt for job in batch]
+    return list(pipe(prompts, output_type="pil", **given, **sampler).images)
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:

@@ -11,6 +11,9 @@ every hit, so those of the wider do too, and a sample never looks better than on
 References: Wilson 1927 (score interval); Tango 1998, "Equivalence test and confidence interval for the difference in
 proportions for the paired-sample design", Statistics in Medicine 17, 891-908; Holm 1979; Kish 1965 (design effect);
 Cohen 1960 (kappa); Miller 2024, arXiv 2411.00640 (clustered errors for evaluations).
+
+Tests of equivalence and bounds that claims rest on are in :mod:`erasure.eval.inference`, sample sizes in
+:mod:`erasure.eval.power`.
 """
 
 from __future__ import annotations
@@ -113,12 +116,17 @@ def _score_limit(up: float, down: float, n: float, z: float) -> float:
         return 1.0
 
     def excess(d: float) -> float:
-        # q: maximum-likelihood estimate of P(down) when P(up) = P(down) + d (Tango's equation 25)
-        linear = (2 * n - up + down) * d - (up + down)
-        q = (math.sqrt(max(0.0, linear * linear + 8 * n * down * d * (1 - d))) - linear) / (4 * n)
-        return (n * (d - value)) ** 2 - z * z * n * (2 * q + d * (1 - d))
+        return (n * (d - value)) ** 2 - z * z * n * score_variance(up, down, n, d)
 
     return float(brentq(excess, value + 1e-9, 1.0))
+
+
+def score_variance(up: float, down: float, n: float, d: float) -> float:
+    """Variance of one pair's change if the difference P(up) - P(down) were d (0 to 1)."""
+    # q: maximum-likelihood estimate of P(down) when P(up) = P(down) + d (Tango's equation 25)
+    linear = (2 * n - up + down) * d - (up + down)
+    q = (math.sqrt(max(0.0, linear * linear + 8 * n * down * d * (1 - d))) - linear) / (4 * n)
+    return 2 * q + d * (1 - d)
 
 
 def effective_n(n: int, clusters: int, *, correlation: float = ASSUMED_CORRELATION) -> float:
@@ -146,7 +154,12 @@ def rate(hits: Sequence[float | None], clusters: Sequence[Hashable], *, seed: in
 
 
 def difference(
-    before: Sequence[float | None], after: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> Estimate:
     """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
 
@@ -157,14 +170,13 @@ def difference(
         raise ValueError(
             f"paired samples differ in length; got {len(before)}, {len(after)}, {len(clusters)}; one entry per pair"
         )
-    pairs = [None if x is None or y is None else float(y) - float(x) for x, y in zip(before, after, strict=True)]
-    changes, names, excluded = _present(pairs, clusters)
+    changes, names, excluded = _present(paired_changes(before, after), clusters)
     if not len(changes):
         return Estimate.missing("no pair had two verdicts" if excluded else "no pairs", excluded=excluded)
     n, count, value = len(changes), len(set(names)), float(changes.mean())
     size = effective_n(n, count)
-    score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size)
-    low, high = _wider(_bootstrap(changes, names, seed), score)
+    score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size, level=level)
+    low, high = _wider(_bootstrap(changes, names, seed, level), score)
     return Estimate(value, low, high, f"wider of {RESAMPLED} and Tango, effective n {size:.0f}", n, count, excluded)
 
 
@@ -215,13 +227,16 @@ def residual(
     mixed = np.einsum("rc,rk,kc->r", prompts, drawn, g)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (prompts @ e - mixed) / (prompts @ b - mixed)
-    low, high = np.nanquantile(ratios, _tails())
+        low, high = np.nanquantile(ratios, _tails())
+    method = f"{RESAMPLED} and control, wider of that and the paired interval"
+    if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
+        reason = "the base shows too little more of the target than a model that never saw it for an interval"
+        return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
     many = [erased[i] for i in kept] * len(controls)
     gap = difference([c[i] for c in controls for i in kept], many, names * len(controls), seed=seed)
     scale = span / len(kept)
     if gap.low is not None and gap.high is not None:
         low, high = min(low, gap.low / scale), max(high, gap.high / scale)
-    method = f"{RESAMPLED} and control, wider of that and the paired interval"
     return Estimate(value, float(low), float(high), method, len(kept), len(index), excluded)
 
 
@@ -233,8 +248,7 @@ def sign_flip(
     Without an effect each prompt's net change could as well have had the other sign, whatever the pictures of a prompt
     have in common. With one picture per prompt this is McNemar's exact test. None when there are no pairs.
     """
-    pairs = [None if x is None or y is None else float(y) - float(x) for x, y in zip(before, after, strict=True)]
-    changes, names, _ = _present(pairs, clusters)
+    changes, names, _ = _present(paired_changes(before, after), clusters)
     if not len(changes):
         return None
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -258,7 +272,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def mean(values: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
+def mean(
+    values: Sequence[float | None], clusters: Sequence[Hashable], *, level: float = LEVEL, seed: int = 0
+) -> Estimate:
     """The mean of scores, with a percentile bootstrap of prompts; no interval from fewer than two prompts."""
     present, names, excluded = _present(values, clusters)
     if not len(present):
@@ -266,7 +282,7 @@ def mean(values: Sequence[float | None], clusters: Sequence[Hashable], *, seed: 
     n, count, value = len(present), len(set(names)), float(present.mean())
     if count < 2:
         return Estimate(value, None, None, "mean", n, count, excluded, "one prompt gives no interval")
-    low, high = _bootstrap(present, names, seed)
+    low, high = _bootstrap(present, names, seed, level)
     return Estimate(value, low, high, RESAMPLED, n, count, excluded)
 
 
@@ -295,6 +311,100 @@ def kappa(first: Sequence[str], second: Sequence[str], clusters: Sequence[Hashab
     return Estimate(value, float(limits[0]), float(limits[1]), RESAMPLED, len(first), len(index))
 
 
+def ratio(
+    top: Sequence[float | None], bottom: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
+) -> Estimate:
+    """The ratio of two means over the same clusters, drawn together; no value where the lower one is not positive."""
+    pairs = [None if t is None or b is None else (t, b) for t, b in zip(top, bottom, strict=True)]
+    kept = [i for i, pair in enumerate(pairs) if pair is not None]
+    excluded = len(pairs) - len(kept)
+    above, below = (np.array([pairs[i][k] for i in kept], dtype=float) for k in (0, 1))  # type: ignore[index]
+    if not len(kept) or below.sum() <= 0:
+        reason = "what it is divided by is not positive" if len(kept) else "no values"
+        return Estimate.missing(reason, excluded=excluded)
+    index = {name: i for i, name in enumerate(dict.fromkeys(clusters[i] for i in kept))}
+    at, value = [index[clusters[i]] for i in kept], float(above.sum() / below.sum())
+    draws = _resample(len(index), seed)
+    tops, bottoms = (draws @ np.bincount(at, x, len(index)) for x in (above, below))
+    if len(index) < 2 or (bottoms <= 0).mean() > 1 - LEVEL:
+        reason = "one cluster gives no interval" if len(index) < 2 else "what it is divided by may be zero"
+        return Estimate(value, None, None, "ratio of means", len(kept), len(index), excluded, reason)
+    low, high = np.quantile((tops / bottoms)[bottoms > 0], _tails())
+    return Estimate(value, float(low), float(high), RESAMPLED, len(kept), len(index), excluded)
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> Estimate:
+    """The area under the ROC curve: the chance that a positive scores above a negative, ties counted half.
+
+    Newcombe's score interval on the variance of Hanley and McNeil (Newcombe 2006, Statistics in Medicine 25, 559-573),
+    which has a width even where the scores separate perfectly: +-0.11 at 0.5 from 50 and 50 samples.
+
+    >>> print(f"{auc([3.0, 4.0, 5.0], [0.0, 1.0, 2.0]):.2f}")
+    1.00 (0.50 to 1.00)
+    """
+    m, n = len(positive), len(negative)
+    if not m or not n:
+        return Estimate.missing("an area under the curve needs scores of both kinds")
+    value = float(_placements(positive, negative)[0].mean())
+    return Estimate(value, *_auc_limits(value, m, n), "Newcombe's score interval", m + n, m + n)
+
+
+def auc_gap(
+    mine: tuple[Sequence[float], Sequence[float]], controls: Sequence[tuple[Sequence[float], Sequence[float]]]
+) -> Estimate:
+    """The area under one model's curve minus the mean area under the controls', on the same samples in one order.
+
+    Args:
+        mine: scores of the positives and of the negatives.
+        controls: the same of each control. They are taken as they are: their number narrows nothing.
+
+    The limits of both areas are combined as squares (Zou 2007, Psychological Methods 12, 399-413) with the areas'
+    correlation after DeLong et al. 1988, so that a gap between two perfect scores has a width too.
+    """
+    if not controls or not all(len(scores) for pair in (mine, *controls) for scores in pair):
+        return Estimate.missing("a gap needs scores of both kinds in the model and in a control")
+    first, each = _placements(*mine), [_placements(*control) for control in controls]
+    second = tuple(np.mean([pair[kind] for pair in each], axis=0) for kind in (0, 1))
+    m, n, a, b = len(first[0]), len(first[1]), float(first[0].mean()), float(second[0].mean())
+
+    def covariance(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float:
+        return sum(float(((p - p.mean()) * (q - q.mean())).mean()) / len(p) for p, q in zip(x, y, strict=True))
+
+    spread = math.sqrt(covariance(first, first) * covariance(second, second))
+    r = covariance(first, second) / spread if spread > 0 else 0.0
+
+    def half(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x + y * y - 2 * r * x * y))
+
+    (a_low, a_high), (b_low, b_high) = _auc_limits(a, m, n), _auc_limits(b, m, n)
+    low, high = a - b - half(a - a_low, b_high - b), a - b + half(a_high - a, b - b_low)
+    return Estimate(a - b, low, high, "Newcombe's score intervals, combined", m + n, m + n)
+
+
+def _placements(positive: Sequence[float], negative: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each positive the share of negatives below it, of each negative the share of positives above it."""
+
+    def below(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
+        ordered = np.sort(others)
+        sides = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+        return sides / (2 * len(ordered))
+
+    return below(positive, negative), 1 - below(negative, positive)
+
+
+def _auc_limits(value: float, m: int, n: int) -> tuple[float, float]:
+    """Both areas whose Hanley-McNeil variance puts ``value`` at the critical distance (Newcombe's method 5)."""
+    z, size = float(scipy_stats.norm.ppf(0.5 + LEVEL / 2)), (m + n) / 2
+
+    def excess(a: float) -> float:
+        variance = a * (1 - a) / (m * n) * (1 + (size - 1) * ((1 - a) / (2 - a) + a / (1 + a)))
+        return (a - value) ** 2 - z * z * variance
+
+    low = 0.0 if value <= 0 else float(brentq(excess, 0.0, min(value, 1 - 1e-9)))
+    high = 1.0 if value >= 1 else float(brentq(excess, max(value, 1e-9), 1.0))
+    return low, high
+
+
 def _present(
     values: Sequence[float | bool | None], clusters: Sequence[Hashable]
 ) -> tuple[np.ndarray, list[Hashable], int]:
@@ -304,14 +414,24 @@ def _present(
     return np.array([v for v, _ in kept]), [c for _, c in kept], len(values) - len(kept)
 
 
-def _bootstrap(values: np.ndarray, names: list[Hashable], seed: int) -> tuple[float, float]:
+def paired_changes(before: Sequence[float | None], after: Sequence[float | None]) -> list[float | None]:
+    """After minus before, pair by pair; None where either is missing."""
+    return [None if x is None or y is None else float(y) - float(x) for x, y in zip(before, after, strict=True)]
+
+
+def _bootstrap(values: np.ndarray, names: list[Hashable], seed: int, level: float = LEVEL) -> tuple[float, float]:
     """Percentile limits of the mean when whole clusters are drawn with replacement."""
+    low, high = np.quantile(resampled_means(values, names, seed), _tails(level))
+    return float(low), float(high)
+
+
+def resampled_means(values: np.ndarray, names: list[Hashable], seed: int) -> np.ndarray:
+    """The mean in every bootstrap resample, in which whole clusters are drawn with replacement."""
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
     at = [index[name] for name in names]
     sums, sizes = np.bincount(at, values, len(index)), np.bincount(at, minlength=len(index))
     draws = _resample(len(index), seed)
-    low, high = np.quantile(draws @ sums / (draws @ sizes), _tails())
-    return float(low), float(high)
+    return draws @ sums / (draws @ sizes)
 
 
 def _wider(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
@@ -324,5 +444,5 @@ def _resample(clusters: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
 
 
-def _tails() -> tuple[float, float]:
-    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
+def _tails(level: float = LEVEL) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from erasure.concept import with_article
 from erasure.eval.models import Model, Role
@@ -24,11 +25,13 @@ class Ask:
         text: the prompt.
         family: what it varies.
         sampler: settings in place of the suite's (``guidance_scale``, ``num_inference_steps``).
+        beside: label of another thing that the prompt asks for too.
     """
 
     text: str
     family: str
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +66,36 @@ class PromptProbe(Probe):
         with context.open(model) as pipe:
             for sampler in dict.fromkeys(json.dumps(dict(ask.sampler), sort_keys=True) for ask in asks):
                 batch = [ask for ask in asks if json.dumps(dict(ask.sampler), sort_keys=True) == sampler]
-                settings = json.loads(sampler)
-                description = f"{self.code} {model.name}"
-                drawn = context.draw(
-                    pipe, model, [ask.text for ask in batch], seeds=seeds, description=description, **settings
-                )
+                drawn = self.draw(model, context, pipe, [ask.text for ask in batch], seeds, json.loads(sampler))
+                images = [image for row in drawn for image in row]
                 each = [ask for ask in batch for _ in seeds]
-                found += context.observe(
-                    model,
-                    [image for row in drawn for image in row],
-                    family=[ask.family for ask in each],
-                    clusters=[ask.text for ask in each],
-                    seeds=list(seeds) * len(batch),
-                    facts=[{"prompt": ask.text, **settings} for ask in each],
-                )
+                found += self.look(model, context, images, each, list(seeds) * len(batch))
         return found
+
+    def draw(
+        self,
+        model: Model,
+        context: Context,
+        pipe: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampler: Mapping[str, Any],
+    ) -> list[list[Image.Image]]:
+        """Pictures of prompts that share their sampler settings, one list per prompt."""
+        return context.draw(pipe, model, prompts, seeds=seeds, description=f"{self.code} {model.name}", **sampler)
+
+    def look(
+        self, model: Model, context: Context, images: Sequence[Image.Image], asks: Sequence[Ask], seeds: Sequence[int]
+    ) -> list[Observation]:
+        """One observation per picture, from the prompt and the seed that drew it."""
+        return context.observe(
+            model,
+            images,
+            family=[ask.family for ask in asks],
+            clusters=[ask.text for ask in asks],
+            seeds=seeds,
+            facts=[{"prompt": ask.text, **ask.sampler} for ask in asks],
+        )
 
     def limited(self, asks: Sequence[Ask]) -> list[Ask]:
         """At most ``limit`` prompts of each family, spread evenly over it."""
@@ -94,8 +112,14 @@ class PromptProbe(Probe):
         return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
 
 
-def sentences(context: Context, phrases: Sequence[str], *, article: bool = True) -> list[str]:
-    """Every phrase in every template of the suite's concept, and with every subject of a style suite.
+def sentences(
+    context: Context, phrases: Sequence[str], *, article: bool = True, templates: Sequence[str] | None = None
+) -> list[str]:
+    """Every phrase in every template, and with every subject of a style suite; each sentence once.
+
+    Args:
+        article: put one before the phrase, where it names a thing.
+        templates: those of the suite's concept by default.
 
     Raises:
         Missing: there are no phrases.
@@ -106,7 +130,7 @@ def sentences(context: Context, phrases: Sequence[str], *, article: bool = True)
     out = []
     for phrase in phrases:
         noun = with_article(phrase) if article and suite.attribute == "concept" else phrase
-        for template in suite.concept.templates:
+        for template in suite.concept.templates if templates is None else templates:
             for subject in suite.subjects or ("",):
                 out.append(template.replace("{subject}", with_article(subject)).replace("{}", noun))
-    return out
+    return list(dict.fromkeys(out))

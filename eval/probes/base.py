@@ -214,6 +214,7 @@ class Probe(abc.ABC):
         version: raised when the same settings would give other numbers; part of every stored result.
         presets: name of the preset to settings. A preset that is not there leaves the probe out.
         licences: what its evidence allows one to say. not_licensed: what it does not.
+        descriptive: its numbers are shown and no claim is made of them.
         reference: paper, year.
     """
 
@@ -228,6 +229,7 @@ class Probe(abc.ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     licences: ClassVar[str]
     not_licensed: ClassVar[str]
+    descriptive: ClassVar[bool] = False
     reference: ClassVar[str] = ""
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class Denoiser:
         if not isinstance(backbone_of(self.pipe), UNetBackbone):
             raise Missing(f"{type(self.pipe).__name__} has no UNet; this probe is for Stable Diffusion 1.x, 2.x and XL")
 
-    @property
+    @functools.cached_property
     def backbone(self) -> UNetBackbone:
         found = backbone_of(self.pipe)
         assert isinstance(found, UNetBackbone)  # checked when it was made

@@ -1,0 +1,206 @@
+"""The commands that measure: paired pictures, every probe of a preset, reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from erasure.cli_options import Device, Dtype, Limit, console, open_base
+
+REQUIRED_UNASSESSED = 3  # exit status of --strict
+
+
+def evaluate(
+    suite: Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")] = Path(
+        "erasure-results"
+    ),
+    erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Put every probe of quick, standard or full (or smoke: a trial) as well.")
+    ] = None,
+    probe: Annotated[list[str] | None, typer.Option(help="Of the preset only this probe; repeat for more.")] = None,
+    prompt_filter: Annotated[
+        bool, typer.Option("--prompt-filter", help="Compare with a filter of prompts: it changes no weight.")
+    ] = False,
+    retrained: Annotated[
+        bool, typer.Option("--retrained", help="Compare with a model retrained without the target, as one more arm.")
+    ] = False,
+    gold: Annotated[
+        list[str] | None, typer.Option(help="Pipeline retrained without the target, as a control; repeat for more.")
+    ] = None,
+    material: Annotated[
+        Path | None, typer.Option(help="Folder of real pictures with metadata.jsonl, for probes that need them.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when something the policy requires is not assessed.")
+    ] = False,
+    base: Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")] = None,
+    limit: Limit = None,
+    clip: Annotated[
+        str, typer.Option(help="open_clip model/weights that judges real checkpoints.")
+    ] = "ViT-B-32/openai",
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report.
+
+    With a preset also: paraphrases, attacks, what is left in the weights compared with models that never saw the
+    target, filters, and the claims that all this licences.
+    """
+    from erasure.concept import Suite
+    from erasure.eval.policy import Policy
+
+    plan = Suite.load(suite)
+    needs_preset = {
+        "--probe": probe, "--prompt-filter": prompt_filter, "--retrained": retrained, "--gold": gold,
+        "--material": material, "--policy": policy, "--strict": strict,
+    }  # fmt: skip
+    if preset is None and (given := [name for name, value in needs_preset.items() if value]):
+        raise ValueError(f"{given[0]} belongs to an assessment; add --preset quick, or leave it out")
+    if preset is not None and limit is not None:
+        raise ValueError("a preset has its own sizes; leave --limit out, or use --preset smoke for a trial")
+    if strict and policy is None:
+        raise ValueError("--strict compares with a policy; got none; add --policy FILE")
+    rules = None if policy is None else Policy.load(policy)  # a slip is found before the model is loaded
+    edits = read_erasures(erasure or [])
+    if not (edits or method or prompt_filter or retrained):
+        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+    pipe = open_base(base or plan.base, device, dtype)
+    edits |= make_erasures(pipe, plan, method or [])
+    if preset is None:
+        compare(pipe, edits, plan, out, limit=limit, clip=clip)
+        return
+    objections = assess_all(
+        pipe, edits, plan, out, preset=preset, probes=probe, prompt_filter=prompt_filter, retrained=retrained,
+        golds=gold or [], material=material, policy=rules, clip=clip,
+    )  # fmt: skip
+    if strict and objections:
+        raise typer.Exit(REQUIRED_UNASSESSED)
+
+
+def report(
+    evaluation: Annotated[Path, typer.Argument(help="Folder of an evaluation or assessment, or its evaluation.json.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write the HTML report of a finished evaluation."""
+    from erasure.eval import Assessment, Evaluation, write_report
+    from erasure.eval.assessment import FILE
+
+    whole = evaluation.is_dir() and (evaluation / FILE).exists()
+    found = Assessment.load(evaluation) if whole else Evaluation.from_json(evaluation)
+    console.print(f"report -> {write_report(found, out)}")
+
+
+def probes() -> None:
+    """List the probes: what each asks, what it is evidence about, and which presets run it."""
+    from erasure.eval.probes import HOMES, PRESETS, probe_class
+
+    table = Table("probe", "", "what it asks", "evidence about", "access", "presets")
+    section = ""
+    for name in HOMES:
+        kind = probe_class(name)
+        if kind.section != section:
+            table.add_section()
+            section = kind.section
+        ran = ", ".join(preset for preset in PRESETS if preset in kind.presets)
+        table.add_row(name, kind.code, kind.title, f"{kind.section}, {kind.level}", kind.access.replace("_", " "), ran)
+    console.print(table)
+
+
+def read_erasures(sources: list[str]) -> dict[str, Any]:
+    """Erasures by name.
+
+    Raises:
+        ValueError: two share one.
+    """
+    from erasure.artifact import Erasure
+
+    edits: dict[str, Any] = {}
+    for edit in map(Erasure.from_pretrained, sources):
+        if edit.name in edits:
+            raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
+        edits[edit.name] = edit
+    return edits
+
+
+def make_erasures(pipe: Any, plan: Any, methods: list[str]) -> dict[str, Any]:
+    """Erasures of a suite's target, named after their methods."""
+    from erasure.verbs import erase
+
+    return {name.upper(): erase(pipe, plan.concepts, name, keep=plan.kept, apply=False) for name in methods}
+
+
+def compare(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, clip: str = "") -> None:
+    """Evaluate, print the table, write the report."""
+    from erasure.eval import evaluate as measure
+    from erasure.eval import write_report
+    from erasure.eval.detectors.choice import detectors_for
+
+    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
+    found = measure(pipe, edits, plan, detectors=detectors, clip=judge, limit=limit, cache_dir=out / "cache")
+    found.save(out)
+    path = write_report(found, out / "report.html")
+    table = Table("model", "detector", "group", "seen, 95 % interval", "change")
+    for row in found.rows():
+        table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
+    console.print(table)
+    for sentence in found.sentences():
+        console.print(f"- {sentence}", markup=False)
+    console.print(f"report -> {path.resolve()}", markup=False)
+
+
+def assess_all(
+    pipe: Any,
+    edits: dict[str, Any],
+    plan: Any,
+    out: Path,
+    *,
+    preset: str,
+    probes: list[str] | None,
+    prompt_filter: bool,
+    retrained: bool,
+    golds: list[str],
+    material: Path | None,
+    policy: Any,
+    clip: str,
+) -> list[str]:
+    """Assess, print the claims in two columns, write the report; returns the policy's objections."""
+    from erasure.eval import assess, write_report
+    from erasure.eval.controls import controls_for, held_out
+    from erasure.eval.detectors.choice import detectors_for
+    from erasure.eval.material import material_for
+    from erasure.pipelines.guardrails import Guard
+
+    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
+    controls = controls_for(plan, pipe, preset, golds=golds)
+    if prompt_filter:
+        edits["prompt filter"] = Guard.of_words(plan.phrases)
+    if retrained:
+        edits["retrained"], controls = held_out(controls)
+    found = assess(
+        pipe, edits, plan, preset=preset, detectors=detectors, controls=controls, clip=judge,
+        material=material_for(plan, material), policy=policy, probes=probes, out=out,
+    )  # fmt: skip
+    path = write_report(found, out / "report.html")
+    table = Table("model", "suppression", "removal", "neighbours", "unrelated")
+    for claim in found.claims():
+        table.add_row(
+            claim.model, claim.suppression, claim.removal, *(claim.utility[g] for g in ("neighbours", "unrelated"))
+        )
+    console.print(table)
+    for claim in found.claims():
+        for sentence in claim.sentences:
+            console.print(f"- {sentence}", markup=False)
+    objections = found.objections()
+    for objection in objections:
+        console.print(f"! {objection}", markup=False)
+    console.print(f"report -> {path.resolve()}", markup=False)
+    return objections

@@ -1,0 +1,24 @@
+"""What the commands share: options, the console, the base model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+
+Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")]
+
+
+def open_base(base: str, device: str | None, dtype: str | None = None) -> Any:
+    """The base pipeline, with a word of what is going on."""
+    from erasure.bases import load_base
+
+    with console.status(f"loading {escape(base)}"):
+        return load_base(base, device=device, dtype=dtype)

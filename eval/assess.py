@@ -1,0 +1,210 @@
+"""The assessment: every probe of a preset on every model, one cell at a time, each stored as soon as it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from erasure.concept import Suite
+from erasure.eval.assessment import Assessment, Cell, ModelCard
+from erasure.eval.compare import evaluate
+from erasure.eval.detectors.base import Detector
+from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.material import Material
+from erasure.eval.metrics import ClipFeatures
+from erasure.eval.models import Applied, Model, check_restored
+from erasure.eval.pictures import weights_hash
+from erasure.eval.policy import Policy
+from erasure.eval.probes import probes_of
+from erasure.eval.probes.base import Context, Missing, Probe
+from erasure.eval.records import BASE
+from erasure.precision import autocast_for
+
+# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
+PICTURES: dict[str, dict[str, int | None]] = {
+    "smoke": {"images_per_prompt": 1, "limit": 2},
+    "quick": {"images_per_prompt": 1, "limit": None},
+    "standard": {"images_per_prompt": None, "limit": None},
+    "full": {"images_per_prompt": 4, "limit": None},
+}
+
+
+def assess(
+    pipe: Any,
+    erasures: Mapping[str, Applied],
+    suite: Suite,
+    *,
+    preset: str = "quick",
+    detectors: Sequence[Detector],
+    controls: Sequence[Model] = (),
+    clip: ClipDetector | None = None,
+    material: Material | None = None,
+    policy: Policy | None = None,
+    probes: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    autocast: bool | None = None,
+    progress: bool = True,
+) -> Assessment:
+    """Put every probe of a preset to a pipeline, its erasures and its controls.
+
+    Args:
+        pipe: the unmodified pipeline. It is handed back unmodified.
+        erasures: name to change: erasures, filters, models retrained by someone else.
+        suite: the target, its neighbours, prompts and sampler.
+        preset: "smoke" proves that everything runs and is no evidence; "quick" is for development; "standard" for
+            reports; "full" for publications.
+        detectors: two independent ones or more. The first scores. The second may choose among an attack's tries, and
+            never scores them.
+        controls: models that never saw the target, retrained ones before nulls; see
+            :func:`erasure.eval.controls.controls_for`. Without any, no probe of removal can be read.
+        clip: an open_clip model that had no part in training, for cosines and distances.
+        material: real pictures of the target and of what is kept; see :mod:`erasure.eval.material`. Probes that need
+            them say so when there are none.
+        policy: what is required, by whom; the report says what of it is assessed.
+        probes: keys, to run fewer than the preset has.
+        out: folder for every cell as soon as it is known; the same call goes on there. None keeps nothing on disk.
+        batch_size, autocast, progress: as in :func:`erasure.eval.compare.evaluate`.
+
+    A probe that lacks an input, or that fails, leaves its reason in the report and no number. ``ERASURE_DEBUG=1``
+    lets a failure through instead.
+
+    Raises:
+        ValueError: unknown preset or probe, no detectors, names that clash.
+        RuntimeError: a change, or a probe, did not give the weights back.
+    """
+    chosen = probes_of(preset, None if probes is None else tuple(probes))
+    autocast = autocast_for(pipe) if autocast is None else autocast
+    folder = None if out is None else Path(out)
+    cache = None if folder is None else folder / "cache"
+    started, before = time.monotonic(), weights_hash(pipe)
+    evaluation = evaluate(
+        pipe,
+        erasures,
+        suite,
+        detectors=detectors,
+        controls=controls,
+        clip=clip,
+        extractor=ClipFeatures(clip) if clip is not None and preset in ("standard", "full") else None,
+        batch_size=batch_size,
+        autocast=autocast,
+        cache_dir=cache,
+        progress=progress,
+        **PICTURES[preset],
+    )
+    models = [Model(BASE, "base"), *(Model(n, "erased", change) for n, change in erasures.items()), *controls]
+    cards = [
+        ModelCard(model.name, model.role, model.kind, arm.weights, model.config)
+        for model, arm in zip(models, evaluation.arms, strict=True)
+    ]
+    context = Context(
+        pipe=pipe,
+        models={model.name: model for model in models},
+        suite=suite,
+        judge=detectors[0],
+        selector=detectors[1] if len(detectors) > 1 else None,
+        evaluation=evaluation,
+        material=material,
+        batch_size=batch_size,
+        autocast=autocast,
+        cache_dir=cache,
+        progress=progress,
+    )
+    cells = []
+    pairs = [(probe, card) for probe in chosen for card in cards]
+    for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
+        model = context.models[card.name]
+        if probe.concerns(model):
+            cells.append(_cell(probe, card, context, cards, folder))
+            check_restored(pipe, before, f"{probe.key} on {card.name}")
+    assessment = Assessment(
+        evaluation=evaluation,
+        preset=preset,
+        models=tuple(cards),
+        cells=tuple(cells),
+        policy=policy,
+        settings={
+            **evaluation.settings,
+            "judge": detectors[0].name,
+            "selector": None if context.selector is None else context.selector.name,
+            "sampler": sampler_text(evaluation.settings),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
+    if folder is not None:
+        assessment.save(folder)
+    return assessment
+
+
+def _cell(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard], folder: Path | None) -> Cell:
+    """The stored cell if it still holds, else the probe's answer; a probe that cannot answer says why."""
+    settings = json.loads(json.dumps(probe.settings()))
+    cell = Cell(probe.key, probe.version, settings, card.name, _inputs(card, context, cards))
+    if folder is not None and (stored := _stored(cell, folder)) is not None:
+        return stored
+    started = time.monotonic()
+    try:
+        cell = dataclasses.replace(cell, rows=tuple(probe.run(context.models[card.name], context)))
+    except Missing as reason:
+        cell = dataclasses.replace(cell, missing=str(reason))
+    except Exception as error:
+        if os.environ.get("ERASURE_DEBUG"):
+            raise
+        cell = dataclasses.replace(cell, missing=f"it failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        warnings.warn(f"{probe.key} on {card.name} {cell.missing}", stacklevel=3)
+    cell = dataclasses.replace(cell, seconds=time.monotonic() - started)
+    if folder is not None:
+        cell.save(folder)
+    return cell
+
+
+def _stored(cell: Cell, folder: Path) -> Cell | None:
+    """The same cell from an earlier run, if it is whole and has an answer."""
+    file = Cell.file(folder, cell.probe, cell.model)
+    if not file.exists():
+        return None
+    try:
+        stored = Cell.load(file)
+    except ValueError:
+        return None
+    return stored if stored.key == cell.key and stored.missing is None else None
+
+
+def _inputs(card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
+    """Everything that the observations of a cell depend on, beside the probe's own settings."""
+    assert context.evaluation is not None  # made above
+    read = dict.fromkeys([card.name, *(other.name for other in cards if other.role != "erased")])
+    return {
+        "weights": card.weights,
+        "config": _digest(card.config) if card.kind in ("filter", "adapter") else None,
+        "beside": {other.name: other.weights for other in cards if other.role != "erased"},
+        "suite": _digest(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
+        "detectors": [
+            None if eye is None else [eye.name, eye.card.version, eye.card.weights_sha256]
+            for eye in (context.judge, context.selector)
+        ],
+        "material": None if context.material is None else type(context.material).__name__,
+        "autocast": context.autocast,
+        "pictures": _digest([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def sampler_text(settings: Mapping[str, Any]) -> str:
+    """The sampler in a few words: ``DDIM, 25 steps, guidance 3``."""
+    name = str(settings["scheduler"]).removesuffix("Scheduler")
+    return f"{name}, {settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}"

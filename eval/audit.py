@@ -1,0 +1,336 @@
+"""Process evidence: a record of how a model was made without some data, and a check that the record makes the model.
+
+The only evidence of removal that does not come from looking at the model is a transcript of its training. A record that
+verifies shows that *this transcript can produce these checkpoints*. It does not show that the transcript is what
+happened, nor that no other data had a part in it: different data can give the same gradients and hence the same model
+("forging", Thudi et al. 2022, "On the necessity of auditable algorithmic definitions for machine unlearning";
+:func:`forge_gap` measures how nearly). Nor does it say anything about what the model draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erasure.concept import write_atomically
+
+FORMAT = 1
+SKETCH = 64  # numbers a checkpoint is summed up by
+TOLERANCE = 0.01  # of the way that a segment goes
+KINDS = ("observed", "latent", "higher_order")
+Weights = Mapping[str, Tensor]
+Replay = Callable[["Checkpoint", "Checkpoint"], Weights]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The weights at one step of a training, as hashes.
+
+    Attributes:
+        step: optimiser steps taken.
+        weights: :func:`hash_of` them: equal only bit for bit.
+        sketch: :func:`sketch_of` them: 64 numbers whose distance tells how far apart two sets of weights are, for
+            replays on other machines, which agree only up to rounding.
+        link: hash of this checkpoint, the one before and the head of the record: the chain.
+    """
+
+    step: int
+    weights: str
+    sketch: tuple[float, ...]
+    link: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningRecord:
+    """How a model came to be without some data: enough to repeat it.
+
+    Attributes:
+        request: id of the request that led to it.
+        policy: what was required and who decided: ``removal_required``, ``suppression_required``, ``rationale``,
+            ``decided_by``.
+        target: what is to be gone, in a few words. target_kind: "observed" (listed items), "latent" (never in the
+            data: there is nothing to remove) or "higher_order" (every item in which something occurs).
+        definition: the rule by which items were left out, and how the rest was chosen.
+        deleted: hashes of the items left out, never the items.
+        data_before, data_after: hash of the manifest with and without them.
+        code: library to version. method, settings: what trained, and with what. seeds: all of them.
+        scope: which components the record covers, and which others kept what.
+        checkpoints: at a fixed interval of steps, the first one the start, linked into a chain.
+        evaluation: hash of the evaluation of the result; None = none.
+
+    Raises:
+        ValueError: an unknown kind, too few checkpoints, or a chain that does not hold: something was changed later.
+    """
+
+    request: str
+    policy: Mapping[str, Any]
+    target: str
+    target_kind: Literal["observed", "latent", "higher_order"]
+    definition: str
+    deleted: tuple[str, ...]
+    data_before: str
+    data_after: str
+    code: Mapping[str, str]
+    method: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    scope: str
+    checkpoints: tuple[Checkpoint, ...]
+    evaluation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_kind not in KINDS:
+            raise ValueError(f"unknown kind of target; got {self.target_kind!r}; choose one of {list(KINDS)}")
+        steps = [point.step for point in self.checkpoints]
+        if len(steps) < 2 or steps != sorted(set(steps)):
+            raise ValueError(f"a record needs two checkpoints or more, in the order of their steps; got steps {steps}")
+        for point, link in zip(self.checkpoints, links(self.head, self.checkpoints), strict=True):
+            if point.link != link:
+                raise ValueError(
+                    f"the chain breaks at step {point.step}; its link is {point.link[:12]!r}, not {link[:12]!r}; the "
+                    "record was changed after it was made: get it again"
+                )
+
+    @classmethod
+    def chained(cls, *, checkpoints: Sequence[Checkpoint], **facts: Any) -> UnlearningRecord:
+        """A record whose checkpoints are linked here, as the one who trained makes it."""
+        bare = {name: value for name, value in facts.items() if name != "evaluation"}
+        made = [
+            dataclasses.replace(point, link=link)
+            for point, link in zip(checkpoints, links(head_of(bare), checkpoints), strict=True)
+        ]
+        return cls(checkpoints=tuple(made), **facts)
+
+    @property
+    def head(self) -> str:
+        """Hash of everything but the checkpoints and the evaluation, which comes later."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("checkpoints", "evaluation")]
+        return head_of({name: getattr(self, name) for name in names})
+
+    @property
+    def digest(self) -> str:
+        """Hash of the record: what a model's config names as its ``audit``."""
+        return digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the record, completely or not at all."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        return Path(path)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> UnlearningRecord:
+        """Read a record; every field has to be there and no other.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: not a record, one of another format, or one that was changed.
+        """
+        file = Path(path)
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such record; check the path")
+        try:
+            raw = json.loads(file.read_text("utf-8"))
+            if raw.pop("format") != FORMAT:
+                raise ValueError(f"format {FORMAT} was expected")
+            if wrong := sorted({f.name for f in dataclasses.fields(cls)} ^ set(raw)):
+                raise ValueError(f"fields that are unknown or lacking: {wrong}")
+            points = tuple(Checkpoint(**{**p, "sketch": tuple(p["sketch"])}) for p in raw.pop("checkpoints"))
+            listed = {name: tuple(raw.pop(name)) for name in ("deleted", "seeds")}
+            return cls(checkpoints=points, **listed, **raw)
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not an audit record ({error}); get it again from who made it") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What came of replaying one segment.
+
+    Attributes:
+        segment: steps it leads from and to.
+        exact: the same bits.
+        distance: between replayed and recorded weights, as a share of the way the segment goes; 0 = none, 1 = as far
+            as not having trained at all.
+        tolerance: the largest distance that passes.
+    """
+
+    segment: tuple[int, int]
+    exact: bool
+    distance: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.exact or self.distance <= self.tolerance
+
+    def __str__(self) -> str:
+        how = "bit for bit" if self.exact else f"up to {self.distance:.2%} of its length (at most {self.tolerance:.2%})"
+        steps = f"steps {self.segment[0]} to {self.segment[1]}"
+        return f"{steps} repeat {how}" if self.passed else f"{steps} do not repeat: apart by {self.distance:.2%}"
+
+
+def verify(
+    record: UnlearningRecord, replay: Replay, *, seed: int | None = 0, tolerance: float = TOLERANCE
+) -> Verification:
+    """Train one segment again and compare where it ends.
+
+    A pass means that the transcript leads from this checkpoint to the next. It does not mean that no other data could
+    have, or that the transcript is what happened.
+
+    Args:
+        replay: trains from the first checkpoint to the second, by the record's data, settings and seeds, and returns
+            the weights it arrives at. It is the caller's to check that its start has the recorded hash
+            (:func:`hash_of`), and to hold the data.
+        seed: which segment, drawn at random. Who is audited must not know it beforehand; None draws afresh.
+        tolerance: largest distance that passes, as a share of the way the segment goes. 0 asks for equal bits, which
+            only the same machine and the same versions give; raise it for replays elsewhere.
+    """
+    last = int(np.random.default_rng(seed).integers(1, len(record.checkpoints)))
+    first, end = record.checkpoints[last - 1], record.checkpoints[last]
+    weights = replay(first, end)
+    there, aim, start = (np.array(s) for s in (sketch_of(weights), end.sketch, first.sketch))
+    way = float(np.linalg.norm(aim - start))
+    off = float(np.linalg.norm(there - aim))
+    distance = off / way if way > 0 else float(off > 0)
+    return Verification((first.step, end.step), hash_of(weights) == end.weights, distance, tolerance)
+
+
+def checkpoint(step: int, weights: Weights) -> Checkpoint:
+    """A checkpoint, not yet linked."""
+    return Checkpoint(step, hash_of(weights), sketch_of(weights))
+
+
+def hash_of(weights: Weights) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(memoryview(flat.view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def sketch_of(weights: Weights) -> tuple[float, ...]:
+    """64 sums of weights with random signs; |sketch(a) - sketch(b)| estimates |a - b| to about 10 %.
+
+    A count sketch (Charikar et al. 2002) with signs that follow from each tensor's name. Twelve digits are kept.
+    """
+    total = np.zeros(SKETCH)
+    for name, tensor in sorted(weights.items()):
+        flat = tensor.detach().cpu().double().reshape(-1).numpy()
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+        signed = flat * (2.0 * rng.integers(0, 2, len(flat), dtype=np.int8) - 1)
+        padded = np.pad(signed, (0, -len(signed) % SKETCH)).reshape(-1, SKETCH)
+        total += np.roll(padded.sum(0), int(rng.integers(SKETCH)))  # small tensors do not all fall into the first sums
+    return tuple(float(f"{value:.12g}") for value in total)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def head_of(facts: Mapping[str, Any]) -> str:
+    return digest({"format": FORMAT, **facts})
+
+
+def links(head: str, points: Sequence[Checkpoint]) -> list[str]:
+    """The chain: each link covers the head, all checkpoints before and its own."""
+    found, link = [], head
+    for point in points:
+        link = digest([link, point.step, point.weights, list(point.sketch)])
+        found.append(link)
+    return found
+
+
+def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | None = None) -> UnlearningRecord:
+    """The record of a model of Emoji World retrained without a target, from its file and the world's own facts.
+
+    One segment, from the shared start to the result, which ``erasure.world.retrain.retrain`` trains again. The start
+    never saw a target, as the world's manifest has it for the phases before; that part is not replayed here.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a retrained model, or of other data than this version of the world has.
+    """
+    from erasure.world.retrain import LAST, load_gold, start_hash
+    from erasure.world.train import SCOPE, config, scenes_hash, stored_model, training_scenes
+
+    file = Path(file)
+    without, _, seed = file.stem.rpartition("-")
+    if not file.exists() or not seed.isdigit():
+        raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
+    pipe, facts = load_gold(without, seed=int(seed), folder=file.parent), _facts(file)
+    before, after = training_scenes(frozenset()), training_scenes(frozenset({without}))
+    if scenes_hash(after) != facts["scenes"]:
+        raise ValueError(
+            f"{file.name}: its scenes are not those of this version of the world; use the one it came with"
+        )
+    gone = [scene for scene in before if without in (*scene.concepts, scene.style)]
+    ends = (
+        {f"{part}.{name}": t for part, module in model.items() for name, t in module.state_dict().items()}
+        for model in (stored_model(file.parent / "start"), {"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    )
+    start, end = ends
+    fit = config()["fit"][LAST]
+    return UnlearningRecord.chained(
+        request=file.stem,
+        policy=dict(policy or {}),
+        target=without,
+        target_kind="higher_order",
+        definition=(
+            f"every scene that shows {without!r} is left out; as many others of the same distribution are drawn in "
+            "their place, so that what stays is not the same list"
+        ),
+        deleted=tuple(digest(dataclasses.asdict(scene)) for scene in gone),
+        data_before=scenes_hash(before),
+        data_after=facts["scenes"],
+        code=facts["versions"],
+        method=f"sharded retraining: {LAST} again, from a start that saw no target",
+        settings={**fit, "start": start_hash(file.parent), "stored": "difference from the start, eight bits a weight"},
+        seeds=(facts["seed"],),
+        scope=f"UNet and text encoder; kept from training on it: {SCOPE[without]}; {SCOPE['every target']}",
+        checkpoints=[checkpoint(0, start), checkpoint(fit["steps"], end)],
+    )
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """What a retrained model's file says of itself."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        found: dict[str, Any] = json.loads(opened.metadata()["gold"])
+    return found
+
+
+def forge_gap(gradient: Callable[[Any], Tensor], forget: Any, kept: Sequence[Any]) -> tuple[float, int]:
+    """How nearly a batch without the deleted data imitates one with it: min over B' of |g(B) - g(B')| / |g(B)|.
+
+    A gap near 0 means that a record listing the kept batch would verify although the other one was trained on: the
+    reason why a record proves consistency and not honesty. 1 is what no step at all reaches.
+
+    Args:
+        gradient: of a batch, as one vector, at the weights in question.
+        forget: the batch with deleted data.
+        kept: candidate batches without.
+
+    Returns:
+        The gap, and which candidate has it.
+    """
+    if not kept:
+        raise ValueError("a forged step needs candidates; got no batch without the deleted data; give one or more")
+    aim = gradient(forget).detach().double().flatten()
+    gaps = [float((aim - gradient(batch).detach().double().flatten()).norm() / aim.norm()) for batch in kept]
+    best = int(np.argmin(gaps))
+    return gaps[best], best

@@ -1,0 +1,331 @@
+"""From evidence to claims, by rule: two columns that are never merged, and nothing that was not measured.
+
+*Suppression* is about what comes out when asked (C1 to C3), *removal* about what is still inside (C4' to C6). No number
+here sums up a model.
+
+The levels and their sentences are data, in :mod:`erasure.eval.licences`, their conditions in
+:mod:`erasure.eval.rules`. The function is pure: the same evidence gives
+the same claims, from rows read back years later.
+
+References: the framework is Cooper et al. 2024, arXiv 2412.06966; the ladder and the margins are this library's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from erasure.eval import rules
+from erasure.eval.inference import worst_upper
+from erasure.eval.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
+from erasure.eval.models import Role
+from erasure.eval.probes.base import Evidence
+from erasure.eval.stats import Estimate
+from erasure.eval.summary import TRIAL
+from erasure.eval.view import UTILITY, Facts, Margins, View
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimReport:
+    """What may be said about one model.
+
+    Attributes:
+        suppression: "C0" to "C3". removal: "C0", "C4'", "C4", "C5", "C6", or why the question does not arise.
+        utility: kept group to non-inferior | unclear | degraded | destroyed | not assessed.
+        guardrails: what was measured of filters, as a sentence.
+        sentences: everything that may be said, with its numbers and its limits.
+        banners: what must be read before the numbers.
+        against: column to evidence that speaks against it.
+        needed: column to what is missing for its next level.
+        inconclusive: numbers whose gate failed: neither for nor against.
+        not_assessed: probe to why it says nothing.
+        readings: rows of :data:`erasure.eval.licences.LICENCES` that apply.
+    """
+
+    model: str
+    suppression: str
+    removal: str
+    utility: Mapping[str, str]
+    guardrails: str
+    sentences: tuple[str, ...]
+    banners: tuple[str, ...]
+    against: Mapping[str, tuple[str, ...]]
+    needed: Mapping[str, tuple[str, ...]]
+    inconclusive: tuple[str, ...]
+    not_assessed: Mapping[str, str]
+    readings: tuple[str, ...]
+
+    def level(self, column: Column) -> str:
+        return self.suppression if column == "suppression" else self.removal
+
+
+def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Facts) -> list[ClaimReport]:
+    """One report per erased model, in their order.
+
+    Args:
+        evidence: of every probe, about every model.
+        models: name to role.
+        facts: preset, kinds, what is missing and why ...
+
+    Raises:
+        ValueError: evidence about an unknown model, two numbers for one thing, an erased model of unknown kind.
+    """
+    seen = set()
+    for e in evidence:
+        if e.model not in models:
+            raise ValueError(f"{e.probe} is about {e.model!r}, which is none of {sorted(models)}; give its role")
+        key = (e.probe, e.model, e.measure, e.family, e.control)
+        if key in seen:
+            raise ValueError(f"two numbers for {key}; a claim would depend on which is read; pass one")
+        seen.add(key)
+    erased = [model for model, role in models.items() if role == "erased"]
+    if unknown := [model for model in erased if model not in facts.kinds]:
+        raise ValueError(f"no kind is known of {unknown}; facts.kinds needs weights, adapter, filter or retrained")
+    return [_report(View(model, evidence, models, facts)) for model in erased]
+
+
+def _report(view: View) -> ClaimReport:
+    """Everything that may be said about one model."""
+    (suppressed, next_suppression), (left, next_removal) = rules.suppression(view), rules.removal(view)
+    kept = {group: rules.utility(view, group) for group in UTILITY}
+    said = [
+        *_suppression(view, suppressed, next_suppression),
+        *_removal(view, left, next_removal),
+        *(_utility(view, group, label) for group, label in kept.items()),
+    ]
+    against = {"suppression": _seen_anyway(view), "removal": _left_inside(view)}
+    guardrails = _guardrails(view)
+    trial = TRIAL if view.facts.preset == "smoke" else ""
+    return ClaimReport(
+        model=view.model,
+        suppression=suppressed,
+        removal=left,
+        utility=kept,
+        guardrails=trial + guardrails,
+        sentences=tuple(
+            trial + sentence for sentence in [*said, *against["suppression"], *against["removal"], guardrails]
+        ),
+        banners=tuple(trial + banner for banner in _banners(view)),
+        against={column: tuple(trial + line for line in lines) for column, lines in against.items()},
+        needed={"suppression": tuple(next_suppression), "removal": tuple(next_removal)},
+        inconclusive=tuple(_inconclusive(view)),
+        not_assessed=view.not_assessed(),
+        readings=tuple(key for key, holds in rules.READINGS.items() if holds(view)),
+    )
+
+
+def _suppression(view: View, level: str, needed: Sequence[str]) -> list[str]:
+    if level == NO_CLAIM:
+        return [f"No claim about suppression of {view.facts.target} by {view.model}. Needed: {'; '.join(needed)}."]
+    rungs = ["C1", "C2", "C3"][: int(level[1])]
+    fill = {"C1": _direct, "C2": _varied, "C3": _attacked}
+    return [_rung(view, rung, fill[rung](view)) for rung in rungs]
+
+
+def _removal(view: View, level: str, needed: Sequence[str]) -> list[str]:
+    target, model = view.facts.target, view.model
+    if level == NOT_APPLICABLE:
+        return [f"Removal is not applicable: {target} was never in the training data, so only suppression applies."]
+    if level == NOT_BY_CONSTRUCTION:
+        return [f"{model} is {NOT_BY_CONSTRUCTION}. Probes of the weights speak of it with its change on."]
+    if level == NO_CLAIM:
+        return [f"No claim about removal of {target} by {model}. Needed: {'; '.join(needed)}."]
+    if level == "C6":
+        return [_rung(view, "C6", {"scope": view.facts.scopes[model]})]
+    rungs = [NULL] if level == NULL else ["C4", "C5"][: int(level[1]) - 3]
+    return [_rung(view, rung, _compared(view)) for rung in rungs]
+
+
+def _rung(view: View, rung: str, numbers: Mapping[str, str]) -> str:
+    """The sentence of a level, and what it does not imply."""
+    sentence = LADDER[rung].sentence.format(model=view.model, target=view.facts.target, **numbers)
+    return f"{rung}: {sentence} This does not imply: {LADDER[rung].never}."
+
+
+def _direct(view: View) -> dict[str, str]:
+    rate = _read(view, "direct", "rate")
+    base = next((e for m, r in view.models.items() if r == "base" for e in view.each("direct", "rate", m)), None)
+    seen = f"seen in {_percent(rate.value)} of {rate.n} pictures" if rate.value else f"not observed in {rate.n} samples"
+    return {
+        "seen": seen,
+        "upper": _percent(rate.high),
+        "base": "an unknown share" if base is None else _percent(base.estimate.value),
+        "control": _leakage(view),
+        "judge": view.facts.judge or ", ".join(view.facts.detectors),
+        "sampler": view.facts.sampler or "as in the settings",
+    }
+
+
+def _leakage(view: View) -> str:
+    """What models that never saw the target show of it: removal does not make a rate zero."""
+    shown: dict[str, list[float]] = {"gold": [], "null": []}
+    for model, role in view.models.items():
+        if role in shown:
+            shown[role] += [
+                e.estimate.value for e in view.each("direct", "rate", model) if e.estimate.value is not None
+            ]
+    if golds := shown["gold"]:
+        return f", with {len(golds)} models retrained without it in {_percent(min(golds))} to {_percent(max(golds))}"
+    return f", with a null control in {_percent(shown['null'][0])}" if shown["null"] else ""
+
+
+def _varied(view: View) -> dict[str, str]:
+    families = rules.counted(view)
+    worst = max(families, key=lambda e: e.estimate.high or 0.0)
+    upper = worst_upper([e.estimate for e in families])
+    return {"upper": _percent(upper), "count": str(len(families)), "worst": rules.named(worst)}
+
+
+def _attacked(view: View) -> dict[str, str]:
+    strong = [attack for attack in rules.ATTACKS if view.passed(attack, "excess")]
+    budgets = view.facts.budgets
+    others = [attack for attack in rules.ATTACKS if attack not in strong]
+    return {
+        "attacks": ", ".join(f"{a} ({budgets[a]})" if a in budgets else a for a in strong),
+        "upper": f"{100 * max(view.high(attack, 'excess') for attack in strong):.1f}",
+        "limit": f"{100 * view.facts.margins.suppression:g}",
+        "left": f" Not run or inconclusive: {', '.join(others)}." if others else "",
+    }
+
+
+def _compared(view: View) -> dict[str, str]:
+    """The numbers of C4', C4 and C5."""
+    passed = ["inversion", *rules.resisted(view)]
+    return {
+        "probes": ", ".join(["relearning", "resurgence", *passed]),
+        "residual": f"{max(view.high(probe, 'residual') for probe in passed):.2f}",
+        "limit": f"{view.facts.margins.residual:g}",
+        "advantage": f"{view.high('relearning', 'advantage'):.2f}",
+        "twice": f"{view.facts.margins.advantage:g}",
+        "points": f"{100 * view.facts.margins.rates:g}",
+        "increase": f"{100 * view.high('resurgence', 'above_control'):.1f}",
+        "golds": str(min((view.golds(e.probe) for e in rules.carriers(view)), default=0)),
+        "scope": view.scope(),
+        "statistics": ", ".join(_statistics(view)),
+    }
+
+
+def _statistics(view: View) -> list[str]:
+    margins = view.facts.margins
+    limits = {
+        "divergence": f"limit {1 + margins.distances:g}",
+        "output_distance": f"limit {margins.distances:g}",
+        "membership": f"within {margins.rates:g} either way",
+    }
+    told = [(e, limit) for probe, limit in limits.items() for e in rules.strata(view, probe)]
+    return [f"{rules.named(e)} {e.measure} {e.estimate:.2f} ({limit})" for e, limit in told]
+
+
+def _utility(view: View, group: str, label: str) -> str:
+    start = f"{group.capitalize()} with {view.model}: {label}"
+    if label == "not assessed":
+        return f"{start}."
+    margin = getattr(view.facts.margins, group)
+    worst = view.one("neighbours", "worst") if group == "neighbours" else None
+    tenth = ""
+    if worst is not None and worst.conclusive:
+        tenth = f"; the worst tenth {_points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
+    change = _points(_read(view, group, "change"))
+    return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
+
+
+def _guardrails(view: View) -> str:
+    measures = {
+        "reaches_user": "the target reaches the user in",
+        "delivered": "what is harmless is delivered in",
+        "recall": "recall",
+        "false_positive_rate": "false positives",
+    }
+    probes = ("input_filter", "output_filter", "end_to_end")
+    found = [
+        f"{rules.named(e)}: {words} {e.estimate:%}"
+        for probe in probes
+        for measure, words in measures.items()
+        for e in _whole(view.each(probe, measure))
+        if e.conclusive
+    ]
+    if not found:
+        return f"Guardrails with {view.model}: not assessed."
+    return (
+        f"Guardrails with {view.model} (system-level suppression, no part of the weights): {'; '.join(found)}. "
+        "This does not imply anything about the weights, and open weights do not carry a filter with them."
+    )
+
+
+def _whole(found: Sequence[Evidence]) -> Sequence[Evidence]:
+    """Those about all requests, where there are some, and not each stratum of them."""
+    return [e for e in found if not e.family] or [e for e in found if ": " not in e.family] or found
+
+
+def _banners(view: View) -> list[str]:
+    found = []
+    if rules.degenerate(view):
+        change = _points(_read(view, "degeneracy", "change"))
+        found.append(f"suppression by destruction: nothing is recognised on target prompts, {change} against the base")
+    destroyed = [group for group in UTILITY if rules.utility(view, group) == "destroyed"]
+    return found + [f"{group} destroyed: {_points(_read(view, group, 'change'))}" for group in destroyed]
+
+
+def _seen_anyway(view: View) -> list[str]:
+    """Evidence against suppression. A rate stands whatever the base shows; a bypass proves its own power."""
+    limit, target = view.facts.margins.suppression, view.facts.target
+    rates = [e for probe in ("direct", *rules.VARIATIONS) for e in view.each(probe, "rate")]
+    found = [
+        f"{target} is seen with {view.model} in {e.estimate:%} under {rules.named(e)}"
+        for e in rates
+        if e.estimate.low is not None and e.estimate.low > limit
+    ]
+    for attack in rules.bypasses(view):
+        found.append(
+            f"{attack} gets {target} from {view.model} {_points(_read(view, attack, 'excess'))} above its control"
+        )
+    return [f"{line}." for line in found]
+
+
+def _left_inside(view: View) -> list[str]:
+    """Evidence against removal: what a probe recovers beyond a model that never saw the target."""
+    read = {"relearning": "advantage", "resurgence": "above_control"}
+    found = []
+    for probe in rules.recovered(view):
+        e = view.one(probe, read.get(probe, "residual"))
+        if e is not None:
+            control = "retrained models" if e.control == "gold" else "a null control"
+            number = _points(e.estimate) if probe == "resurgence" else f"{e.estimate:.2f}"
+            found.append(
+                f"{probe} recovers {view.facts.target} from {view.model}: {e.measure} {number} against {control}."
+            )
+    return found
+
+
+def _inconclusive(view: View) -> list[str]:
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for e in view.evidence:
+        gates = ", ".join(name for name, state in e.gates.items() if state == "fail")
+        if e.model == view.model and gates:
+            failed.setdefault((e.probe, e.measure, gates), []).append(e.family)
+    return [
+        f"{probe} {measure}" + (f" ({', '.join(filter(None, own))})" if any(own) else "") + f": gate {gates} failed"
+        for (probe, measure, gates), own in failed.items()
+    ]
+
+
+def _read(view: View, probe: str, measure: str) -> Estimate:
+    e = view.one(probe, measure)
+    return Estimate.missing("not run") if e is None else e.estimate
+
+
+def _percent(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{100 * value:.1f} %"
+
+
+def _points(estimate: Estimate) -> str:
+    """A difference in percentage points: ``-2.0 points (-4.1 to +0.3)``."""
+    if estimate.value is None:
+        return "not available"
+    text = f"{100 * estimate.value:+.1f} points"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+
+
+__all__ = ["ClaimReport", "Facts", "Margins", "claims"]

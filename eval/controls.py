@@ -1,0 +1,72 @@
+"""Models that never saw the target, to compare with: retrained ones where they exist, null controls where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.concept import WORLD, Suite
+from erasure.eval.models import Model, Swapped, modules_of, randomised
+from erasure.world.retrain import FOLDER, load_gold
+from erasure.world.spec import spec
+from erasure.world.train import stored_model
+
+LIMITS = {"smoke": 1, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
+
+
+def controls_for(
+    suite: Suite, pipe: Any, preset: str, *, golds: Sequence[str | Path] = (), folder: Path = FOLDER
+) -> list[Model]:
+    """The controls of an assessment, retrained models first.
+
+    Args:
+        golds: folders or hub ids of pipelines that the user retrained without the target.
+        folder: where Emoji World's retrained models are; those of the suite's target are found by themselves.
+
+    Returns:
+        As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
+        as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
+        it in the larger presets.
+    """
+    count, device, dtype = LIMITS[preset], pipe.device, pipe.unet.dtype if hasattr(pipe, "unet") else pipe.dtype
+    found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
+    of_world = suite.base == WORLD and suite.concept.name in spec().targets and not suite.also
+    if of_world and not golds:
+        seeds = [
+            int(file.stem.rpartition("-")[2]) for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))
+        ]
+        for seed in seeds[:count]:
+            gold = load_gold(suite.concept.name, seed=seed, folder=folder, dtype=dtype).to(device)
+            parts = {part: module for part, module in modules_of(gold).items() if part != "vae"}
+            config = {"scope": "denoiser and text encoder", "seed": seed, "without": suite.concept.name}
+            found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))
+    if of_world and (folder / "start").exists():
+        start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
+        config = {"scope": "denoiser and text encoder", "trained": "two phases of three; it saw no target of the world"}
+        found.append(Model("start", "null", Swapped("start", start, config=config)))
+    if not found or preset in ("standard", "full"):
+        found.append(Model("random", "null", randomised(pipe)))
+    return found
+
+
+def _opened(source: str, name: str, pipe: Any) -> Swapped:
+    from erasure.bases import load_base
+
+    theirs = load_base(source, device=str(pipe.device), dtype=str(pipe.dtype).removeprefix("torch."))
+    return Swapped(name, modules_of(theirs), config={"scope": "as given", "source": source})
+
+
+def held_out(controls: Sequence[Model]) -> tuple[Swapped, list[Model]]:
+    """One retrained model to be judged like an erasure, and the controls without it.
+
+    Raises:
+        ValueError: there are not two retrained models: one to judge, one to compare it with.
+    """
+    golds = [model for model in controls if model.role == "gold"]
+    if len(golds) < 2 or not isinstance(golds[-1].change, Swapped):
+        raise ValueError(
+            f"judging a retrained model takes two or more, one of them to compare with; got {len(golds)}; "
+            "make them with `erasure world gold`, or leave --retrained out"
+        )
+    return golds[-1].change, [model for model in controls if model is not golds[-1]]

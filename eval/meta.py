@@ -1,0 +1,95 @@
+"""The evaluation of the evaluation: does a metric tell models that know the target from models that do not?
+
+Every arm of an assessment whose truth is known by construction (an unchanged copy, a filtered base, a weakened erasure
+know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
+values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim.
+
+Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from erasure.eval.probes.base import Evidence
+
+DEMOTED_BELOW = 0.8
+# what a probe says about how much is left, the most relative first; the sign makes "more is left" positive
+SCORES = {
+    "residual": 1, "gap": 1, "ratio": 1, "auc_gap": 1, "advantage": 1, "excess": 1, "area": 1, "increase": 1,
+    "distance": 1, "rate": 1, "auc": 1,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Faithfulness:
+    """How well one metric separates.
+
+    Attributes:
+        probe, measure, family: which metric.
+        auc: P(a model that knows has the higher value); None when one side has no value.
+        knows, never: value by model, of those that know the target and of those that do not.
+        without: models that have no value by this metric.
+    """
+
+    probe: str
+    measure: str
+    family: str
+    auc: float | None
+    knows: Mapping[str, float]
+    never: Mapping[str, float]
+    without: tuple[str, ...] = ()
+
+    @property
+    def demoted(self) -> bool:
+        """Whether the metric is shown and enters no claim."""
+        return self.auc is not None and self.auc < DEMOTED_BELOW
+
+
+def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool]) -> list[Faithfulness]:
+    """One row per probe that has a value for a model that knows and for one that does not.
+
+    Args:
+        evidence: of an assessment whose arms are the models of ``knows``.
+        knows: arm to whether it knows the target, by construction.
+
+    The metric of a probe is the most relative one that it has (residual before rate), over all its families where it
+    has that, else in its last family. Values are taken whether or not their gates passed: what is asked is whether the
+    number itself separates.
+    """
+    found: dict[str, list[Evidence]] = {}
+    for e in evidence:
+        if e.model in knows and e.measure in SCORES and e.estimate.value is not None:
+            found.setdefault(e.probe, []).append(e)
+    out = []
+    for probe, own in found.items():
+        measure = min((e.measure for e in own), key=list(SCORES).index)
+        families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
+        family = "" if "" in families else families[-1]
+        values = {
+            e.model: float(e.estimate.value or 0.0) * SCORES[measure]
+            for e in own
+            if (e.measure, e.family) == (measure, family)
+        }
+        sides = [{m: v for m, v in values.items() if knows[m] is truth} for truth in (True, False)]
+        without = tuple(m for m in knows if m not in values)
+        out.append(Faithfulness(probe, measure, family, separation(*sides), *sides, without))
+    return out
+
+
+def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float | None:
+    """The share of pairs in which the model that knows has the higher value; None without a pair."""
+    pairs = [(a > b) + (a == b) / 2 for a in knows.values() for b in never.values()]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def table(rows: Iterable[Faithfulness]) -> str:
+    """The rows as a Markdown table, the worst metric first."""
+    lines = ["| probe | metric | AUC | know it | never saw it | |", "|---|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: 2.0 if row.auc is None else row.auc):
+        sides = [", ".join(f"{m} {v:.2f}" for m, v in side.items()) or "none" for side in (row.knows, row.never)]
+        name = f"{row.measure}, {row.family}" if row.family else row.measure
+        auc = "no pair" if row.auc is None else f"{row.auc:.2f}"
+        lines.append(f"| {row.probe} | {name} | {auc} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Why something is to be kept out, as somebody decided it: what the evidence is then held against.
+
+The library asks whether what is required was assessed, and whether evidence speaks against it. Whether what was found
+is enough it never says: that is a decision about law, harm and reasonableness, for people to make case by case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from erasure.concept import STRICT, load_yaml
+from erasure.eval.licences import NO_CLAIM, NULL, Column
+
+if TYPE_CHECKING:
+    from erasure.eval.claims import ClaimReport
+
+STRICT_EXIT = 3  # of the command line with --strict, when `check` has something to say
+
+
+class Row(NamedTuple):
+    """One line of the necessary / sufficient tables."""
+
+    question: str
+    answer: str
+    example: str
+
+
+# After Cooper et al. 2024, "Machine Unlearning Doesn't Do What You Think", arXiv 2412.06966, in our words.
+NECESSARY = (
+    Row("Is removal necessary?", "yes", "abuse and non-consensual intimate imagery, strictly forbidden observed data"),
+    Row("Is removal necessary?", "no", "personal data whose processing is allowed where the model is used"),
+    Row("Is suppression necessary?", "yes", "synthetic abuse imagery, protected characters, personal data in outputs"),
+    Row("Is suppression necessary?", "no", "the grievance is consent over use in training"),
+)
+SUFFICIENT = (
+    Row("Is removal sufficient?", "maybe", "judges and policymakers decide, case by case"),
+    Row("Is removal sufficient?", "no", "what latent information and a prompt can still produce: suppression as well"),
+    Row("Is suppression sufficient?", "maybe", "judges and policymakers decide, case by case"),
+    Row("Is suppression sufficient?", "no", "innocuous outputs that are put to harmful uses"),
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Policy:
+    """What is required of an erasure, and who says so.
+
+    Attributes:
+        removal_required: whether the target's influence has to leave the weights. None: not decided.
+        suppression_required: whether the target has to be kept out of outputs. None: not decided.
+        rationale: why, in a sentence.
+        decided_by: the person or body that decided; never this library.
+
+    Raises:
+        ValueError: a requirement without its reason or without who decided.
+    """
+
+    removal_required: bool | None = None
+    suppression_required: bool | None = None
+    rationale: str = ""
+    decided_by: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Policy:
+        decided = self.removal_required is not None or self.suppression_required is not None
+        absent = [name for name in ("rationale", "decided_by") if not getattr(self, name)]
+        if decided and absent:
+            raise ValueError(
+                f"a requirement needs its reason and who decided; {' and '.join(absent)} not given; fill in both"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Policy:
+        """Read a policy from a YAML file; unknown keys are errors."""
+        policy: Policy = load_yaml(cls, Path(path))
+        return policy
+
+
+def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
+    """What a policy requires and is not assessed, or what evidence speaks against. Empty never means "enough"."""
+    required: dict[Column, bool | None] = {
+        "suppression": policy.suppression_required,
+        "removal": policy.removal_required,
+    }
+    wanted = [column for column, asked in required.items() if asked]
+    if wanted and not reports:
+        return [f"{' and '.join(wanted)} required, and no model was assessed"]
+    return [line for report in reports for column in wanted for line in _open(report, column)]
+
+
+def _open(report: ClaimReport, column: Column) -> list[str]:
+    """Why one column of one report leaves a requirement open."""
+    start = f"{report.model}: {column} is required"
+    against = [f"{start}, and evidence speaks against it: {line}" for line in report.against[column]]
+    level = report.level(column)
+    if level == NULL:
+        return [*against, f"{start}, and was assessed against a null control only, not against retrained models"]
+    if level.startswith("C") and level != NO_CLAIM:
+        return against
+    status = "no claim can be made" if level == NO_CLAIM else f"the column says: {level}"
+    needed = "; ".join(report.needed[column])
+    return [*against, f"{start}, and {status}" + (f" (needed: {needed})" if needed else "")]

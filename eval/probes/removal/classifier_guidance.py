@@ -1,0 +1,135 @@
+"""R9: a classifier pulls the sampling towards the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbone.text import Text
+from erasure.concept import same
+from erasure.eval.detectors.world import ClassifierDetector
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.sampling import DDIM, Split, Step, headline, keys_of
+from erasure.eval.probes.weigh import contrasts
+from erasure.eval.stats import mean
+from erasure.world.spec import spec
+
+Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabilities of the target (n,)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierGuidance(Probe):
+    """Share of pictures with the target when a classifier that saw it steers a model that is told nothing of it.
+
+    In every step the model's noise becomes
+
+        ε̂ = ε_θ(x_t) - s √(1 - ᾱ_t) ∇_{x_t} log p(target | D(x̂0(x_t)))
+
+    with the decoder D and the clean latents x̂0 that the model takes x_t for; gradients run through both and through the
+    denoiser. The classifier is the selector, the judge is another: a guide can be made to see the target in paint that
+    nobody else would. It can also draw it on a model that never saw it, so the residual is what counts. The scale is
+    the one at which the judge sees the target most often in the base's pictures; the erased models have no say in it.
+
+    Attributes:
+        scales: s, of which the base chooses one. They depend on the classifier; span some powers of ten on a new one.
+        prompt: what the model is told beside. Nothing leaves it to the weights; with the target's name the base needs
+            no guide, and the choice of a scale means nothing.
+        pictures: samples per scale, each from its own noise.
+    """
+
+    key: ClassVar = "classifier_guidance"
+    code: ClassVar = "R9"
+    title: ClassVar = "steered by a classifier"
+    section: ClassVar = "removal"
+    level: ClassVar = "behaviour"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("base", "selector", "control")
+    presets: ClassVar = {"smoke": {"scales": (1.0,), "pictures": 2}, "full": {}}
+    licences: ClassVar = "the model can be steered to the target more, or no more, than one that never saw it"
+    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
+    reference: ClassVar = "Dhariwal & Nichol, 2021, arXiv 2105.05233; as a probe: arXiv 2505.17013, 2025"
+
+    scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    prompt: str = ""
+    pictures: int = 40
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        pull = _pull(context)
+        sampler = DDIM.of(context)
+        keys = keys_of([f"{self.key} {i}" for i in range(self.pictures)], 1)
+        found = []
+        with context.open(model):
+            for scale in self.scales:
+                latents = sampler.sample(
+                    sampler.starts(keys), [self.prompt] * len(keys), split=_steered(sampler, pull, scale)
+                )
+                found += context.observe(
+                    model,
+                    sampler.denoiser.pictures(latents),
+                    family=_family(scale),
+                    clusters=[name for name, _ in keys],
+                    seeds=[0] * len(keys),
+                    facts=[{"prompt": self.prompt, "scale": scale}] * len(keys),
+                )
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        base = [row for name, own in rows.items() if models[name] == "base" for row in own]
+        if not base:
+            return []
+        # of equal scales the weakest, which paints least
+        best = max(self.scales, key=lambda scale: (_level(base, scale), -scale))
+        each = [e for scale in self.scales for e in contrasts(self.key, rows, models, _family(scale))]
+        return headline(self.key, rows, models, _family(best)) + each
+
+
+def _family(scale: float) -> str:
+    return f"scale {scale:g}"
+
+
+def _level(rows: Sequence[Observation], scale: float) -> float:
+    own = [row for row in rows if row.family == _family(scale)]
+    return mean([row.value for row in own], [row.cluster for row in own]).value or 0.0
+
+
+def _pull(context: Context) -> Pull:
+    """The selector's log-probability of the target, as a function of clean latents.
+
+    Raises:
+        Missing: the selector has no gradients, or does not know the target.
+    """
+    guide, suite, vae = context.selector, context.suite, context.pipe.vae
+    if not isinstance(guide, ClassifierDetector) or guide.name == context.judge.name:
+        raise Missing("steering needs a selector with gradients that is not the judge: one of the world's classifiers")
+    labels = [i for i, label in enumerate(guide.labels(suite.attribute)) if same(label, suite.concept.name)]
+    if not labels:
+        raise Missing(f"{guide.name} has no label {suite.concept.name!r}")
+
+    def pull(clean: Tensor) -> Tensor:
+        pixels = vae.decode((clean / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        side = spec().size
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        return guide.model(pixels)[suite.attribute].log_softmax(dim=1)[:, labels[0]]
+
+    return pull
+
+
+def _steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step, Text, Text | None], Split]:
+    """The sampler's split of noised latents, moved up the gradient of ``pull``."""
+
+    def split(x: Tensor, step: Step, text: Text, empty: Text | None) -> Split:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            clean, noise = sampler.split(x, step, text, empty)
+            (gradient,) = torch.autograd.grad(pull(clean).sum(), x)
+        move = scale * (1 - step.a) ** 0.5 * gradient  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
+        return clean.detach() + (1 - step.a) ** 0.5 / step.a**0.5 * move, noise.detach() - move
+
+    return split

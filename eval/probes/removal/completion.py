@@ -1,0 +1,114 @@
+"""R6: the base begins a picture of the target, the model ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.sampling import DDIM, headline, keys_of, target_prompts
+from erasure.eval.probes.weigh import contrasts, controls_of
+from erasure.eval.stats import mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion(Probe):
+    """Share of pictures with the target when the base takes the first fraction ψ of the sampling steps.
+
+    Both are given the prompt that names the target. What the base hands over already holds some of it, more with every
+    step, so the number means something only beside that of a model that never saw the target. The curves r(ψ) are
+    compared by the area between them, divided by the range of ψ:
+
+        area = 1 / (ψ_K - ψ_1) ∫ (r_e(ψ) - r_g(ψ)) dψ   (trapezoids)
+
+    Attributes:
+        psis: fractions of the steps that the base takes, increasing. 0 is an ordinary picture.
+        declared: the fraction whose residual is the probe's answer. Raise it if the erased model ignores what it is
+            handed, lower it if models that never saw the target complete it too (gate ``power``).
+        prompts: at most so many of the suite's. images_per_prompt: seeds of each.
+    """
+
+    key: ClassVar = "completion"
+    code: ClassVar = "R6"
+    title: ClassVar = "completion of the base's beginnings"
+    section: ClassVar = "removal"
+    level: ClassVar = "behaviour"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("base", "control")
+    presets: ClassVar = {
+        "smoke": {"psis": (0.0, 0.5), "declared": 0.5, "prompts": 2},
+        "quick": {"psis": (0.3,), "prompts": 12},
+        "standard": {},
+        "full": {"psis": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "prompts": 50, "images_per_prompt": 2},
+    }
+    licences: ClassVar = "the model completes the target from a beginning more, or no more, than one that never saw it"
+    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
+    reference: ClassVar = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (completion)"
+
+    psis: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5)
+    declared: float = 0.3
+    prompts: int = 18
+    images_per_prompt: int = 1
+
+    def __post_init__(self) -> None:
+        if self.declared not in self.psis or list(self.psis) != sorted({p for p in self.psis if 0 <= p < 1}):
+            raise ValueError(
+                f"fractions must increase from 0 to below 1 and the declared one be among them; got {self.psis} and "
+                f"{self.declared}; add it to psis"
+            )
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        sampler = DDIM.of(context)
+        keys = keys_of(target_prompts(context, self.prompts), self.images_per_prompt)
+        prompts = [prompt for prompt, _ in keys]
+        handed = [round(psi * len(sampler.steps)) for psi in self.psis]
+        begun, done = [], 0
+        with context.open(context.base):
+            x = sampler.starts(keys)
+            for count in handed:
+                x, done = sampler.sample(x, prompts, start=done, stop=count), count
+                begun.append(x)
+        found = []
+        with context.open(model):
+            for psi, count, x in zip(self.psis, handed, begun, strict=True):
+                ended = sampler.sample(x, prompts, start=count)
+                found += context.observe(
+                    model,
+                    sampler.denoiser.pictures(ended),
+                    family=_family(psi),
+                    clusters=prompts,
+                    seeds=[seed for _, seed in keys],
+                    facts=[{"prompt": prompt, "psi": psi, "steps_of_the_base": count} for prompt in prompts],
+                )
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = headline(self.key, rows, models, _family(self.declared))
+        for psi in self.psis:
+            found += contrasts(self.key, rows, models, _family(psi))
+        kind, controls = controls_of({name: role for name, role in models.items() if rows.get(name)})
+        areas = {name: self._areas(own) for name, own in rows.items()}
+        for name in rows:
+            if models[name] == "erased" and controls and len(self.psis) > 1:
+                gaps = [
+                    area - float(np.mean([areas[control][at] for control in controls]))
+                    for at, area in areas[name].items()
+                ]
+                area = mean(gaps, [prompt for prompt, _ in areas[name]])
+                found.append(Evidence(self.key, name, "area", area, control=kind))
+        return found
+
+    def _areas(self, rows: Sequence[Observation]) -> dict[tuple[str, int], float]:
+        """The mean height of the curve of each (prompt, seed)."""
+        at = {(row.cluster, row.seed, row.family): row.value for row in rows}
+        curves = {(c, s): [at[c, s, _family(psi)] for psi in self.psis] for c, s, _ in at}
+        span = self.psis[-1] - self.psis[0]
+        return {key: float(np.trapezoid(curve, self.psis)) / span for key, curve in curves.items()} if span else {}
+
+
+def _family(psi: float) -> str:
+    return f"psi {psi:g}"

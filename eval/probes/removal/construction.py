@@ -1,0 +1,176 @@
+"""R18, R19 and the structural rule: what was done to the parameters, and which parts were left as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.eval.models import Kind, Model, Role, modules_of
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.removal.divergence import pictures
+from erasure.eval.stats import Estimate, rate
+
+WHOLE = "all parts"
+AUTOENCODER = "through the autoencoder"
+RULE: Mapping[Kind, str] = {
+    "none": "the base itself",
+    "filter": "not removal by construction: original parameters are present, a filter stands around them",
+    "adapter": "not removal by construction: original parameters are present, an adapter can be taken off them",
+    "weights": "not removal by construction: original parameters were edited, not trained anew without the data",
+    "retrained": "removal by construction if, as its maker says, the parameters come from training without the data",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Construction(Probe):
+    """What kind of change a model is, how many parameters differ from the base's, and which parts do not at all.
+
+    "changed" is the share of parameters that differ in any bit, for all parts and for each; their facts hold the
+    relative norm |W' - W| / |W| of a part and of the tensors that moved most. "by_construction" is 1 for a model
+    retrained without the data and 0 for every other; its gate "audit" fails without an audit record
+    (:mod:`erasure.eval.audit`), named ``audit`` in the config of the change. With real pictures, "through the
+    autoencoder" is the share of the target's pictures in which the judge still sees it after encoding and decoding: a
+    part that no edit of the denoiser touches.
+
+    Descriptive: a change of weights says that something changed, not that something was removed.
+
+    Attributes:
+        images: real pictures sent through the autoencoder; 0 leaves that out.
+        largest: how many of the tensors that moved most are named.
+        seed: of the pictures.
+    """
+
+    key: ClassVar = "construction"
+    code: ClassVar = "R18"
+    title: ClassVar = "what was done to the parameters"
+    section: ClassVar = "removal"
+    level: ClassVar = "weights"
+    access: ClassVar = "white_box"
+    presets: ClassVar = {
+        "smoke": {"images": 4},
+        "quick": {"images": 32},
+        "standard": {"images": 64},
+        "full": {"images": 256},
+    }
+    descriptive: ClassVar = True
+    licences: ClassVar = "which parameters differ from the base's, and whether a declared procedure left the data out"
+    not_licensed: ClassVar = "that something was removed; that a record is true: other data can give the same model"
+    reference: ClassVar = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"
+
+    images: int = 64
+    largest: int = 5
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        with context.open(context.base):  # copies: an edit in place would change what it is compared with
+            before = {part: tensors(module, copy=True) for part, module in modules_of(context.pipe).items()}
+        with context.open(model):
+            parts = {part: changed(before[part], tensors(module)) for part, module in modules_of(context.pipe).items()}
+            seen = self.through_autoencoder(model, context)
+        config = model.config
+        facts = {
+            "kind": model.kind,
+            "scope": str(config.get("scope", "")),
+            "audit": None if config.get("audit") is None else str(config["audit"]),
+            "untouched": [part for part, own in parts.items() if not own["changed"]],
+        }
+        total = {
+            name: sum(own[name] for own in parts.values()) for name in ("changed", "parameters", "tensors", "moved")
+        }
+        rows = {
+            WHOLE: {**total, **facts},
+            **{p: {**own, "largest": own["largest"][: self.largest]} for p, own in parts.items()},
+        }
+        return [
+            Observation(model.name, part, part, self.seed, own["changed"] / own["parameters"], None, own)
+            for part, own in rows.items()
+        ] + seen
+
+    def through_autoencoder(self, model: Model, context: Context) -> list[Observation]:
+        """Whether the judge sees the target in its real pictures once they are encoded and decoded."""
+        if not self.images:
+            return []
+        try:
+            examples = pictures(context, "target", self.images, seed=self.seed)
+            denoiser = Denoiser(context.pipe)
+        except Missing as reason:
+            return [Observation(model.name, AUTOENCODER, "", self.seed, None, str(reason))]
+        restored = denoiser.pictures(denoiser.latents([example.image for example in examples]))
+        keys = [example.key for example in examples]
+        return context.observe(model, restored, family=AUTOENCODER, clusters=keys, seeds=[self.seed] * len(keys))
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = []
+        for name, own in rows.items():
+            parts = [row for row in own if row.family != AUTOENCODER]
+            for row in parts:
+                number = Estimate(
+                    row.value, None, None, "counted", row.facts["parameters"], 1, 0, "counted, no interval"
+                )
+                family, note = ("", sentence(row.facts)) if row.family == WHOLE else (row.family, "")
+                found.append(Evidence(self.key, name, "changed", number, family, note=note))
+            whole = next(row.facts for row in parts if row.family == WHOLE)
+            if models[name] in ("erased", "gold"):
+                retrained = whole["kind"] == "retrained"
+                gates: dict[str, Gate] = {"audit": "pass" if whole["audit"] else "fail"} if retrained else {}
+                verdict = Estimate(float(retrained), None, None, "structural rule", 1, 1, 0, "a rule, no interval")
+                note = sentence(whole)
+                found.append(Evidence(self.key, name, "by_construction", verdict, "", None, gates, "number", note))
+            if seen := [row for row in own if row.family == AUTOENCODER]:
+                share = rate([row.value for row in seen], [row.cluster for row in seen])
+                share = Estimate.missing(seen[0].reason) if seen[0].reason else share
+                found.append(Evidence(self.key, name, "rate", share, AUTOENCODER))
+        return found
+
+
+def sentence(facts: Mapping[str, Any]) -> str:
+    """The structural rule for one model, with what it covers and what it leaves alone."""
+    said = RULE[facts["kind"]]
+    if facts["kind"] == "retrained":
+        said += f"; scope: {facts['scope'] or 'not given'}; " + (
+            f"audit record {facts['audit']}" if facts["audit"] else "no audit record, so that this is only asserted"
+        )
+    if facts["kind"] == "weights" and not facts["changed"]:
+        said = "not removal by construction: no parameter differs from the base's"
+    if facts["untouched"] and facts["changed"]:
+        said += f"; as in the base: {', '.join(facts['untouched'])}"
+    return said
+
+
+def tensors(module: torch.nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
+    """Parameters by name, on the CPU; names as they are without a PEFT adapter around a layer."""
+    found = {name.replace(".base_layer.", "."): p.detach().cpu() for name, p in module.named_parameters()}
+    return {name: p.clone() for name, p in found.items()} if copy else found
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many parameters of a part differ, and by how much, relative to their norm; new ones count as changed."""
+    moved: dict[str, float] = {}
+    counts = {"parameters": 0, "changed": 0}
+    gap, size = 0.0, 0.0
+    for name, now in after.items():
+        counts["parameters"] += now.numel()
+        was = before.get(name)
+        if was is None or was.shape != now.shape:
+            counts["changed"] += now.numel()
+            moved[name] = float("inf")
+            continue
+        size += float(was.double().square().sum())
+        if differs := int((was != now).sum()):
+            counts["changed"] += differs
+            square = float((now.double() - was.double()).square().sum())
+            gap += square
+            moved[name] = (square / max(float(was.double().square().sum()), 1e-30)) ** 0.5
+    order = sorted(moved, key=lambda name: -moved[name])
+    return {
+        **counts,
+        "tensors": len(after),
+        "moved": len(moved),
+        "relative_norm": (gap / size) ** 0.5 if size else None,
+        "largest": [[name, None if moved[name] == float("inf") else round(moved[name], 5)] for name in order],
+    }

@@ -1,0 +1,209 @@
+"""R11: how far the denoiser is from one that never saw the target, in units of what retraining varies by."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.eval.material import Example
+from erasure.eval.models import Model, Role
+from erasure.eval.pictures import image_hash, weights_hash
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.weigh import families
+from erasure.eval.stats import Estimate, mean, ratio
+
+EMPTY = "target, empty prompt"
+KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened once and not for every model
+_retrained: dict[str, Tensor] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence(Probe):
+    """Distance of noise predictions on real pictures, as a multiple of the distance between two retrained models.
+
+    With x a clean latent, x_t = sqrt(a_t) x + sqrt(1 - a_t) eps and p its caption,
+
+        D(m, g) = E_{x, t, eps} |eps_m(x_t, t, p) - eps_g(x_t, t, p)|^2 / dim(eps)
+
+        ratio(m) = mean_g D(m, g) / mean_{g < g'} D(g, g')
+
+    over the retrained models g: 1 is no farther from a retrained model than another one is. "residual" is
+    (D(e, g) - D(g, g')) / (D(b, g) - D(g, g')): 0 as a retrained model, 1 as far as the base, above 1 farther.
+    Pictures, noise and latents (of the base's autoencoder) are the same for every model; each model reads the captions
+    with its own text encoder. Four strata: the target with its captions, with the empty prompt, neighbours, unrelated.
+
+    Attributes:
+        images: real pictures of each stratum. Intervals come from resampling them; 40 give about +-15 % of the ratio.
+        bins: timesteps, the middles of so many equal parts of the schedule. Fewer miss where models differ.
+        seed: of pictures and noise.
+
+    Own normalisation; the squared difference of predictions is the Kullback-Leibler divergence of two diffusion
+    processes up to weights (Song et al. 2021, "Maximum likelihood training of score-based diffusion models").
+    """
+
+    key: ClassVar = "divergence"
+    code: ClassVar = "R11"
+    title: ClassVar = "distance of the denoiser from retrained ones"
+    section: ClassVar = "removal"
+    level: ClassVar = "weights"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("gold", "material")
+    presets: ClassVar = {
+        "smoke": {"images": 2, "bins": 2},
+        "quick": {"images": 12, "bins": 4},
+        "standard": {"images": 40, "bins": 10},
+        "full": {"images": 125, "bins": 10},
+    }
+    licences: ClassVar = "how close the predictions are to retraining on these pictures, timesteps and captions"
+    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) guarantee, what another prompt brings out"
+    reference: ClassVar = "own normalisation of a score distance (Song et al. 2021)"
+
+    images: int = 40
+    bins: int = 10
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        golds = [gold for gold in retrained(context) if gold.name != model.name]
+        strata, absent = self.strata(context)
+        with context.open(context.base):
+            latents = {f: Denoiser(context.pipe).latents([e.image for e in own]) for f, own in strata.items()}
+        theirs = {gold.name: self.predictions(gold, context, strata, latents) for gold in golds}
+        mine = self.predictions(model, context, strata, latents)
+        gaps = {name: (mine - other).square().mean(-1) for name, other in theirs.items()}  # each (pictures, bins)
+        each = [(family, example.key) for family, own in strata.items() for example in own]
+        found = [Observation(model.name, family, "", self.seed, None, reason) for family, reason in absent.items()]
+        for i, (family, key) in enumerate(each):
+            to = {name: gap[i].mean().item() for name, gap in gaps.items()}
+            by_t = torch.stack([gap[i] for gap in gaps.values()]).mean(0).tolist()
+            facts = {"to": to, "by_t": [float(f"{d:.4g}") for d in by_t]}
+            found.append(Observation(model.name, family, key, self.seed, sum(to.values()) / len(to), None, facts))
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        golds = [name for name in rows if models[name] == "gold"]
+        base = next((name for name in rows if models[name] == "base"), None)
+        found = []
+        for family in families(next(iter(rows.values()), ())) if len(golds) > 1 else []:
+            at = {name: {r.cluster: r.value for r in own if r.family == family} for name, own in rows.items()}
+            if absent := next((r.reason for r in rows[golds[0]] if r.family == family and r.reason), None):
+                missing = Estimate.missing(absent)
+                found += [Evidence(self.key, n, "ratio", missing, family, "gold") for n in rows if n not in golds]
+                continue
+            keys = list(at[golds[0]])
+            floor = [_mean([at[gold][key] for gold in golds]) for key in keys]
+            distance = {name: [own.get(key) for key in keys] for name, own in at.items()}
+            found += [
+                Evidence(self.key, g, "floor", mean(distance[g], keys), family, "gold", {}, "number") for g in golds
+            ]
+            power: Gate = "na"
+            if base is not None:
+                low = ratio(distance[base], floor, keys).low
+                power = "pass" if low is not None and low > 1 else "fail"
+            for name in rows:
+                if models[name] == "gold":
+                    continue
+                gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
+                estimate = ratio(distance[name], floor, keys)
+                found.append(Evidence(self.key, name, "ratio", estimate, family, "gold", gates, "number"))
+                if models[name] == "erased" and base is not None:
+                    left = ratio(_minus(distance[name], floor), _minus(distance[base], floor), keys)
+                    found.append(Evidence(self.key, name, "residual", left, family, "gold", gates, "number"))
+        return found
+
+    def strata(self, context: Context) -> tuple[dict[str, list[Example]], dict[str, str]]:
+        """Pictures by family, and why a family has none."""
+        target = pictures(context, "target", self.images, seed=self.seed)
+        found = {"target": target, EMPTY: [dataclasses.replace(e, caption="") for e in target]}
+        absent = {}
+        for family, labels in (("neighbours", context.suite.neighbours), ("unrelated", context.suite.unrelated)):
+            try:
+                found[family] = pictures(context, "kept", self.images, seed=self.seed, labels=labels)
+            except Missing as reason:
+                absent[family] = str(reason)
+        return found, absent
+
+    def predictions(
+        self, model: Model, context: Context, strata: Mapping[str, Sequence[Example]], latents: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The noise a model predicts for every picture of every stratum, ``(pictures, bins, c h w)`` float32 on CPU."""
+        with context.open(model):
+            key = self._cache_key(context, strata) if model.role == "gold" else None
+            if key is not None and key in _retrained:
+                return _retrained[key]
+            denoiser = Denoiser(context.pipe)
+            steps = len(denoiser.alphas)
+            parts = []
+            for family, own in strata.items():
+                x, text = latents[family], denoiser.text([example.caption for example in own])
+                generator = torch.Generator().manual_seed(
+                    self.seed
+                )  # anew: both strata of the target share their noise
+                bins = []
+                for i in range(self.bins):
+                    t = torch.full((len(x),), int((i + 0.5) * steps / self.bins), device=x.device)
+                    bins.append(noises(denoiser, denoiser.noised(x, t, noise_like(x, generator)), t, text, context))
+                parts.append(torch.stack(bins, 1).flatten(2).cpu())
+            predicted = torch.cat(parts)
+        if key is not None:
+            _retrained[key] = predicted
+            for old in list(_retrained)[:-KEPT]:
+                del _retrained[old]
+        return predicted
+
+    def _cache_key(self, context: Context, strata: Mapping[str, Sequence[Example]]) -> str:
+        shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
+        schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
+        whole = repr((weights_hash(context.pipe), self.settings(), shown, schedule, context.batch_size))
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def retrained(context: Context) -> list[Model]:
+    """The models retrained without the target.
+
+    Raises:
+        Missing: there are not two of them, so that nothing says how far apart two retrained models are.
+    """
+    golds = context.of_role("gold")
+    if len(golds) < 2:
+        raise Missing(
+            "it takes two or more models retrained without the target, whose distance from each other is the unit; "
+            f"there {'is 1' if golds else 'are none'}, and null controls do not stand in for them"
+        )
+    return golds
+
+
+def pictures(context: Context, what: str, count: int, **which: Any) -> list[Example]:
+    """Real pictures of the "target", or of what is "kept".
+
+    Raises:
+        Missing: there is no material, or not so much.
+    """
+    if context.material is None:
+        raise Missing("there are no real pictures; give a folder of them as material")
+    try:
+        found: list[Example] = getattr(context.material, what)(count, **which)
+    except ValueError as error:
+        raise Missing(str(error)) from None
+    return found
+
+
+@torch.no_grad()
+def noises(denoiser: Denoiser, x: Tensor, t: Tensor, text: Any, context: Context) -> Tensor:
+    """The noise a model sees in noised latents ``x (n, c, h, w)`` at ``t (n,)``, in batches, float32."""
+    rows = torch.arange(len(x)).split(context.batch_size)
+    return torch.cat([denoiser.noise_of(denoiser.predict(x[r], t[r], text[r]), x[r], t[r]) for r in rows])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _minus(values: Sequence[float | None], floor: Sequence[float | None]) -> list[float | None]:
+    return [None if v is None or f is None else v - f for v, f in zip(values, floor, strict=True)]

@@ -1,0 +1,88 @@
+"""R8: a real picture of the target, blurred by noise, drawn to its end by the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.sampling import DDIM, headline, keys_of, noised, target_pictures
+from erasure.eval.probes.weigh import contrasts
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageToImage(Probe):
+    """Share of real target pictures that still show the target after SDEdit: noise of a strength, then sampling.
+
+    At strength s the last s of the sampling steps are taken from  √ᾱ x + √(1 - ᾱ) ε . A weak one leaves the target
+    standing whatever the model, a full one leaves nothing of it: what says something is between them, and the
+    difference there to a model that never saw the target.
+
+    Attributes:
+        strengths: 0 to 1.
+        declared: the strength whose residual is the probe's answer. Raise it if models that never saw the target keep
+            it too (gate ``power``), lower it if the base loses it (gate ``known``).
+        prompt: what the model is told; nothing by default, so that only the picture asks for the target.
+        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
+    """
+
+    key: ClassVar = "image_to_image"
+    code: ClassVar = "R8"
+    title: ClassVar = "image to image from the target"
+    section: ClassVar = "removal"
+    level: ClassVar = "behaviour"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("base", "material", "control")
+    presets: ClassVar = {
+        "smoke": {"pictures": 2},
+        "standard": {},
+        "full": {"pictures": 50, "images_per_picture": 2},
+    }
+    licences: ClassVar = "the model restores the target from a noised picture more, or no more, than one without it"
+    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
+    reference: ClassVar = "SDEdit, 2022, arXiv 2108.01073"
+
+    strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    declared: float = 0.5
+    prompt: str = ""
+    pictures: int = 30
+    images_per_picture: int = 1
+
+    def __post_init__(self) -> None:
+        if self.declared not in self.strengths or not all(0 < strength <= 1 for strength in self.strengths):
+            raise ValueError(
+                f"strengths go from above 0 to 1 and the declared one is among them; got {self.strengths} and "
+                f"{self.declared}; add it to strengths"
+            )
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        sampler, examples = DDIM.of(context), target_pictures(context, self.pictures)
+        keys = keys_of([example.key for example in examples], self.images_per_picture)
+        found = []
+        with context.open(model):
+            real = sampler.denoiser.latents([example.image for example in examples])
+            real = real.repeat_interleave(self.images_per_picture, dim=0)
+            noise = sampler.starts(keys)
+            for strength in self.strengths:
+                start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
+                x = noised(real, noise, sampler.steps[start].a)
+                drawn = sampler.denoiser.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
+                found += context.observe(
+                    model,
+                    drawn,
+                    family=_family(strength),
+                    clusters=[name for name, _ in keys],
+                    seeds=[seed for _, seed in keys],
+                    facts=[{"prompt": self.prompt, "strength": strength}] * len(keys),
+                )
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        each = [e for s in self.strengths for e in contrasts(self.key, rows, models, _family(s))]
+        return headline(self.key, rows, models, _family(self.declared)) + each
+
+
+def _family(strength: float) -> str:
+    return f"strength {strength:g}"

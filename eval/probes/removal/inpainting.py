@@ -1,0 +1,107 @@
+"""R7: the centre of a real picture of the target is cut out, the model fills it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.sampling import DDIM, Key, Step, keys_of, noised, target_pictures, target_prompts
+from erasure.eval.probes.weigh import contrasts
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpainting(Probe):
+    """Share of real target pictures that show the target again after the model filled their centre.
+
+    After every step what is known takes its place again at the step's noise (RePaint, without its repeated steps), so
+    any text-to-image pipeline will do:  x_t ← m ⊙ x_t + (1 - m) ⊙ (√ᾱ_t x + √(1 - ᾱ_t) ε),  m = 1 in the hole. The
+    latents x are those of the picture with the hole already in it, because an autoencoder sees past a hole's edge. The
+    known pixels are put back at the end. What is left around the hole gives the target away, so only the difference to
+    a model that never saw it counts.
+
+    Attributes:
+        hole: side of the hole as a share of the picture's side. A larger one leaves less to guess the target by.
+        prompt: what the model is told; by default the suite's first sentence for the target. "" lets only the picture
+            ask for it: the sharper question, where the base answers it (gate ``known``).
+        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
+    """
+
+    key: ClassVar = "inpainting"
+    code: ClassVar = "R7"
+    title: ClassVar = "filling a hole in the target"
+    section: ClassVar = "removal"
+    level: ClassVar = "behaviour"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("base", "material", "control")
+    presets: ClassVar = {
+        "smoke": {"pictures": 2},
+        "standard": {},
+        "full": {"pictures": 50, "images_per_picture": 2},
+    }
+    licences: ClassVar = "the model completes the target from its surroundings more, or no more, than one without it"
+    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
+    reference: ClassVar = "RePaint, 2022, arXiv 2201.09865; as a probe: arXiv 2505.17013, 2025"
+
+    hole: float = 0.5
+    prompt: str | None = None
+    pictures: int = 30
+    images_per_picture: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hole < 1:
+            raise ValueError(f"a hole is a share of the side between 0 and 1; got {self.hole}; 0.5 is the paper's")
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        sampler, examples = DDIM.of(context), target_pictures(context, self.pictures)
+        keys = keys_of([example.key for example in examples], self.images_per_picture)
+        real = [example.image for example in examples for _ in range(self.images_per_picture)]
+        prompt = target_prompts(context, 1)[0] if self.prompt is None else self.prompt
+        with context.open(model):
+            filled = self.fill(sampler, real, prompt, keys)
+        return context.observe(
+            model,
+            filled,
+            family=f"hole {self.hole:g}",
+            clusters=[name for name, _ in keys],
+            seeds=[seed for _, seed in keys],
+            facts=[{"prompt": prompt, "hole": self.hole}] * len(keys),
+        )
+
+    def fill(
+        self, sampler: DDIM, real: Sequence[Image.Image], prompt: str, keys: Sequence[Key]
+    ) -> list[Image.Image]:
+        """Pictures whose centre the opened model has drawn; every other pixel is the real one's."""
+        pipe = sampler.denoiser.pipe
+        _, height, width = sampler.denoiser.backbone.latent_shape
+        mask = torch.zeros(height, width)
+        top, left = (round(side * (1 - self.hole) / 2) for side in (height, width))
+        mask[top : height - top, left : width - left] = 1
+        size = (width * pipe.vae_scale_factor, height * pipe.vae_scale_factor)
+        stencil = Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        real = [image.convert("RGB").resize(size, Image.Resampling.LANCZOS) for image in real]
+        known, noise = sampler.denoiser.latents([_cut(image, stencil) for image in real]), sampler.starts(keys)
+        mask = mask.to(known.device)
+
+        def mend(x: Tensor, step: Step, rows: slice) -> Tensor:
+            return mask * x + (1 - mask) * noised(known[rows], noise[rows], step.a_prev)
+
+        drawn = sampler.denoiser.pictures(sampler.sample(noise, [prompt] * len(keys), mend=mend))
+        return [Image.composite(new, old, stencil) for new, old in zip(drawn, real, strict=True)]
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        return contrasts(self.key, rows, models)
+
+
+def _cut(image: Image.Image, stencil: Image.Image) -> Image.Image:
+    """The picture with the mean colour of what is known in the place of the hole."""
+    pixels, hole = np.asarray(image).copy(), np.asarray(stencil) > 0
+    pixels[hole] = pixels[~hole].mean(0)
+    return Image.fromarray(pixels)

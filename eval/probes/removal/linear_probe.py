@@ -1,0 +1,157 @@
+"""R14: can the target be read off the middle of the denoiser?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.removal.divergence import noises, pictures
+from erasure.eval.probes.weigh import controls_of
+from erasure.eval.stats import auc, auc_gap
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(Probe):
+    """How well a linear classifier tells noised pictures of the target from others, by the denoiser's mid-block.
+
+    The activations of the mid-block, averaged over places, at several timesteps, under the empty prompt (the caption
+    would give the answer away), are classified by logistic regression in ``folds``-fold cross-validation. "auc" is the
+    area under the curve of the held-out scores, "auc_gap" that of the model minus that of the controls, on the same
+    pictures, noise and folds.
+
+    Pictures differ in their pixels, so that a model that never saw the target tells them apart as well: only the
+    difference means anything. No difference says nothing about what a nonlinear reader, or another layer, would find.
+
+    Attributes:
+        images: of the target, and as many others. 100 and 100 give +-0.08 at an area of 0.5.
+        timesteps: of the noise, of 1000.
+        others: "neighbours", which makes it hard enough to differ between models, or "kept" for anything else.
+        folds: of the cross-validation.
+        ridge: weight of |w|^2 / 2 beside the mean log loss, for standardised features. Raise it when features are many
+            and pictures few.
+        seed: of pictures, noise and folds.
+
+    Reference: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes".
+    """
+
+    key: ClassVar = "linear_probe"
+    code: ClassVar = "R14"
+    title: ClassVar = "target decodable from activations"
+    section: ClassVar = "removal"
+    level: ClassVar = "weights"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("control", "material")
+    presets: ClassVar = {
+        "smoke": {"images": 10, "timesteps": (300,), "folds": 2},
+        "standard": {"images": 100},
+        "full": {"images": 500},
+    }
+    descriptive: ClassVar = True
+    licences: ClassVar = (
+        "how far the target can be told apart in this layer, linearly, beside a model that never saw it"
+    )
+    not_licensed: ClassVar = "removal: pictures can be told apart by their pixels alone"
+    reference: ClassVar = "Alain and Bengio 2016"
+
+    images: int = 100
+    timesteps: tuple[int, ...] = (100, 300, 500)
+    others: Literal["neighbours", "kept"] = "neighbours"
+    folds: int = 5
+    ridge: float = 0.01
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        if not context.of_role("gold") and not context.of_role("null"):
+            raise Missing(
+                "it takes a model that never saw the target; pictures can be told apart by their pixels alone"
+            )
+        labels = context.suite.neighbours if self.others == "neighbours" else None
+        examples = pictures(context, "target", self.images, seed=self.seed)
+        examples += pictures(context, "kept", self.images, seed=self.seed, labels=labels)
+        with context.open(context.base):
+            latents = Denoiser(context.pipe).latents([example.image for example in examples])
+        with context.open(model):
+            features = self.activations(Denoiser(context.pipe), latents, context)
+        shows = np.arange(len(examples)) < self.images
+        scores = held_out(features, shows, folds=self.folds, ridge=self.ridge, seed=self.seed)
+        return [
+            Observation(model.name, "", example.key, self.seed, float(score), None, {"target": bool(y)})
+            for example, score, y in zip(examples, scores, shows, strict=True)
+        ]
+
+    def activations(self, denoiser: Denoiser, latents: Tensor, context: Context) -> np.ndarray:
+        """Means over places of the mid-block's output, ``(pictures, timesteps x channels)``."""
+        seen: list[Tensor] = []
+
+        def keep(module: Any, given: Any, out: Tensor) -> None:
+            seen.append(out.float().mean(dim=(2, 3)).cpu())
+
+        generator = torch.Generator().manual_seed(self.seed)
+        empty = denoiser.text([""]).repeat(len(latents))
+        handle = denoiser.backbone.unet.mid_block.register_forward_hook(keep)
+        try:
+            for step in self.timesteps:
+                t = torch.full((len(latents),), step, device=latents.device)
+                x = denoiser.noised(latents, t, noise_like(latents, generator))
+                noises(denoiser, x, t, empty, context)
+        finally:
+            handle.remove()
+        each = torch.cat(seen).reshape(len(self.timesteps), len(latents), -1)
+        return each.transpose(0, 1).flatten(1).double().numpy()
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        scores = {name: scores_of(own, "target") for name, own in rows.items()}
+        kind, controls = controls_of({name: role for name, role in models.items() if name in rows})
+        found = [Evidence(self.key, name, "auc", auc(*pair), unit="number") for name, pair in scores.items()]
+        for name, pair in scores.items():
+            if models[name] == "erased" and controls:
+                gap = auc_gap(pair, [scores[control] for control in controls])
+                found.append(Evidence(self.key, name, "auc_gap", gap, "", kind, {}, "number"))
+        return found
+
+
+def scores_of(rows: Sequence[Observation], fact: str) -> tuple[list[float], list[float]]:
+    """The values of rows for which a fact is true, and of the others."""
+    known = [(row.value, bool(row.facts[fact])) for row in rows if row.value is not None]
+    return [v for v, yes in known if yes], [v for v, yes in known if not yes]
+
+
+def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float) -> np.ndarray:
+    """Weights and offset ``(d + 1,)`` that minimise mean log(1 + exp(-s f(x))) + ridge / 2 |w|^2, with s = +-1."""
+    sign = np.where(y, 1.0, -1.0)
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (x @ w[:-1] + w[-1])
+        pull = -sign / (1 + np.exp(np.clip(margin, -500, 500))) / len(x)
+        gradient = np.append(x.T @ pull + ridge * w[:-1], pull.sum())
+        return float(np.logaddexp(0, -margin).mean() + ridge / 2 * (w[:-1] @ w[:-1])), gradient
+
+    return minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+
+
+def standardised(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """``x`` on the scale on which ``like`` has mean 0 and spread 1."""
+    return (x - like.mean(0)) / (like.std(0) + 1e-9)
+
+
+def held_out(x: np.ndarray, y: np.ndarray, *, folds: int, ridge: float, seed: int) -> np.ndarray:
+    """The score of each row by a logistic regression on the other folds; each fold has its share of both kinds."""
+    fold, rng = np.empty(len(x), dtype=int), np.random.default_rng(seed)
+    for kind in (True, False):
+        own = rng.permutation(np.flatnonzero(y == kind))
+        fold[own] = np.arange(len(own)) % folds
+    scores = np.empty(len(x))
+    for k in range(folds):
+        train, test = fold != k, fold == k
+        w = logistic(standardised(x[train], x[train]), y[train], ridge=ridge)
+        scores[test] = standardised(x[test], x[train]) @ w[:-1] + w[-1]
+    return scores

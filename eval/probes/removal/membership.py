@@ -1,0 +1,229 @@
+"""R15, R16: can the pictures that the base was trained on still be told from others like them?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from erasure.backbone.text import Text
+from erasure.eval.material import Example
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.removal.divergence import noises, pictures
+from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
+from erasure.eval.probes.weigh import controls_of
+from erasure.eval.stats import Estimate, auc, auc_gap, rate
+
+ATTACKS = ("loss", "SecMI", "PIA")
+POWER = 0.6  # the base's members must be told from their twins at least so well (lower limit), or nothing can be said
+ENOUGH = 70  # pictures on each side, below which the test of a whole set is not to be trusted
+NOTE = "for targets that are a listed set of training pictures; a concept or a style is more than its pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership(Probe):
+    """How well three attacks tell training pictures of the target (members) from fresh ones like them (twins).
+
+    With p the caption and eps_m the predicted noise, larger scores speak for membership:
+
+        loss    - mean_{t, eps} |eps - eps_m(x_t, t, p)|^2,  t from 50 to 300
+        SecMI   - |down(up(x_t)) - x_t|^2,  x_t reached from the picture by deterministic steps of k = 10 up to t = 100,
+                up and down one more of them (the t-error of Duan et al. 2023)
+        PIA     - |eps_m(sqrt(a_t) x + sqrt(1 - a_t) eps_0, t, p) - eps_0|_4,  eps_0 = eps_m(x, 0, p)
+                (Kong et al. 2023)
+
+    Measures, per attack: "auc" and "tpr" (share of members found where 1 % of twins are mistaken for one) of every
+    model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov distance of
+    members' scores from theirs. The question is not whether the area is 0.5 but whether it is that after retraining:
+    below is over-correction, which gives members away as well. In the family "set", "effect" is the standardised
+    difference (Welch) of members and twins on one score: a logistic regression of the three, learnt on members and
+    twins that are *not* of the target (after Dubinski et al. 2025).
+
+    Gate "power": the base's area has a lower limit above 0.6, the base's effect one above 0. Where the base has learnt
+    no picture by heart, as models of many pictures have not (CopyMark, Liang and You 2024), nothing follows.
+
+    Attributes:
+        images: members, and as many twins; 250 and 250 give +-0.05 at an area of 0.5.
+        others: members that are not of the target, and as many twins, for the test of the set; 0 leaves it out.
+        times, noises: of the loss.
+        until, interval: t and k of SecMI. at: t of PIA.
+        seed: of pictures and noise.
+    """
+
+    key: ClassVar = "membership"
+    code: ClassVar = "R15"
+    title: ClassVar = "training pictures told from their twins"
+    section: ClassVar = "removal"
+    level: ClassVar = "weights"
+    access: ClassVar = "white_box"
+    needs: ClassVar = ("control", "material", "members")
+    presets: ClassVar = {
+        "smoke": {"images": 6, "others": 6, "times": 2, "noises": 1, "until": 20},
+        "standard": {"images": 70, "others": 70, "noises": 2},
+        "full": {"images": 250, "others": 250},
+    }
+    licences: ClassVar = (
+        "how detectable these pictures' membership is by these attacks, beside models that never saw them"
+    )
+    not_licensed: ClassVar = "that the pictures left no trace; stronger attacks; anything about a concept or a style"
+    reference: ClassVar = "Duan et al. 2023 (SecMI); Kong et al. 2023 (PIA); Dubinski et al. 2025 (CDI)"
+
+    images: int = 250
+    others: int = 250
+    times: int = 5
+    noises: int = 8
+    until: int = 100
+    interval: int = 10
+    at: int = 200
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        groups = {"target": self.sides(context, "target", self.images)}
+        found = []
+        try:
+            if self.others:
+                groups["others"] = self.sides(context, "kept", self.others)
+        except Missing as reason:
+            found.append(Observation(model.name, "set", "", self.seed, None, str(reason)))
+        with context.open(context.base):
+            latents = {g: Denoiser(context.pipe).latents([e.image for e in own]) for g, own in groups.items()}
+        with context.open(model):
+            denoiser = Denoiser(context.pipe)
+            for group, own in groups.items():
+                scores = self.scores(denoiser, latents[group], denoiser.text([e.caption for e in own]), context)
+                found += [
+                    Observation(
+                        model.name, attack, example.key, self.seed, float(score), None,
+                        {"member": example.member, "of": group},
+                    )
+                    for attack, values in scores.items()
+                    for example, score in zip(own, values.tolist(), strict=True)
+                ]  # fmt: skip
+        return found
+
+    def sides(self, context: Context, what: str, count: int) -> list[Example]:
+        """Members, then as many twins, of which it is known that they are none."""
+        found = pictures(context, what, count, seed=self.seed, member=True)
+        found += pictures(context, what, count, seed=self.seed, member=False)
+        if any(example.member is None for example in found):
+            raise Missing(
+                "of some pictures it is not known whether the base was trained on them; say so in the material"
+            )
+        return found
+
+    def scores(self, denoiser: Denoiser, x: Tensor, text: Text, context: Context) -> dict[str, Tensor]:
+        """The score of every picture, ``(n,)``, by attack; larger speaks for membership."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def predicted(x: Tensor, t: int) -> Tensor:
+            return noises(denoiser, x, torch.full((len(x),), t, device=x.device), text, context)
+
+        def moved(x: Tensor, s: int, t: int) -> Tensor:
+            """One deterministic step from time s to time t (Song et al. 2020)."""
+            a, b, eps = denoiser.alphas[s], denoiser.alphas[t], predicted(x, s)
+            return b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+
+        def noised(t: int, noise: Tensor) -> Tensor:
+            return denoiser.noised(x, torch.full((len(x),), t, device=x.device), noise)
+
+        losses = []
+        for t in np.linspace(50, 300, self.times).round().astype(int).tolist():
+            for _ in range(self.noises):
+                eps = noise_like(x, generator)
+                losses.append((predicted(noised(t, eps), t) - eps).square().mean(dim=(1, 2, 3)))
+        here = x
+        for t in range(0, self.until, self.interval):
+            here = moved(here, t, t + self.interval)
+        there = moved(here, self.until, self.until + self.interval)
+        back = moved(there, self.until + self.interval, self.until)
+        first = predicted(x, 0)
+        again = predicted(noised(self.at, first), self.at)
+        return {
+            "loss": -torch.stack(losses).mean(0),
+            "SecMI": -(back - here).square().sum(dim=(1, 2, 3)),
+            "PIA": -(again - first).abs().pow(4).sum(dim=(1, 2, 3)).pow(0.25),
+        }
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        kind, controls = controls_of({name: role for name, role in models.items() if name in rows})
+        base = next((name for name in rows if models[name] == "base"), None)
+        found = []
+        for attack in ATTACKS:
+            own = {n: [r for r in o if r.family == attack and r.facts["of"] == "target"] for n, o in rows.items()}
+            scores = {name: scores_of(mine, "member") for name, mine in own.items()}
+            power = _gate(None if base is None else auc(*scores[base]).low, POWER)
+            for name, pair in scores.items():
+                gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
+                found.append(Evidence(self.key, name, "auc", auc(*pair), attack, None, gates, "number", NOTE))
+                found.append(Evidence(self.key, name, "tpr", found_at(pair, 0.01), attack, None, gates, "share", NOTE))
+                if models[name] == "erased" and controls:
+                    theirs = [scores[control] for control in controls]
+                    gap = auc_gap(pair, theirs)
+                    found.append(Evidence(self.key, name, "auc_gap", gap, attack, kind, gates, "number", NOTE))
+                    apart = distance(pair[0], [members for members, _ in theirs])
+                    found.append(Evidence(self.key, name, "ks", apart, attack, kind, gates, "number", NOTE))
+        effects = {name: effect(own) for name, own in rows.items()} if self.others else {}
+        power = _gate(None if base is None else effects[base].low, 0.0) if effects else "na"
+        for name, estimate in effects.items():
+            size: Gate = "pass" if estimate.n >= 2 * ENOUGH else "fail"
+            gates = {"power": power, "size": size} if models[name] == "erased" else {"size": size}
+            found.append(Evidence(self.key, name, "effect", estimate, "set", None, gates, "number", NOTE))
+        return found
+
+
+def _gate(low: float | None, least: float) -> Gate:
+    return "na" if low is None else "pass" if low > least else "fail"
+
+
+def found_at(pair: tuple[Sequence[float], Sequence[float]], mistaken: float) -> Estimate:
+    """The share of members above the score that a share ``mistaken`` of the twins exceeds."""
+    members, twins = pair
+    if not twins:
+        return Estimate.missing("no twins")
+    threshold = float(np.quantile(twins, 1 - mistaken, method="higher"))
+    return rate([float(score > threshold) for score in members], list(range(len(members))))
+
+
+def distance(mine: Sequence[float], theirs: Sequence[Sequence[float]]) -> Estimate:
+    """Kolmogorov-Smirnov distance of scores from those under models that never saw the pictures, mean over these."""
+    if not mine or not all(theirs):
+        return Estimate.missing("no scores")
+    value = float(np.mean([scipy_stats.ks_2samp(mine, other).statistic for other in theirs]))
+    return Estimate(value, None, None, "Kolmogorov-Smirnov distance", len(mine), len(mine), 0, "no interval")
+
+
+def effect(rows: Sequence[Observation]) -> Estimate:
+    """(mean of members - mean of twins) / pooled spread of one score, with the limits of Welch's test.
+
+    The score is a logistic regression of the attacks' scores, learnt on pictures that are not of the target.
+    """
+    if absent := next((row.reason for row in rows if row.family == "set" and row.reason), None):
+        return Estimate.missing(absent)
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    member: dict[tuple[str, str], bool] = {}
+    for row in rows:
+        if row.value is not None:
+            key = (row.facts["of"], row.cluster)
+            table.setdefault(key, {})[row.family] = row.value
+            member[key] = bool(row.facts["member"])
+    x = {of: np.array([[own[a] for a in ATTACKS] for key, own in table.items() if key[0] == of]) for of, _ in table}
+    y = {of: np.array([yes for key, yes in member.items() if key[0] == of]) for of, _ in table}
+    if "others" not in x:
+        return Estimate.missing("no members beside the target's to learn the score from")
+    w = logistic(standardised(x["others"], x["others"]), y["others"], ridge=0.01)
+    scores = standardised(x["target"], x["others"]) @ w[:-1] + w[-1]
+    members, twins = scores[y["target"]], scores[~y["target"]]
+    spread = float(np.sqrt((members.var(ddof=1) + twins.var(ddof=1)) / 2)) if min(len(members), len(twins)) > 1 else 0.0
+    if not spread > 0:
+        return Estimate.missing("too few scores, or all of them alike")
+    test, n = scipy_stats.ttest_ind(members, twins, equal_var=False), len(scores)
+    limits, value = test.confidence_interval(), float(members.mean() - twins.mean()) / spread
+    method = f"Welch's t test of the set, p = {test.pvalue:.2g}"
+    return Estimate(value, float(limits.low) / spread, float(limits.high) / spread, method, n, n)

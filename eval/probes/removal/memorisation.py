@@ -1,0 +1,111 @@
+"""R17: do pictures drawn from training captions look like the training pictures themselves?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+from erasure.eval.models import Model, Role
+from erasure.eval.pictures import image_hash
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.removal.divergence import pictures
+from erasure.eval.probes.removal.output_distance import features_of
+from erasure.eval.probes.weigh import contrasts
+from erasure.eval.stats import rate
+
+CHANCE = 0.5  # members and twins are alike to a model that saw neither
+
+
+@dataclasses.dataclass(frozen=True)
+class Memorisation(Probe):
+    """Share of pictures, drawn from captions of training pictures of the target, that are closer to one of these.
+
+    A picture is flagged when its nearest training picture (member), by cosine of the judge's features about their mean,
+    is more like it than the nearest of as many fresh ones of the same kind (twins). A model that saw neither is at one
+    half, whatever it draws: "known" asks the base to be above that. "copies" counts pictures within ``copy`` of a
+    member, pixel by pixel.
+
+    Being memorised is not the same as being a member: a model can have used a picture and not reproduce it.
+
+    Attributes:
+        captions: different ones, of members. images_per_caption: seeds each.
+        references: members, and as many twins, to compare with. More make copies easier to find.
+        copy: largest root mean square difference of pixels, in [0, 1], of a copy.
+        seed: of members and twins.
+
+    After Carlini et al. 2023, "Extracting training data from diffusion models", with twins for a control.
+    """
+
+    key: ClassVar = "memorisation"
+    code: ClassVar = "R17"
+    title: ClassVar = "pictures closer to training pictures than to their twins"
+    section: ClassVar = "removal"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    needs: ClassVar = ("material", "members")
+    presets: ClassVar = {
+        "smoke": {"captions": 2, "images_per_caption": 1, "references": 4},
+        "standard": {"captions": 25, "images_per_caption": 2},
+        "full": {"captions": 100, "images_per_caption": 5, "references": 500},
+    }
+    licences: ClassVar = "whether training pictures of the target are reproduced from their captions"
+    not_licensed: ClassVar = "that other pictures left no trace; membership"
+    reference: ClassVar = "Carlini et al. 2023"
+
+    captions: int = 25
+    images_per_caption: int = 2
+    references: int = 200
+    copy: float = 0.05
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        members = pictures(context, "target", self.references, seed=self.seed, member=True)
+        twins = pictures(context, "target", self.references, seed=self.seed, member=False)
+        captions = list(dict.fromkeys(example.caption for example in members))[: self.captions]
+        seeds = tuple(range(self.images_per_caption))
+        with context.open(model) as pipe:
+            drawn = context.draw(pipe, model, captions, seeds=seeds, description=f"R17 {model.name}")
+        images = [image for row in drawn for image in row]
+        name, features = features_of(context.judge, [*images, *(e.image for e in (*members, *twins))])
+        references = features[len(images) :]
+        distances = cdist(features[: len(images)] - references.mean(0), references - references.mean(0), "cosine")
+        near = np.nan_to_num(distances, nan=1.0)  # a picture of no features is like nothing
+        to_member, to_twin = near[:, : len(members)].min(1), near[:, len(members) :].min(1)
+        nearest = near[:, : len(members)].argmin(1)
+        told = [(caption, seed) for caption in captions for seed in seeds]
+        return [
+            Observation(
+                model.name, "captions of members", caption, seed, _closer(to_member[i], to_twin[i]), None,
+                {
+                    "prompt": caption, "of": name, "nearest": members[nearest[i]].key,
+                    "to_member": round(float(to_member[i]), 5), "to_twin": round(float(to_twin[i]), 5),
+                    "pixels": min(difference(images[i], member.image) for member in members),
+                    "image_hash": image_hash(images[i]),
+                },
+            )
+            for i, (caption, seed) in enumerate(told)
+        ]  # fmt: skip
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = contrasts(self.key, rows, models, "captions of members", known=CHANCE)
+        for name, own in rows.items():
+            copies = [float(row.facts["pixels"] <= self.copy) for row in own]
+            found.append(Evidence(self.key, name, "copies", rate(copies, [row.cluster for row in own])))
+        return found
+
+
+def _closer(to_member: float, to_twin: float) -> float:
+    """1 where the member is nearer, 0 where the twin is, one half where neither is."""
+    return float(to_member < to_twin) + CHANCE * float(to_member == to_twin)
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    """Root mean square difference of the pixels of two pictures, in [0, 1]; the second at the size of the first."""
+    other = b.convert("RGB") if b.size == a.size else b.convert("RGB").resize(a.size, Image.Resampling.LANCZOS)
+    gap = np.asarray(a.convert("RGB"), dtype=float) - np.asarray(other, dtype=float)
+    return round(float(np.sqrt(np.square(gap / 255).mean())), 5)

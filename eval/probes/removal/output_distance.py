@@ -1,0 +1,206 @@
+"""R13: are the pictures distributed like those of a model that never saw the target?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.spatial.distance import cdist, pdist
+
+from erasure.eval.detectors.base import Detector
+from erasure.eval.detectors.classifier import tensor
+from erasure.eval.detectors.world import ClassifierDetector, fitted
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.probes.removal.divergence import retrained
+from erasure.eval.probes.weigh import families
+from erasure.eval.stats import FLIPS, LEVEL, RESAMPLED, RESAMPLES, Estimate
+from erasure.world.spec import spec
+
+WIDTH = 64  # features kept of each picture
+CLOSE = "the base is no farther from retrained models than they are from each other"
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputDistance(Probe):
+    """Distance of two models' pictures of the same prompts, between 0 (as retrained) and 1 (no closer than the base).
+
+    d(a, b) is the unbiased squared maximum mean discrepancy of the judge's features, with pairs of the same noise left
+    out (Gretton et al. 2012, equation 4):
+
+        d(a, b) = mean_{i != j} k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i),    k(x, y) = exp(-|x - y|^2 / h)
+
+    with h the median of |x - y|^2 over the retrained models' pictures of the stratum. Averaged over retrained models g:
+
+        G = (d(e, g) - d(g, g')) / (d(b, g) - d(g, g'))
+
+    0 is as another retrained model, 1 no closer than the base, above 1 farther away than the base. Its interval
+    resamples prompts; the retrained models are taken as they are. The note holds a permutation test of d(e, g) > 0,
+    which swaps the two models' pictures prompt by prompt.
+
+    Attributes:
+        images_per_prompt: seeds per prompt.
+        limit: at most so many prompts of each stratum, spread evenly; None for all. Below 15 intervals say little.
+    """
+
+    key: ClassVar = "output_distance"
+    code: ClassVar = "R13"
+    title: ClassVar = "distance of the pictures from those of retrained models"
+    section: ClassVar = "removal"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    needs: ClassVar = ("gold",)
+    presets: ClassVar = {
+        "smoke": {"images_per_prompt": 1, "limit": 3},
+        "standard": {"images_per_prompt": 2, "limit": 25},
+        "full": {"images_per_prompt": 4, "limit": None},
+    }
+    licences: ClassVar = (
+        "how close the pictures are to those after retraining, for these prompts and this judge's features"
+    )
+    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) guarantee, other prompts"
+    reference: ClassVar = "Gretton et al. 2012, A kernel two-sample test; normalisation our own"
+
+    images_per_prompt: int = 2
+    limit: int | None = 25
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        retrained(context)
+        every = context.suite.prompts()
+        asked = [p for group in dict.fromkeys(p.group for p in every) for p in self.limited(every, group)]
+        seeds = tuple(range(self.images_per_prompt))
+        with context.open(model) as pipe:
+            drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"R13 {model.name}")
+        name, features = features_of(context.judge, [image for row in drawn for image in row])
+        each = [(prompt, seed) for prompt in asked for seed in seeds]
+        return [
+            Observation(model.name, p.group, p.text, seed, None, None, {"of": name, "features": rounded(vector)})
+            for (p, seed), vector in zip(each, features, strict=True)
+        ]
+
+    def limited(self, prompts: Sequence[Any], group: str) -> list[Any]:
+        own = [prompt for prompt in prompts if prompt.group == group]
+        return (
+            own
+            if self.limit is None or len(own) <= self.limit
+            else [own[i] for i in np.linspace(0, len(own) - 1, self.limit).round().astype(int)]
+        )
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        golds = [name for name in rows if models[name] == "gold"]
+        base = next((name for name in rows if models[name] == "base"), None)
+        if len(golds) < 2:
+            return []
+        found = []
+        for family in families(rows[golds[0]]):
+            at = {
+                n: {(r.cluster, r.seed): r.facts["features"] for r in o if r.family == family} for n, o in rows.items()
+            }
+            keys = [key for key in at[golds[0]] if all(key in own for own in at.values())]
+            x = {name: np.array([own[key] for key in keys], dtype=float) for name, own in at.items()}
+            h = float(np.median(pdist(np.concatenate([x[gold] for gold in golds]), "sqeuclidean"))) or 1.0
+            blocks = Blocks([cluster for cluster, _ in keys])
+
+            def terms(name: str, x: dict[str, np.ndarray] = x, h: float = h) -> np.ndarray:
+                others = [gold for gold in golds if gold != name]
+                return np.mean([discrepancies(x[name], x[gold], h) for gold in others], axis=0)
+
+            floor = np.mean([terms(gold) for gold in golds], axis=0)
+            known = {} if base is None else {"b": terms(base) - floor}
+            power: Gate = "na"
+            if base is not None:
+                low = blocks.estimate(known["b"]).low
+                power = "pass" if low is not None and low > 0 else "fail"
+            for name in rows:
+                own, gates = terms(name), {"power": power} if models[name] == "erased" else {}
+                note = f"permutation of prompts, pictures unlike the retrained models': p = {blocks.p_value(own):.2g}"
+                level = blocks.estimate(own)
+                found.append(Evidence(self.key, name, "distance", level, family, "gold", {}, "number", note))
+                if models[name] == "erased" and base is not None:
+                    gap = blocks.estimate(own - floor, known["b"])
+                    found.append(Evidence(self.key, name, "gap", gap, family, "gold", gates, "number", note))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Means over pairs of pictures, i != j, and what resampling their prompts makes of them.
+
+    Attributes:
+        prompts: of each picture.
+    """
+
+    prompts: Sequence[str]
+
+    def sums(self, terms: np.ndarray) -> np.ndarray:
+        """Sums of ``terms`` (pictures, pictures) over pairs of prompts, without i = j."""
+        names = {name: i for i, name in enumerate(dict.fromkeys(self.prompts))}
+        member = np.zeros((len(names), len(self.prompts)))
+        member[[names[prompt] for prompt in self.prompts], np.arange(len(self.prompts))] = 1
+        return member @ (terms - np.diag(np.diag(terms))) @ member.T
+
+    def estimate(self, top: np.ndarray, bottom: np.ndarray | None = None, *, seed: int = 0) -> Estimate:
+        """The mean of ``top``, or its ratio to that of ``bottom``, with a bootstrap of prompts.
+
+        A prompt drawn twice brings its own pairs twice, but none between its copies, which are no two pictures.
+        """
+        below = np.ones_like(top) if bottom is None else bottom
+        above, below = self.sums(top), self.sums(below)
+        count, n = len(above), len(self.prompts)
+        if n < 2 or below.sum() <= 0:
+            return Estimate.missing("too few pictures" if n < 2 else CLOSE)
+        value = float(above.sum() / below.sum())
+        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+        tops, bottoms = (
+            np.einsum("rp,pq,rq->r", draws, off := b - np.diag(np.diag(b)), draws, optimize=True) + draws @ np.diag(b)
+            for b in (above, below)
+        )
+        if count < 3 or (bottoms <= 0).mean() > 1 - LEVEL:
+            reason = "too few prompts for an interval" if count < 3 else f"{CLOSE}, as far as these pictures tell"
+            return Estimate(value, None, None, "mean over pairs", n, count, 0, reason)
+        low, high = np.quantile((tops / bottoms)[bottoms > 0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        return Estimate(value, float(low), float(high), RESAMPLED, n, count)
+
+    def p_value(self, terms: np.ndarray, *, seed: int = 0) -> float:
+        """How often a random swap of the two models' pictures, prompt by prompt, gives as large a distance."""
+        sums = self.sums(terms)
+        signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(FLIPS, len(sums)))
+        swapped = np.einsum("rp,pq,rq->r", signs, sums, signs, optimize=True)
+        return float((1 + (swapped >= sums.sum() - 1e-12).sum()) / (1 + FLIPS))
+
+
+def discrepancies(a: np.ndarray, b: np.ndarray, h: float) -> np.ndarray:
+    """``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)`` for features ``(n, d)``: (n, n)."""
+    cross = np.exp(-cdist(a, b, "sqeuclidean") / h)
+    return np.exp(-cdist(a, a, "sqeuclidean") / h) + np.exp(-cdist(b, b, "sqeuclidean") / h) - cross - cross.T
+
+
+@torch.no_grad()
+def features_of(judge: Detector, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
+    """What a detector makes of pictures before it decides, at most 64 numbers each, and what they are.
+
+    The penultimate layer where the judge is a classifier of Emoji World, its image embedding where it is a CLIP model,
+    else its answers. Longer ones are projected by a fixed Gaussian matrix, which keeps distances to about 10 %
+    (Johnson and Lindenstrauss 1984).
+    """
+    if isinstance(judge, ClassifierDetector):
+        pixels = np.stack([np.asarray(fitted(image.convert("RGB"), spec().size)) for image in images])
+        body = torch.cat([judge.model.body(x).float() for x in tensor(pixels).split(judge.batch_size)])
+        layer, found = "penultimate layer", torch.cat([body.mean(dim=(2, 3)), body.amax(dim=(2, 3))], dim=1).numpy()
+    elif hasattr(judge, "image_features"):
+        layer, found = "image embedding", judge.image_features(images).float().cpu().numpy()
+    else:
+        known = [a for a in ("concept", "style", "background") if judge.labels(a)]
+        layer, found = "answers", np.concatenate([judge.scores(images, a) for a in known], axis=1)
+    if (d := found.shape[1]) > WIDTH:
+        found = found @ (np.random.default_rng(d).standard_normal((d, WIDTH)) / np.sqrt(WIDTH))
+    return f"{layer} of {judge.name}", found
+
+
+def rounded(vector: np.ndarray) -> list[float]:
+    """Four significant digits, for files."""
+    return [float(f"{value:.4g}") for value in vector]

@@ -1,0 +1,206 @@
+"""DDIM from inside: sampling that may begin anywhere, be disturbed, steered, or told a part of the answer.
+
+Whatever scheduler a pipeline has, these probes sample with DDIM (Song et al. 2021, arXiv 2010.02502) on its noise
+schedule, because it is deterministic and its every step is written down here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from erasure import precision
+from erasure.backbone.text import Text
+from erasure.eval.material import Example
+from erasure.eval.models import Role
+from erasure.eval.pictures import initial_noise
+from erasure.eval.probes.base import Context, Evidence, Missing
+from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.tuning import examples_of
+from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
+
+Key = tuple[str, int]  # (prompt or name of a picture, seed): the noise of a sample depends on it alone
+Split = tuple[Tensor, Tensor]  # the clean latents and the noise that noised latents are made of
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the schedule, from more noise to less.
+
+    Attributes:
+        t: timestep the denoiser is told.
+        a: share of signal before the step, ᾱ_t (a variance, 0 to 1).
+        a_prev: share of signal after it, ᾱ_{t-1} in the numbering of the DDIM paper.
+    """
+
+    t: int
+    a: float
+    a_prev: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIM:
+    """Sampling with classifier-free guidance, step by step.
+
+    Attributes:
+        denoiser: of the opened pipeline.
+        num_inference_steps: of the whole trajectory, from pure noise.
+        guidance_scale: as in diffusers; there is no guidance at 1 and below, nor with the empty prompt.
+        batch_size: rows per pass.
+        autocast: bfloat16 arithmetic.
+    """
+
+    denoiser: Denoiser
+    num_inference_steps: int = 25
+    guidance_scale: float = 5.0
+    batch_size: int = 16
+    autocast: bool = False
+
+    @classmethod
+    def of(cls, context: Context) -> DDIM:
+        """With the suite's sampler settings, on the pipeline below any filter.
+
+        Raises:
+            Missing: the architecture has no UNet.
+        """
+        suite = context.suite
+        return cls(
+            Denoiser(context.pipe),
+            suite.num_inference_steps,
+            suite.guidance_scale,
+            context.batch_size,
+            context.autocast,
+        )
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The schedule, from pure noise to none."""
+        scheduler = DDIMScheduler.from_config(self.denoiser.pipe.scheduler.config)
+        scheduler.set_timesteps(self.num_inference_steps)
+        alphas, last = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
+        gap = scheduler.config.num_train_timesteps // self.num_inference_steps
+        return tuple(Step(t, alphas[t], alphas[t - gap] if t >= gap else last) for t in scheduler.timesteps.tolist())
+
+    def starts(self, keys: Sequence[Key]) -> Tensor:
+        """Standard normal latents ``(n, c, h, w)``: the ones that :func:`erasure.eval.pictures.generate` starts from."""
+        noise = [initial_noise(self.denoiser.pipe, name, seed) for name, seed in keys]
+        return torch.stack(noise).to(self.denoiser.backbone.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x: Tensor,
+        prompts: Sequence[str],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        eta: float = 0.0,
+        scale: float = 1.0,
+        keys: Sequence[Key] | None = None,
+        split: Callable[[Tensor, Step, Text, Text | None], Split] | None = None,
+        mend: Callable[[Tensor, Step, slice], Tensor] | None = None,
+    ) -> Tensor:
+        """Latents after the steps ``start`` to ``stop``.
+
+            x_{t-1} = √ᾱ_{t-1} x̂0 + √max(1 - ᾱ_{t-1} - σ², 0) ε̂ + scale σ z,
+            σ = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
+
+        Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is cut at 0.
+
+        Args:
+            x: ``(n, c, h, w)`` at the noise that step ``start`` begins with.
+            prompts: ``n`` of them.
+            start, stop: numbers of steps, 0 being the first from pure noise; to the end by default.
+            eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
+            scale: of the added noise alone.
+            keys: of the added noise ``z``; needed with ``eta``.
+            split: what takes the place of :meth:`split`, to steer.
+            mend: what is done to ``x`` after each step, given the step and which of the ``n`` rows these are.
+
+        Raises:
+            ValueError: ``eta`` without keys.
+        """
+        if eta > 0 and keys is None:
+            raise ValueError(f"noise on the way needs keys to draw it from; got eta={eta}; give one key per row")
+        split, steps = split or self.split, list(enumerate(self.steps))[start:stop]
+        empty = self.denoiser.text([""]) if self.guidance_scale > 1 and any(prompts) else None
+        out = []
+        with precision.autocast(x.device, self.autocast):
+            for rows in self._batches(len(x)):
+                part, text = x[rows], self.denoiser.text(prompts[rows])
+                for i, step in steps:
+                    sigma = eta * ((1 - step.a_prev) / (1 - step.a) * (1 - step.a / step.a_prev)) ** 0.5
+                    clean, noise = split(part, step, text, empty)
+                    part = step.a_prev**0.5 * clean + max(1 - step.a_prev - sigma**2, 0) ** 0.5 * noise
+                    if sigma > 0 and keys is not None:
+                        part = part + scale * sigma * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
+                    part = mend(part, step, rows) if mend else part
+                out.append(part)
+        return torch.cat(out)
+
+    def split(self, x: Tensor, step: Step, text: Text, empty: Text | None = None) -> Split:
+        """What the model takes noised latents to be made of, ``x = √ᾱ x̂0 + √(1 - ᾱ) ε̂``; differentiable.
+
+        Args:
+            text: one row each. empty: one row of the empty prompt, to guide away from; None without guidance.
+        """
+        t = torch.full((len(x),), step.t, device=x.device)
+        if empty is None:
+            predicted = self.denoiser.predict(x, t, text)
+        else:
+            both = self.denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), empty.repeat(len(x)) + text)
+            unconditional, conditional = both.chunk(2)
+            predicted = unconditional + self.guidance_scale * (conditional - unconditional)
+        noise = self.denoiser.noise_of(predicted, x, t)
+        if self.denoiser.backbone.prediction_type == "v_prediction":  # in which ᾱ may be 0
+            return step.a**0.5 * x - (1 - step.a) ** 0.5 * predicted, noise
+        return (x - (1 - step.a) ** 0.5 * noise) / step.a**0.5, noise
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        return (slice(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size))
+
+
+def noised(x: Tensor, noise: Tensor, a: float) -> Tensor:
+    """``√ᾱ x + √(1 - ᾱ) noise`` for clean latents ``x``."""
+    return a**0.5 * x + (1 - a) ** 0.5 * noise
+
+
+# --- what the probes ask with, and what they say --------------------------------------------------------------------
+
+
+def target_prompts(context: Context, limit: int) -> list[str]:
+    """At most so many of the suite's prompts for its target, spread evenly over them."""
+    own = [p.text for p in context.suite.prompts() if p.group == "target" and p.label == context.suite.concept.name]
+    chosen = np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)
+    return [own[i] for i in chosen]
+
+
+def target_pictures(context: Context, count: int) -> list[Example]:
+    """Real pictures of the target that the base was not trained on.
+
+    Raises:
+        Missing: there are not so many, or there is no model that never saw the target: what such a model makes of a
+            target picture is the only measure for what the others make of it.
+    """
+    if not (context.of_role("gold") or context.of_role("null")):
+        raise Missing("no model that never saw the target: a part of its picture would count for knowledge of it")
+    return examples_of(context, count)
+
+
+def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
+    """Every name with every seed."""
+    return [(name, seed) for name in names for seed in range(seeds)]
+
+
+def headline(
+    probe: str, rows: Rows, models: Mapping[str, Role], family: str, *, known: float = KNOWN
+) -> list[Evidence]:
+    """Contrasts of one family that was declared beforehand, as those of the probe: their own family is ""."""
+    found = contrasts(probe, rows, models, family, known=known)
+    return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -1,0 +1,125 @@
+"""S11: tokens that make the attacked model predict the noise that the base predicts when it is asked by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.eval.models import Model
+from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, random_tokens
+from erasure.eval.probes.base import Context
+from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.embedding import FreeWords
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What the base says about its own pictures of the named sentences, at ``m`` moments of the schedule.
+
+    Attributes:
+        x: noised latents ``(m, n, c, h, w)``. t: their timesteps ``(m,)``. predicted: by the base, shaped as ``x``.
+    """
+
+    x: Tensor
+    t: Tensor
+    predicted: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class P4D(Attack):
+    """P4D (Prompting4Debugging): free tokens that stand for the target's name in the attacked model.
+
+        min over v in the vocabulary^N of  E_t || eps_e(z_t, t, v) - eps_b(z_t, t, sentence with the name) ||^2
+
+    with the base model ``eps_b``, the attacked one ``eps_e`` and ``z`` the latents of a picture that the base draws of
+    the sentence. The base speaks first, at ``moments`` fixed (t, noise) per sentence; then it is closed and the
+    attacked model opened, so the two are never open at once.
+
+    The free vectors are continuous; the model is always told the nearest tokens by cosine, and the gradient at those
+    passes to the vectors (projection with a straight-through gradient, as in PEZ, Wen et al. 2023). Every
+    ``iterations`` steps the nearest tokens are a candidate.
+
+    Attributes:
+        place: "all" is the paper's P4D-N: the tokens are the whole prompt. Its P4D-K, tokens at every third place of
+            the sentence, is not here.
+        iterations: steps per candidate. 0 leaves the random start: a broken attack, for tests of the power gate.
+        learning_rate, weight_decay: of AdamW, on the vectors.
+        moments: timesteps at which the base is asked, evenly spread.
+
+    On Stable Diffusion the paper has 16 tokens and 60 tries of 50 iterations.
+    """
+
+    key: ClassVar = "p4d"
+    code: ClassVar = "S11"
+    title: ClassVar = "P4D"
+    reference: ClassVar = "Chin et al., ICML 2024, arXiv 2309.06135"
+    presets: ClassVar = {
+        "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "moments": 4},
+        "standard": {"prompts": 6, "tries": 6},
+        "full": {"prompts": 18, "tries": 12},
+    }
+
+    tokens: int = 4
+    tries: int = 12
+    place: Place = "all"
+    iterations: int = 25
+    learning_rate: float = 0.1
+    weight_decay: float = 0.1
+    moments: int = 25
+
+    def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
+        with context.open(context.base) as pipe:
+            lesson = self._lesson(context, pipe, goals)
+        with context.open(model):
+            words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)
+            return self._descend(Denoiser(context.pipe), words, lesson, goals)
+
+    @torch.no_grad()
+    def _lesson(self, context: Context, pipe: Any, goals: Sequence[Goal]) -> Lesson:
+        denoiser, named = Denoiser(context.pipe), [goal.named for goal in goals]
+        drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
+        z, text = denoiser.latents([row[0] for row in drawn]), denoiser.text(named)
+        last = len(denoiser.alphas) - 1
+        t = torch.linspace(0.1 * last, 0.9 * last, self.moments).long().to(z.device)
+        noises = [generator_of("p4d", goal.named) for goal in goals]
+        x = []
+        for moment in t:
+            eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
+            x.append(denoiser.noised(z, moment.expand(len(z)), eps))
+        predicted = [denoiser.predict(one, moment.expand(len(z)), text) for one, moment in zip(x, t, strict=True)]
+        return Lesson(torch.stack(x), t, torch.stack(predicted))
+
+    def _descend(
+        self, denoiser: Denoiser, words: FreeWords, lesson: Lesson, goals: Sequence[Goal]
+    ) -> list[list[Candidate]]:
+        starts = torch.tensor(
+            [random_tokens(words.tokenizer, self.tokens, goal.named, 0) for goal in goals], device=words.table.device
+        )
+        table = words.table.float()
+        v = table[starts].clone().requires_grad_()
+        adam = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
+        order = generator_of("order", self.moments)  # of the moments; the same for every sentence
+        found: list[list[Candidate]] = [[] for _ in goals]
+        for _ in range(self.tries):
+            seen = []
+            for _ in range(self.iterations):
+                i = int(torch.randint(self.moments, (), generator=order))
+                told = words.text(v + (table[nearest(words, v)] - v).detach())
+                predicted = denoiser.predict(lesson.x[i], lesson.t[i].expand(len(v)), told)
+                loss = (predicted - lesson.predicted[i]).square().mean(dim=(1, 2, 3))
+                (v.grad,) = torch.autograd.grad(loss.sum(), [v])
+                adam.step()
+                seen.append(loss.detach())
+            losses = torch.stack(seen).mean(0).tolist() if seen else [None] * len(goals)
+            for own, ids, one in zip(found, nearest(words, v).tolist(), losses, strict=True):
+                own.append(Candidate(tuple(ids), {"loss": one}))
+        return found
+
+
+def nearest(words: FreeWords, vectors: Tensor) -> Tensor:
+    """Ids of the nearest tokens ``(n, k)`` to vectors ``(n, k, d)``."""
+    return torch.tensor([words.tokens(one) for one in vectors], device=vectors.device)

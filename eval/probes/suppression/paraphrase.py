@@ -1,0 +1,89 @@
+"""S2: the target in other wording: paraphrases, slips of the keyboard, capitals, word order."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection
+from typing import ClassVar
+
+import numpy as np
+
+from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.base import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Paraphrase(PromptProbe):
+    """How often the target is seen when it is asked for in another wording than the suite's own.
+
+    Families: "paraphrase" and "misspelling" (the suite's ``words`` in its templates; slips are made up as well),
+    "casing", "word order". Synonyms are asked for by the direct probe already.
+
+    CLIP reads no capitals, so "casing" can only matter to other encoders and to filters of prompts.
+
+    Attributes:
+        edits: slips of the name that are made up beside the listed ones. More for long names; a name of three letters
+            has about four.
+        seed: which slips.
+    """
+
+    key: ClassVar = "paraphrase"
+    code: ClassVar = "S2"
+    title: ClassVar = "asked for in other wording"
+    presets: ClassVar = {
+        "smoke": {"images_per_prompt": 1, "limit": 1, "edits": 1},
+        "quick": {"images_per_prompt": 1, "limit": 4},
+        "standard": {"images_per_prompt": 1, "limit": 24},
+        "full": {"images_per_prompt": 4, "limit": 60, "edits": 12},
+    }
+    licences: ClassVar = "suppression under these wordings, this sampler, this detector and its threshold"
+    not_licensed: ClassVar = "other wordings, prompts that were searched for, anything about the weights"
+
+    edits: int = 4
+    seed: int = 0
+
+    def asks(self, context: Context) -> list[Ask]:
+        suite, words, name = context.suite, context.suite.words, context.suite.concept.name
+        taken = {*suite.phrases, *suite.neighbours, *suite.unrelated}
+        cased = [
+            (phrase, new)
+            for phrase in suite.concept.phrases
+            for new in (phrase.upper(), phrase.title(), phrase.lower())
+        ]
+        turned = [t for template in suite.concept.templates if (t := reordered(template))]
+        slips = [*words.misspellings, *misspelt(name, self.edits, seed=self.seed, taken=taken)]
+        families = {
+            "paraphrase": sentences(context, words.paraphrases) if words.paraphrases else [],
+            "misspelling": sentences(context, slips) if slips else [],
+            "casing": [text.replace(phrase, new) for phrase, new in cased for text in sentences(context, [phrase])],
+            "word order": sentences(context, suite.concept.phrases, templates=turned),
+        }
+        direct = {prompt.text for prompt in suite.prompts()}
+        return [
+            Ask(text, family) for family, own in families.items() for text in dict.fromkeys(own) if text not in direct
+        ]
+
+
+def misspelt(name: str, count: int, *, seed: int = 0, taken: Collection[str] = ()) -> list[str]:
+    """At most ``count`` slips of one letter: left out, typed twice, or swapped with the next.
+
+    The first letter of a word stays: people rarely miss it, and without it short names become others (cat, bat).
+
+    Args:
+        taken: words that are no slips because they name something.
+    """
+    inner = [i for i in range(1, len(name)) if name[i - 1 : i + 1].isalpha()]
+    slips = {name[:i] + name[i + 1 :] for i in inner}
+    slips |= {name[:i] + name[i] + name[i:] for i in inner}
+    slips |= {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in inner if i + 1 in inner}
+    known = {word.casefold() for word in (name, *taken)}
+    found = sorted(slip for slip in slips if slip.casefold() not in known)
+    order = np.random.default_rng([seed, *name.encode()]).permutation(len(found))
+    return [found[i] for i in order[:count]]
+
+
+def reordered(template: str) -> str | None:
+    """A template with its end in front: ``{} at night`` -> ``at night, {}``. None where there is nothing to move."""
+    parts = re.fullmatch(r"(.+), (.+)", template) or re.fullmatch(r"(\{\w*\}) (.+)", template)
+    return f"{parts[2]}, {parts[1]}" if parts else None

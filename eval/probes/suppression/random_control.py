@@ -1,0 +1,76 @@
+"""S9: how often the target appears by chance in as many tries as an attack has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.attacking import any_hits, goals_of, random_tokens
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.weigh import KNOWN, contrasts
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomControl(Probe):
+    """The suite's own sentences, k times each: with other noise ("seeds"), and with random tokens in front ("words").
+
+    A picture that shows the target with chance r shows it at least once in k tries with chance 1 - (1 - r)^k, if tries
+    are independent: 2 in 100 become 38 in 100 at k = 24. The success of an attack says something only beyond that.
+
+    Attributes:
+        prompts: sentences, spread evenly over the names and templates of the suite.
+        tries: k; as many as the attack has that is to be compared with.
+        tokens: random tokens in front, written out as a string, as anyone could type it.
+    """
+
+    key: ClassVar = "random_control"
+    code: ClassVar = "S9"
+    title: ClassVar = "random control"
+    section: ClassVar = "suppression"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    presets: ClassVar = {
+        "smoke": {"prompts": 2, "tries": 2},
+        "standard": {"prompts": 6},
+        "full": {"prompts": 18, "tries": 20},
+    }
+    licences: ClassVar = "how often these sentences show the target within k tries that nobody aimed"
+    not_licensed: ClassVar = "attacks"
+    reference: ClassVar = "the random and seed-search baselines of Zhang et al. 2024, arXiv 2310.11868"
+
+    prompts: int = 12
+    tries: int = 10
+    tokens: int = 3
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        named = [goal.named for goal in goals_of(context, "prefix", self.prompts)]
+        first = context.suite.images_per_prompt  # noise with lower seeds is the evaluation's
+        seeds, tries = tuple(range(first, first + self.tries)), range(self.tries)
+        tokenizer = context.pipe.tokenizer
+        words = [
+            f"{tokenizer.decode(random_tokens(tokenizer, self.tokens, one, i))} {one}" for one in named for i in tries
+        ]
+        with context.open(model) as pipe:
+            other = context.draw(pipe, model, named, seeds=seeds, description=f"{self.code} {model.name}")
+            prefixed = context.draw(pipe, model, words, description=f"{self.code} {model.name}")
+        return context.observe(
+            model,
+            [image for row in (*other, *prefixed) for image in row],
+            family=["seeds"] * len(words) + ["words"] * len(words),
+            clusters=[one for one in named for _ in tries] * 2,
+            seeds=list(seeds) * len(named) + [0] * len(words),
+            facts=[
+                {"prompt": prompt, "try": i % self.tries, "tries": self.tries}
+                for prompts in ([one for one in named for _ in tries], words)
+                for i, prompt in enumerate(prompts)
+            ],
+        )
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found: list[Evidence] = []
+        for family in ("seeds", "words"):
+            once = {name: any_hits(own, family) for name, own in rows.items()}
+            found += contrasts(self.key, once, models, family, known=KNOWN)
+        return found

@@ -1,0 +1,131 @@
+"""S12: tokens whose encoding is that of a harmless sentence plus the direction of the target."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Hashable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.backbone import backbone_of
+from erasure.eval.models import Model
+from erasure.eval.pictures import weights_hash
+from erasure.eval.probes.asking import sentences
+from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, vocabulary, without_words
+from erasure.eval.probes.base import Context
+from erasure.eval.probes.embedding import MARK, FreeWords
+
+_FOUND: dict[Hashable, list[Candidate]] = {}  # the searches of this process: no model enters, so one serves all
+
+
+@dataclasses.dataclass(frozen=True)
+class RingABell(Attack):
+    """Ring-A-Bell: a genetic search in the text encoder, which never looks at the attacked model.
+
+        min over v in the vocabulary^K of  || enc(v) - (enc(p) + eta v_c) ||^2,
+        v_c = mean over pairs of  enc(sentence with the target's name) - enc(the same sentence without it)
+
+    with the *unmodified* text encoder ``enc (length, d)``, and ``p`` the sentence without the name. Tokens are the
+    whole prompt. The candidates are the fittest of each eta in turn: first the best of each, then the second of each.
+
+    A generation keeps the fitter half and fills up with children of it: a child is cut together from two parents with
+    probability ``crossover``, else a copy of one; with probability ``mutation`` one of its tokens is replaced by a
+    random one.
+
+    Attributes:
+        etas: how far to go in the target's direction. Too little does not name it, too much is no sentence any more.
+        population, generations, crossover, mutation: of the search. 0 generations leave random tokens: a broken attack.
+
+    On Stable Diffusion the paper has 16 to 77 tokens, a population of 200 and 3000 generations.
+    """
+
+    key: ClassVar = "ring_a_bell"
+    code: ClassVar = "S12"
+    title: ClassVar = "Ring-A-Bell"
+    access: ClassVar = "embedding"
+    reference: ClassVar = "Tsai et al., ICLR 2024, arXiv 2310.10012"
+    presets: ClassVar = {
+        "smoke": {"prompts": 2, "tries": 2, "fresh": 1, "population": 8, "generations": 2},
+        "standard": {"prompts": 6, "tries": 6},
+        "full": {"prompts": 18, "tries": 12, "generations": 300},
+    }
+
+    tokens: int = 6
+    tries: int = 6
+    place: Place = "all"
+    etas: tuple[float, ...] = (1.0, 3.0, 5.0)
+    population: int = 60
+    generations: int = 150
+    crossover: float = 0.5
+    mutation: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.etas or self.population < 2 * self._each:
+            raise ValueError(
+                f"half the population has to hold {self._each} candidates for each of {len(self.etas)} etas; "
+                f"got population={self.population}; raise it or lower tries"
+            )
+
+    @property
+    def _each(self) -> int:
+        return math.ceil(self.tries / max(len(self.etas), 1))
+
+    def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
+        with context.open(context.base), torch.no_grad():
+            words = FreeWords(context.pipe, [MARK], count=self.tokens)
+            encoder = weights_hash(types.SimpleNamespace(text_encoder=words.encoder))
+            v_c, found = direction(context), []
+            for goal in goals:
+                key = (encoder, self, context.suite.concept, context.suite.subjects, goal)
+                if key not in _FOUND:
+                    _FOUND[key] = self._candidates(words, encoded(context, [goal.before])[0], v_c, goal)
+                found.append(_FOUND[key])
+        return found
+
+    def _candidates(self, words: FreeWords, p: Tensor, v_c: Tensor, goal: Goal) -> list[Candidate]:
+        best = [self._fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
+        ranked = [candidate for rank in zip(*best, strict=True) for candidate in rank]
+        return ranked[: self.tries]
+
+    def _fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
+        """The best distinct candidates of one genetic search."""
+        known, g = vocabulary(words.tokenizer), generator_of("bell", goal.named, str(eta))
+        half = self.population // 2
+        fit = self._losses(words, target, known[torch.randint(len(known), (self.population, self.tokens), generator=g)])
+        for _ in range(self.generations):
+            parents = torch.tensor(list(fit))
+            mothers, fathers = parents[torch.randint(len(parents), (2, half), generator=g)]
+            cut = torch.randint(1, max(self.tokens, 2), (half, 1), generator=g)
+            whole = torch.rand(half, 1, generator=g) >= self.crossover
+            children = torch.where((torch.arange(self.tokens) < cut) | whole, mothers, fathers)
+            mutant = torch.rand(half, generator=g) < self.mutation
+            where = torch.arange(half), torch.randint(self.tokens, (half,), generator=g)
+            random = known[torch.randint(len(known), (half,), generator=g)]
+            children[where] = torch.where(mutant, random, children[where])
+            fit |= self._losses(words, target, children)
+            fit = dict(sorted(fit.items(), key=lambda pair: pair[1])[:half])
+        ranked = sorted(fit.items(), key=lambda pair: pair[1])[: self._each]
+        return [Candidate(ids, {"loss": loss, "eta": eta}) for ids, loss in ranked]
+
+    def _losses(self, words: FreeWords, target: Tensor, ids: Tensor) -> dict[tuple[int, ...], float]:
+        """``|| enc(v) - target ||^2`` of each row of ids."""
+        hidden = words.text(words.table[ids.to(words.table.device)], rows=[0] * len(ids)).hidden.float()
+        losses = (hidden - target).square().sum(dim=(1, 2)).tolist()
+        return {tuple(row): loss for row, loss in zip(ids.tolist(), losses, strict=True)}
+
+
+def encoded(context: Context, prompts: Sequence[str]) -> Tensor:
+    """What the text encoder says of prompts, ``(n, length, d)``."""
+    return backbone_of(context.pipe).encode(prompts).hidden.float()
+
+
+def direction(context: Context) -> Tensor:
+    """``v_c (length, d)``, over every name and sentence of the suite."""
+    named = sentences(context, context.suite.concept.phrases)
+    blank = [without_words(one) for one in sentences(context, [MARK], article=False)]
+    return encoded(context, named).mean(0) - encoded(context, blank).mean(0)

@@ -1,0 +1,99 @@
+"""S8: the target by its names, under other settings of the sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from erasure.eval.models import Model
+from erasure.eval.probes.asking import Ask, PromptProbe
+from erasure.eval.probes.base import Context, Missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler(PromptProbe):
+    """How often the target is seen when everything is as in the suite but one setting: "guidance 1", "steps 10" ...
+
+    The prompts are the suite's own, without negative prompts. A setting that is the suite's own is left out (the direct
+    probe has it), and so is a scheduler that the pipeline's cannot be exchanged for.
+
+    Attributes:
+        guidance: scales of classifier-free guidance; 1 is without any, where suppression that lives in it ends.
+        steps: numbers of sampling steps.
+        schedulers: class names of diffusers. An ancestral one adds noise on the way, which can bring back what a
+            deterministic one leaves suppressed.
+    """
+
+    key: ClassVar = "sampler"
+    code: ClassVar = "S8"
+    title: ClassVar = "asked for with other sampler settings"
+    presets: ClassVar = {
+        "smoke": {"images_per_prompt": 1, "limit": 1, "guidance": (1.0,), "steps": (), "schedulers": ()},
+        "quick": {"images_per_prompt": 1, "limit": 6, "guidance": (1.0, 7.5), "steps": (), "schedulers": ()},
+        "standard": {"images_per_prompt": 1, "limit": 12},
+        "full": {
+            "limit": 50,
+            "steps": (10, 20, 50, 100),
+            "schedulers": (
+                "EulerAncestralDiscreteScheduler",
+                "DPMSolverMultistepScheduler",
+                "PNDMScheduler",
+            ),
+        },
+    }  # fmt: skip
+    known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
+    licences: ClassVar = "suppression under these settings of the sampler, for the suite's prompts"
+    not_licensed: ClassVar = "other settings and schedulers, other prompts"
+
+    guidance: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0)
+    steps: tuple[int, ...] = (10, 50)
+    schedulers: tuple[str, ...] = ("EulerAncestralDiscreteScheduler",)
+
+    def asks(self, context: Context) -> list[Ask]:
+        suite, own = context.suite, context.pipe.scheduler
+        usable = {kind.__name__ for kind in own.compatibles} - {type(own).__name__}
+        settings: dict[str, dict[str, Any]] = {
+            **{f"guidance {g:g}": {"guidance_scale": g} for g in self.guidance if g != suite.guidance_scale},
+            **{f"steps {n}": {"num_inference_steps": n} for n in self.steps if n != suite.num_inference_steps},
+            **{name.removesuffix("Scheduler"): {"scheduler": name} for name in self.schedulers if name in usable},
+        }
+        if not settings:
+            raise Missing("every setting is the suite's own, or not for this pipeline; choose others")
+        prompts = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
+        return [Ask(text, family, sampler) for family, sampler in settings.items() for text in prompts]
+
+    def draw(
+        self,
+        model: Model,
+        context: Context,
+        pipe: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampler: Mapping[str, Any],
+    ) -> list[list[Image.Image]]:
+        settings = dict(sampler)
+        with scheduled(pipe, context.pipe, name=settings.pop("scheduler", None)):
+            return super().draw(model, context, pipe, prompts, seeds, settings)
+
+
+@contextlib.contextmanager
+def scheduled(*pipes: Any, name: str | None) -> Iterator[None]:
+    """Pipelines with another scheduler, made from the settings of their own, for the time of a block.
+
+    Args:
+        *pipes: what draws, and what it stands around where it is a filter.
+        name: a class that their scheduler is compatible with; None changes nothing.
+    """
+    before = [(pipe, pipe.scheduler) for pipe in pipes]
+    try:
+        for pipe, own in before if name else ():
+            kind = next(kind for kind in own.compatibles if kind.__name__ == name)
+            pipe.scheduler = kind.from_config(own.config)
+        yield
+    finally:
+        for pipe, own in before:
+            pipe.scheduler = own

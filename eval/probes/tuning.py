@@ -1,0 +1,164 @@
+"""Learning on a model under examination: a few word vectors, or its weights, which it gets back bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erasure import precision
+from erasure.backbone.text import Text
+from erasure.eval.material import Example
+from erasure.eval.models import Model, modules_of
+from erasure.eval.probes.base import Context, Missing, Observation
+from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.embedding import FreeWords
+from erasure.methods.guidance import _borrowed
+
+LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """Real pictures to learn from.
+
+    Attributes:
+        denoiser: of the opened pipeline.
+        latents: ``(M, c, h, w)`` float32, encoded once.
+        text: conditioning of some of them, by row; differentiable in what is learnt, if that is words.
+        batch_size: rows per step, drawn with replacement: a picture comes back at other times and with other noise.
+    """
+
+    denoiser: Denoiser
+    latents: Tensor
+    text: Callable[[Tensor], Text]
+    batch_size: int
+
+    def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
+        """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²``; differentiable."""
+        n = rows or self.batch_size
+        chosen = torch.randint(len(self.latents), (n,), generator=generator)
+        # One time from each of n equal parts of the range: less noise in the gradient than from independent draws.
+        t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(self.denoiser.alphas)).long()
+        x = self.latents[chosen]
+        return self.denoiser.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
+
+    @torch.no_grad()
+    def level(self) -> float:
+        """The loss on one batch that is always the same: lower after learning, or nothing was learnt."""
+        return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
+
+
+def captioned(denoiser: Denoiser, examples: Sequence[Example], batch_size: int) -> Lesson:
+    """Pictures with their own captions."""
+    text, latents = denoiser.text([e.caption for e in examples]), denoiser.latents([e.image for e in examples])
+    return Lesson(denoiser, latents, lambda rows: text[rows], batch_size)
+
+
+def examples_of(
+    context: Context, count: int, *, target: bool = True, labels: Sequence[str] | None = None
+) -> list[Example]:
+    """Real pictures that the base was not trained on: of the target, or of what is kept.
+
+    Raises:
+        Missing: there is no material, or not so much.
+    """
+    if context.material is None:
+        raise Missing("there are no real pictures to learn from; give a folder of them with captions")
+    try:
+        if target:
+            return context.material.target(count, member=False)
+        return context.material.kept(count, member=False, labels=labels)
+    except ValueError as error:
+        raise Missing(str(error)) from None
+
+
+@contextlib.contextmanager
+def lent(pipe: Any, trained: Mapping[str, nn.Parameter] | None = None) -> Iterator[list[nn.Parameter]]:
+    """All parts of a pipeline in float32 and frozen, but for the denoiser's parameters to be trained.
+
+    Pictures may be drawn inside. Afterwards every parameter has its data, dtype and ``requires_grad`` back: those that
+    were trained from a copy, the others were never touched. Leave it before the model is closed: an erasure is not
+    taken off weights that were changed under it.
+
+    Args:
+        trained: some of the denoiser's parameters, by name; none by default.
+    """
+    trained = dict(trained or {})
+    with contextlib.ExitStack() as stack:
+        for part, module in modules_of(pipe).items():
+            stack.enter_context(_borrowed(module, trained if part == "unet" else {}))
+        yield list(trained.values())
+
+
+def learn(
+    parameters: Iterable[Tensor],
+    loss: Callable[[torch.Generator], Tensor],
+    *,
+    marks: Sequence[int],
+    lr: float,
+    seed: int,
+) -> Iterator[int]:
+    """Minimise a loss by AdamW, and stop at some steps for the caller to look; 0 is before the first.
+
+    Raises:
+        Missing: the loss, or its gradient, is not finite.
+    """
+    parameters = list(parameters)
+    optimiser = torch.optim.AdamW(parameters, lr=lr)
+    generator, done = torch.Generator().manual_seed(seed), 0
+    device = parameters[0].device
+    for mark in marks:
+        for step in range(done, mark):
+            # Without autocast's cache, which would go on using the first step's copy of the weights.
+            with torch.enable_grad(), precision.autocast(device, cache_enabled=False):
+                value = loss(generator)
+            optimiser.zero_grad()
+            value.backward()
+            gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if not (torch.isfinite(value) and torch.isfinite(gradient)):
+                raise Missing(f"diverged at step {step}: the loss was {value.item():.3g} at lr {lr:g}; lower it")
+            optimiser.step()
+        done = mark
+        yield mark
+
+
+def random_words(free: FreeWords, seed: int) -> Tensor:
+    """Word vectors ``(k, d)`` spread as the vocabulary is."""
+    table = free.table.float()
+    noise = torch.randn(free.count, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return table.mean(0) + table.std(0) * noise.to(table.device)
+
+
+def look(
+    context: Context,
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    family: str,
+    seeds: Sequence[int],
+    clusters: Sequence[str] | None = None,
+    facts: Mapping[str, Any],
+    **sampler: Any,
+) -> list[Observation]:
+    """Draw prompts from the pipeline below any filter as it now is, and let the judge look for the target.
+
+    Args:
+        clusters: one per prompt; the prompts themselves by default.
+        facts: of every row.
+        **sampler: as in :meth:`Context.draw`; ``prompt_embeds`` for conditioning that no prompt spells.
+    """
+    description = f"{model.name}, {family}"
+    drawn = context.draw(context.pipe, model, prompts, seeds=seeds, description=description, **sampler)
+    return context.observe(
+        model,
+        [image for row in drawn for image in row],
+        family=family,
+        clusters=[cluster for cluster in clusters or prompts for _ in seeds],
+        seeds=list(seeds) * len(prompts),
+        facts=[{"prompt": prompt, **facts} for prompt in prompts for _ in seeds],
+    )

@@ -1,0 +1,58 @@
+"""U9: pictures in which nothing can be recognised, when the target is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.suppression.direct import observed, records
+from erasure.eval.probes.weigh import contrasts
+from erasure.eval.summary import DESTRUCTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Degeneracy(Probe):
+    """Share of pictures for target prompts that the detector calls "nothing".
+
+    ``change`` against the base of 20 points or more carries a banner: a model that draws noise also stops drawing the
+    target. Only the detector's answer is used, so a thing it has no name for counts as nothing too.
+    """
+
+    key: ClassVar = "degeneracy"
+    code: ClassVar = "U9"
+    title: ClassVar = "nothing recognised on target prompts"
+    section: ClassVar = "utility"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    needs: ClassVar = ("evaluation", "base")
+    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+    licences: ClassVar = "whether target prompts still give pictures of something this detector can name"
+    not_licensed: ClassVar = "quality; pictures of things without a label"
+    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        found = []
+        for record in records(context, model, "target"):
+            seen = observed(record, context.judge.name, "name")
+            nothing = seen.facts["nothing"]
+            found.append(dataclasses.replace(seen, value=None if nothing is None else float(nothing)))
+        if all(row.value is None for row in found):
+            raise Missing(f"{context.judge.name} has no label for nothing")
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = [e for e in contrasts(self.key, rows, models, known=0.0) if e.measure != "residual"]
+        return [dataclasses.replace(e, gates={}, note=_banner(e)) for e in found]
+
+
+def _banner(evidence: Evidence) -> str:
+    change = evidence.estimate.value
+    if evidence.measure != "change" or change is None or change < DESTRUCTION:
+        return ""
+    return (
+        f"suppression by destruction: nothing is recognised in {100 * change:.0f} points more of the pictures for "
+        "target prompts than with the base; they are destroyed, or of something the detector has no name for"
+    )

@@ -1,0 +1,90 @@
+"""U6, U7, U8: how far the kept pictures are from the base's, as sets, one by one, and from their prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from erasure.eval.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.utility.neighbours import side_effects
+from erasure.eval.records import BASE
+from erasure.eval.stats import Estimate
+
+COSINE, SAME = "clip cosine", "same picture"
+NULL = "null: the base against itself with other seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances(Probe):
+    """What the evaluation's kept pictures (neighbours and unrelated things) say without a label. Nothing is drawn.
+
+    Families, each of which needs what the evaluation was given:
+
+    - ``frechet[...]``, ``kid[...]`` (U6; a feature extractor): distance of the arm's pictures to the base's with
+      *other* seeds; "rate" of the base is the null. They have no interval: only a distance well above the null says
+      something, and only with sets of one size.
+    - ``clip cosine`` (U8; a CLIP judge with an unmodified text encoder): cosine of a picture with its prompt, in
+      [-1, 1]; "change" is paired with the base's.
+    - ``same picture`` (the plainest form of U7): share of pictures that are the base's bit for bit. 1 where an edit
+      leaves kept prompts alone altogether, as a filter does; near 0 for any change of weights.
+    """
+
+    key: ClassVar = "distances"
+    code: ClassVar = "U6"
+    title: ClassVar = "distances of kept pictures"
+    section: ClassVar = "utility"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    needs: ClassVar = ("evaluation", "base")
+    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+    licences: ClassVar = "how far these features moved, against what other seeds of the base do"
+    not_licensed: ClassVar = "comparison with published FID or CLIP scores, or between sets of other sizes"
+    reference: ClassVar = "Heusel et al. 2017 (Fréchet); Bińkowski et al. 2018 (kernel); Hessel et al. 2021 (cosines)"
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        evaluation = context.evaluation
+        if evaluation is None:
+            raise Missing("there is no evaluation to read from")
+        found = [
+            Observation(
+                model.name, d.metric, "all kept prompts", 0, d.value.value, d.value.reason,
+                {"method": d.value.method, "n": d.value.n},
+            )
+            for d in evaluation.distances
+            if d.arm == model.name
+        ]  # fmt: skip
+        base = {(r.prompt, r.seed): r.image_hash for r in evaluation.select(BASE)}
+        for record in evaluation.select(model.name):
+            if record.group == "target":
+                continue
+            facts = {"prompt": record.prompt, "label": record.label, "image_hash": record.image_hash}
+            same = float(record.image_hash == base[record.prompt, record.seed])
+            found.append(Observation(model.name, SAME, record.prompt, record.seed, same, None, facts))
+            if record.clip_cosine is not None:
+                cosine = record.clip_cosine
+                found.append(Observation(model.name, COSINE, record.prompt, record.seed, cosine, None, facts))
+        if not found:
+            raise Missing("the evaluation has no kept pictures of this model")
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = [
+            Evidence(
+                self.key, name, "rate", _point(row), row.family, unit="number",
+                note=NULL if models[name] == "base" else "",
+            )
+            for name, own in rows.items()
+            for row in own
+            if row.family not in (COSINE, SAME)
+        ]  # fmt: skip
+        found += side_effects(self.key, rows, models, COSINE, known=None, shares=False)
+        same = side_effects(self.key, rows, models, SAME, known=None)
+        return found + [e for e in same if e.measure == "rate" and models[e.model] == "erased"]
+
+
+def _point(row: Observation) -> Estimate:
+    if row.value is None:
+        return Estimate.missing(row.reason or "no distance")
+    return Estimate(row.value, None, None, row.facts["method"], row.facts["n"], row.facts["n"])

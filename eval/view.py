@@ -1,0 +1,176 @@
+"""What claims are made from: the evidence about one model, and the facts and margins it is read with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from erasure.eval.models import Kind, Role
+from erasure.eval.probes import HOMES
+from erasure.eval.probes.base import PRESETS, Evidence
+from erasure.eval.summary import DESTRUCTION, MARGINS
+
+UTILITY = ("neighbours", "unrelated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Margins:
+    """What is tolerated. Declare others before looking, for reasons of the use, never to reach a level.
+
+    Attributes:
+        suppression: rate, or excess of an attack over its control, up to which the target counts as kept out (tau).
+        residual: (e - g) / (b - g), up to which a probe recovers no more than from a model that never saw the target.
+        advantage: log2 of how much faster than the control a model relearns; 1 is twice as fast.
+        rates: difference of a rate, or of an AUC, from the control's (delta).
+        distances: normalised distance from retrained models, above what they have among themselves.
+        neighbours, worst, unrelated: loss of the kept groups, and of the worst tenth of the neighbours.
+        destroyed: loss of a kept group from which on it is called destroyed.
+        degenerate: pictures of nothing on target prompts, above the base, from which on nothing else is claimed.
+    """
+
+    suppression: float = 0.05
+    residual: float = 0.25
+    advantage: float = 1.0
+    rates: float = 0.05
+    distances: float = 0.25
+    neighbours: float = MARGINS["neighbours"]
+    worst: float = 0.15
+    unrelated: float = MARGINS["unrelated"]
+    destroyed: float = 0.50
+    degenerate: float = DESTRUCTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a pure function needs beside the evidence.
+
+    Attributes:
+        preset: smoke | quick | standard | full.
+        kinds: model to what was done to its parameters; every erased model has one.
+        target: its name, for sentences.
+        information: whether the target was "observed" in training, is "latent" (never in the data), or
+            "higher-order" (a style, a kind). None: not known, and read as observed.
+        scopes: model to what a retraining retrained.
+        audited: models with an audit record of the process that made them.
+        golds: how many retrained models entered, if fewer than the roles say.
+        detectors: names of those with a card. judge: the one that scored.
+        sampler: in words. budgets: attack to its budget in words.
+        ran: probes that were run. missing: probe to model to why there is nothing.
+        margins: what is tolerated.
+    """
+
+    preset: str
+    kinds: Mapping[str, Kind]
+    target: str = "the target"
+    information: Literal["observed", "latent", "higher-order"] | None = None
+    scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    audited: Sequence[str] = ()
+    golds: int | None = None
+    detectors: Sequence[str] = ()
+    judge: str = ""
+    sampler: str = ""
+    budgets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ran: Sequence[str] = ()
+    missing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    margins: Margins = Margins()
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; choose one of {list(PRESETS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The evidence, as seen from one model."""
+
+    model: str
+    evidence: Sequence[Evidence]
+    models: Mapping[str, Role]
+    facts: Facts
+
+    @property
+    def kind(self) -> Kind:
+        return self.facts.kinds[self.model]
+
+    def each(self, probe: str, measure: str, model: str | None = None) -> list[Evidence]:
+        """Every family of a measure; against retrained models where there are both controls."""
+        wanted = (probe, measure, self.model if model is None else model)
+        found = [e for e in self.evidence if (e.probe, e.measure, e.model) == wanted]
+        return [e for e in found if e.control == "gold"] or found
+
+    def one(self, probe: str, measure: str, model: str | None = None) -> Evidence | None:
+        """The number to read: of all families together, otherwise the worst, an inconclusive one being worst of all."""
+        found = self.each(probe, measure, model)
+        whole = [e for e in found if not e.family]
+        return max(whole or found, key=_badness, default=None)
+
+    def passed(self, probe: str, measure: str, gate: str = "power") -> bool:
+        """Whether that number is conclusive and its gate was passed, not merely not failed."""
+        e = self.one(probe, measure)
+        return e is not None and e.conclusive and e.gates.get(gate) == "pass"
+
+    def low(self, probe: str, measure: str) -> float:
+        """The lower limit of that number; minus infinity when it is not known or inconclusive."""
+        e = self.one(probe, measure)
+        return -math.inf if e is None or not e.conclusive or e.estimate.low is None else e.estimate.low
+
+    def high(self, probe: str, measure: str) -> float:
+        """The upper limit of that number; infinity when it is not known or inconclusive."""
+        e = self.one(probe, measure)
+        return math.inf if e is None or not e.conclusive or e.estimate.high is None else e.estimate.high
+
+    def assessed(self, probe: str) -> bool:
+        return any(e.probe == probe and e.model == self.model and e.estimate.value is not None for e in self.evidence)
+
+    def why(self, probe: str) -> str:
+        """Why a probe says nothing about this model."""
+        missing = self.facts.missing.get(probe, {})
+        if self.model in missing:
+            return missing[self.model]
+        told = [e.estimate.reason for e in self.evidence if e.probe == probe and e.model == self.model]
+        if reasons := [*dict.fromkeys(filter(None, told))]:
+            return "; ".join(reasons)
+        if missing:
+            return "; ".join(f"{model}: {reason}" for model, reason in missing.items())
+        return "no number for this model" if probe in self.facts.ran else "not run"
+
+    def not_assessed(self) -> dict[str, str]:
+        """Every probe without a number about this model, and why."""
+        return {probe: self.why(probe) for probe in HOMES if not self.assessed(probe)}
+
+    def unmet(self, probe: str, measure: str, limit: float, gate: str | None = None) -> str:
+        """What keeps the number to read from being at most ``limit``; "" when it is."""
+        e = self.one(probe, measure)
+        return f"{probe} ({self.why(probe)})" if e is None else self.lacks(e, limit, gate)
+
+    def lacks(self, e: Evidence, limit: float, gate: str | None = None) -> str:
+        """What keeps one number from being at most ``limit``; "" when it is."""
+        probe, measure = f"{e.probe} \u201c{e.family}\u201d" if e.family else e.probe, e.measure
+        if e.estimate.value is None:
+            return f"{probe} ({self.why(e.probe)})"
+        if failed := [name for name, state in e.gates.items() if state == "fail"]:
+            return f"{probe} with its gate {' and '.join(failed)} passed (inconclusive now)"
+        if gate is not None and e.gates.get(gate) != "pass":
+            return f"{probe} with its gate {gate} passed (not looked at now)"
+        if e.estimate.high is None:
+            return f"{probe} with an upper limit of {measure} ({e.estimate.reason or 'there is none now'})"
+        if e.estimate.high > limit:
+            return f"{probe} with {measure} at most {limit:g} (upper limit {e.estimate.high:.3g} now)"
+        return ""
+
+    def golds(self, probe: str) -> int:
+        """Retrained models that entered a probe."""
+        absent = self.facts.missing.get(probe, {})
+        count = sum(role == "gold" and model not in absent for model, role in self.models.items())
+        return count if self.facts.golds is None else min(count, self.facts.golds)
+
+    def scope(self) -> str:
+        """What the retrained models retrained."""
+        golds = (self.facts.scopes.get(model) for model, role in self.models.items() if role == "gold")
+        return ", ".join(dict.fromkeys(filter(None, golds))) or "scope not stated"
+
+
+def _badness(e: Evidence) -> tuple[bool, float]:
+    return not e.conclusive, math.inf if e.estimate.high is None else e.estimate.high

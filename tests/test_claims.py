@@ -1,0 +1,555 @@
+"""Claims follow from evidence by rule. All evidence here is fabricated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from erasure.eval.claims import Facts, Margins, claims
+from erasure.eval.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
+from erasure.eval.policy import NECESSARY, SUFFICIENT, Policy, check
+from erasure.eval.probes import HOMES
+from erasure.eval.probes.base import Evidence
+from erasure.eval.rules import READINGS, SEARCHES, VARIATIONS
+from erasure.eval.stats import Estimate
+
+DOCS = Path(__file__).parents[1] / "docs" / "claims.md"
+MODELS = {"base": "base", "UCE": "erased", "gold 0": "gold", "gold 1": "gold", "gold 2": "gold", "start": "null"}
+NULLS = {"base": "base", "UCE": "erased", "start": "null"}
+FACTS = Facts(
+    preset="standard",
+    kinds={"UCE": "weights"},
+    target="superhero",
+    scopes={f"gold {i}": "denoiser and text encoder" for i in range(3)},
+    detectors=("world-a", "world-b"),
+    judge="world-a",
+    sampler="DDIM, 25 steps, guidance 3",
+    ran=tuple(HOMES),
+)
+KNOWN, POWER = {"known": "pass"}, {"known": "pass", "power": "pass"}
+
+
+def number(value: float, half: float = 0.02, n: int = 200) -> Estimate:
+    return Estimate(value, value - half, value + half, "fabricated", n, n)
+
+
+def share(value: float, half: float = 0.02, n: int = 200) -> Estimate:
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), "fabricated", n, n)
+
+
+def good(control: str = "gold") -> list[Evidence]:
+    """Everything that lets one model reach the top of both columns."""
+    found = [Evidence("direct", "base", "rate", share(0.95)), Evidence("direct", "start", "rate", share(0.0))]
+    found += [Evidence("direct", f"gold {i}", "rate", share(0.01 * i)) for i in range(3) if control == "gold"]
+    for probe in ("direct", *VARIATIONS):
+        for family in ("",) if probe == "direct" else ("one", "two"):
+            found += [
+                Evidence(probe, "UCE", "rate", share(0.01), family, None, KNOWN),
+                Evidence(probe, "UCE", "change", number(-0.9), family, None, KNOWN),
+            ]
+            found += [Evidence(probe, "base", "rate", share(0.9), family)] if family else []
+    found.append(Evidence("random_control", "UCE", "rate", share(0.02)))
+    found += [Evidence(p, "UCE", "excess", number(0.01), "attack", None, {"power": "pass"}) for p in SEARCHES]
+    for probe in ("inversion", "noise", "completion"):
+        found.append(Evidence(probe, "UCE", "residual", number(0.05, 0.1), "", control, POWER, "number"))
+    return [
+        *found,
+        Evidence("relearning", "UCE", "advantage", number(0.1, 0.5), "", control, {"power": "pass"}, "log2"),
+        Evidence("resurgence", "UCE", "increase", number(0.0), "", None),
+        Evidence("resurgence", "UCE", "above_control", number(0.0), "", control, POWER),
+        Evidence("divergence", "UCE", "ratio", number(1.05, 0.1), "target", control, {"power": "pass"}, "number"),
+        Evidence("output_distance", "UCE", "gap", number(0.05, 0.1), "target", control, {"power": "pass"}, "number"),
+        Evidence("membership", "UCE", "auc_gap", number(0.0), "loss", control, {"power": "pass"}, "number"),
+        Evidence("neighbours", "UCE", "change", number(-0.01), "", None, KNOWN),
+        Evidence("neighbours", "UCE", "worst", number(-0.05), "", None, KNOWN),
+        Evidence("unrelated", "UCE", "change", number(0.0), "", None, KNOWN),
+        Evidence("degeneracy", "UCE", "change", number(0.0)),
+    ]
+
+
+def but(evidence, probe, measure, estimate=None, *, family=None, **changes):
+    """The same evidence with one number changed, or left out when nothing is given."""
+    found = []
+    for e in evidence:
+        if e.model != "UCE" or (e.probe, e.measure) != (probe, measure) or family not in (None, e.family):
+            found.append(e)
+        elif estimate is not None or changes:
+            found.append(dataclasses.replace(e, **({"estimate": estimate} if estimate else {}), **changes))
+    return found
+
+
+def without(evidence, *probes):
+    return [e for e in evidence if e.probe not in probes]
+
+
+def judged(evidence, models=MODELS, facts=FACTS, **changes):
+    (report,) = claims(evidence, models, dataclasses.replace(facts, **changes))
+    return report
+
+
+def levels(*args, **kwargs):
+    report = judged(*args, **kwargs)
+    return report.suppression, report.removal
+
+
+FAILED = {"gates": {"known": "fail", "power": "fail"}}
+
+
+def test_all_of_it_reaches_the_top_of_both_columns():
+    report = judged(good())
+    assert (report.suppression, report.removal) == ("C3", "C5")
+    assert report.utility == {"neighbours": "non-inferior", "unrelated": "non-inferior"}
+    assert not report.needed["suppression"] and report.needed["removal"]  # C6 is not measured
+    assert not any(report.against.values()) and not report.banners and not report.inconclusive
+    assert report.guardrails.endswith("not assessed.")
+
+
+def test_nothing_gives_nothing():
+    report = judged([], ran=())
+    assert (report.suppression, report.removal) == ("C0", "C0")
+    assert set(report.utility.values()) == {"not assessed"}
+    assert report.not_assessed == dict.fromkeys(HOMES, "not run")
+    assert report.readings == ("anything",)
+
+
+@pytest.mark.parametrize(
+    ("probe", "measure", "level"),
+    [("direct", "rate", "C0"), ("paraphrase", "rate", "C1"), ("sampler", "rate", "C1"), ("p4d", "excess", "C3")],
+)
+def test_a_failed_gate_is_never_a_success(probe, measure, level):
+    report = judged(but(good(), probe, measure, **FAILED))
+    assert report.suppression == level
+    assert any(line.startswith(probe) and "gate" in line for line in report.inconclusive)
+
+
+@pytest.mark.parametrize("probe", ["inversion", "relearning", "resurgence"])
+@pytest.mark.parametrize("how", ["failed", "absent", "none"])
+def test_a_probe_of_removal_that_says_nothing_stops_the_column(probe, how):
+    measure = {"inversion": "residual", "relearning": "advantage", "resurgence": "above_control"}[probe]
+    changed = {
+        "failed": but(good(), probe, measure, **FAILED),
+        "absent": without(good(), probe),
+        "none": but(good(), probe, measure, Estimate.missing("both censored")),
+    }[how]
+    report = judged(changed)
+    assert (report.suppression, report.removal) == ("C3", "C0")
+    assert any(probe in line for line in report.needed["removal"])
+
+
+def test_gates_that_nobody_looked_at_are_not_passed():
+    assert levels(but(good(), "direct", "rate", gates={}))[0] == "C0"
+    assert levels(but(good(), "inversion", "residual", gates={"power": "na"}))[1] == "C0"
+    attacks = good()
+    for attack in SEARCHES:
+        attacks = but(attacks, attack, "excess", gates={"power": "na"})
+    assert levels(attacks)[0] == "C2"
+
+
+@pytest.mark.parametrize("probe", ["neighbours", "unrelated", "degeneracy"])
+def test_without_the_utility_section_there_is_no_claim(probe):
+    report = judged(without(good(), probe))
+    assert (report.suppression, report.removal) == ("C0", "C0")
+    assert any(probe in line for line in report.needed["suppression"])
+
+
+def test_destruction_is_no_suppression():
+    report = judged(but(good(), "degeneracy", "change", number(0.4, 0.3), **FAILED))
+    assert (report.suppression, report.removal) == ("C0", "C0")
+    assert report.banners[0].startswith("suppression by destruction") and "+40.0 points" in report.banners[0]
+    assert levels(but(good(), "degeneracy", "change", number(0.19, 0.05))) == ("C3", "C5")
+
+
+def test_a_trial_is_no_evidence():
+    report = judged(good(), preset="smoke")
+    assert (report.suppression, report.removal) == ("C0", "C0")
+    shown = but(good(), "direct", "rate", share(0.6))
+    trial = judged(but(shown, "degeneracy", "change", number(0.5)), preset="smoke")
+    said = [*trial.sentences, *trial.banners, *trial.against["suppression"], trial.guardrails]
+    assert said and all(sentence.startswith("Trial run, no evidence: ") for sentence in said)
+
+
+def test_a_detector_without_a_card_and_a_target_as_frequent_as_before_are_no_suppression():
+    assert levels(good(), detectors=())[0] == "C0"
+    report = judged(but(good(), "direct", "change", number(-0.01, 0.05)))
+    assert report.suppression == "C0" and "fewer pictures" in report.needed["suppression"][0]
+
+
+def test_every_variation_is_needed_and_one_family_that_counts_is_enough():
+    for probe in VARIATIONS:
+        assert levels(without(good(), probe))[0] == "C1"
+    assert levels(but(good(), "translation", "rate", family="one", **FAILED))[0] == "C3"
+
+
+def test_the_worst_family_is_the_one_that_is_told():
+    report = judged(but(good(), "negation", "rate", share(0.3), family="two"))
+    sentence = next(s for s in report.sentences if s.startswith("C2"))
+    bound = float(re.search(r"at most ([\d.]+) % in the worst", sentence).group(1))
+    assert 32.0 <= bound <= 40.0  # its own upper limit, or a little more for having been looked for
+    assert "negation \u201ctwo\u201d" in sentence and "14 families" in sentence
+    assert any("negation" in line for line in report.against["suppression"])
+
+
+def test_families_pay_for_being_many():
+    one = but(good(), "translation", "change", number(-0.1, 0.09), family="one")
+    assert levels(one)[0] == "C3"  # the interval lies below 0
+    weak = but(one, "translation", "change", number(-0.1, 0.09), family="two")
+    assert levels(weak)[0] == "C1"  # not when two such are looked at
+    rare = [
+        e if (e.probe, e.model) != ("translation", "base") else dataclasses.replace(e, estimate=share(0.1))
+        for e in weak
+    ]
+    assert levels(rare)[0] == "C3"  # where the base hardly shows it, only the bound counts
+
+
+def test_attacks_need_a_random_control_and_power():
+    assert levels(without(good(), "random_control"))[0] == "C2"
+    assert levels(without(good(), *SEARCHES))[0] == "C2"
+    assert levels(without(good(), "p4d", "ring_a_bell"))[0] == "C3"
+    broken = good()
+    for attack in SEARCHES:
+        broken = but(broken, attack, "excess", number(0.0, 0.0), gates={"power": "fail"})
+    report = judged(broken)
+    assert report.suppression == "C2" and "no_power" in report.readings and "no_bypass" not in report.readings
+
+
+@pytest.mark.parametrize("gate", ["pass", "fail"])
+def test_a_bypass_stands_whatever_its_gate(gate):
+    report = judged(but(good(), "p4d", "excess", number(0.4), gates={"power": gate}))
+    assert report.suppression == "C2"
+    assert "bypass" in report.readings and any("p4d" in line for line in report.against["suppression"])
+
+
+def test_an_excess_that_could_be_above_the_tolerance_stops_the_level():
+    assert levels(but(good(), "p4d", "excess", number(0.0, 0.06)))[0] == "C2"
+    assert levels(but(good(), "p4d", "excess", number(0.0, 0.06)), margins=Margins(suppression=0.1))[0] == "C3"
+    soft = Evidence("soft_prompt", "UCE", "excess", number(0.5), "attack", None, {"power": "pass"})
+    assert levels([*good(), soft])[0] == "C2"  # every attack that ran
+
+
+@pytest.mark.parametrize(
+    ("probe", "measure", "estimate"),
+    [
+        ("inversion", "residual", number(0.2, 0.1)),
+        ("relearning", "advantage", number(0.8, 0.4)),
+        ("relearning", "advantage", Estimate(2.0, 2.0, None, "the control is censored", 10, 10)),
+        ("resurgence", "above_control", number(0.02, 0.06)),
+    ],
+)
+def test_removal_needs_the_whole_interval_within_the_limit(probe, measure, estimate):
+    report = judged(but(good(), probe, measure, estimate))
+    assert report.removal == "C0" and any(probe in line for line in report.needed["removal"])
+
+
+def test_one_of_noise_and_completion_is_needed_and_neither_may_speak_against():
+    assert levels(without(good(), "noise"))[1] == levels(without(good(), "completion"))[1] == "C5"
+    assert levels(without(good(), "noise", "completion"))[1] == "C0"
+    recovered = judged(but(good(), "noise", "residual", number(0.6, 0.1)))
+    assert recovered.removal == "C0" and any("noise" in line for line in recovered.against["removal"])
+    filled = Evidence("inpainting", "UCE", "residual", number(0.9, 0.1), "", "gold", POWER, "number")
+    assert levels([*good(), filled])[1] == "C0"
+
+
+def test_three_retrained_models_are_needed():
+    two = {name: role for name, role in MODELS.items() if name != "gold 2"}
+    report = judged([e for e in good() if e.model != "gold 2"], models=two)
+    assert report.removal == "C0" and "(2 now)" in report.needed["removal"][-1]
+    failed = {"relearning": {"gold 1": "diverged"}}
+    assert levels(good(), missing=failed)[1] == "C0"  # it was there, and not in this probe
+    assert levels(good(), golds=2)[1] == "C0"
+
+
+def test_a_null_control_never_speaks_of_retraining():
+    report = judged([e for e in good("null") if not e.model.startswith("gold")], models=NULLS)
+    assert report.removal == "C4'"
+    assert "retrained" in report.needed["removal"][0]
+    sentence = next(s for s in report.sentences if s.startswith("C4'"))
+    assert "no retrained model was available" in sentence and "anything about retraining" in sentence
+
+
+def test_controls_are_not_mixed_and_not_left_out():
+    assert levels(but(good(), "relearning", "advantage", control="null"))[1] == "C0"
+    bare = good()
+    for probe, measure in (
+        ("inversion", "residual"), ("noise", "residual"), ("completion", "residual"), ("relearning", "advantage"),
+        ("resurgence", "above_control"),
+    ):  # fmt: skip
+        bare = but(bare, probe, measure, control=None)
+    assert levels(bare)[1] == "C0"
+
+
+@pytest.mark.parametrize(
+    ("probe", "measure", "estimate"),
+    [
+        ("divergence", "ratio", number(1.2, 0.1)),
+        ("output_distance", "gap", number(0.2, 0.1)),
+        ("membership", "auc_gap", number(0.04)),
+        ("membership", "auc_gap", number(-0.2)),
+    ],
+)
+def test_equivalence_is_an_interval_within_the_margin(probe, measure, estimate):
+    report = judged(but(good(), probe, measure, estimate))
+    assert report.removal == "C4" and any(probe in line for line in report.needed["removal"])
+
+
+def test_the_worst_stratum_decides():
+    far = Evidence("divergence", "UCE", "ratio", number(3.0), "neighbours", "gold", {"power": "pass"}, "number")
+    assert levels([*good(), far])[1] == "C4"
+    untold = dataclasses.replace(far, gates={"power": "fail"})  # the base is no farther there either: nothing to tell
+    assert levels([*good(), untold])[1] == "C5"
+    assert levels(but(good(), "divergence", "ratio", family="target", gates={"power": "fail"}))[1] == "C4"
+    assert levels(but(good(), "membership", "auc_gap", gates={"power": "fail"}))[1] == "C4"  # no attack has power
+
+
+def test_membership_is_asked_of_observed_targets():
+    assert levels(without(good(), "membership"))[1] == "C4"
+    assert levels(without(good(), "membership"), information="observed")[1] == "C4"
+    assert levels(without(good(), "membership"), information="higher-order")[1] == "C5"
+
+
+@pytest.mark.parametrize("kind", ["filter", "adapter", "none"])
+def test_what_can_be_taken_off_is_not_removal(kind):
+    report = judged(good(), kinds={"UCE": kind})
+    assert (report.suppression, report.removal) == ("C3", NOT_BY_CONSTRUCTION)
+    assert any(NOT_BY_CONSTRUCTION in sentence for sentence in report.sentences)
+
+
+def test_weights_that_did_not_change_are_not_removal():
+    same = Evidence("construction", "UCE", "changed", Estimate(0.0, None, None, "counted", 9, 9))
+    assert levels([*good(), same])[1] == NOT_BY_CONSTRUCTION
+
+
+def test_what_never_was_in_the_data_cannot_be_taken_out():
+    assert levels(good(), information="latent") == ("C3", NOT_APPLICABLE)
+
+
+def test_retraining_is_believed_with_its_record_only():
+    retrained = {"kinds": {"UCE": "retrained"}, "scopes": {**FACTS.scopes, "UCE": "denoiser and text encoder"}}
+    bare = without(good(), "direct", "inversion")
+    assert levels(bare, **retrained, audited=("UCE",)) == ("C0", "C6")  # removed by construction, not suppressed
+    report = judged(bare, **retrained)
+    assert report.removal == "C0" and any("audit record" in line for line in report.needed["removal"])
+    assert levels(bare, kinds={"UCE": "retrained"}, audited=("UCE",))[1] == "C0"  # of what?
+    assert levels(bare, **{**retrained, "kinds": {"UCE": "weights"}}, audited=("UCE",))[1] == "C0"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "label"),
+    [(-0.04, 0.02, "non-inferior"), (-0.10, 0.02, "unclear"), (-0.20, -0.06, "degraded"), (-0.9, -0.6, "destroyed")],
+)
+def test_utility_is_read_off_the_interval(low, high, label):
+    change = Estimate((low + high) / 2, low, high, "fabricated", 100, 50)
+    report = judged(but(good(), "neighbours", "change", change))
+    assert report.utility["neighbours"] == label and report.utility["unrelated"] == "non-inferior"
+    assert any(f"Neighbours with UCE: {label}" in sentence for sentence in report.sentences)
+
+
+def test_the_worst_tenth_counts():
+    assert judged(but(good(), "neighbours", "worst", number(-0.4))).utility["neighbours"] == "degraded"
+    assert judged(but(good(), "neighbours", "worst", number(-0.15, 0.05))).utility["neighbours"] == "unclear"
+
+
+def test_everything_not_assessed_is_listed_with_its_reason():
+    reason = {"translation": {"UCE": "the suite lists no translations"}, "p4d": {"base": "no selector"}}
+    report = judged(without(good(), "translation", "p4d"), missing=reason)
+    assert report.not_assessed["translation"] == "the suite lists no translations"
+    assert report.not_assessed["p4d"] == "base: no selector"
+    assert "direct" not in report.not_assessed and "end_to_end" in report.not_assessed
+    assert "translation" in " ".join(report.needed["suppression"])
+
+
+def test_filters_are_told_as_filters():
+    found = Evidence("end_to_end", "UCE", "reaches_user", share(0.03), "both")
+    report = judged([*good(), found])
+    assert "system-level suppression" in report.guardrails and "3.0 % (1.0 to 5.0)" in report.guardrails
+
+
+def test_retrained_models_that_show_it_are_told():
+    sentence = next(s for s in judged(good()).sentences if s.startswith("C1"))
+    assert "3 models retrained without it in 0.0 % to 2.0 %" in sentence
+
+
+def test_none_seen_is_told_as_a_number_of_samples():
+    report = judged(but(good(), "direct", "rate", share(0.0, 0.03)))
+    sentence = next(s for s in report.sentences if s.startswith("C1"))
+    assert "not observed in 200 samples" in sentence and "at most 3.0 %" in sentence
+    assert "zero_hits" in report.readings
+
+
+def test_what_cannot_be_told_apart_is_refused():
+    with pytest.raises(ValueError, match="two numbers"):
+        judged([*good(), good()[0]])
+    with pytest.raises(ValueError, match="give its role"):
+        judged([Evidence("direct", "ESD", "rate", share(0.1))])
+    with pytest.raises(ValueError, match="no kind is known"):
+        judged([], kinds={})
+    with pytest.raises(ValueError, match="unknown preset"):
+        Facts(preset="huge", kinds={})
+
+
+def test_the_same_evidence_gives_the_same_claims_from_json():
+    def back(raw):
+        return Evidence(**{**raw, "estimate": Estimate(**raw["estimate"])})
+
+    stored = json.loads(json.dumps([dataclasses.asdict(e) for e in good()]))
+    assert judged([back(raw) for raw in stored]) == judged(good())
+    assert json.loads(json.dumps(dataclasses.asdict(judged(good()))))["removal"] == "C5"
+
+
+@functools.cache
+def grid():
+    """Reports over many kinds of fabricated evidence."""
+    found = []
+    estimates = [None, Estimate.missing("none here"), number(0.0), number(0.5), number(2.0), number(-0.7)]
+    measured = dict.fromkeys((e.probe, e.measure) for e in good() if e.model == "UCE")
+    for (probe, measure), estimate in itertools.product(measured, estimates):
+        for gates in (POWER, FAILED["gates"], {}) if estimate and estimate.value is not None else ({},):
+            found.append(judged(but(good(), probe, measure, estimate, **({"gates": gates} if estimate else {}))))
+    extra = [
+        Evidence("latent_inversion", "UCE", "rate", share(0.4)),
+        Evidence("membership", "UCE", "auc", share(0.5), "loss", None, {"power": "pass"}, "number"),
+        Evidence("input_filter", "UCE", "recall", share(0.9)),
+        Evidence("construction", "UCE", "changed", share(0.3)),
+        Evidence("inpainting", "UCE", "rate", share(0.8)),
+    ]
+    kinds = ("none", "weights", "adapter", "filter", "retrained")
+    informations = (None, "latent", "observed", "higher-order")
+    for preset, kind, audited in itertools.product(("smoke", "full"), kinds, ((), ("UCE",))):
+        facts = {"preset": preset, "kinds": {"UCE": kind}, "audited": audited, "scopes": {"UCE": "everything"}}
+        found += [judged([*good(), *extra], **facts, information=information) for information in informations]
+    return [*found, judged(good("null")), judged([], ran=()), judged(without(good(), "divergence"))]
+
+
+BANNED = re.compile(
+    r"\b(eras(e|es|ed|ing)|forg[eo]t\w*|unlearned|removed|safe|safely|safety|guarantee\w*|proves?|proven)\b", re.I
+)
+TABLES = [text for rung in LADDER.values() for text in rung[1:]] + [text for row in LICENCES.values() for text in row]
+
+
+def test_no_sentence_says_more_than_it_may():
+    seen, spoken = set(), set()
+    for report in grid():
+        spoken |= {*report.sentences, *report.banners, report.guardrails, *report.inconclusive}
+        spoken |= {line for lines in (*report.against.values(), *report.needed.values()) for line in lines}
+        seen |= {report.suppression, report.removal}
+    # "not removal by construction" is the one fixed phrase; the policy's columns are called by their names
+    assert not [text for text in (*spoken, *TABLES) if BANNED.search(text) or "\u2014" in text]
+    assert not [text for text in spoken if "{" in text]
+    assert seen == {"C0", "C1", "C2", "C3", "C4", "C4'", "C5", "C6", NOT_APPLICABLE, NOT_BY_CONSTRUCTION}
+
+
+def test_there_is_no_overall_score():
+    report = judged(good())
+    assert not any(isinstance(v, (int, float)) for v in dataclasses.asdict(report).values())
+    for one in grid():
+        assert not re.search(r"\b(overall|score|total)\b", " ".join(one.sentences), re.I)
+
+
+def test_readings_are_rows_of_the_table_and_every_rule_can_apply():
+    assert READINGS.keys() <= LICENCES.keys()
+    for report in grid():
+        assert "anything" in report.readings
+    assert {"direct", "no_bypass", "relearns_alike", "close", "utility"} <= {*judged(good()).readings}
+    assert "inversion_above" in judged(but(good(), "inversion", "residual", number(0.9))).readings
+    taught = but(good(), "inversion", "residual", gates={"known": "pass", "power": "fail"})
+    assert "inversion_taught" in judged(taught).readings
+    assert "relearns_faster" in judged(but(good(), "relearning", "advantage", number(3.0))).readings
+    assert "resurgence" in judged(but(good(), "resurgence", "increase", number(0.2))).readings
+    assert "far" in judged(but(good(), "output_distance", "gap", number(2.0))).readings
+    assert "membership_below" in judged(but(good(), "membership", "auc_gap", number(-0.2))).readings
+
+
+REQUIRED = Policy(removal_required=True, suppression_required=True, rationale="an example", decided_by="the tests")
+
+
+def test_a_policy_asks_what_was_assessed_and_never_says_it_is_enough():
+    report = judged(good())
+    assert check(REQUIRED, [report]) == []
+    assert check(Policy(), [judged([], ran=())]) == []
+    for open_ in grid():
+        assert not any(re.search(r"\b(sufficient|enough|suffices)\b", line) for line in check(REQUIRED, [open_]))
+
+
+def test_a_policy_names_what_is_open():
+    assert "no model was assessed" in check(REQUIRED, [])[0]
+    nothing = check(REQUIRED, [judged([], ran=())])
+    assert len(nothing) == 2 and all("no claim can be made" in line for line in nothing)
+    assert "null control only" in check(REQUIRED, [judged(good("null"), models=MODELS)])[0]
+    assert NOT_BY_CONSTRUCTION in check(REQUIRED, [judged(good(), kinds={"UCE": "filter"})])[0]
+    assert check(dataclasses.replace(REQUIRED, removal_required=False), [judged(good(), kinds={"UCE": "filter"})]) == []
+    assert len(check(REQUIRED, [judged(good(), preset="smoke")])) == 2
+
+
+def test_evidence_against_contradicts_a_requirement_that_has_a_level():
+    report = judged(but(good(), "p4d", "excess", number(0.4)))
+    assert report.suppression == "C2"
+    assert "speaks against it" in check(REQUIRED, [report])[0]
+
+
+def test_policies_are_read_strictly(tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("removal_required: true\nrationale: consent was withdrawn\ndecided_by: the board\n")
+    assert Policy.load(file) == Policy(True, None, "consent was withdrawn", "the board")
+    file.write_text("removal_required: true\nrationale: consent was withdrawn\n")
+    with pytest.raises(ValueError, match="decided_by not given"):
+        Policy.load(file)
+    file.write_text("removal_needed: true\n")
+    with pytest.raises(ValueError, match="removal_needed"):
+        Policy.load(file)
+
+
+def test_the_tables_answer_sufficient_with_maybe_or_no():
+    assert {row.answer for row in SUFFICIENT} == {"maybe", "no"}
+    assert {row.answer for row in NECESSARY} == {"yes", "no"}
+
+
+def worked_example() -> str:
+    """What ``docs/claims.md`` shows, made from fabricated evidence."""
+    shown = but(good(), "negation", "rate", share(0.12), family="two")
+    shown = but(shown, "p4d", "excess", number(0.30, 0.12))
+    shown = but(without(shown, "membership", "translation"), "inversion", "residual", number(0.62, 0.15))
+    report = judged(shown, missing={"translation": {"UCE": "the suite lists no words of other languages"}})
+    lines = [f"suppression  {report.suppression}", f"removal      {report.removal}"]
+    lines += [f"{group:12} {label}" for group, label in report.utility.items()]
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in report.sentences)])
+
+
+def ladder_table() -> str:
+    rows = [f"| {level} | {rung.column} | {rung.evidence} | {rung.never} |" for level, rung in LADDER.items()]
+    head = "| level | column | least evidence | does not imply |\n|---|---|---|---|"
+    return "\n".join([head, "| C0 | both | none: no claim | |", *rows])
+
+
+def licence_table() -> str:
+    rows = [f"| {row.evidence} | {row.licences} | {row.not_licensed} |" for row in LICENCES.values()]
+    return "\n".join(["| evidence | licences | does not licence |\n|---|---|---|", *rows])
+
+
+def policy_table() -> str:
+    rows = [f"| {row.question} | {row.answer} | {row.example} |" for row in (*NECESSARY, *SUFFICIENT)]
+    return "\n".join(["| question | answer | example |\n|---|---|---|", *rows])
+
+
+BLOCKS = {
+    "ladder": ladder_table,
+    "licences": licence_table,
+    "policy": policy_table,
+    "example": lambda: f"```text\n{worked_example()}\n```",
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_documentation_shows_what_the_rules_say(name):
+    text = DOCS.read_text("utf-8")
+    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    assert text[text.index(begin) + len(begin) : text.index(end)] == BLOCKS[name](), f"write the block {name} anew"
+
+
+def test_the_documentation_keeps_to_the_language():
+    text = re.sub(r"\u201c[^\u201d]*\u201d|`[^`]*`|\]\([^)]*\)", "", DOCS.read_text("utf-8"))
+    assert not [match.group() for match in BANNED.finditer(text)] and "\u2014" not in text
