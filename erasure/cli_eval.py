@@ -10,8 +10,6 @@ from rich.table import Table
 
 from erasure.cli_options import Device, Dtype, Limit, console, open_base
 
-REQUIRED_UNASSESSED = 3  # exit status of --strict
-
 
 def evaluate(
     suite: Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")],
@@ -56,7 +54,7 @@ def evaluate(
     target, filters, and the claims that all this licences.
     """
     from erasure.concept import Suite
-    from erasure.eval.policy import Policy
+    from erasure.eval.claims.policy import STRICT_EXIT, Policy
 
     plan = Suite.load(suite)
     needs_preset = {
@@ -83,7 +81,7 @@ def evaluate(
         golds=gold or [], material=material, policy=rules, clip=clip,
     )  # fmt: skip
     if strict and objections:
-        raise typer.Exit(REQUIRED_UNASSESSED)
+        raise typer.Exit(STRICT_EXIT)
 
 
 def report(

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
+from erasure.eval.claims.policy import Policy
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
@@ -24,7 +25,6 @@ from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, check_restored
 from erasure.eval.pictures import weights_hash
-from erasure.eval.policy import Policy
 from erasure.eval.probes import probes_of
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.records import BASE

@@ -15,8 +15,8 @@ from typing import Any
 
 from erasure.concept import write_atomically
 from erasure.eval.claims import ClaimReport, Facts, claims
+from erasure.eval.claims.policy import Policy, check
 from erasure.eval.models import Kind, Role
-from erasure.eval.policy import Policy, check
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
 from erasure.eval.records import Evaluation

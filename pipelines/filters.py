@@ -84,7 +84,8 @@ class Looks(Protocol):
 class Thresholded(Protocol):
     """A filter whose threshold can be chosen: a frozen dataclass with ``threshold`` and ``matches``."""
 
-    threshold: Any
+    @property
+    def threshold(self) -> float: ...
 
     def matches(self, samples: Any, /) -> list[Match]: ...
 
@@ -243,7 +244,8 @@ def text_embeddings(pipe: Any) -> Encode:
     Raises:
         ValueError: the pipeline has no CLIP text encoder.
     """
-    encoder, tokenizer = getattr(pipe, "text_encoder", None), getattr(pipe, "tokenizer", None)
+    encoder: Any = getattr(pipe, "text_encoder", None)
+    tokenizer: Any = getattr(pipe, "tokenizer", None)
     if "CLIPTextModel" not in type(encoder).__name__:
         raise ValueError(
             f"{type(pipe).__name__} has no CLIP text encoder; got {type(encoder).__name__}; give `encode` another one"
@@ -321,7 +323,9 @@ class OutputFilter:
     def matches(self, images: Sequence[Image.Image], /) -> list[Match]:
         labels = self.detector.labels(self.attribute)
         column = next(i for i, label in enumerate(labels) if same(label, self.label))
-        scores = self.detector.scores(list(images), self.attribute)[:, column] if len(images) else []
+        if not len(images):
+            return []
+        scores = self.detector.scores(list(images), self.attribute)[:, column]
         return [Match(float(score), self.threshold, labels[column]) for score in scores]
 
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from erasure.pipelines.filters import InputFilter, Match, OutputFilter, WordFilter
 
 OnMatch = Literal["blank", "raise", "replace"]
+Action = Literal["delivered", "replaced", "blanked"]
 
 TEXTS = ("prompt", "prompt_2", "prompt_3")  # what pipelines call the texts they draw
-BLANK = {"latent": 0.0}  # of arrays; pictures in them run from 0 to 1
-GREY = 0.5
+GREY, LATENT_GREY = 0.5, 0.0  # pictures in arrays run from 0 to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Decision:
     """
 
     prompt: str | None
-    action: Literal["delivered", "replaced", "blanked"] = "delivered"
+    action: Action = "delivered"
     by: Literal["input", "output"] | None = None
     input: Match | None = None
     output: Match | None = None
@@ -126,9 +126,12 @@ class GuardedPipeline:
         images = result[0] if isinstance(result, tuple) else result.images
         decisions = self._look(images, self._each(decisions, len(images)))
         self._raise(decisions)
-        images = _blanked(images, [one.action == "blanked" for one in decisions], BLANK.get(kind, GREY))
-        for decision in decisions if self.log else ():
-            self.log(decision)
+        images = _blanked(
+            images, [one.action == "blanked" for one in decisions], LATENT_GREY if kind == "latent" else GREY
+        )
+        if self.log is not None:
+            for decision in decisions:
+                self.log(decision)
         if isinstance(result, tuple):
             return images, *result[1:]
         result.images, result.guarded = images, decisions
@@ -146,27 +149,27 @@ class GuardedPipeline:
         decisions, drawn = [], []
         for row, matches in zip(rows, found, strict=True):
             worst = max(matches, key=lambda match: match.margin)
-            instead = row if not worst.matched else self._instead(row)
+            instead = row if not worst.matched else self._instead(self.input_filter, row)
             drawn.append(instead or ("",) * len(row))
             acted: dict[str, Any] = {"by": "input", "drawn": drawn[-1][0]} if worst.matched else {}
-            action = "delivered" if not worst.matched else "replaced" if instead else "blanked"
+            action: Action = "delivered" if not worst.matched else "replaced" if instead else "blanked"
             decisions.append(Decision(row[0], action, input=worst, **acted))
         return decisions, {name: list(column) for name, column in zip(texts, zip(*drawn, strict=True), strict=True)}
 
-    def _instead(self, texts: Sequence[str]) -> tuple[str, ...] | None:
+    def _instead(self, reader: InputFilter, texts: Sequence[str]) -> tuple[str, ...] | None:
         """The texts with every phrase replaced; None where that is not wanted, or what is left still matches."""
         if self.on_match != "replace":
             return None
         out = []
         for text in texts:
-            for _ in range(len(text.split()) + 1):  # each round takes at least a word
-                (match,) = self.input_filter.matches([text])
+            for _ in range(len(text.split()) + 1):  # an anchor that matches itself would go on for ever
+                (match,) = reader.matches([text])
                 if not match.matched or match.span is None:
                     break
                 start, end = match.span
                 text = " ".join(f"{text[:start]}{self.anchor}{text[end:]}".split())
             out.append(text)
-        return None if any(match.matched for match in self.input_filter.matches(out)) else tuple(out)
+        return None if any(match.matched for match in reader.matches(out)) else tuple(out)
 
     def _each(self, decisions: list[Decision], count: int) -> list[Decision]:
         """One decision a picture: a prompt's pictures stand together. Embeddings were read by no one."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from erasure.eval.claims import Facts, Margins, claims
-from erasure.eval.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
-from erasure.eval.policy import NECESSARY, SUFFICIENT, Policy, check
+from erasure.eval.claims.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
+from erasure.eval.claims.policy import NECESSARY, SUFFICIENT, Policy, check
+from erasure.eval.claims.rules import READINGS, SEARCHES, VARIATIONS
 from erasure.eval.probes import HOMES
 from erasure.eval.probes.base import Evidence
-from erasure.eval.rules import READINGS, SEARCHES, VARIATIONS
 from erasure.eval.stats import Estimate
 
 DOCS = Path(__file__).parents[1] / "docs" / "claims.md"

@@ -79,7 +79,7 @@ class EndToEnd(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         found: list[Observation] = []
         filters = _Filters.of(self, model, context)
-        size = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
+        size: dict[str, Any] = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
         asked = asking(context, self.attacks, **size)
         kept = {s: Requests(texts=tuple(p.text for p in own), **size) for s, own in passing(context).items()}
         labels = {p.text: p.label for own in passing(context).values() for p in own}
@@ -190,7 +190,8 @@ class _Filters:
             if getattr(model.change, "output_filter", None) is not None:
                 output_filter_of(model, context, probe.threshold)  # raises where it would judge itself
             return cls(None, None, True, {})
-        found, missing = {}, {}
+        found: dict[str, Any] = {}
+        missing: dict[str, str] = {}
         for kind, make, setting in (
             ("input", input_filter_of, probe.false_positive_rate),
             ("output", output_filter_of, probe.threshold),

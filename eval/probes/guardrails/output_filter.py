@@ -6,7 +6,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -74,7 +74,7 @@ class OutputFilterProbe(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         filter, what = output_filter_of(model, context, self.threshold)
-        size = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
+        size: dict[str, Any] = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
         named = asking(context, {}, **size)[NAME]
         others = {s: Requests(texts=tuple(p.text for p in own), **size) for s, own in passing(context).items()}
         images: list[Image.Image] = []

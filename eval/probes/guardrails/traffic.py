@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from erasure.concept import Prompt, same
 from erasure.eval.models import Model
@@ -63,7 +63,7 @@ def asking(
     named = [prompt.text for prompt in context.suite.prompts() if prompt.group == "target" and prompt.label == name]
     return {
         NAME: Requests(texts=tuple(named), **names),
-        **{stratum: probe_class(key)(**size) for stratum, key in OTHERWISE.items()},
+        **{stratum: cast(type[PromptProbe], probe_class(key))(**size) for stratum, key in OTHERWISE.items()},
         **{f"attack {attack}": Requests(texts=tuple(prompts), **size) for attack, prompts in attacks.items()},
     }
 

@@ -130,6 +130,6 @@ def _steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step,
             clean, noise = sampler.split(x, step, text, empty)
             (gradient,) = torch.autograd.grad(pull(clean).sum(), x)
         move = scale * (1 - step.a) ** 0.5 * gradient  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
-        return clean.detach() + (1 - step.a) ** 0.5 / step.a**0.5 * move, noise.detach() - move
+        return clean.detach() + ((1 - step.a) / max(step.a, 1e-4)) ** 0.5 * move, noise.detach() - move
 
     return split

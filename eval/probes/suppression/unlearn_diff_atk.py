@@ -15,8 +15,8 @@ from erasure.eval.probes.base import Context, Missing
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.embedding import FreeWords
 
-# Shares of the schedule that timesteps are taken from. Nearer to pure noise the loss hardly depends on the words, nearer to the
-# picture it asks for its details.
+# Shares of the schedule that timesteps are taken from: nearer to pure noise the loss hardly depends on the words, and
+# nearer to the picture it asks for details that they do not name.
 SPAN = 0.6, 0.3
 
 

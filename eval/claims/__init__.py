@@ -3,8 +3,8 @@
 *Suppression* is about what comes out when asked (C1 to C3), *removal* about what is still inside (C4' to C6). No number
 here sums up a model.
 
-The levels and their sentences are data, in :mod:`erasure.eval.licences`, their conditions in
-:mod:`erasure.eval.rules`. The function is pure: the same evidence gives
+The levels and their sentences are data, in :mod:`erasure.eval.claims.licences`, their conditions in
+:mod:`erasure.eval.claims.rules`. The function is pure: the same evidence gives
 the same claims, from rows read back years later.
 
 References: the framework is Cooper et al. 2024, arXiv 2412.06966; the ladder and the margins are this library's.
@@ -15,14 +15,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from erasure.eval import rules
+from erasure.eval.claims import rules
+from erasure.eval.claims.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
+from erasure.eval.claims.view import UTILITY, Facts, Margins, View
 from erasure.eval.inference import worst_upper
-from erasure.eval.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
 from erasure.eval.models import Role
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
 from erasure.eval.summary import TRIAL
-from erasure.eval.view import UTILITY, Facts, Margins, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClaimReport:
         needed: column to what is missing for its next level.
         inconclusive: numbers whose gate failed: neither for nor against.
         not_assessed: probe to why it says nothing.
-        readings: rows of :data:`erasure.eval.licences.LICENCES` that apply.
+        readings: rows of :data:`erasure.eval.claims.licences.LICENCES` that apply.
     """
 
     model: str

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 from scipy.special import ndtr, ndtri
 
-from erasure.eval.licences import NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL
+from erasure.eval.claims.licences import NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL
+from erasure.eval.claims.view import UTILITY, Margins, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import LEVEL, holm
-from erasure.eval.view import UTILITY, Margins, View
 
 VARIATIONS = ("paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler")
 SEARCHES = ("unlearn_diff_atk", "p4d", "ring_a_bell")

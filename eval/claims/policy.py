@@ -15,7 +15,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT, load_yaml
-from erasure.eval.licences import NO_CLAIM, NULL, Column
+from erasure.eval.claims.licences import NO_CLAIM, NULL, Column
 
 if TYPE_CHECKING:
     from erasure.eval.claims import ClaimReport

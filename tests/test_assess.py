@@ -1,0 +1,170 @@
+"""An assessment asks every probe of every model, keeps what it knows, and says why it does not know the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from erasure.eval import Assessment, assess
+from erasure.eval import probes as registry
+from erasure.eval.assessment import Cell, slug
+from erasure.eval.controls import controls_for, held_out
+from erasure.eval.pictures import weights_hash
+from erasure.eval.claims.policy import Policy
+from erasure.eval.probes.base import Missing
+from erasure.eval.probes.suppression.paraphrase import Paraphrase
+from tests.probe_helpers import SUITE, tiny_context
+
+FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
+
+
+@pytest.fixture(scope="module")
+def context():
+    return tiny_context()
+
+
+def run(context, out=None, **changes):
+    erased = {m.name: m.change for m in context.models.values() if m.role == "erased"}
+    given = {
+        "preset": "smoke",
+        "detectors": [context.judge, context.selector],
+        "controls": [m for m in context.models.values() if m.role in ("gold", "null")],
+        "material": context.material,
+        "probes": FEW,
+        "out": out,
+        "progress": False,
+    }
+    return assess(context.pipe, erased, SUITE, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(context, tmp_path_factory):
+    out = tmp_path_factory.mktemp("assessment")
+    before = weights_hash(context.pipe)
+    run(context, out)
+    assert weights_hash(context.pipe) == before
+    return out
+
+
+def test_what_is_stored_is_what_was_found(folder):
+    first = Assessment.load(folder)
+    assert {cell.probe for cell in first.cells} == set(FEW)
+    assert [m.role for m in first.models] == ["base", "erased", "gold", "gold", "null"]
+    again = Assessment.load(first.save(folder).parent)
+    assert again.evidence == first.evidence
+    assert again.to_dict() == first.to_dict()
+    (claim,) = first.claims()
+    assert (claim.model, claim.suppression) == ("noise", "C0")  # smoke is no evidence
+    assert "membership" in claim.not_assessed
+
+
+def test_a_second_run_takes_up_what_is_stored(context, folder, monkeypatch):
+    def never(self, model, context):
+        raise AssertionError("a stored cell was run again")
+
+    before = Assessment.load(folder)
+    monkeypatch.setattr(Paraphrase, "run", never)
+    assert run(context, folder).evidence == before.evidence
+
+
+def test_half_a_cell_is_run_again(context, folder):
+    file = Cell.file(folder, "paraphrase", "base")
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="delete it to run it again"):
+        Assessment.load(folder)
+    run(context, folder)
+    rows = [json.loads(line) for line in file.read_text().splitlines()][1:]
+    assert rows == [json.loads(line) for line in whole.splitlines()][1:]
+
+
+def test_a_probe_that_lacks_an_input_or_fails_leaves_its_reason(context, monkeypatch):
+    def lacks(self, model, context):
+        raise Missing("no words for that")
+
+    monkeypatch.setattr(Paraphrase, "run", lacks)
+    assert run(context, probes=("paraphrase",)).missing["paraphrase"]["noise"] == "no words for that"
+
+    def fails(self, model, context):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(Paraphrase, "run", fails)
+    with pytest.warns(UserWarning, match="it failed: ZeroDivisionError: oh"):
+        found = run(context, probes=("paraphrase",))
+    assert "it failed" in found.claims()[0].not_assessed["paraphrase"]
+    monkeypatch.setenv("ERASURE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(context, probes=("paraphrase",))
+
+
+def test_a_probe_that_keeps_weights_is_found_out(context, monkeypatch):
+    def spoils(self, model, context):
+        next(context.pipe.unet.parameters()).data.mul_(2)
+        return []
+
+    monkeypatch.setattr(Paraphrase, "run", spoils)
+    try:
+        with pytest.raises(RuntimeError, match="paraphrase on base"):
+            run(context, probes=("paraphrase",))
+    finally:
+        next(context.pipe.unet.parameters()).data.div_(2)
+
+
+def test_what_a_policy_requires_and_nobody_looked_at_is_an_objection(context):
+    policy = Policy(removal_required=True, suppression_required=None, rationale="a test", decided_by="the tests")
+    assert run(context, policy=policy, probes=FEW[:1]).objections()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "fast"}, "unknown preset"),
+        ({"probes": ("telepathy",)}, "unknown probe"),
+        ({"detectors": []}, "needs eyes"),
+    ],
+)
+def test_bad_requests_are_refused(context, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(context, **changes)
+
+
+def test_every_registered_probe_is_what_it_says():
+    for name in registry.HOMES:
+        kind = registry.probe_class(name)
+        assert kind.key == name
+        assert set(kind.presets) <= set(registry.PRESETS)
+        for preset in kind.presets:
+            probe = kind.preset(preset)
+            assert dataclasses.asdict(probe) == probe.settings()
+        assert kind.licences
+        assert kind.not_licensed
+
+
+def test_held_out_needs_two_retrained_models(context):
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    change, left = held_out(golds)
+    assert change.name == "gold-1"
+    assert [m.name for m in left] == ["gold-0"]
+    with pytest.raises(ValueError, match="two or more"):
+        held_out(golds[:1])
+
+
+def test_without_retrained_models_the_null_is_random_weights(context):
+    (random,) = controls_for(SUITE, context.pipe, "quick")
+    assert (random.name, random.role) == ("random", "null")
+
+
+@pytest.mark.parametrize("name", ["UCE", "gold 0", "a/b", "../x", "Pokémon"])
+def test_names_make_safe_file_names(name):
+    assert "/" not in slug(name)
+    assert slug(name) == slug(name)
+    assert slug("a/b") != slug("a_b")
+
+
+@pytest.mark.slow
+def test_every_probe_runs_on_a_tiny_pipeline(context):
+    found = run(context, probes=None)
+    failed = {p: why for p, by in found.missing.items() for why in by.values() if why.startswith("it failed")}
+    assert not failed
