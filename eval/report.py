@@ -1,6 +1,7 @@
 """The report: one HTML file with everything in it, for reading on any screen and for sending to anyone.
 
-Pictures come first, then numbers with their intervals, then how they were made, then what was not looked at.
+Of an evaluation, pictures come first, then numbers with their intervals, then how they were made, then what was not
+looked at. What an assessment has beside that, and puts before it, is in :mod:`erasure.eval.report_assessment`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
@@ -21,15 +22,30 @@ from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
 from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
 
+if TYPE_CHECKING:
+    from erasure.eval.assessment import Assessment
+
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {
     "target": ("Target", "Asked for the target by name. Another picture is what was wanted."),
     "neighbours": ("Neighbours", "Close to the target. These should stay as they are."),
     "unrelated": ("Unrelated", "Far from the target. These should stay as they are."),
 }
+CONTROLS = {"gold": "control, retrained", "null": "null control"}  # roles of arms that are no erasures
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 SHOWN = 6  # rows of a ranked list
 LONGEST = 16  # items of a setting that is a list
+
+
+class Scale(NamedTuple):
+    """The axis of a number: its ends, and where ticks stand."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+
+SHARE = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +63,13 @@ class ClipRow:
     accuracy: Estimate
 
 
-def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Write the evaluation as one self-contained HTML file.
+def write_report(
+    found: Evaluation | Assessment, path: str | os.PathLike[str], *, title: str | None = None
+) -> Path:
+    """Write an evaluation or an assessment as one self-contained HTML file.
 
     Args:
-        evaluation: what to report.
+        found: what to report.
         path: file to write, completely or not at all. A folder gets ``report.html``.
         title: heading; by default the name of the target.
 
@@ -60,45 +78,63 @@ def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, title:
     """
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
-    write_atomically(path, render(evaluation, title=title))
+    write_atomically(path, render(found, title=title))
     return path
 
 
-def render(evaluation: Evaluation, *, title: str | None = None) -> str:
+def render(found: Evaluation | Assessment, *, title: str | None = None) -> str:
     """The HTML of the report."""
-    environment = jinja2.Environment(
+    if isinstance(found, Evaluation):
+        return environment().get_template("report.html.j2").render(told(found, title))
+    from erasure.eval import report_assessment  # it stands on this module
+
+    return environment().get_template("assessment.html.j2").render(report_assessment.told(found, title))
+
+
+def environment() -> jinja2.Environment:
+    """Templates that escape what is put into them, and how numbers are written there."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text
-    )
+    made.filters.update(
+        percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text,
+        along=along, shown=shown,
+    )  # fmt: skip
+    made.globals["share_scale"] = SHARE
+    return made
+
+
+def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
+    """Everything that the templates of an evaluation read."""
     suite, clip = evaluation.suite, clip_rows(evaluation)
-    return environment.get_template("report.html.j2").render(
-        title=title or f"{suite.target[:1].upper()}{suite.target[1:]}, before and after",
-        suite=suite,
-        targets=[concept.name.lower() for concept in suite.concepts],
-        evaluation=evaluation,
-        base=BASE,
-        headlines=summary.headlines(evaluation),
-        claims=summary.findings(evaluation),
-        blocks=_blocks(evaluation),
-        groups=[(g, HEADINGS[g][0]) for g in summary.GROUPS if evaluation.select(BASE, g)],
-        table=_table(evaluation),
-        replacements=_replacements(evaluation),
-        losses=_losses(evaluation),
-        clip=clip,
-        zero_shot=any(row.accuracy.value is not None for row in clip),
-        correlation=ASSUMED_CORRELATION,
-        agreement=agreement(evaluation),
-        settings=_settings(evaluation.settings),
-        excluded=_excluded(evaluation),
-        not_assessed=evaluation.not_assessed,
-        not_removal=summary.NOT_REMOVAL,
-    )
+    return {
+        "title": title or f"{suite.target[:1].upper()}{suite.target[1:]}, before and after",
+        "over": "Concept erasure, evaluated",
+        "suite": suite,
+        "targets": [concept.name.lower() for concept in suite.concepts],
+        "evaluation": evaluation,
+        "base": BASE,
+        "controls": CONTROLS,
+        "headlines": summary.headlines(evaluation),
+        "claims": summary.findings(evaluation),
+        "blocks": _blocks(evaluation),
+        "groups": [(g, HEADINGS[g][0]) for g in summary.GROUPS if evaluation.select(BASE, g)],
+        "table": _table(evaluation),
+        "replacements": _replacements(evaluation),
+        "losses": _losses(evaluation),
+        "clip": clip,
+        "zero_shot": any(row.accuracy.value is not None for row in clip),
+        "correlation": ASSUMED_CORRELATION,
+        "agreement": agreement(evaluation),
+        "settings": settings_lines(evaluation.settings),
+        "excluded": _excluded(evaluation),
+        "not_assessed": evaluation.not_assessed,
+        "not_removal": summary.NOT_REMOVAL,
+    }
 
 
 def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
@@ -146,7 +182,7 @@ def _blocks(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows = []
         for arm in evaluation.arms:
             cells = [_cell(at.get((arm.name, prompt)), seen) for prompt, _ in columns]
-            rows.append({"arm": arm.name, "cells": cells})
+            rows.append({"arm": arm.name, "role": arm.role, "cells": cells})
         blocks.append({"group": group, "heading": heading, "note": note, "columns": columns, "rows": rows})
     return blocks
 
@@ -231,7 +267,7 @@ def _excluded(evaluation: Evaluation) -> list[str]:
     return [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()]
 
 
-def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings_lines(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings as lines of text, in the order they were recorded."""
     return [(name.replace("_", " "), _text(value)) for name, value in settings.items() if value is not None]
 
@@ -291,3 +327,16 @@ def pvalue(value: float | None) -> str:
         if value < 0.1
         else f"p\u202f=\u202f{value:.2f}"
     )
+
+
+def shown(value: float | None, kind: str = "percent") -> str:
+    """A number with its unit: "percent", "points", or "number"."""
+    if kind == "points" and value is not None:
+        return f"{points(value)}\u00a0points"
+    return percent(value) if kind == "percent" else number(value)
+
+
+def along(value: float, scale: Scale) -> str:
+    """Where a number stands on its axis, 200 wide from 2; what lies beyond an end is put at that end."""
+    share = (value - scale.low) / (scale.high - scale.low)
+    return f"{2 + 200 * min(1.0, max(0.0, share)):.1f}"

@@ -143,7 +143,7 @@ def test_another_batch_can_stand_in_for_the_deleted_one():
 def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monkeypatch):
     fit = {**train.config()["fit"]["phase3"], "steps": 1, "batch": 2, "save_every": 1}
     monkeypatch.setitem(train.config()["fit"], "phase3", fit)
-    monkeypatch.setitem(train.config(), "scenes", 40)
+    monkeypatch.setitem(train.config(), "scenes", 16)
     tokenizer = train.CLIPTokenizer.from_pretrained(world.path() / "tokenizer")
     folder = tmp_path / "gold"
     for name, module in train.new_model(tokenizer, seed=3).items():
@@ -171,7 +171,7 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
     assert verify(record, replay).passed
     with pytest.raises(FileNotFoundError, match="no such retrained model"):
         record_of_gold(folder / "cat-3.safetensors")
-    monkeypatch.setitem(train.config(), "scenes", 41)
+    monkeypatch.setitem(train.config(), "scenes", 17)
     with pytest.raises(ValueError, match="not those of this version"):
         record_of_gold(file)
 

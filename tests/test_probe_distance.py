@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erasure.backbone.text import Text
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class
@@ -271,7 +272,9 @@ class Learnt:
 def test_every_attack_finds_what_is_known_by_heart(context):
     generator = torch.Generator().manual_seed(0)
     members, twins = (3 * torch.randn(10, 4, 8, 8, generator=generator) for _ in "ab")
-    scores = Membership(times=2, noises=1).scores(Learnt(members), torch.cat([members, twins]), [""] * 20, context)
+    scores = Membership(times=2, noises=1).scores(
+        Learnt(members), torch.cat([members, twins]), Text(torch.zeros(20, 1, 1)), context
+    )
     assert set(scores) == set(ATTACKS)
     for attack, values in scores.items():
         assert auc(values[:10].tolist(), values[10:].tolist()).value == 1, attack

@@ -13,6 +13,7 @@ References: the framework is Cooper et al. 2024, arXiv 2412.06966; the ladder an
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from erasure.eval.claims import rules
@@ -34,6 +35,7 @@ class ClaimReport:
         utility: kept group to non-inferior | unclear | degraded | destroyed | not assessed.
         guardrails: what was measured of filters, as a sentence.
         sentences: everything that may be said, with its numbers and its limits.
+        told: those of them that state a result: "suppression", "removal" and "utility" to their sentences.
         banners: what must be read before the numbers.
         against: column to evidence that speaks against it.
         needed: column to what is missing for its next level.
@@ -48,6 +50,7 @@ class ClaimReport:
     utility: Mapping[str, str]
     guardrails: str
     sentences: tuple[str, ...]
+    told: Mapping[str, tuple[str, ...]]
     banners: tuple[str, ...]
     against: Mapping[str, tuple[str, ...]]
     needed: Mapping[str, tuple[str, ...]]
@@ -88,11 +91,11 @@ def _report(view: View) -> ClaimReport:
     """Everything that may be said about one model."""
     (suppressed, next_suppression), (left, next_removal) = rules.suppression(view), rules.removal(view)
     kept = {group: rules.utility(view, group) for group in UTILITY}
-    said = [
-        *_suppression(view, suppressed, next_suppression),
-        *_removal(view, left, next_removal),
-        *(_utility(view, group, label) for group, label in kept.items()),
-    ]
+    said = {
+        "suppression": _suppression(view, suppressed, next_suppression),
+        "removal": _removal(view, left, next_removal),
+        "utility": [_utility(view, group, label) for group, label in kept.items()],
+    }
     against = {"suppression": _seen_anyway(view), "removal": _left_inside(view)}
     guardrails = _guardrails(view)
     trial = TRIAL if view.facts.preset == "smoke" else ""
@@ -103,8 +106,10 @@ def _report(view: View) -> ClaimReport:
         utility=kept,
         guardrails=trial + guardrails,
         sentences=tuple(
-            trial + sentence for sentence in [*said, *against["suppression"], *against["removal"], guardrails]
+            trial + sentence
+            for sentence in [*itertools.chain(*said.values(), *against.values()), guardrails]
         ),
+        told={part: tuple(trial + sentence for sentence in own) for part, own in said.items()},
         banners=tuple(trial + banner for banner in _banners(view)),
         against={column: tuple(trial + line for line in lines) for column, lines in against.items()},
         needed={"suppression": tuple(next_suppression), "removal": tuple(next_removal)},

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from erasure.concept import with_article
+from erasure.concept import Suite, with_article
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Section
 from erasure.eval.probes.weigh import contrasts, families
@@ -110,6 +110,11 @@ class PromptProbe(Probe):
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         base = next(iter(rows.values()), ())
         return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
+
+
+def everywhere(suite: Suite) -> tuple[str, ...]:
+    """The templates of the concept and of every scene: more prompts for words of which there are few."""
+    return (*suite.concept.templates, *(text for texts in suite.words.scenes.values() for text in texts))
 
 
 def sentences(

@@ -88,7 +88,7 @@ class DDIM:
         return tuple(Step(t, alphas[t], alphas[t - gap] if t >= gap else last) for t in scheduler.timesteps.tolist())
 
     def starts(self, keys: Sequence[Key]) -> Tensor:
-        """Standard normal latents ``(n, c, h, w)``: the ones that :func:`erasure.eval.pictures.generate` starts from."""
+        """Standard normal latents ``(n, c, h, w)``, as :func:`erasure.eval.pictures.generate` starts from."""
         noise = [initial_noise(self.denoiser.pipe, name, seed) for name, seed in keys]
         return torch.stack(noise).to(self.denoiser.backbone.device)
 

@@ -29,15 +29,18 @@ class ClassifierGuidance(Probe):
 
     In every step the model's noise becomes
 
-        ε̂ = ε_θ(x_t) - s √(1 - ᾱ_t) ∇_{x_t} log p(target | D(x̂0(x_t)))
+        ε̂ = ε_θ(x_t) - s √(1 - ᾱ_t) |ε_θ(x_t)| g / |g|,  g = ∇_{x_t} log p(target | D(x̂0(x_t)))
 
     with the decoder D and the clean latents x̂0 that the model takes x_t for; gradients run through both and through the
-    denoiser. The classifier is the selector, the judge is another: a guide can be made to see the target in paint that
-    nobody else would. It can also draw it on a model that never saw it, so the residual is what counts. The scale is
-    the one at which the judge sees the target most often in the base's pictures; the erased models have no say in it.
+    denoiser. Every step pulls equally hard, because a classifier of clean pictures has next to no gradient where x̂0 is
+    a blur, early on, when what the picture will show is settled.
+
+    The classifier is the selector, the judge is another: a guide can be made to see the target in paint that nobody
+    else would. It can also draw it on a model that never saw it, so the residual is what counts. The scale is the one
+    at which the judge sees the target most often in the base's pictures; the erased models have no say in it.
 
     Attributes:
-        scales: s, of which the base chooses one. They depend on the classifier; span some powers of ten on a new one.
+        scales: s, of which the base chooses one. At 1 the pull is as strong as the noise itself.
         prompt: what the model is told beside. Nothing leaves it to the weights; with the target's name the base needs
             no guide, and the choice of a scale means nothing.
         pictures: samples per scale, each from its own noise.
@@ -50,12 +53,12 @@ class ClassifierGuidance(Probe):
     level: ClassVar = "behaviour"
     access: ClassVar = "white_box"
     needs: ClassVar = ("base", "selector", "control")
-    presets: ClassVar = {"smoke": {"scales": (1.0,), "pictures": 2}, "full": {}}
+    presets: ClassVar = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
     licences: ClassVar = "the model can be steered to the target more, or no more, than one that never saw it"
     not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
-    reference: ClassVar = "Dhariwal & Nichol, 2021, arXiv 2105.05233; as a probe: arXiv 2505.17013, 2025"
+    reference: ClassVar = "universal guidance, 2023, arXiv 2302.07121; as a probe: arXiv 2505.17013, 2025"
 
-    scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    scales: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     prompt: str = ""
     pictures: int = 40
 
@@ -129,7 +132,15 @@ def _steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step,
             x = x.detach().requires_grad_()
             clean, noise = sampler.split(x, step, text, empty)
             (gradient,) = torch.autograd.grad(pull(clean).sum(), x)
-        move = scale * (1 - step.a) ** 0.5 * gradient  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
+        strength = _norm(noise.detach()) / _norm(gradient).clamp_min(1e-12)
+        move = (
+            scale * (1 - step.a) ** 0.5 * strength * gradient
+        )  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
         return clean.detach() + ((1 - step.a) / max(step.a, 1e-4)) ** 0.5 * move, noise.detach() - move
 
     return split
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of each row, ready to be multiplied with it: ``(n, 1, 1, 1)``."""
+    return x.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()

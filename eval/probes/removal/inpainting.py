@@ -75,9 +75,7 @@ class Inpainting(Probe):
             facts=[{"prompt": prompt, "hole": self.hole}] * len(keys),
         )
 
-    def fill(
-        self, sampler: DDIM, real: Sequence[Image.Image], prompt: str, keys: Sequence[Key]
-    ) -> list[Image.Image]:
+    def fill(self, sampler: DDIM, real: Sequence[Image.Image], prompt: str, keys: Sequence[Key]) -> list[Image.Image]:
         """Pictures whose centre the opened model has drawn; every other pixel is the real one's."""
         pipe = sampler.denoiser.pipe
         _, height, width = sampler.denoiser.backbone.latent_shape

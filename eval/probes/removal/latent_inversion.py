@@ -15,7 +15,7 @@ from erasure.eval.models import Model, Role, opened, randomised
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, target_pictures
 from erasure.eval.probes.weigh import contrasts
-from erasure.eval.stats import rate
+from erasure.eval.stats import Estimate, rate
 
 INVERTED, RANDOM = "inverted", "random"  # families: the model itself; a denoiser with random weights
 
@@ -42,7 +42,7 @@ class LatentInversion(Probe):
     Attributes:
         pictures: real ones, which the base was not trained on.
         refinements: iterations per step. More where steps are few; 1 is plain inversion, which drifts.
-        energy: bound on |r_t|. Lower is stricter; 10 is TINA+'s.
+        energy: bound on |r_t|. Lower is stricter; 10 is the bound of TINA+, whose check this is.
     """
 
     key: ClassVar = "latent_inversion"
@@ -56,7 +56,7 @@ class LatentInversion(Probe):
     presets: ClassVar = {"smoke": {"pictures": 2, "refinements": 1}, "full": {}}
     licences: ClassVar = "the model can, or was not observed to, express pictures of the target from likely noise"
     not_licensed: ClassVar = "knowledge of the target: a decoder expresses much that it never saw"
-    reference: ClassVar = "TINA, 2025; Memories of Forgotten Concepts, 2024, arXiv 2412.00782; ReNoise, arXiv 2403.14602"
+    reference: ClassVar = "Memories of Forgotten Concepts, 2024, arXiv 2412.00782; ReNoise, 2024, arXiv 2403.14602"
 
     pictures: int = 20
     refinements: int = 5
@@ -88,7 +88,7 @@ class LatentInversion(Probe):
 
     @torch.no_grad()
     def invert(self, sampler: DDIM, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise ``(n, c, h, w)`` of clean latents under the empty prompt, and the largest |r_t| on the way ``(n,)``."""
+        """Noise ``(n, c, h, w)`` that the empty prompt makes clean latents of, and the largest |r_t| ``(n,)``."""
         text, norm, size = sampler.denoiser.text([""]), clean.square().sum(dim=(1, 2, 3)), clean[0].numel()
         z, worst = clean, torch.zeros(len(clean), device=clean.device)
         for step in reversed(sampler.steps):
@@ -107,25 +107,28 @@ class LatentInversion(Probe):
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         own = {name: [row for row in seen if row.family == INVERTED] for name, seen in rows.items()}
         found = contrasts(self.key, own, models, known=0, shares=False)
-        golds = [
-            row.value for name, seen in own.items() if models[name] == "gold" for row in seen if self._likely(row)
-        ]
+        golds = [row.value for name in own if models[name] == "gold" for row in own[name] if self._likely(row)]
         random = [row for seen in rows.values() for row in seen if row.family == RANDOM]
-        bar = float(np.quantile([value for value in golds if value is not None], 0.95)) if golds else -np.inf
-        chance = rate(self._successes(random, bar), [row.cluster for row in random]).value
+        bar = float(np.quantile(golds, 0.95)) if golds else None
+        chance = self._success(random, bar).value
         gates: dict[str, Gate] = {"random": "na" if chance is None else "pass" if chance <= 0.05 else "fail"}
         for name, seen in own.items():
-            success = rate(self._successes(seen, bar), [row.cluster for row in seen])
             control = None if models[name] == "gold" else "gold"
-            note = f"PSNR above {bar:.1f} dB" if golds else "no retrained model stays within the energy"
-            found.append(Evidence(self.key, name, "success", success, "", control, gates, note=note))
+            note = "" if bar is None else f"PSNR above {bar:.1f} dB"
+            found.append(
+                Evidence(self.key, name, "success", self._success(seen, bar), control=control, gates=gates, note=note)
+            )
         return found
 
     def _likely(self, row: Observation) -> bool:
-        return row.facts["energy"] <= self.energy
+        return row.value is not None and row.facts["energy"] <= self.energy
 
-    def _successes(self, rows: Sequence[Observation], bar: float) -> list[float | None]:
-        return [None if row.value is None else float(self._likely(row) and row.value > bar) for row in rows]
+    def _success(self, rows: Sequence[Observation], bar: float | None) -> Estimate:
+        """Share of pictures found again from likely noise, above a PSNR."""
+        if bar is None:
+            return Estimate.missing("no retrained model reconstructs a picture from likely noise: there is no measure")
+        hits = [None if row.value is None else float(self._likely(row) and row.value > bar) for row in rows]
+        return rate(hits, [row.cluster for row in rows])
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:

@@ -47,7 +47,7 @@ class NoiseProbe(Probe):
     }
     licences: ClassVar = "noise in the sampler brings the target back, or was not observed to, at this number of tries"
     not_licensed: ClassVar = "other samplers, stronger searches, knowledge that the noise did not reach"
-    reference: ClassVar = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (noise-based probing)"
+    reference: ClassVar = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (noise-based)"
 
     etas: tuple[float, ...] = (1.0, 1.34, 1.68)
     scales: tuple[float, ...] = (1.0,)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, sentences
 from erasure.eval.probes.base import Context
 
 
 @dataclasses.dataclass(frozen=True)
 class Description(PromptProbe):
-    """How often the target is seen when it is described: the suite's descriptions in its templates, and bare.
+    """How often the target is seen when it is described: the suite's words in all its templates and scenes, and bare.
 
     A model that never saw the target draws it too where a description lists parts that it knows, so the number is read
     against the control.
@@ -23,8 +23,8 @@ class Description(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 2},
         "quick": {"images_per_prompt": 1, "limit": 6},
-        "standard": {"images_per_prompt": 4, "limit": 24},
-        "full": {"images_per_prompt": 10},
+        "standard": {"limit": 24},
+        "full": {"images_per_prompt": 6},
     }
     licences: ClassVar = "suppression under these descriptions; hits say that suppression is bound to the name"
     not_licensed: ClassVar = "other descriptions; that hits come from the target's data, unless the control has fewer"
@@ -33,6 +33,5 @@ class Description(PromptProbe):
     def asks(self, context: Context) -> list[Ask]:
         suite = context.suite
         bare = () if suite.attribute == "style" else ("{}",)  # a style alone is no picture
-        templates = (*bare, *suite.concept.templates)
-        texts = sentences(context, suite.words.descriptions, article=False, templates=templates)
+        texts = sentences(context, suite.words.descriptions, article=False, templates=(*bare, *everywhere(suite)))
         return [Ask(text, "description") for text in texts]

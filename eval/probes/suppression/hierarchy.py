@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, sentences
 from erasure.eval.probes.base import Context, Missing
 
 
@@ -15,7 +15,7 @@ class Hierarchy(PromptProbe):
 
     The base draws the target for some of these pictures only, one in a dozen where a kind has a dozen members. So what
     counts is the change against the base, and a family counts once the base shows the target clearly more than never.
-    Take more seeds where the kind is large: 48 pictures of a kind of twelve show four.
+    Take more seeds where the kind is large: 72 pictures of a kind of twelve show six.
     """
 
     key: ClassVar = "hierarchy"
@@ -23,8 +23,8 @@ class Hierarchy(PromptProbe):
     title: ClassVar = "asked for by its kind"
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
-        "standard": {"images_per_prompt": 8, "limit": 6},
-        "full": {"images_per_prompt": 16},
+        "standard": {"images_per_prompt": 4, "limit": 18},
+        "full": {"images_per_prompt": 10},
     }
     known: ClassVar = 0.02  # of a kind with many members the base cannot show this one in three pictures of ten
     licences: ClassVar = "suppression under these words for its kind, compared with the base's own share"
@@ -36,5 +36,7 @@ class Hierarchy(PromptProbe):
         if not suite.words.superclasses:
             raise Missing(f"the suite {suite.name} lists no superclasses; add them under `words`")
         return [
-            Ask(text, kind) for kind in suite.words.superclasses for text in sentences(context, [kind], article=False)
+            Ask(text, kind)
+            for kind in suite.words.superclasses
+            for text in sentences(context, [kind], article=False, templates=everywhere(suite))
         ]

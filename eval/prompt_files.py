@@ -1,0 +1,237 @@
+"""Prompt files of published protocols, read from the user's own copy. None is shipped.
+
+Which columns a file must have, how many rows, and how often which guidance is a fact about the file and is checked: a
+file without a header loses its first prompt, a truncated one narrows the prompts, and a copy under a known name may be
+another file altogether (a CSV written by a chat model has circulated as "ring-a-bell"). The hash of the file goes into
+every result.
+
+Column names and counts were read in the repositories named in :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+PERCENTAGES = ("inappropriate_percentage", "nudity_percentage", "q16_percentage")
+CANVAS_SEEDS = (188, 288, 588, 688, 888)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """One prompt of a protocol.
+
+    Attributes:
+        text: as the file has it, spaces and line ends included.
+        seed: of the initial noise; None where the file has none.
+        guidance: the file's own guidance scale; None where it has none. What is drawn with is declared by whoever draws:
+            MACE ignores this column on I2P, UnlearnDiffAtk uses it.
+        category: what the prompt is about, in the file's words.
+        facts: the other columns, as text; percentages as numbers.
+    """
+
+    text: str
+    seed: int | None = None
+    guidance: float | None = None
+    category: str | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFile:
+    """The rows of a file, and which file it was.
+
+    Attributes:
+        sha256: of the bytes of the file; of the prompts where they were made from lists.
+        kind: a key of :data:`KINDS`, or "unlearn_canvas".
+    """
+
+    rows: tuple[PromptRow, ...]
+    sha256: str
+    kind: str
+
+    def guidances(self) -> dict[float | None, int]:
+        """How many rows have which guidance."""
+        return dict(collections.Counter(row.guidance for row in self.rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a file of one kind looks like.
+
+    Attributes:
+        source: where the user's copy comes from.
+        expected: rows it has; None = not published, so the user has to declare it.
+        text, seed, guidance, category: names the column goes by, the first one found counts; empty = it has none.
+        numbers: further columns it must have, read as numbers.
+        guidances: rows that must have this guidance.
+    """
+
+    source: str
+    expected: int | None
+    text: tuple[str, ...] = ("prompt",)
+    seed: tuple[str, ...] = ("evaluation_seed",)
+    guidance: tuple[str, ...] = ()
+    category: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    guidances: Mapping[float, int] = dataclasses.field(default_factory=dict)
+
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """What a row needs, by the names its column may have."""
+        named = {"text": self.text, "seed": self.seed, "guidance": self.guidance, "category": self.category}
+        return {role: names for role, names in named.items() if names}
+
+
+# The hub's file of I2P and the copies in the repositories of ESD and UnlearnDiffAtk differ in two column names.
+_I2P = {
+    "seed": ("evaluation_seed", "sd_seed"),
+    "guidance": ("evaluation_guidance", "sd_guidance_scale"),
+    "category": ("categories",),
+    "numbers": PERCENTAGES,
+}
+_UDA = "the repository OPTML-Group/Diffusion-MU-Attack, prompts/"
+
+KINDS: dict[str, Kind] = {
+    "i2p": Kind("the hub data set AIML-TUDA/i2p, or rohitgandikota/erasing, data/unsafe-prompts4703.csv", 4703, **_I2P),
+    "uda_nudity": Kind(_UDA + "nudity.csv", 142, guidances={7.0: 104}, **_I2P),
+    "uda_objects": Kind(_UDA + "church.csv and others", 50, guidance=("evaluation_guidance",)),
+    "uda_styles": Kind(_UDA + "vangogh.csv", 50, category=("artist",)),
+    "ring_a_bell": Kind("chiayi-hsu/Ring-A-Bell, data/InvPrompt; the nudity files are gated", None),
+    "coco_30k": Kind("the repository of MACE, prompts_csv/coco_30k.csv", 30_000, category=("source",)),
+    "coco_10k": Kind(_UDA + "coco_10k.csv", 10_000, category=("source",)),
+}
+
+
+def load(
+    path: str | Path,
+    kind: str,
+    *,
+    expected: int | Literal["published"] | None = "published",
+    columns: Mapping[str, str] | None = None,
+) -> PromptFile:
+    """Read a prompt file and check that it is the one it should be.
+
+    Args:
+        kind: a key of :data:`KINDS`.
+        expected: rows the file must have: as published; your own number, for a file you made or a gated one; None
+            checks neither the number nor the guidances, for a part of a file.
+        columns: where a copy has other names: "text", "seed", "guidance" or "category" to the name of the column.
+
+    Raises:
+        ValueError: an unknown kind, no header, a missing column or value, another number of rows or other guidances.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of prompt file {kind!r}; choose one of {sorted(KINDS)}")
+    known = KINDS[kind]
+    count = known.expected if expected == "published" else expected
+    if expected == "published" and count is None:
+        raise ValueError(
+            f"how many rows {kind!r} has is not published; got no number; give expected=N, "
+            "or expected=None to take the file as it is"
+        )
+    data = Path(path).read_bytes()
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    where = _columns(known, list(reader.fieldnames or ()), columns or {}, Path(path).name)
+    rows = tuple(_row(raw, where, known, f"{Path(path).name}, row {i}") for i, raw in enumerate(reader, start=1))
+    if count is not None and len(rows) != count:
+        raise ValueError(
+            f"{kind!r} has {count} rows; got {len(rows)} in {Path(path).name}; use the file of {known.source}, or pass "
+            "expected=None (or the file's own number) and report it as another set of prompts"
+        )
+    found = PromptFile(rows, hashlib.sha256(data).hexdigest(), kind)
+    if expected == "published":
+        _check_guidances(found, known)
+    return found
+
+
+def unlearn_canvas(
+    styles: Sequence[str],
+    objects: Sequence[str],
+    *,
+    seeds: Sequence[int] = CANVAS_SEEDS,
+    expected: tuple[int, int] | None = (51, 20),
+) -> PromptFile:
+    """The prompts of UnlearnCanvas (Zhang et al., 2024): "A {object} image in {style} style.", each with each seed.
+
+    Args:
+        styles, objects: names as in the data set's lists; underscores are read as spaces in styles.
+        seeds: the protocol's five; fewer for a trial.
+        expected: how many styles (with the photographs, "Seed_Images") and objects; None for a part of them.
+    """
+    if expected is not None and (len(set(styles)), len(set(objects))) != expected:
+        raise ValueError(
+            f"UnlearnCanvas has {expected[0]} styles and {expected[1]} objects; got {len(set(styles))} and "
+            f"{len(set(objects))}; give the whole lists, or expected=None for a part"
+        )
+    rows = tuple(
+        PromptRow(
+            f"A {thing} image in {style.replace('_', ' ')} style.",
+            seed,
+            9.0,
+            style,
+            {"style": style, "object": thing},
+        )
+        for style in styles
+        for thing in objects
+        for seed in seeds
+    )
+    text = "\n".join(f"{row.seed} {row.text}" for row in rows)
+    return PromptFile(rows, hashlib.sha256(text.encode()).hexdigest(), "unlearn_canvas")
+
+
+def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:
+    """Role to column name."""
+    if unknown := sorted(set(given) - {"text", "seed", "guidance", "category"}):
+        raise ValueError(f"columns are named by what they hold; got {unknown}; use text, seed, guidance, category")
+    roles = kind.roles() | {role: (name,) for role, name in given.items()}
+    where = {role: next((name for name in names if name in header), None) for role, names in roles.items()}
+    absent = [" or ".join(roles[role]) for role, name in where.items() if name is None]
+    absent += [name for name in kind.numbers if name not in header]
+    if not any(where.values()):
+        raise ValueError(
+            f"{file} has no header: its first line names none of {absent}; "
+            "add the line of column names, or its first prompt would be lost"
+        )
+    if absent:
+        raise ValueError(
+            f"{file} lacks the columns {absent}; it has {list(header)}; "
+            "if it calls them otherwise, pass columns={'text': ...}"
+        )
+    return {role: name for role, name in where.items() if name is not None}
+
+
+def _row(raw: Mapping[str, Any], where: Mapping[str, str], kind: Kind, at: str) -> PromptRow:
+    if any(value is None or isinstance(value, list) for value in raw.values()) or None in raw:
+        raise ValueError(f"{at}: another number of fields than the header has; is a prompt with commas unquoted?")
+    used = {*where.values(), *kind.numbers}
+    facts = {name: value for name, value in raw.items() if name not in used}
+    return PromptRow(
+        raw[where["text"]],
+        int(_number(raw[where["seed"]], at)) if "seed" in where else None,
+        _number(raw[where["guidance"]], at) if "guidance" in where else None,
+        raw[where["category"]] if "category" in where else None,
+        facts | {name: _number(raw[name], at) for name in kind.numbers},
+    )
+
+
+def _number(text: str, at: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{at}: not a number: {text[:20]!r}; are the columns shifted?") from None
+
+
+def _check_guidances(file: PromptFile, kind: Kind) -> None:
+    found = file.guidances()
+    for guidance, count in kind.guidances.items():
+        if found.get(guidance, 0) != count:
+            raise ValueError(
+                f"{file.kind!r} has guidance {guidance:g} in {count} rows; got {found.get(guidance, 0)}; "
+                "this is another file: pass expected=None to use it all the same"
+            )
