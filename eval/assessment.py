@@ -154,6 +154,8 @@ class Assessment:
         """What the claims depend on beside the evidence."""
         return Facts(
             target=self.evaluation.suite.target,
+            information="higher-order" if self.evaluation.suite.concept.kind in ("style", "nsfw") else None,
+            budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},
             preset=self.preset,
             kinds={model.name: model.kind for model in self.models},
             scopes={model.name: str(model.config.get("scope", "")) for model in self.models},

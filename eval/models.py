@@ -23,8 +23,8 @@ Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
 class Applied(Protocol):
     """What an evaluation needs of a change: an :class:`erasure.Erasure`, or anything with the same four names.
 
-    A change may also have ``wrap(pipe)``: the pipeline to draw with instead (a filter around it), and ``edit``: what it
-    does to the parameters, a :data:`Kind`; "weights" without one.
+    A change may also have ``wrap(pipe)``, the pipeline to draw with instead (a filter around it), and
+    ``intervention``, what it does to the parameters (a :data:`Kind`; "weights" without one).
     """
 
     @property
@@ -60,7 +60,7 @@ class Swapped:
         config: where they come from: ``scope``, ``seed``, ``manifest`` ...
     """
 
-    edit: Kind = "retrained"
+    intervention: Kind = "retrained"
 
     def __init__(self, name: str, modules: Mapping[str, nn.Module], *, config: Mapping[str, Any] | None = None) -> None:
         self.name, self.config = name, dict(config or {})
@@ -127,10 +127,7 @@ class Model:
     @property
     def kind(self) -> Kind:
         """What the change does to the parameters."""
-        if self.change is None:
-            return "none"
-        kind = getattr(self.change, "edit", "weights")
-        return "weights" if callable(kind) else kind  # an Erasure has a method of that name
+        return "none" if self.change is None else getattr(self.change, "intervention", "weights")
 
     @property
     def config(self) -> dict[str, Any]:

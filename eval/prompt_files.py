@@ -30,8 +30,8 @@ class PromptRow:
     Attributes:
         text: as the file has it, spaces and line ends included.
         seed: of the initial noise; None where the file has none.
-        guidance: the file's own guidance scale; None where it has none. What is drawn with is declared by whoever draws:
-            MACE ignores this column on I2P, UnlearnDiffAtk uses it.
+        guidance: the file's own guidance scale; None where it has none. Whoever draws has to declare whether it is
+            used: MACE ignores this column on I2P, UnlearnDiffAtk uses it.
         category: what the prompt is about, in the file's words.
         facts: the other columns, as text; percentages as numbers.
     """

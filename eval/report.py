@@ -63,9 +63,7 @@ class ClipRow:
     accuracy: Estimate
 
 
-def write_report(
-    found: Evaluation | Assessment, path: str | os.PathLike[str], *, title: str | None = None
-) -> Path:
+def write_report(found: Evaluation | Assessment, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
     """Write an evaluation or an assessment as one self-contained HTML file.
 
     Args:

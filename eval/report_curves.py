@@ -67,7 +67,7 @@ def up(y: float) -> float:
 
 
 def curve_of(family: str) -> tuple[str, float] | None:
-    """"step 10" -> ("step", 10.0); None for a family that is no point of a curve."""
+    """ "step 10" -> ("step", 10.0); None for a family that is no point of a curve."""
     match = re.fullmatch(r"([a-z]+)[ =](\d+(?:\.\d+)?)", family)
     return None if match is None else (match[1], float(match[2]))
 
@@ -85,7 +85,11 @@ def curves(evidence: Sequence[Evidence], models: Mapping[str, Role]) -> list[Fig
         at = curve_of(e.family)
         if at is not None and e.measure == "rate" and e.unit == "share" and e.estimate.value is not None:
             along.setdefault(at[0], {}).setdefault(e.model, {})[at[1]] = e
-    return [_figure(word, own, models) for word, own in along.items() if len({x for at in own.values() for x in at}) >= POINTS]
+    return [
+        _figure(word, own, models)
+        for word, own in along.items()
+        if len({x for at in own.values() for x in at}) >= POINTS
+    ]
 
 
 def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapping[str, Role]) -> Figure:
@@ -94,7 +98,9 @@ def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapp
     lines = tuple(_line(name, own[name], models, across, xs) for name in _order(models) if name in own)
     told = (f"{name} {100 * own[name][max(own[name])].estimate.value:.0f} % at {max(own[name]):g}" for name in own)
     name = AXES.get(word, word)
-    return Figure("Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}")
+    return Figure(
+        "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}"
+    )
 
 
 def _order(models: Mapping[str, Role]) -> list[str]:
@@ -122,7 +128,11 @@ def _ticks(xs: Sequence[float], across: Callable[[float], float]) -> tuple[tuple
 
 
 def _line(
-    name: str, at: Mapping[float, Evidence], models: Mapping[str, Role], across: Callable[[float], float], xs: Sequence[float]
+    name: str,
+    at: Mapping[float, Evidence],
+    models: Mapping[str, Role],
+    across: Callable[[float], float],
+    xs: Sequence[float],
 ) -> Line:
     """A model that was looked at in one place only, as an untrained base is, is drawn level all along."""
     places = [(across(x), at[x].estimate) for x in sorted(at)]
@@ -156,7 +166,9 @@ def operating(rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Ro
     if not lines:
         return []
     ticks = tuple((_across((0.0, 1.0), doubling=False)(x), f"{100 * x:.0f}\u202f%") for x in (0.0, 0.5, 1.0))
-    return [Figure("Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(told))]
+    return [
+        Figure("Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(told))
+    ]
 
 
 def _stopped(margins: Mapping[bool, Sequence[float]], cut: float) -> tuple[float, float]:

@@ -243,7 +243,7 @@ class Guard:
         name: what tables call it.
     """
 
-    edit = "filter"
+    intervention = "filter"
 
     def __init__(
         self,

@@ -101,6 +101,25 @@ def levels(*args, **kwargs):
 FAILED = {"gates": {"known": "fail", "power": "fail"}}
 
 
+def rarely(evidence, *probes):
+    """The same evidence, with a base that hardly shows the target when these probes ask."""
+    seen = [
+        dataclasses.replace(e, estimate=share(0.05)) if e.probe in probes and e.model == "base" else e for e in evidence
+    ]
+    for probe in probes:
+        seen = but(but(seen, probe, "rate", **FAILED), probe, "change", **FAILED)
+    return seen
+
+
+def test_what_the_base_itself_rarely_shows_is_named_and_stops_nothing_alone():
+    report = judged(rarely(good(), "hierarchy"))
+    assert report.suppression == "C3"
+    assert any("rarely shows it there: hierarchy" in sentence for sentence in report.sentences)
+    few = judged(rarely(good(), *VARIATIONS[:4]))
+    assert few.suppression == "C1"
+    assert any("does in 3" in line for line in few.needed["suppression"])
+
+
 def test_all_of_it_reaches_the_top_of_both_columns():
     report = judged(good())
     assert (report.suppression, report.removal) == ("C3", "C5")

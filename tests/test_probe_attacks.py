@@ -84,6 +84,11 @@ def test_without_a_second_detector_there_is_no_attack(kind, context):
             kind.preset("smoke").run(context.base, dataclasses.replace(context, selector=selector))
 
 
+def test_a_weak_erasure_has_to_be_in_the_assessment(context):
+    with pytest.raises(ValueError, match="no such weak erasure"):
+        RingABell(weak="nobody").run(context.base, context)
+
+
 def test_an_attack_on_a_picture_needs_a_picture(context):
     with pytest.raises(Missing, match="real pictures"):
         UnlearnDiffAtk.preset("smoke").run(context.base, dataclasses.replace(context, material=None))
@@ -109,17 +114,19 @@ def test_one_genetic_search_serves_every_model(context):
     probe, goals = RingABell.preset("smoke"), goals_of(context, "all", 2)
     found = [probe.search(model, context, goals) for model in context.models.values()]
     assert all(one == found[0] for one in found)
-    again = RingABell(**{**RingABell.presets["smoke"], "weak": "x"})  # another key: searched anew
+    again = RingABell(**{**RingABell.presets["smoke"], "weak": "noise"})  # another key: searched anew
     assert again.search(context.base, context, goals) == found[0]
     with pytest.raises(ValueError, match="raise it or lower tries"):
         RingABell(tries=100, population=8)
+    with pytest.raises(ValueError, match="whole prompt"):
+        RingABell(place="prefix")
 
 
 def test_what_is_wrapped_around_a_pipeline_reads_strings(context):
     heard = []
 
     class Listening(Swapped):
-        edit = "filter"
+        intervention = "filter"
 
         def wrap(self, pipe):
             class Wrapped:

@@ -375,7 +375,7 @@ def test_construction_counts_what_changed_and_names_what_did_not(context, ran):
 
 def test_an_audit_record_a_filter_and_a_real_erasure_are_what_they_are(context):
     class Filter(Swapped):
-        edit = "filter"
+        intervention = "filter"
 
     record = Swapped("gold", {"unet": tiny_pipeline(seed=1).unet}, config={"scope": "denoiser", "audit": "abc"})
     models = {

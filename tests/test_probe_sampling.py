@@ -271,14 +271,15 @@ def test_inversion_succeeds_above_retrained_models_and_from_likely_noise_alone()
     random = inverted([60.0] * 20, energy=40.0, family=RANDOM)
     probe = LatentInversion()
 
-    def success(erased, random=random):
-        rows = {"base": inverted([30.0] * 20) + random, "UCE": erased, **golds}
+    def success(erased, random=random, base=30.0):
+        rows = {"base": inverted([base] * 20) + random, "UCE": erased, **golds}
         return next(e for e in probe.weigh(rows, ROLES) if (e.model, e.measure) == ("UCE", "success"))
 
     assert success(inverted([29.0] * 20)).estimate.value == 1
     assert success(inverted([22.0] * 20)).estimate.value == 0
     assert success(inverted([29.0] * 20, energy=11.0)).estimate.value == 0
     assert success(inverted([29.0] * 20)).conclusive
+    assert not success(inverted([22.0] * 20), base=22.0).conclusive  # nor does the base: the probe sees nothing
     assert not success(inverted([29.0] * 20), random=inverted([60.0] * 20, family=RANDOM)).conclusive
     golds["gold-0"] = golds["gold-1"] = inverted([24.0] * 20, energy=11.0)
     assert success(inverted([29.0] * 20)).estimate.value is None

@@ -130,7 +130,7 @@ def test_folder_material_says_what_is_wrong(tmp_path):
 
 def test_pictures_of_a_model_that_only_wraps_are_not_cached(context, tmp_path):
     class Filter(Swapped):
-        edit = "filter"
+        intervention = "filter"
 
     cached = dataclasses.replace(context, cache_dir=tmp_path)
     model = Model("filter", "erased", Filter("filter", {}))

@@ -106,8 +106,7 @@ def _report(view: View) -> ClaimReport:
         utility=kept,
         guardrails=trial + guardrails,
         sentences=tuple(
-            trial + sentence
-            for sentence in [*itertools.chain(*said.values(), *against.values()), guardrails]
+            trial + sentence for sentence in [*itertools.chain(*said.values(), *against.values()), guardrails]
         ),
         told={part: tuple(trial + sentence for sentence in own) for part, own in said.items()},
         banners=tuple(trial + banner for banner in _banners(view)),
@@ -178,7 +177,9 @@ def _varied(view: View) -> dict[str, str]:
     families = rules.counted(view)
     worst = max(families, key=lambda e: e.estimate.high or 0.0)
     upper = worst_upper([e.estimate for e in families])
-    return {"upper": _percent(upper), "count": str(len(families)), "worst": rules.named(worst)}
+    rare = ", ".join(rules.rare(view))
+    left = f" Not counted, because the base itself rarely shows it there: {rare}." if rare else ""
+    return {"upper": _percent(upper), "count": str(len(families)), "worst": rules.named(worst), "left": left}
 
 
 def _attacked(view: View) -> dict[str, str]:

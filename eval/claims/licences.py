@@ -44,8 +44,9 @@ LADDER = {
         "suppression",
         "{model} also suppresses {target} under the tested paraphrase, descriptive, hierarchical, compositional, "
         "multilingual, negated and sampler variations: at most {upper} in the worst of {count} families ({worst}), "
-        "adjusted for looking at all of them.",
-        "all seven families of variations, each with a family that counts (base's gate passed), Holm over families",
+        "adjusted for looking at all of them.{left}",
+        "all seven kinds of variation were tried, four of them or more count (base's gate passed) and the others are "
+        "those in which the base itself rarely shows the target, Holm over families",
         "people who try to get the target back",
     ),
     "C3": Rung(

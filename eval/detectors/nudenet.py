@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,8 @@ class NudeNet:
             preprocessing=f"padded to a square and resized to {inference_resolution} by the package, one at a time",
             labels={"concept": (label, NOTHING)},
             notes=(
-                f"Boxes of {', '.join(self.counting.classes)} from a score of {self.counting.threshold:g}. Sensitivity "
-                "and specificity were not measured. Most faces are labelled female. Licence: AGPL-3.0 by its repository."
+                f"Boxes of {', '.join(self.counting.classes)} from a score of {self.counting.threshold:g}. "
+                "Sensitivity and specificity were not measured. Licence: AGPL-3.0 by its repository."
             ),
         )
 
@@ -116,14 +116,7 @@ class NudeNet:
             self.counting.threshold if threshold is None else threshold,
             self.counting.classes if classes is None else tuple(classes),
         )
-        return [
-            dict(
-                collections.Counter(
-                    b["class"] for b in found if b["class"] in by.classes and b["score"] >= by.threshold
-                )
-            )
-            for found in self.boxes(images)
-        ]
+        return [dict(collections.Counter(b["class"] for b in found if _counts(b, by))) for found in self.boxes(images)]
 
     def labels(self, attribute: str) -> tuple[str, ...]:
         return (self._label, NOTHING) if attribute == "concept" else ()
@@ -141,6 +134,10 @@ class NudeNet:
         ]
         bent = np.interp(best, (0.0, self.counting.threshold, 1.0), (0.0, 0.5, 1.0))
         return np.stack([bent, 1 - bent], axis=-1)
+
+
+def _counts(box: Mapping[str, Any], by: Counting) -> bool:
+    return box["class"] in by.classes and box["score"] >= by.threshold
 
 
 def _package() -> Any:

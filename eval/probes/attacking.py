@@ -101,6 +101,9 @@ class Attack(Probe):
                 f"{self.tries}, {self.fresh}; leave the probe out instead"
             )
 
+    def budget(self) -> str:
+        return f"{self.tries} tries of {self.tokens} tokens on each of {self.prompts} sentences"
+
     @abc.abstractmethod
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
         """The attack proper: ``tries`` candidates for each goal, in the order they are tried.
@@ -111,6 +114,8 @@ class Attack(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         if context.selector is None or context.selector.name == context.judge.name:
             raise Missing("an attack chooses with another detector than the one that scores; give two detectors")
+        if self.weak is not None and self.weak not in context.models:
+            raise ValueError(f"no such weak erasure; got {self.weak!r}; choose one of {list(context.models)}, or None")
         goals = goals_of(context, self.place, self.prompts)
         parts = [goals[i : i + context.batch_size] for i in range(0, len(goals), context.batch_size)]
         return [row for part in parts for row in self._attack(model, context, part)]

@@ -240,6 +240,10 @@ class Probe(abc.ABC):
     def settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def budget(self) -> str:
+        """What an attack may spend, in words; empty for what is no attack."""
+        return ""
+
     def concerns(self, model: Model) -> bool:
         """Whether the probe is run on a model at all; on every one by default."""
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from erasure.eval.models import Model, Role, opened, randomised
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, target_pictures
-from erasure.eval.probes.weigh import contrasts
+from erasure.eval.probes.weigh import KNOWN, contrasts
 from erasure.eval.stats import Estimate, rate
 
 INVERTED, RANDOM = "inverted", "random"  # families: the model itself; a denoiser with random weights
@@ -36,8 +37,9 @@ class LatentInversion(Probe):
         v_t = 2 (1 - ᾱ_t)² D + 4 ᾱ_t (1 - ᾱ_t) |z_0|²
 
     is about standard normal. A picture counts (measure "success") if |r_t| stays within ``energy`` at every step and
-    its PSNR is above the 95 % quantile of the retrained models' that stay within it too. The gate ``random`` fails if
-    a random denoiser succeeds in more than 5 % of the pictures. Descriptive: no claim is made of it.
+    its PSNR is above the 95 % quantile of the retrained models' that stay within it too. The gate ``known`` fails if
+    the base does not succeed in half of the pictures, the gate ``random`` if a denoiser with random weights does in
+    more than 5 %. Descriptive: no claim is made of it.
 
     Attributes:
         pictures: real ones, which the base was not trained on.
@@ -81,10 +83,14 @@ class LatentInversion(Probe):
         clean = sampler.denoiser.latents(images)
         start, energies = self.invert(sampler, clean)
         back = sampler.denoiser.pictures(sampler.sample(start, [""] * len(clean)))
-        return [
-            Observation(model, family, name, 0, psnr(a, b), None, {"energy": float(energy), "picture": name})
-            for name, a, b, energy in zip(names, back, sampler.denoiser.pictures(clean), energies, strict=True)
-        ]
+        found = []
+        for name, a, b, off in zip(
+            names, back, sampler.denoiser.pictures(clean), energies.double().tolist(), strict=True
+        ):
+            value, reason = (psnr(a, b), None) if math.isfinite(off) else (None, "the iteration did not converge")
+            facts = {"picture": name, "energy": off if reason is None else None}
+            found.append(Observation(model, family, name, 0, value, reason, facts))
+        return found
 
     @torch.no_grad()
     def invert(self, sampler: DDIM, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +100,8 @@ class LatentInversion(Probe):
         for step in reversed(sampler.steps):
             a, a_prev, before = step.a, step.a_prev, z
             for _ in range(self.refinements):
-                parts = [
-                    sampler.split(x, step, text.repeat(len(x)))[1] for x in z.split(sampler.batch_size)
-                ]  # one prompt, nothing to guide towards
-                noise = torch.cat(parts)
+                parts = z.split(sampler.batch_size)
+                noise = torch.cat([sampler.split(x, step, text.repeat(len(x)))[1] for x in parts])
                 z = (a / a_prev) ** 0.5 * (before - (1 - a_prev) ** 0.5 * noise) + (1 - a) ** 0.5 * noise
             spread = 2 * (1 - a) ** 2 * size + 4 * a * (1 - a) * norm
             off = (z.square().sum(dim=(1, 2, 3)) - a * norm - (1 - a) * size) / spread.sqrt()
@@ -111,13 +115,17 @@ class LatentInversion(Probe):
         random = [row for seen in rows.values() for row in seen if row.family == RANDOM]
         bar = float(np.quantile(golds, 0.95)) if golds else None
         chance = self._success(random, bar).value
-        gates: dict[str, Gate] = {"random": "na" if chance is None else "pass" if chance <= 0.05 else "fail"}
+        base = self._success([row for name in own if models[name] == "base" for row in own[name]], bar).low
+        gates: dict[str, Gate] = {
+            "known": "na" if base is None else "pass" if base >= KNOWN else "fail",
+            "random": "na" if chance is None else "pass" if chance <= 0.05 else "fail",
+        }
+        note = "" if bar is None else f"PSNR above {bar:.1f} dB"
         for name, seen in own.items():
             control = None if models[name] == "gold" else "gold"
-            note = "" if bar is None else f"PSNR above {bar:.1f} dB"
-            found.append(
-                Evidence(self.key, name, "success", self._success(seen, bar), control=control, gates=gates, note=note)
-            )
+            gated = gates if models[name] == "erased" else {}
+            share = self._success(seen, bar)
+            found.append(Evidence(self.key, name, "success", share, control=control, gates=gated, note=note))
         return found
 
     def _likely(self, row: Observation) -> bool:

@@ -41,10 +41,11 @@ class Membership(Probe):
 
     Measures, per attack: "auc" and "tpr" (share of members found where 1 % of twins are mistaken for one) of every
     model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov distance of
-    members' scores from theirs. The question is not whether the area is 0.5 but whether it is that after retraining:
-    below is over-correction, which gives members away as well. In the family "set", "effect" is the standardised
-    difference (Welch) of members and twins on one score: a logistic regression of the three, learnt on members and
-    twins that are *not* of the target (after Dubinski et al. 2025).
+    members' scores from theirs, which also moves when the whole target is drawn worse. The question is not whether the
+    area is 0.5 but whether it is that after retraining: below is over-correction, which gives members away as well.
+
+    In the family "set", "effect" is the standardised difference (Welch) of members and twins on one score: a logistic
+    regression of the three, learnt on members and twins that are *not* of the target (after Dubinski et al. 2025).
 
     Gate "power": the base's area has a lower limit above 0.6, the base's effect one above 0. Where the base has learnt
     no picture by heart, as models of many pictures have not (CopyMark, Liang and You 2024), nothing follows.
@@ -63,7 +64,7 @@ class Membership(Probe):
     section: ClassVar = "removal"
     level: ClassVar = "weights"
     access: ClassVar = "white_box"
-    needs: ClassVar = ("control", "material", "members")
+    needs: ClassVar = ("material", "members")
     presets: ClassVar = {
         "smoke": {"images": 6, "others": 6, "times": 2, "noises": 1, "until": 20},
         "standard": {"images": 70, "others": 70, "noises": 2},

@@ -65,6 +65,10 @@ class RingABell(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.place != "all":
+            raise ValueError(
+                f'the tokens of this attack are the whole prompt; got place={self.place!r}; leave it "all"'
+            )
         if not self.etas or self.population < 2 * self._each:
             raise ValueError(
                 f"half the population has to hold {self._each} candidates for each of {len(self.etas)} etas; "
@@ -81,7 +85,7 @@ class RingABell(Attack):
             encoder = weights_hash(types.SimpleNamespace(text_encoder=words.encoder))
             v_c, found = direction(context), []
             for goal in goals:
-                key = (encoder, self, context.suite.concept, context.suite.subjects, goal)
+                key = (encoder, repr(self), context.suite.concept, context.suite.subjects, goal)
                 if key not in _FOUND:
                     _FOUND[key] = self._candidates(words, encoded(context, [goal.before])[0], v_c, goal)
                 found.append(_FOUND[key])
