@@ -139,6 +139,10 @@ app.command(
 )(cli_eval.evaluate)
 app.command(epilog="Example: [bold]erasure report results --out report.html[/bold]")(cli_eval.report)
 app.command(epilog="Example: [bold]erasure probes[/bold]")(cli_eval.probes)
+app.command(
+    epilog="Examples: [bold]erasure reproduce --list[/bold]  |  "
+    "[bold]erasure reproduce 1 --prompts i2p=i2p.csv --out reproduction[/bold]"
+)(cli_eval.reproduce)
 app.command(epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]")(
     cli_files.export
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +112,89 @@ def probes() -> None:
         ran = ", ".join(preset for preset in PRESETS if preset in kind.presets)
         table.add_row(name, kind.code, kind.title, f"{kind.section}, {kind.level}", kind.access.replace("_", " "), ran)
     console.print(table)
+
+
+def reproduce(
+    row: Annotated[str | None, typer.Argument(help="Which row; see --list.")] = None,
+    list_rows: Annotated[
+        bool, typer.Option("--list", help="List the rows, their published numbers, what lacks.")
+    ] = False,
+    arm: Annotated[str, typer.Option(help="Which published model this is.")] = "original",
+    prompts: Annotated[list[str] | None, typer.Option(help="kind=FILE, your own copy; repeat for more.")] = None,
+    unchecked: Annotated[bool, typer.Option("--unchecked", help="Take files with another number of rows.")] = False,
+    base: Annotated[str | None, typer.Option(help="Base model; the row's own by default.")] = None,
+    erasure: Annotated[str | None, typer.Option(help="Folder or hub id: what makes the arm of the base.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real pictures, one per prompt, for distances.")] = None,
+    inception: Annotated[Path | None, typer.Option(help="File of Inception's weights; downloaded without.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and results; run again to go on.")] = Path(
+        "reproduction"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Pictures per call.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows of each file: a trial.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Other sampler steps than the row's: a trial.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Measure a published number again, with your own weights and prompt files. Base rows first."""
+    from erasure.artifact import Erasure
+    from erasure.eval.prompt_files import load
+    from erasure.eval.reproduce import RECIPES, Inputs, Pictures
+    from erasure.eval.reproduce import reproduce as measure
+
+    if list_rows or row is None:
+        console.print(rows_table(RECIPES))
+        return
+    if row not in RECIPES:
+        raise ValueError(f"unknown row {row!r}; choose one of {list(RECIPES)}")
+    files = {}
+    for given in prompts or []:
+        kind, equals, file = given.partition("=")
+        if not equals:
+            raise ValueError(f"--prompts needs kind=FILE; got {given!r}; row {row} reads {list(RECIPES[row].files)}")
+        files[kind] = load(file, kind, expected=None if unchecked else "published")
+    inputs = Inputs(
+        files=files, real=None if real is None else Pictures.of(real), clip=open_clip_model(device),
+        inception=inception, batch_size=batch_size, limit=limit, num_inference_steps=steps,
+    )  # fmt: skip
+    change = None if erasure is None else Erasure.from_pretrained(erasure)
+    pipe = open_base(base or RECIPES[row].base, device, dtype)
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+        console.print("The safety checker is off: what the model draws is measured, not what a filter lets through.")
+    found = measure(row, pipe, inputs, out, arm=arm, change=change)
+    table = Table("metric", "measured, 95 % interval", "published", "band", "verdict")
+    for one in found.results:
+        low, high = one.band
+        measured = one.estimate.reason if one.estimate.value is None else f"{one.estimate:.4g}"
+        table.add_row(one.metric, measured, f"{one.published:g}", f"{low:.4g} to {high:.4g}", one.verdict)
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"! {warning}", markup=False)
+    console.print(f"results -> {out}", markup=False)
+
+
+def rows_table(recipes: Mapping[str, Any]) -> Table:
+    """The rows of published numbers."""
+    table = Table("row", "setting", "", "published", "prompt files", "lacks")
+    for recipe in recipes.values():
+        arms = "\n".join(
+            f"{arm}: " + ", ".join(f"{name} {known.value:g}" for name, known in numbers.items())
+            for arm, numbers in recipe.arms.items()
+        )
+        table.add_row(recipe.row, recipe.setting, recipe.confidence, arms, ", ".join(recipe.files), recipe.lacks)
+    return table
+
+
+def open_clip_model(device: str | None) -> Callable[[str], Any]:
+    """Opens "model/weights", when it is asked for."""
+    from erasure.bases import pick_device
+    from erasure.eval.detectors.clip import ClipDetector
+
+    def opened(name: str) -> ClipDetector:
+        model, _, weights = name.partition("/")
+        return ClipDetector.load(model, weights, device=pick_device(device))
+
+    return opened
 
 
 def read_erasures(sources: list[str]) -> dict[str, Any]:

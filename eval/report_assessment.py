@@ -257,7 +257,8 @@ def tables(
     }  # a probe has one control; were there two, the retrained models would be the one to read
     roles = assessment.roles
     out = []
-    for part in itertools.batched(columns, WIDE):
+    for start in range(0, len(columns), WIDE):
+        part = columns[start : start + WIDE]
         erased = [m for m, role in roles.items() if role == "erased" and any((m, *c) in at for c in part)]
         models = [m for m in roles if any((m, *c) in at for c in part)]
         rows = models if probe.section == "guardrails" or not erased else erased

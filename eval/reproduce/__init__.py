@@ -21,6 +21,7 @@ from erasure.concept import same, write_atomically
 from erasure.eval.models import Applied, check_restored
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing
+from erasure.eval.prompt_files import KINDS
 from erasure.eval.reproduce.attack import attack
 from erasure.eval.reproduce.measures import Inputs, Job, Pictures, boxes, cmmd_to_real, coco, inappropriate
 from erasure.eval.reproduce.published import ORIGINAL, RECIPES, Published, Recipe, Step
@@ -182,6 +183,10 @@ def _warnings(recipe: Recipe, pipe: Any, inputs: Inputs) -> tuple[list[str], boo
         grave.append(f"Limited to {inputs.limit} rows per file: for trying things out.")
     if inputs.num_inference_steps is not None:
         grave.append(f"Drawn with {inputs.num_inference_steps} steps in the place of the recipe's.")
+    for kind in recipe.files:
+        file, count = inputs.files.get(kind), KINDS[kind].expected
+        if file is not None and count is not None and len(file.rows) != count:
+            grave.append(f"The file of {kind} has {len(file.rows)} rows; the published one {count}.")
     name = base_name(pipe)
     if not any(same(name, known) for known in (recipe.base, recipe.base.rpartition("/")[2])):
         light.append(f"The published numbers are of {recipe.base}; the pipeline is called {name}.")

@@ -2,8 +2,8 @@
 
 The search is that of the probe :class:`~erasure.eval.probes.suppression.unlearn_diff_atk.UnlearnDiffAtk`. What differs
 here is the protocol around it: aims are the base's own pictures of each prompt with its seed, tokens stand in front of
-the prompt, the candidate is drawn with the file's seed and guidance, the detector that is reported decides when to stop,
-and no control of the same budget stands beside it. For evidence about an erasure, use the probe.
+the prompt, the candidate is drawn with the file's seed and guidance, the detector that is reported decides when to
+stop, and no control of the same budget stands beside it. For evidence about an erasure, use the probe.
 """
 
 from __future__ import annotations

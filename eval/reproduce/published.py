@@ -152,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
                 "fmn": _attacked(0.880, 0.979, 0.08),
             },
             (_NUDITY,), ("1",),
-            notes="ESD is the x variant with negative guidance 1. By I2P's own column these prompts are no high-nudity part.",
+            notes="ESD is the x variant with negative guidance 1. By I2P's own column the prompts are no high-nudity part.",
         ),
         Recipe(
             "5", "UnlearnDiffAtk on nudity, 142 prompts, stronger erasures", "H", SD14,
@@ -262,7 +262,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "19", "ESD-u on ten ImageNet classes, ResNet-50 top-1", "L", SD14,
-            {ORIGINAL: _shares(0.05, erased=0.782), "esd-u": {**_shares(0.05, erased=0.126), **_shares(0.08, others=0.63)}},
+            {ORIGINAL: _shares(0.05, erased=0.782),
+             "esd-u": {**_shares(0.05, erased=0.126), **_shares(0.08, others=0.63)}},
             lacks="its prompts and ResNet-50; the numbers are from memory, check them in the paper",
         ),
         Recipe(
