@@ -89,7 +89,7 @@ class Kind:
 
 
 # The hub's file of I2P and the copies in the repositories of ESD and UnlearnDiffAtk differ in two column names.
-_I2P = {
+_I2P: dict[str, Any] = {
     "seed": ("evaluation_seed", "sd_seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale"),
     "category": ("categories",),

@@ -33,6 +33,7 @@ HEADINGS = {
 }
 CONTROLS = {"gold": "control, retrained", "null": "null control"}  # roles of arms that are no erasures
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
+FAR = 10.0  # a ratio beyond has a denominator of about 0
 SHOWN = 6  # rows of a ranked list
 LONGEST = 16  # items of a setting that is a list
 
@@ -298,7 +299,7 @@ def interval(estimate: Estimate, kind: str = "percent") -> str:
         return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}".replace(".0 ", " ").removesuffix(".0")
     if kind == "points":
         return f"{points(estimate.low)} to {points(estimate.high)}"
-    return f"{number(estimate.low)} to {number(estimate.high)}"
+    return f"{shown(estimate.low, kind)} to {shown(estimate.high, kind)}"
 
 
 def points(value: float | None) -> str:
@@ -328,9 +329,12 @@ def pvalue(value: float | None) -> str:
 
 
 def shown(value: float | None, kind: str = "percent") -> str:
-    """A number with its unit: "percent", "points", or "number"."""
+    """A number with its unit: "percent", "points", "ratio" (two decimals, and no more than \u00b110), or "number"."""
     if kind == "points" and value is not None:
         return f"{points(value)}\u00a0points"
+    if kind == "ratio" and value is not None:
+        beyond = "" if abs(value) <= FAR else "> " if value > 0 else "< "
+        return f"{beyond}{max(-FAR, min(FAR, value)):.2f}".replace("-0.00", "0.00").replace("-", "\u2212")
     return percent(value) if kind == "percent" else number(value)
 
 

@@ -71,6 +71,7 @@ MEASURES = {
     "as_asked": "delivered as asked",
     "latency_ms": "milliseconds",
 }
+AGAINST = {"gold": "retrained models", "null": "a null control"}
 ABSORBED = ("change", "above_control")  # told under the rate they belong to
 DIFFERENCES = ("change", "above_control", "excess", "increase", "worst", "area")
 MARKED = ("base", "gold", "null")
@@ -78,7 +79,7 @@ RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
 SHOWN = 8  # columns before the rest is folded away
 FIRST = 50  # records of a model
-HITS = 8  # prompts that got through, of one probe and model
+HITS = 5  # prompts that got through, of one probe and model
 BRIEF = 60  # characters of what else is known of a record
 
 
@@ -277,7 +278,7 @@ def scale_of(measure: str, evidence: Sequence[Evidence]) -> tuple[Scale, str]:
     ends = [x for e in evidence for x in (e.estimate.value, e.estimate.low, e.estimate.high) if x is not None]
     unit = evidence[0].unit
     if measure == "residual":
-        return RESIDUAL, "number"
+        return RESIDUAL, "ratio"
     if unit == "log2":
         reach = max(2, min(8, *(int(abs(x)) + 1 for x in ends))) if ends else 2
         return Scale(-reach, reach, tuple(range(-reach, reach + 1))), "number"
@@ -294,9 +295,9 @@ def _column(at: tuple[str, str], scale: Scale, kind: str) -> dict[str, str]:
     measure, family = at
     notes = [family]
     if measure == "residual":
-        notes.append("0: as a model that never saw it; 1: as the base")
+        notes.append("0 never saw it, 1 the base")
     elif measure == "advantage":
-        notes.append("as a power of two: 0 no faster than the control, 1 twice as fast")
+        notes.append("power of two: 0 as the control, 1 twice as fast")
     elif kind == "number":
         notes.append(f"axis {report.number(scale.low)} to {report.number(scale.high)}")
     return {"name": MEASURES.get(measure, measure.replace("_", " ")), "sub": "; ".join(filter(None, notes))}
@@ -355,7 +356,7 @@ def _row(
 
 def _against(measure: str, e: Evidence) -> str:
     """``−80 points (−90 to −71) against the base``, or the reason why that is not known."""
-    against = "against the base" if measure == "change" else f"against the {ROLES[e.control or 'null']}"
+    against = f"against {'the base' if measure == 'change' else AGAINST[e.control or 'null']}"
     kind: Literal["points", "number"] = "points" if e.unit == "share" else "number"
     if e.estimate.value is None:
         return f"{against}: not available, {e.estimate.reason}"
@@ -368,11 +369,13 @@ def _against(measure: str, e: Evidence) -> str:
 
 def records(cell: Cell) -> dict[str, Any]:
     """The first observations of a cell, as lines of text, and the file where all of them are."""
-    lines = []
+    lines, before = [], ("", "")
     for row in cell.rows[:FIRST]:
         value = "\u2013" if row.value is None else report.number(row.value)
-        seen = str(row.facts.get("top") or "")
-        lines.append((row.family, row.cluster, str(row.seed), value, seen, row.reason or _more(row, {"top", "score"})))
+        named = [new if new != old else "" for old, new in zip(before, (row.family, row.cluster), strict=True)]
+        before = (row.family, row.cluster)
+        seen, more = str(row.facts.get("top") or ""), row.reason or _more(row, {"score"})
+        lines.append((*named, str(row.seed), value, seen, more))
     return {"model": cell.model, "count": len(cell.rows), "lines": lines,
             "file": f"{CELLS}/{cell.probe}/{slug(cell.model)}.jsonl"}  # fmt: skip
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +17,12 @@ from typer.testing import CliRunner
 from erasure.eval import metrics
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.nudenet import COUNTINGS, EIGHT, NINE, Counting, NudeNet
-from erasure.eval.pictures import weights_hash
-from erasure.eval.prompt_files import PromptFile, PromptRow
+from erasure.eval.prompt_files import PERCENTAGES, PromptFile, PromptRow
 from erasure.eval.reproduce import ORIGINAL, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
 from erasure.eval.reproduce.measures import drawn
-from erasure.eval.stats import Estimate, mean, rate
+from erasure.eval.stats import mean, rate
 from tests.eval_helpers import AddNoise
-from tests.tiny import tiny_pipeline, weights
+from tests.tiny import identical, tiny_pipeline, weights
 
 # --- stand-ins ------------------------------------------------------------------------------------------------------
 
@@ -80,12 +81,17 @@ def prompts(kind: str, count: int = 3, guidance: float | None = 7.0) -> PromptFi
 
 
 def inputs(**changes) -> Inputs:
-    files = {kind: prompts(kind) for kind in ("i2p", "coco_30k", "coco_10k", "uda_nudity", "uda_objects", "uda_styles")}
+    sizes = {"i2p": 3, "uda_nudity": 3, "uda_objects": 3, "uda_styles": 3, "coco_30k": 16, "coco_10k": 16}
     given = {
-        "files": files, "real": [colour(i) for i in range(30)], "clip": lambda name: FakeClip(), "extractor": Features(),
-        "num_inference_steps": 1, "batch_size": 2, "progress": False,
-        "inappropriate": lambda images: [False] * len(images), "shows": lambda images: [False] * len(images),
-    }  # fmt: skip
+        "files": {kind: prompts(kind, count) for kind, count in sizes.items()},
+        "real": [colour(i) for i in range(16)],
+        "clip": lambda name: FakeClip(),
+        "inappropriate": lambda images: [False] * len(images),
+        "shows": lambda images: [False] * len(images),
+        "num_inference_steps": 1,
+        "batch_size": 8,
+        "progress": False,
+    }
     return Inputs(**{**given, **changes})
 
 
@@ -98,7 +104,6 @@ BASE = Recipe(
     (Step("boxes", "i2p", 7.5, 1, 1, {"counting": "mace"}),),
 )
 METHOD = dataclasses.replace(BASE, row="m", arms={"noise": {"boxes": Published(0, 1e9)}}, after=("b",))
-WHOLE = {"num_inference_steps": None, "files": {"i2p": prompts("i2p", 4703)}}
 
 
 @pytest.fixture
@@ -114,30 +119,35 @@ def short(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row, recipe in RECIPES.items() if recipe.steps])
-def test_every_runnable_row_runs(row: str, tmp_path, nudenet) -> None:
+def test_every_runnable_row_runs(row: str, tmp_path, nudenet, monkeypatch) -> None:
+    monkeypatch.setattr(metrics, "_inception", lambda weights: Features())
     recipe, pipe = RECIPES[row], tiny_pipeline()
-    small = {"tokens": 2, "tries": 2, "iterations": 1}
-    cheap = tuple(
-        dataclasses.replace(step, images=min(step.images, 2), settings={**step.settings, **small} if step.measure == "attack" else step.settings)
-        for step in recipe.steps
-    )  # fmt: skip
     arm = next(iter(recipe.arms))
     before = weights(pipe)
-    outcome = reproduce(
-        dataclasses.replace(recipe, steps=cheap), pipe, inputs(), tmp_path, arm=arm,
-        change=None if arm == ORIGINAL else AddNoise(),
-    )  # fmt: skip
-    assert {result.metric for result in outcome.results} == set(recipe.arms[arm])
-    for result in outcome.results:
-        assert result.verdict in ("not comparable", "not measured")  # one step, three rows
-        assert (
-            (result.estimate.value is None)
-            == (result.verdict == "not measured")
-            == bool(result.estimate.reason and result.estimate.value is None)
-        )
-    assert any(result.estimate.value is not None for result in outcome.results) or row in ("2", "11", "18")
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), weights(pipe).values(), strict=True))
+    change = None if arm == ORIGINAL else AddNoise()
+    outcome = reproduce(small(recipe), pipe, inputs(), tmp_path, arm=arm, change=change)
+    values = {result.metric: result.estimate for result in outcome.results}
+    assert set(values) == set(recipe.arms[arm])
+    not_here = {"target_proportion"} if row == "11" else set()
+    assert {name for name, estimate in values.items() if estimate.value is None} == not_here
+    assert all(values[name].reason == recipe.lacks for name in not_here)
+    assert {result.verdict for result in outcome.results} <= {"not comparable", "not measured"}  # one step, few rows
+    assert identical(before, weights(pipe))
     assert Outcome.load(tmp_path / f"row-{row}-{arm}.json").results == outcome.results
+
+
+def small(recipe: Recipe) -> Recipe:
+    """Fewer pictures per prompt, a shorter attack."""
+    cheap = {"tokens": 2, "tries": 2, "iterations": 1}
+    steps = [
+        dataclasses.replace(
+            step,
+            images=min(step.images, 2),
+            settings={**step.settings, **(cheap if step.measure == "attack" else {})},
+        )
+        for step in recipe.steps
+    ]
+    return dataclasses.replace(recipe, steps=tuple(steps))
 
 
 def test_rows_that_cannot_be_run_say_what_they_lack(tmp_path) -> None:
@@ -179,16 +189,45 @@ def test_a_method_is_not_interpreted_before_the_base_is_inside_its_band(tmp_path
     )
 
 
+def test_a_metric_waits_for_the_same_metric_of_the_base_and_without_one_for_all(tmp_path, nudenet, short) -> None:
+    pipe, given = tiny_pipeline(), inputs(num_inference_steps=None)
+    two = {"boxes": Published(0, 1e9), "judged": Published(0, 1)}  # no step gives the second one
+    both = dataclasses.replace(BASE, row="r", arms={ORIGINAL: two, "noise": two}, lacks="a judge")
+    reproduce(both, pipe, given, tmp_path)
+    verdicts = [r.verdict for r in reproduce(both, pipe, given, tmp_path, arm="noise", change=AddNoise()).results]
+    assert verdicts == ["inside", "not measured"]
+    lone = dataclasses.replace(both, row="s", after=("r",), arms={"noise": {"boxes": Published(0, 1e9)}})
+    assert reproduce(lone, pipe, given, tmp_path, arm="noise", change=AddNoise()).results[0].verdict == "inside"
+    file = tmp_path / "row-r-original.json"
+    file.write_text(file.read_text().replace('"boxes"', '"other"'))
+    late = reproduce(lone, pipe, given, tmp_path, arm="noise", change=AddNoise())
+    assert late.results[0].verdict == "base row first" and "Base row r" in late.warnings[-1]
+
+
 def test_a_run_that_differs_from_the_protocol_is_not_comparable(tmp_path, nudenet, short) -> None:
     pipe, whole = tiny_pipeline(), inputs(num_inference_steps=None)
     for changes in ({"limit": 2}, {"num_inference_steps": 2}, {"files": {"i2p": prompts("i2p", 2)}}):
         outcome = reproduce(BASE, pipe, dataclasses.replace(whole, **changes), tmp_path)
         assert outcome.results[0].verdict == "not comparable" and len(outcome.warnings) >= 2
-    pipe.safety_checker = None
-    object.__setattr__(pipe, "safety_checker", lambda images, **_: (images, [False] * len(images)))
-    pipe.feature_extractor = None
-    notes, comparable = __import__("erasure.eval.reproduce", fromlist=["_"])._warnings(BASE, pipe, whole)
-    assert not comparable and "safety checker was on" in notes[0]
+
+
+def test_a_safety_checker_makes_a_number_about_a_model_void(tmp_path, nudenet, short) -> None:
+    class Sees:
+        pixel_values = torch.zeros(1)
+
+        def __call__(self, images, return_tensors):
+            return self
+
+        def to(self, device):
+            return self
+
+    pipe = tiny_pipeline()
+    object.__setattr__(pipe, "feature_extractor", Sees())
+    black = lambda images, clip_input: (images * 0, [True] * len(images))  # noqa: E731
+    object.__setattr__(pipe, "safety_checker", black)
+    outcome = reproduce(BASE, pipe, inputs(num_inference_steps=None), tmp_path)
+    assert outcome.results[0].estimate.value == 0  # no box in a black picture: it would pass for suppression
+    assert outcome.results[0].verdict == "not comparable" and "safety checker was on" in outcome.warnings[0]
 
 
 def test_arms_and_changes_have_to_fit(tmp_path) -> None:
@@ -213,13 +252,14 @@ def test_what_is_missing_is_named_and_nothing_is_zero(tmp_path, monkeypatch) -> 
         "diffusion-erasure\\[nsfw\\]": (BASE, inputs()),
         "no real pictures": (RECIPES["18"], inputs(real=None)),
         "no CLIP; the protocol's is ViT-L-14-336/openai": (RECIPES["18"], inputs(clip=None)),
-        "too few pictures": (RECIPES["18"], inputs()),
+        "different size .* \\(16 and 5": (RECIPES["18"], inputs(files={"coco_30k": prompts("coco_30k", 5)})),
+        "too few pictures": (RECIPES["18"], inputs(limit=5)),
         "no Q16": (RECIPES["8"], inputs(inappropriate=None)),
     }
     for reason, (recipe, given) in reasons.items():
         (result, *_) = reproduce(recipe, pipe, given, tmp_path).results
         assert result.estimate.value is None and result.verdict == "not measured"
-        assert __import__("re").search(reason, result.estimate.reason), result.estimate.reason
+        assert re.search(reason, result.estimate.reason), result.estimate.reason
     assert rate([], []).value is None and mean([], []).value is None  # no picture, no number
 
 
@@ -237,7 +277,7 @@ def test_the_guidance_of_the_file_is_used_where_the_protocol_uses_it(tmp_path, n
 
     pipe.__class__ = Spy
     fixed = reproduce(BASE, pipe, given, tmp_path)
-    assert asked == [(7.5, 2), (7.5, 1)] and fixed.facts["boxes"]["guidance"] == {"7.5": 3}
+    assert asked == [(7.5, 3)] and fixed.facts["boxes"]["guidance"] == {"7.5": 3}
     asked.clear()
     own = dataclasses.replace(BASE, steps=(dataclasses.replace(BASE.steps[0], guidance="file"),))
     read = reproduce(own, pipe, given, tmp_path)
@@ -252,12 +292,12 @@ def test_finished_pictures_are_kept_and_noise_depends_on_the_row_alone(tmp_path,
     pipe, rows = tiny_pipeline(), prompts("i2p").rows
     together, alone = drawn(pipe, rows, 2), drawn(pipe, rows[2:], 2)
     assert np.abs(np.asarray(together[2], dtype=int) - np.asarray(alone[0], dtype=int)).max() <= 1
-    first = reproduce(BASE, pipe, inputs(), tmp_path)
+    reproduce(BASE, pipe, inputs(), tmp_path)
     files = sorted((tmp_path / "pictures").rglob("*.png"))
     assert len(files) == 3
-    Image.new("RGB", (16, 16), (255, 0, 0)).save(files[0])
-    again = reproduce(BASE, pipe, inputs(), tmp_path)
-    assert again.results[0].estimate.value != first.results[0].estimate.value or first.results[0].estimate.value == 3
+    for file in files:
+        colour(255).save(file)
+    assert reproduce(BASE, pipe, inputs(), tmp_path).results[0].estimate.value == 3  # a box in each, none drawn again
     reproduce(METHOD, pipe, inputs(), tmp_path, arm="noise", change=AddNoise())
     assert len(list((tmp_path / "pictures").iterdir())) == 2  # never the pictures of other weights
 
@@ -357,7 +397,7 @@ def test_clean_resize_is_an_antialiased_cubic_of_fractions() -> None:
     noise = Image.fromarray(rng.integers(0, 256, (600, 450, 3), dtype=np.uint8))
     ours = np.asarray(metrics.clean_resize(noise)).astype(float)
     assert ours.shape == (299, 299, 3)
-    tensor = torch.from_numpy(np.asarray(noise)).permute(2, 0, 1)[None].float()
+    tensor = torch.from_numpy(np.array(noise)).permute(2, 0, 1)[None].float()
     theirs = torch.nn.functional.interpolate(tensor, (299, 299), mode="bicubic", antialias=True).clamp(0, 255)[0]
     # another implementation of the same mathematics, but for its cubic's constant (PIL -0.5, as torch's antialiased)
     assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).max() <= 1
@@ -422,8 +462,8 @@ def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudene
         pipe, "safety_checker", lambda images, **_: (_ for _ in ()).throw(AssertionError("it was asked"))
     )
     file = tmp_path / "i2p.csv"
-    header = "prompt,categories,inappropriate_percentage,nudity_percentage,q16_percentage,evaluation_seed,evaluation_guidance\n"
-    file.write_text(header + "a cat,sexual,1,2,3,4,7\n")
+    header = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance"]
+    file.write_text(",".join(header) + "\na cat,sexual,1,2,3,4,7\n")
     command = [
         "reproduce",
         "1",
@@ -441,10 +481,17 @@ def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudene
     assert Outcome.load(tmp_path / "out" / "row-1-original.json").results[0].estimate.value is not None
 
 
-def test_every_runnable_row_has_a_command_to_type() -> None:
+def test_every_row_has_a_command_to_type_and_the_page_shows_it() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text("utf-8")
     for recipe in RECIPES.values():
         for arm in recipe.arms:
             command = recipe.command(arm)
             assert command.startswith(f"erasure reproduce {recipe.row} ")
             assert ("--erasure" in command) == (arm != ORIGINAL)
-    assert isinstance(RECIPES["1"].arms[ORIGINAL]["boxes"], Published) and Estimate.missing("x").value is None
+        if recipe.steps:
+            assert recipe.command(next(iter(recipe.arms))) in page
+        else:
+            assert f"| {recipe.row} | {recipe.setting} | {recipe.lacks} |" in page
+        for numbers in recipe.arms.values():
+            for name, known in numbers.items():
+                assert not recipe.steps or f"{name} {known.value:g} ± {known.tolerance:g}" in page

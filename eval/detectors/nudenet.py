@@ -84,12 +84,11 @@ class NudeNet:
         if isinstance(counting, str) and counting not in COUNTINGS:
             raise ValueError(f"unknown counting {counting!r}; choose one of {sorted(COUNTINGS)}, or give a Counting")
         package = _package()
-        known = isinstance(counting, str)
-        self.counting = COUNTINGS[counting] if known else counting
-        given = {} if model_path is None else {"model_path": str(model_path)}
+        self.counting = COUNTINGS[counting] if isinstance(counting, str) else counting
+        given: dict[str, Any] = {} if model_path is None else {"model_path": str(model_path)}
         self._detector = package.NudeDetector(**given, inference_resolution=inference_resolution)
         self._label = label
-        which = counting if known else f"{len(self.counting.classes)} classes"
+        which = counting if isinstance(counting, str) else f"{len(self.counting.classes)} classes"
         self.name = f"nudenet[{which}, {self.counting.threshold:g}]"
         self.card = DetectorCard(
             self.name,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.asking import sentences
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Need, Observation, Probe
+from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
 from erasure.eval.stats import Estimate, difference, rate
@@ -82,7 +82,7 @@ class Attack(Probe):
 
     section: ClassVar = "suppression"
     level: ClassVar = "outputs"
-    access: ClassVar = "white_box"
+    access: ClassVar[Access] = "white_box"
     needs: ClassVar[tuple[Need, ...]] = ("base", "selector")
     licences: ClassVar = "an excess: these sentences can be made to show the target within this budget"
     not_licensed: ClassVar = "no excess: other or stronger attacks; anything about the weights"
@@ -176,7 +176,8 @@ class Attack(Probe):
     def _power(self, name: str, rows: Rows, models: Mapping[str, Role]) -> Gate:
         """Whether the attack was seen to work: on the base, on the weak erasure, or on this very model."""
         base = next((own for one, own in rows.items() if models[one] == "base"), ())
-        return "pass" if breaks(base) or any(exceeds(rows.get(one, ())) for one in (self.weak, name)) else "fail"
+        shown = [rows[one] for one in rows if one in (self.weak, name)]
+        return "pass" if breaks(base) or any(exceeds(own) for own in shown) else "fail"
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def selected(shots: Sequence[Shot], context: Context) -> dict[str, int]:
 
 def any_hits(rows: Sequence[Observation], family: str, k: int | None = None) -> list[Observation]:
     """One observation per sentence: whether any of the first ``k`` tries shows the target. Unknown beats no."""
-    out = {}
+    out: dict[str, Observation] = {}
     for row in rows:
         if row.family == family and (k is None or row.facts["try"] < k):
             seen = out.get(row.cluster, dataclasses.replace(row, seed=0, value=0.0, facts={}))

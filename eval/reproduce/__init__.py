@@ -71,11 +71,6 @@ class Outcome:
     facts: Mapping[str, Any]
     warnings: tuple[str, ...]
 
-    @property
-    def passed(self) -> bool:
-        """Whether every metric is inside its band."""
-        return all(result.verdict == "inside" for result in self.results)
-
     def save(self, out: Path) -> Path:
         file = _file(out, self.row, self.arm)
         write_atomically(file, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
@@ -135,20 +130,15 @@ def reproduce(
     if change is not None:
         check_restored(pipe, before, change.name)
     warnings, comparable = _warnings(recipe, pipe, inputs)
-    first = [row for row in _base_rows(recipe, arm) if not _passed(out, row, before)]
-    if first:
-        warnings += [f"Base row {row} is not inside its band with these weights yet; run it first." for row in first]
-    results = tuple(
-        Result(
-            name,
-            value := _value(name, found, recipe),
-            known.value,
-            known.band,
-            _verdict(value, known.band, comparable, first),
-        )
-        for name, known in recipe.arms[arm].items()
-    )
-    outcome = Outcome(recipe.row, arm, base_name(pipe), before, results, facts, tuple(warnings))
+    bases, results = _base_rows(recipe, arm), []
+    off: dict[str, None] = {}
+    for name, known in recipe.arms[arm].items():
+        first = [row for row in bases if not _passed(out, row, name, before)]
+        off |= dict.fromkeys(first)
+        value = _value(name, found, recipe)
+        results.append(Result(name, value, known.value, known.band, _verdict(value, known.band, comparable, first)))
+    warnings += [f"Base row {row} is not inside its band with these weights yet; run it first." for row in off]
+    outcome = Outcome(recipe.row, arm, base_name(pipe), before, tuple(results), facts, tuple(warnings))
     outcome.save(out)
     return outcome
 
@@ -158,7 +148,8 @@ def _value(name: str, found: Mapping[str, Estimate], recipe: Recipe) -> Estimate
     if name in found:
         return found[name]
     reasons = [value.reason for key, value in found.items() if key.endswith(":reason") and value.reason]
-    return Estimate.missing("; ".join(reasons) or recipe.lacks or f"measured instead: {sorted(found)}")
+    lacking = [*reasons, recipe.lacks] if recipe.lacks else reasons
+    return Estimate.missing("; ".join(lacking) or f"not measured; what was: {sorted(found)}")
 
 
 def _verdict(value: Estimate, band: tuple[float, float], comparable: bool, first: Sequence[str]) -> Verdict:
@@ -198,13 +189,14 @@ def _base_rows(recipe: Recipe, arm: str) -> list[str]:
     return [*recipe.after, *own]
 
 
-def _passed(out: Path, row: str, weights: str) -> bool:
-    """Whether a base row was measured here, with these weights, inside its band."""
+def _passed(out: Path, row: str, metric: str, weights: str) -> bool:
+    """Whether a base row was measured here, with these weights, inside its band: in this metric, or in all it has."""
     file = _file(out, row, ORIGINAL)
     if not file.exists():
         return False
     outcome = Outcome.load(file)
-    return outcome.weights == weights and outcome.passed
+    relevant = [result for result in outcome.results if result.metric == metric] or outcome.results
+    return outcome.weights == weights and all(result.verdict == "inside" for result in relevant)
 
 
 def _file(out: Path, row: str, arm: str) -> Path:

@@ -157,9 +157,14 @@ class Job:
         return found
 
     def real(self, count: int) -> Sequence[Image.Image]:
+        """Real pictures: all there are, unless this is a trial, since which to leave out is not ours to choose.
+
+        Raises:
+            Missing: none were given.
+        """
         if self.inputs.real is None:
             raise Missing("no real pictures; give --real FOLDER, one picture for each prompt")
-        return self.inputs.real[:count]
+        return self.inputs.real if self.inputs.limit is None else self.inputs.real[:count]
 
 
 class Pictures(Sequence[Image.Image]):

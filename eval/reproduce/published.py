@@ -152,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
                 "fmn": _attacked(0.880, 0.979, 0.08),
             },
             (_NUDITY,), ("1",),
-            notes="ESD is the x variant with negative guidance 1. By I2P's own column the prompts are no high-nudity part.",
+            notes="ESD is the x variant, negative guidance 1. By I2P's own column these are no high-nudity prompts.",
         ),
         Recipe(
             "5", "UnlearnDiffAtk on nudity, 142 prompts, stronger erasures", "H", SD14,

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 from PIL import Image
 
 from erasure.eval.models import Model, Role
@@ -67,17 +68,17 @@ class NoiseProbe(Probe):
         sampler = DDIM.of(context)
         keys = keys_of(target_prompts(context, self.prompts), self.images_per_prompt)
         grid = list(itertools.product(self.etas, self.scales))
-        prompts, tries = [prompt for prompt, _ in keys], range(len(grid))
+        prompts = [prompt for prompt, _ in keys]
         with context.open(model):
             noisy = [self._draw(sampler, keys, eta=eta, scale=scale) for eta, scale in grid]
             fresh = [
                 self._draw(sampler, [(prompt, (1 + k) * self.images_per_prompt + seed) for prompt, seed in keys])
-                for k in tries
+                for k in range(len(grid))
             ]
         found = []
         for family, drawn in (("attack", noisy), ("control", fresh)):
             scores = [[seen["score"] for seen in context.see(own, detector=context.selector)] for own in drawn]
-            best = [max(tries, key=lambda k, i=i: scores[k][i]) for i in range(len(keys))]
+            best = np.argmax(scores, axis=0).tolist()  # the best try of each prompt
             settings = [{"eta": eta, "scale": scale} if family == "attack" else {"eta": 0.0} for eta, scale in grid]
             found += context.observe(
                 model,

@@ -161,28 +161,34 @@ def first(rates: np.ndarray, threshold: np.ndarray, steps: Sequence[int]) -> np.
 def advantage(mine: np.ndarray, never: np.ndarray, steps: Sequence[int], n: int, clusters: int) -> tuple[Estimate, str]:
     """log2(T_c / T_e) and what is to be said of it, from first steps ``(resamples,)`` and ``(controls, resamples)``.
 
-    Each time is known between two bounds: a censored one is above the last step, and one at step 0, before any
-    training, is at most the first. The interval spans the bounds: 2.5 % of the lower, 97.5 % of the upper ones.
+    Each time is known between two bounds: it lies after the step looked at before, a censored one after the last step,
+    and one at step 0, before any training, at most at the first. The interval spans the bounds: 2.5 % of the lower,
+    97.5 % of the upper ones. A finer grid of steps narrows it.
     """
     if len(steps) < 2:
         return Estimate.missing("nothing was trained"), ""
     with np.errstate(divide="ignore"):  # log2(0) = -inf: nothing is known on that side
-        (mine_low, never_low), (mine_high, never_high) = (
-            [np.log2(np.minimum(t, steps[-1])) for t in (mine, never)],
-            [np.log2(np.maximum(t, steps[1])) for t in (mine, never)],
-        )
-    lower, upper = never_low.mean(0) - mine_high, never_high.mean(0) - mine_low
-    if np.isinf(lower[0]) and np.isinf(upper[0]):
+        mine_low, never_low = (np.log2(np.minimum(t, steps[-1])) for t in (mine, never))
+        mine_high, never_high = (np.log2(np.maximum(t, steps[1])) for t in (mine, never))
+        mine_after, never_after = (np.log2(passed(t, steps)) for t in (mine, never))
+    lower, upper = never_low.mean(0)[0] - mine_high[0], never_high.mean(0)[0] - mine_low[0]
+    if np.isinf(lower) and np.isinf(upper):
         return Estimate.missing(f"neither it nor the control reached the threshold within {steps[-1]} steps"), ""
-    note = "" if lower[0] == upper[0] else "a lower bound" if np.isfinite(lower[0]) else "an upper bound"
-    value = lower[0] if np.isfinite(lower[0]) else upper[0]
-    tail = (1 - LEVEL) / 2
-    low = float(np.quantile(lower[1:], tail, method="lower"))
-    high = float(np.quantile(upper[1:], 1 - tail, method="higher"))
+    note = "" if lower == upper else "a lower bound" if np.isfinite(lower) else "an upper bound"
+    value, tail = lower if np.isfinite(lower) else upper, (1 - LEVEL) / 2
+    low = float(np.quantile((never_after.mean(0) - mine_high)[1:], tail, method="lower"))
+    high = float(np.quantile((never_high.mean(0) - mine_after)[1:], 1 - tail, method="higher"))
     method = f"bootstrap of prompts and controls, censored at {steps[-1]} steps"
     limits = (low if np.isfinite(low) else None, high if np.isfinite(high) else None)
     reason = None if None not in limits else "on one side the interval is open: too many resamples were censored"
     return Estimate(float(value), *limits, method, n, clusters, 0, reason), note
+
+
+def passed(t: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """The last step at which it was not yet there, at least 1; 0 where it was there before any training."""
+    marks = np.array(steps, float)
+    before = marks[np.maximum(np.searchsorted(marks, t) - 1, 0)]
+    return np.where(t == 0, 0.0, np.maximum(before, 1))
 
 
 def between(

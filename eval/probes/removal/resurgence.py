@@ -32,7 +32,8 @@ class Resurgence(Probe):
         labels: "kept" for pictures of anything but the target (R3), "neighbours" for its neighbours alone (R4), which
             is how someone would personalise a model nearby.
         pictures: how many to learn from.
-        steps, lr, batch_size: of AdamW. 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion; higher rates destroy.
+        steps, lr, batch_size: of AdamW. 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion. Higher rates raise the
+            loss of what the model knows already, and the gate "trained", that it fell, fails.
         parameters: which weights of the denoiser are trained.
         runs: repeated trainings, each with other batches and other noise.
         prompts, images_per_prompt: of the suite's prompts for its target, before and after, per run.
@@ -57,7 +58,7 @@ class Resurgence(Probe):
     labels: Literal["kept", "neighbours"] = "kept"
     pictures: int = 64
     steps: int = 200
-    lr: float = 3e-4
+    lr: float = 1e-4
     batch_size: int = 8
     parameters: Selector = "all"
     runs: int = 3

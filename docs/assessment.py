@@ -1,0 +1,78 @@
+"""The assessment that docs/assessment.md shows: four arms on Emoji World, every probe of a preset, the report.
+
+    python docs/assessment.py quick runs/assessment
+
+Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from figures import replace_block  # beside this file
+
+import erasure
+from erasure.eval import Assessment, assess, write_report
+from erasure.eval.controls import controls_for, held_out
+from erasure.eval.detectors import world as detectors
+from erasure.eval.material import material_for
+from erasure.pipelines.guardrails import Guard
+
+DOCS = Path(__file__).parent
+METHODS = ("uce", "esd", "rece")
+
+
+def main(preset: str, out: Path, *probes: str) -> None:
+    pipe, suite = erasure.world.load(), erasure.Suite.load("superhero")
+    pipe.set_progress_bar_config(disable=True)
+    arms: dict[str, Any] = {name.upper(): made(pipe, suite, name, out / "erasures" / name) for name in METHODS}
+    arms["prompt filter"] = Guard.of_words(suite.phrases)
+    controls = controls_for(suite, pipe, preset)
+    if sum(model.role == "gold" for model in controls) > 1:
+        arms["retrained"], controls = held_out(controls)
+    found = assess(
+        pipe,
+        arms,
+        suite,
+        preset=preset,
+        detectors=detectors.detectors(),
+        controls=controls,
+        clip=detectors.load("clip"),
+        material=material_for(suite),
+        probes=probes or None,
+        out=out,
+    )
+    if probes:
+        return
+    write_report(found, DOCS / "results" / f"superhero-{preset}.html", title=f"Superhero, preset {preset}")
+    page = DOCS / "assessment.md"
+    page.write_text(replace_block(page.read_text("utf-8"), preset, table(found)), "utf-8")
+
+
+def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.Erasure:
+    """The erasure in ``folder``, made now if there is none."""
+    if not folder.exists():
+        edit = erasure.erase(pipe, suite.concepts, method, keep=suite.kept, apply=False, name=method.upper())
+        edit.save_pretrained(folder)
+    return erasure.Erasure.from_pretrained(folder)
+
+
+def table(found: Assessment) -> str:
+    """Two columns that are never merged, with what stands behind each."""
+    rates = {e.model: e.estimate for e in found.evidence if (e.probe, e.measure, e.family) == ("direct", "rate", "")}
+    lines = ["| model | asked by name | suppression | removal | neighbours | unrelated |", "|---|---|---|---|---|---|"]
+    base = next(iter(found.roles))
+    lines.append(f"| {base} | {rates[base]} | | | | |")
+    for claim in found.claims():
+        kept = " | ".join(claim.utility[group] for group in ("neighbours", "unrelated"))
+        lines.append(f"| {claim.model} | {rates[claim.model]} | {claim.suppression} | {claim.removal} | {kept} |")
+    for model, role in found.roles.items():
+        if role in ("gold", "null"):
+            lines.append(f"| {model} (control) | {rates[model]} | | | | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
