@@ -147,8 +147,7 @@ class UnlearningRecord:
             if wrong := sorted({f.name for f in dataclasses.fields(cls)} ^ set(raw)):
                 raise ValueError(f"fields that are unknown or lacking: {wrong}")
             points = tuple(Checkpoint(**{**p, "sketch": tuple(p["sketch"])}) for p in raw.pop("checkpoints"))
-            listed = {name: tuple(raw.pop(name)) for name in ("deleted", "seeds")}
-            return cls(checkpoints=points, **listed, **raw)
+            return cls(checkpoints=points, deleted=tuple(raw.pop("deleted")), seeds=tuple(raw.pop("seeds")), **raw)
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: not an audit record ({error}); get it again from who made it") from None
 
@@ -217,7 +216,7 @@ def hash_of(weights: Weights) -> str:
     for name, tensor in sorted(weights.items()):
         found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(memoryview(flat.view(torch.uint8).numpy()))
+        found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -72,9 +72,9 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool]) -> lis
             for e in own
             if (e.measure, e.family) == (measure, family)
         }
-        sides = [{m: v for m, v in values.items() if knows[m] is truth} for truth in (True, False)]
+        know, never = ({m: v for m, v in values.items() if knows[m] is truth} for truth in (True, False))
         without = tuple(m for m in knows if m not in values)
-        out.append(Faithfulness(probe, measure, family, separation(*sides), *sides, without))
+        out.append(Faithfulness(probe, measure, family, separation(know, never), know, never, without))
     return out
 
 

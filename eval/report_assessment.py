@@ -51,7 +51,6 @@ SECTIONS = {
     ),
 }
 MEASURES = {
-    "rate": "seen",
     "change": "change against the base",
     "above_control": "above the control",
     "residual": "residual",
@@ -71,13 +70,22 @@ MEASURES = {
     "as_asked": "delivered as asked",
     "latency_ms": "milliseconds",
 }
+RATES = {  # what a rate is of, where it is not of pictures with the target
+    "neighbours": "seen as asked",
+    "unrelated": "seen as asked",
+    "binding": "seen as asked",
+    "leakage": "seen in its place",
+    "degeneracy": "nothing recognised",
+    "memorisation": "closer to a training picture",
+}
 AGAINST = {"gold": "retrained models", "null": "a null control"}
 ABSORBED = ("change", "above_control")  # told under the rate they belong to
 DIFFERENCES = ("change", "above_control", "excess", "increase", "worst", "area")
+TRIES = "k"  # families of attacks that are points of the curve to success
 MARKED = ("base", "gold", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
-SHOWN = 8  # columns before the rest is folded away
+SHOWN = 12  # columns before the rest is folded away
 FIRST = 50  # records of a model
 HITS = 5  # prompts that got through, of one probe and model
 BRIEF = 60  # characters of what else is known of a record
@@ -210,14 +218,12 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
     evidence = [e for e in assessment.evidence if e.probe == probe.key]
     roles, rows = assessment.roles, assessment.rows(probe.key)
     figures = curves(evidence, roles)
-    columns = list(dict.fromkeys((e.measure, e.family) for e in evidence))
-    rated = {family for measure, family in columns if measure == "rate"}
-    columns = [(m, f) for m, f in columns if m not in ABSORBED or f not in rated]
-    columns.sort(key=lambda at: at[0] != "rate")  # stable: rates first, else in the order of the probe
+    columns, drawn = columns_of(evidence, roles, probe), {TRIES, *(figure.word for figure in figures)}
     whole = any(not family for _, family in columns)
     open_, folded = [], []
     for measure, family in columns:
-        hidden = bool(family) and (whole or bool(figures) and curve_of(family) is not None)
+        at = curve_of(family)
+        hidden = bool(family) and (whole or at is not None and at[0] in drawn)
         (folded if hidden or len(open_) >= SHOWN else open_).append((measure, family))
     missing: dict[str, list[str]] = {}
     for model, reason in assessment.missing.get(probe.key, {}).items():
@@ -228,9 +234,22 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
         "tables": tables(open_, evidence, assessment, probe),
         "folded": tables(folded, evidence, assessment, probe),
         "figures": [*figures, *operating(rows, roles)],
-        "missing": [(", ".join(models), reason) for reason, models in missing.items()],
+        "missing": [
+            ("" if len(models) == len(roles) else f" of {', '.join(models)}", reason)
+            for reason, models in missing.items()
+        ],
         "records": [records(cell) for cell in assessment.cells if cell.probe == probe.key and cell.rows],
     }
+
+
+def columns_of(evidence: Sequence[Evidence], roles: Mapping[str, str], probe: Probe) -> list[tuple[str, str]]:
+    """(measure, family) of what is told of erasures, family by family; changes go with the rate they belong to."""
+    about = [e for e in evidence if roles[e.model] == "erased"] if probe.section != "guardrails" else evidence
+    found = list(dict.fromkeys((e.measure, e.family) for e in about or evidence))
+    rated = {family for measure, family in found if measure == "rate"}
+    families = list(dict.fromkeys(family for _, family in found))
+    told = [(measure, family) for measure, family in found if measure not in ABSORBED or family not in rated]
+    return sorted(told, key=lambda at: families.index(at[1]))
 
 
 def gates(evidence: Iterable[Evidence], roles: Mapping[str, str]) -> str:
@@ -266,7 +285,7 @@ def tables(
         scales = {c: scale_of(c[0], [e for e in evidence if e.measure == c[0]]) for c in part}
         marks = {} if rows == models else {c: _marks(c, at, roles) for c in part}
         out.append({
-            "columns": [_column(c, *scales[c]) for c in part],
+            "columns": [_column(c, *scales[c], probe.key) for c in part],
             "references": [_references(marks[c], scales[c][1]) for c in part] if any(marks.values()) else [],
             "rows": [_row(m, roles[m], part, at, scales, marks) for m in rows],
         })  # fmt: skip
@@ -291,7 +310,7 @@ def scale_of(measure: str, evidence: Sequence[Evidence]) -> tuple[Scale, str]:
     return Scale(low, high, (low, 0.0, high)), "number"
 
 
-def _column(at: tuple[str, str], scale: Scale, kind: str) -> dict[str, str]:
+def _column(at: tuple[str, str], scale: Scale, kind: str, probe: str) -> dict[str, str]:
     measure, family = at
     notes = [family]
     if measure == "residual":
@@ -300,7 +319,10 @@ def _column(at: tuple[str, str], scale: Scale, kind: str) -> dict[str, str]:
         notes.append("power of two: 0 as the control, 1 twice as fast")
     elif kind == "number":
         notes.append(f"axis {report.number(scale.low)} to {report.number(scale.high)}")
-    return {"name": MEASURES.get(measure, measure.replace("_", " ")), "sub": "; ".join(filter(None, notes))}
+    name = MEASURES.get(measure, measure.replace("_", " "))
+    if measure == "rate":
+        name = RATES.get(probe, "seen" if kind == "percent" else "mean")
+    return {"name": name, "sub": "; ".join(filter(None, notes))}
 
 
 def _marks(

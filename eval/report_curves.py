@@ -43,8 +43,9 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One chart; ``words`` say it to whoever does not see it."""
+    """One chart, along ``word``; ``words`` say it to whoever does not see it."""
 
+    word: str
     title: str
     x_name: str
     lines: tuple[Line, ...]
@@ -99,7 +100,7 @@ def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapp
     told = (f"{name} {100 * own[name][max(own[name])].estimate.value:.0f} % at {max(own[name]):g}" for name in own)
     name = AXES.get(word, word)
     return Figure(
-        "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}"
+        word, "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}"
     )
 
 
@@ -167,7 +168,9 @@ def operating(rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Ro
         return []
     ticks = tuple((_across((0.0, 1.0), doubling=False)(x), f"{100 * x:.0f}\u202f%") for x in (0.0, 0.5, 1.0))
     return [
-        Figure("Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(told))
+        Figure(
+            "", "Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(told)
+        )
     ]
 
 

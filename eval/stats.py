@@ -315,10 +315,9 @@ def ratio(
     top: Sequence[float | None], bottom: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
 ) -> Estimate:
     """The ratio of two means over the same clusters, drawn together; no value where the lower one is not positive."""
-    pairs = [None if t is None or b is None else (t, b) for t, b in zip(top, bottom, strict=True)]
-    kept = [i for i, pair in enumerate(pairs) if pair is not None]
-    excluded = len(pairs) - len(kept)
-    above, below = (np.array([pairs[i][k] for i in kept], dtype=float) for k in (0, 1))  # type: ignore[index]
+    kept = [i for i, (t, b) in enumerate(zip(top, bottom, strict=True)) if t is not None and b is not None]
+    excluded = len(top) - len(kept)
+    above, below = (np.array([values[i] for i in kept], dtype=float) for values in (top, bottom))
     if not len(kept) or below.sum() <= 0:
         reason = "what it is divided by is not positive" if len(kept) else "no values"
         return Estimate.missing(reason, excluded=excluded)

@@ -219,7 +219,16 @@ def demo_assessment() -> Assessment:
     judge = Oracle("classifier", {}, errors=0.0)
     context = Context(None, models, evaluation.suite, judge, evaluation=evaluation)
     cells = []
-    for key in ("direct", "neighbours", "unrelated", "degeneracy", "replacement", "distances", *DEMO_RATES, *DEMO_MISSING):
+    for key in (
+        "direct",
+        "neighbours",
+        "unrelated",
+        "degeneracy",
+        "replacement",
+        "distances",
+        *DEMO_RATES,
+        *DEMO_MISSING,
+    ):
         probe = probe_class(key).preset("full")
         for name, model in models.items():
             cell = Cell(key, probe.version, probe.settings(), name, {}, missing=DEMO_MISSING.get(key), seconds=1.0)
@@ -235,7 +244,12 @@ def demo_assessment() -> Assessment:
         rationale="Fabricated: the artist withdrew consent to the use of these drawings.",
         decided_by="nobody, this is a demonstration",
     )
-    settings = {**evaluation.settings, "judge": judge.name, "selector": "clip[tiny]", "sampler": "DDIM, 25 steps, guidance 5"}
+    settings = {
+        **evaluation.settings,
+        "judge": judge.name,
+        "selector": "clip[tiny]",
+        "sampler": "DDIM, 25 steps, guidance 5",
+    }
     return Assessment(evaluation, "standard", tuple(cards), tuple(cells), policy, settings)
 
 
@@ -253,7 +267,10 @@ def _demo_rows(key: str, name: str, models: list[str]) -> list[Observation]:
         for prompt in range(12):
             for seed in range(tries if tries and family not in ("fresh", "before") else 2):
                 chance = shown[column]
-                value, facts = float(rng.random() < chance), {"prompt": f"a picture of a caped crusader, number {prompt}"}
+                value, facts = (
+                    float(rng.random() < chance),
+                    {"prompt": f"a picture of a caped crusader, number {prompt}"},
+                )
                 if tries:
                     facts = {"prompt": f"kapow {'zx' * (prompt % 3 + 1)} \u0111elfin a picture of a superhero {prompt}",
                              "try": seed, "tries": tries}  # fmt: skip
@@ -266,7 +283,10 @@ def _demo_rows(key: str, name: str, models: list[str]) -> list[Observation]:
                 if key == "input_filter":
                     wanted = family != "neighbours"
                     margin = float(rng.normal(0.5 if wanted else -0.5, 0.4))
-                    value, facts = float(margin > 0), {"wanted": wanted, "margin": margin, "filter": "names and meanings"}
+                    value, facts = (
+                        float(margin > 0),
+                        {"wanted": wanted, "margin": margin, "filter": "names and meanings"},
+                    )
                 facts["top"] = "superhero" if value == 1 else "elf"
                 found.append(Observation(name, family, f"a superhero, sentence {prompt}", seed, value, None, facts))
     return found

@@ -10,9 +10,9 @@ import pytest
 from erasure.eval import Assessment, assess
 from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
+from erasure.eval.claims.policy import Policy
 from erasure.eval.controls import controls_for, held_out
 from erasure.eval.pictures import weights_hash
-from erasure.eval.claims.policy import Policy
 from erasure.eval.probes.base import Missing
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from tests.probe_helpers import SUITE, tiny_context

@@ -50,7 +50,7 @@ def test_a_copy_of_the_base_is_no_different_from_it():
 def test_two_retrained_models_are_mostly_found_equal_and_the_base_never():
     """In at least 90 % of repeats, at a rate of 2 % and 400 pictures; equality with the base in none.
 
-    With 200 pictures it is found in 60 %: the intervals assume that pictures of one prompt are alike, and these are not.
+    With 200 it is found in 60 %: the intervals assume that pictures of one prompt are alike, and these are not.
     """
     accepted = {"gold-1": 0, "base": 0}
     for repeat in range(30):

@@ -61,7 +61,7 @@ class Divergence(Probe):
         "full": {"images": 125, "bins": 10},
     }
     licences: ClassVar = "how close the predictions are to retraining on these pictures, timesteps and captions"
-    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) guarantee, what another prompt brings out"
+    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) bound, what another prompt brings out"
     reference: ClassVar = "own normalisation of a score distance (Song et al. 2021)"
 
     images: int = 40

@@ -109,9 +109,13 @@ class Resurgence(Probe):
         trained: Gate = "pass" if sum(losses[1]) < sum(losses[0]) else "fail"
         if base is None:
             return {"known": "na", "power": "na", "trained": trained}
-        lows = (level(rows[base], family).low for family in (BEFORE, AFTER))
-        known, power = ("na" if low is None else "pass" if low >= KNOWN else "fail" for low in lows)
+        known, power = (shown(level(rows[base], family).low) for family in (BEFORE, AFTER))
         return {"known": known, "power": power, "trained": trained}
+
+
+def shown(low: float | None) -> Gate:
+    """Whether the target is shown often enough, by the lower limit of its rate."""
+    return "na" if low is None else "pass" if low >= KNOWN else "fail"
 
 
 def level(rows: Sequence[Observation], family: str) -> Estimate:
@@ -135,10 +139,10 @@ def apart(first: Estimate, second: Estimate) -> Estimate:
 
     Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine 27.
     """
-    if first.value is None or second.value is None:
-        return Estimate.missing("no increase to compare with" if first.value is not None else "no increase")
-    value = first.value - second.value
-    assert None not in (first.low, first.high, second.low, second.high)  # a difference of rates has limits
-    low = value - math.hypot(first.value - first.low, second.high - second.value)
-    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    (a, a_low, a_high), (b, b_low, b_high) = ((e.value, e.low, e.high) for e in (first, second))
+    if a is None or b is None:
+        return Estimate.missing("no increase to compare with" if a is not None else "no increase")
+    assert a_low is not None and a_high is not None and b_low is not None and b_high is not None  # rates have limits
+    value = a - b
+    low, high = value - math.hypot(a - a_low, b_high - b), value + math.hypot(a_high - a, b - b_low)
     return Estimate(value, low, high, "limits of two paired changes (Zou and Donner)", first.n, first.clusters)

@@ -89,9 +89,11 @@ class SoftPrompt(Probe):
             learnt = torch.stack([self.search(denoiser, free, latents[i : i + 1], i) for i in range(len(examples))])
 
             def drawn(family: str, vectors: Tensor, seeds: Sequence[int]) -> list[Observation]:
-                told = {"prompt_embeds": free.text(vectors).hidden.detach(), "cache_dir": None}
                 facts = {"prompt": self.prompt, "tries": self.tries, "steps": self.steps}
-                return look(context, model, keys, family=family, seeds=seeds, facts=facts, **told)
+                spoken = free.text(vectors).hidden.detach()
+                return look(
+                    context, model, keys, family=family, seeds=seeds, facts=facts, prompt_embeds=spoken, cache_dir=None
+                )
 
             control = random_like(learnt)
             for number in range(self.tries):
