@@ -152,8 +152,8 @@ def operating(rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Ro
     """Recall of filters against what else they stop, at every threshold; where rows have ``wanted`` and ``margin``."""
     lines, told = [], []
     for name, own in rows.items():
-        margins = {side: [float(r.facts["margin"]) for r in own if "margin" in r.facts and r.facts.get("wanted") is side]
-                   for side in (True, False)}  # fmt: skip
+        cases = [r.facts for r in own if "margin" in r.facts]
+        margins = {side: [float(f["margin"]) for f in cases if f.get("wanted") is side] for side in (True, False)}
         if not margins[True] or not margins[False]:
             continue
         cuts = [math.inf, *sorted({*margins[True], *margins[False]}, reverse=True)]

@@ -205,11 +205,10 @@ DEMO_MISSING = {
     "inpainting": "no real pictures of the target; give --material",
     "membership": "no pictures that were in the training data; give --material",
 }
-DEMO_BROKEN = 0.6  # of the sentences under attack: those that any try breaks
 
 
 def demo_assessment() -> Assessment:
-    """A fabricated assessment: probes that read the evaluation are run on it, rows of all others are drawn by chance."""
+    """A fabricated assessment: probes that read the evaluation are run on it, rows of the others drawn by chance."""
     evaluation = demo_evaluation(controls=True)
     models = {arm.name: Model(arm.name, arm.role, Swapped(arm.name, {}) if arm.role != "base" else None)
               for arm in evaluation.arms}  # fmt: skip

@@ -46,6 +46,8 @@ def test_help_needs_none_of_the_heavy_libraries():
         "report",
         "batch",
         "methods",
+        "probes",
+        "reproduce",
         "doctor",
         "gram",
         "export",
@@ -186,3 +188,36 @@ def test_a_recipe_can_be_looked_at_first(erasure):
     recipe = Path(__file__).parents[1] / "docs" / "recipes" / "world.yaml"
     code, out, _ = erasure("batch", recipe, "--dry-run")
     assert code == 0 and "superhero" in out and "uce" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--strict"], "--strict belongs to an assessment"),
+        (["--probe", "direct"], "add --preset quick"),
+        (["--preset", "quick", "--limit", "2"], "a preset has its own sizes"),
+        (["--preset", "quick", "--strict"], "add --policy FILE"),
+        (["--preset", "quick", "--policy", "nowhere.yaml"], "no such file"),
+        (["--preset", "quick"], "nothing to evaluate"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(erasure, arguments, fault):
+    code, _, err = erasure("evaluate", "--suite", "superhero", *arguments)
+    assert code == 2 and fault in err.replace("\n", " ") and "Traceback" not in err
+
+
+def test_probes_lists_them_with_what_they_are_evidence_about(erasure):
+    code, out, _ = erasure("probes")
+    assert code == 0 and "inversion" in out and "standard" in out
+
+
+@pytest.mark.slow
+def test_a_policy_that_nobody_looked_at_ends_a_strict_assessment(tmp_path, erasure):
+    (tmp_path / "policy.yaml").write_text("removal_required: true\nrationale: a test\ndecided_by: the tests\n")
+    arguments = ["--suite", "superhero", "--prompt-filter", "--preset", "smoke", "--probe", "direct"]
+    arguments += ["--policy", tmp_path / "policy.yaml", "--out", tmp_path / "out"]
+    assert erasure("evaluate", *arguments)[0] == 0
+    code, out, _ = erasure("evaluate", *arguments, "--strict")
+    assert code == 3 and "removal is required" in out.replace("\n", " ")
+    code, out, _ = erasure("report", tmp_path / "out", "--out", tmp_path / "again.html")
+    assert code == 0 and (tmp_path / "again.html").read_text() == (tmp_path / "out" / "report.html").read_text()

@@ -29,7 +29,7 @@ def test_every_command_on_the_pages_parses(arguments):
         name, *arguments = arguments
         command = command.commands[name]
     context = command.make_context(name, arguments)  # raises on an unknown option or a missing argument
-    assert context.params
+    assert context.command is command
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 
 from erasure.eval.assessment import Assessment
 from erasure.eval.claims.licences import NO_CLAIM
-from erasure.eval.report import SHARE, Scale, along, render, shown
-from erasure.eval.report_assessment import LEVELS, block, scale_of
-from erasure.eval.report_curves import curve_of, curves, operating
 from erasure.eval.probes.base import Evidence, Observation
+from erasure.eval.report import SHARE, Scale, along, render, shown
+from erasure.eval.report_assessment import LEVELS
+from erasure.eval.report_curves import curve_of, curves, operating
+from erasure.eval.report_evidence import block, scale_of
 from erasure.eval.stats import Estimate
 from tests.eval_helpers import demo_assessment
 from tests.test_report import Page
@@ -38,6 +39,21 @@ def page(html) -> Page:
 @pytest.fixture(scope="module")
 def text(page) -> str:
     return flat(page.text)
+
+
+def few(assessment: Assessment, *probes: str, **changes) -> Assessment:
+    """Of three models only, and with some of the probes: quicker to render."""
+    names, whole = ("base", "uce", "gold-0"), assessment.evaluation
+    evaluation = dataclasses.replace(
+        whole,
+        arms=tuple(arm for arm in whole.arms if arm.name in names),
+        records=tuple(r for r in whole.records if r.arm in names),
+        pictures=tuple(p for p in whole.pictures if p.arm in names),
+        distances=(),
+    )
+    models = tuple(model for model in assessment.models if model.name in names)
+    cells = tuple(cell for cell in assessment.cells if cell.probe in probes and cell.model in names)
+    return dataclasses.replace(assessment, **{"evaluation": evaluation, "models": models, "cells": cells, **changes})
 
 
 def flat(text: str) -> str:
@@ -94,12 +110,12 @@ def test_a_policy_is_held_against_the_evidence_and_never_said_to_be_met(assessme
         assert flat(line) in text
     assert assessment.policy.decided_by in text
     assert "Whether what was found is enough is for people to decide" in text
-    assert "What is required" not in Page(render(dataclasses.replace(assessment, policy=None))).headings
+    assert "What is required" not in Page(render(few(assessment, "direct", policy=None))).headings
 
 
 def test_controls_are_marked_as_such(text):
-    assert text.count("gold-0 control, retrained") >= 3
-    assert text.count("start null control") >= 3
+    assert text.count("gold-0control, retrained") >= 3
+    assert text.count("startnull control") >= 3
 
 
 def test_what_got_through_is_shown_beside_chance(assessment, html, text):
@@ -139,15 +155,15 @@ def test_failed_gates_are_hollow_and_named(assessment, html, text):
     assert "R2 relearning" in text
 
 
-def test_unknown_is_never_nought(assessment, html):
+def test_unknown_is_never_nought(assessment):
+    part = few(assessment, "inversion")
     cells = tuple(
-        dataclasses.replace(c, rows=(), missing="no such picture") if (c.probe, c.model) == ("inversion", "uce") else c
-        for c in assessment.cells
+        dataclasses.replace(c, rows=(), missing="no such picture") if c.model == "uce" else c for c in part.cells
     )
-    told = flat(Page(render(dataclasses.replace(assessment, cells=cells))).text)
-    inversion = told[told.index("R1 inversion") : told.index("R2 relearning")]
+    told = flat(Page(render(dataclasses.replace(part, cells=cells))).text)
+    inversion = told[told.index("R1 inversion") : told.index("Evidence: utility")]
     assert "Nothing is known of uce: no such picture" in inversion
-    assert "esd" in inversion
+    assert "uce 0" not in inversion
 
 
 def test_words_are_no_stronger_than_the_evidence(html):
@@ -157,20 +173,19 @@ def test_words_are_no_stronger_than_the_evidence(html):
 
 
 def test_a_trial_says_so_first(assessment):
-    cells = tuple(c for c in assessment.cells if c.probe == "direct")
-    trial = dataclasses.replace(assessment, preset="smoke", cells=cells)
-    told = flat(Page(render(trial)).text)
+    told = flat(Page(render(few(assessment, "direct", preset="smoke"))).text)
     assert told.index("no number in it is evidence") < told.index("What may be said")
 
 
 def test_hostile_words_are_text(assessment):
     evil = '<script>alert("x")</script><img src=x onerror=y>'
-    cells = tuple(
-        dataclasses.replace(c, rows=tuple(dataclasses.replace(r, cluster=evil, facts={**r.facts, "prompt": evil}) for r in c.rows))
-        for c in assessment.cells
-        if c.probe in ("unlearn_diff_atk", "paraphrase")
-    )  # fmt: skip
-    found = Page(render(dataclasses.replace(assessment, cells=cells)))
+    part = few(assessment, "unlearn_diff_atk", "direct")
+
+    def hostile(row: Observation) -> Observation:
+        return dataclasses.replace(row, cluster=evil + row.cluster, facts={**row.facts, "prompt": evil, "top": evil})
+
+    cells = tuple(dataclasses.replace(c, rows=tuple(map(hostile, c.rows))) for c in part.cells)
+    found = Page(render(dataclasses.replace(part, cells=cells)))
     assert evil in found.text
     assert all(
         tag != "script" and not any(name.startswith("on") for name in attributes) for tag, attributes in found.tags
