@@ -96,7 +96,7 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
         missing.setdefault(reason, []).append(model)
     return {
         "probe": probe,
-        "gates": gates(evidence, roles),
+        "gates": gates(evidence),
         "tables": tables(open_, evidence, assessment, probe),
         "folded": tables(folded, evidence, assessment, probe),
         "figures": [*figures, *operating(rows, roles)],
@@ -118,17 +118,20 @@ def columns_of(evidence: Sequence[Evidence], roles: Mapping[str, str], probe: Pr
     return sorted(told, key=lambda at: families.index(at[1]))
 
 
-def gates(evidence: Iterable[Evidence], roles: Mapping[str, str]) -> str:
-    """Which gates were passed, and for whom they failed."""
-    states: dict[str, dict[str, set[str]]] = {}
+def gates(evidence: Iterable[Evidence]) -> str:
+    """Which gates were passed, and for how many numbers they failed."""
+    states: dict[str, list[str]] = {}
     for e in evidence:
         for name, state in e.gates.items():
-            states.setdefault(name, {}).setdefault(state, set()).add(e.model)
+            states.setdefault(name, []).append(state)
     parts = []
-    for name, by in states.items():
-        failed = [model for model in roles if model in by.get("fail", ())]
-        parts.append(f"{name} failed for {', '.join(failed)}" if failed else f"{name} passed" if "pass" in by else "")
-    return "; ".join(filter(None, parts))
+    for name, own in states.items():
+        failed, looked = own.count("fail"), len(own) - own.count("na")
+        if failed:
+            parts.append(f"{name} failed" + (f" for {failed} of {looked} numbers" if failed < looked else ""))
+        elif looked:
+            parts.append(f"{name} passed")
+    return "; ".join(parts)
 
 
 def tables(
