@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
@@ -104,10 +105,10 @@ class Completion(Probe):
 
     def _areas(self, rows: Sequence[Observation]) -> dict[tuple[str, int], float]:
         """The mean height of the curve of each (prompt, seed)."""
-        at = {(row.cluster, row.seed, row.family): row.value for row in rows}
+        at = {(row.cluster, row.seed, row.family): float(row.value or 0) for row in rows}
         curves = {(c, s): [at[c, s, _family(psi)] for psi in self.psis] for c, s, _ in at}
         span = self.psis[-1] - self.psis[0]
-        return {key: float(np.trapezoid(curve, self.psis)) / span for key, curve in curves.items()} if span else {}
+        return {key: float(trapezoid(curve, self.psis)) / span for key, curve in curves.items()} if span else {}
 
 
 def _family(psi: float) -> str:

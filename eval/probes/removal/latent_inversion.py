@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,10 @@ class LatentInversion(Probe):
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         own = {name: [row for row in seen if row.family == INVERTED] for name, seen in rows.items()}
         found = contrasts(self.key, own, models, known=0, shares=False)
-        golds = [row.value for name in own if models[name] == "gold" for row in own[name] if self._likely(row)]
+        golds = [
+            row.value for name in own if models[name] == "gold" for row in own[name]
+            if row.value is not None and self._likely(row)
+        ]  # fmt: skip
         random = [row for seen in rows.values() for row in seen if row.family == RANDOM]
         bar = float(np.quantile(golds, 0.95)) if golds else None
         chance = self._success(random, bar).value
@@ -122,7 +125,7 @@ class LatentInversion(Probe):
         }
         note = "" if bar is None else f"PSNR above {bar:.1f} dB"
         for name, seen in own.items():
-            control = None if models[name] == "gold" else "gold"
+            control: Literal["gold"] | None = None if models[name] == "gold" else "gold"
             gated = gates if models[name] == "erased" else {}
             share = self._success(seen, bar)
             found.append(Evidence(self.key, name, "success", share, control=control, gates=gated, note=note))
