@@ -217,8 +217,9 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
             nothing = summary.degenerate(evaluation, arm.name, detector)
             claim = claims.get((arm.name, detector))
             lines.append({
-                "detector": detector, "arm": arm.name, "role": arm.role, "first": index == 0, "cells": cells, "marks": marks,
-                "nothing": nothing, "claim": claim, "score": summary.score(evaluation, arm.name, detector),
+                "detector": detector, "arm": arm.name, "role": arm.role, "first": index == 0, "cells": cells,
+                "marks": marks, "nothing": nothing, "claim": claim,
+                "score": summary.score(evaluation, arm.name, detector),
             })  # fmt: skip
     return lines
 

@@ -58,7 +58,7 @@ RATES = {  # what a rate is of, where it is not of pictures with the target
 }
 AGAINST = {"gold": "retrained models", "null": "a null control"}
 ABSORBED = ("change", "above_control")  # told under the rate they belong to
-DIFFERENCES = ("change", "above_control", "excess", "increase", "worst", "area")
+DIFFERENCES = ("beside_change", "change", "above_control", "excess", "increase", "worst", "area")
 TRIES = "k"  # families of attacks that are points of the curve to success
 MARKED = ("base", "gold", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
@@ -141,9 +141,8 @@ def tables(
 
     Where filters are looked at, or no erasure has such a number, every model has a line.
     """
-    at = {(e.model, e.measure, e.family): e for e in evidence if e.control != "null"} | {
-        (e.model, e.measure, e.family): e for e in evidence if e.control == "null"
-    }  # a probe has one control; were there two, the retrained models would be the one to read
+    ordered = sorted(evidence, key=lambda e: e.control == "gold")  # were there two controls, the retrained one is read
+    at = {(e.model, e.measure, e.family): e for e in ordered}
     roles = assessment.roles
     out = []
     for start in range(0, len(columns), WIDE):
