@@ -31,8 +31,9 @@ test: lint types pytest notebooks wheel
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 
+# A process a core, each with one thread: two threads that wait for one another on a busy core crawl.
 pytest: .venv/installed-test
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # In their tiny form, and not written back.
 notebooks: .venv/installed-test

@@ -97,7 +97,8 @@ def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapp
     xs = sorted({x for at in own.values() for x in at})
     across = _across(xs, doubling=word in DOUBLING)
     lines = tuple(_line(name, own[name], models, across, xs) for name in _order(models) if name in own)
-    told = (f"{name} {100 * own[name][max(own[name])].estimate.value:.0f} % at {max(own[name]):g}" for name in own)
+    last = {name: max(at) for name, at in own.items()}
+    told = (f"{name} {100 * (own[name][x].estimate.value or 0.0):.0f} % at {x:g}" for name, x in last.items())
     name = AXES.get(word, word)
     return Figure(
         word, "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}"

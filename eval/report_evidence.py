@@ -86,7 +86,8 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
     figures = curves(evidence, roles)
     columns, drawn = columns_of(evidence, roles, probe), {TRIES, *(figure.word for figure in figures)}
     whole = any(not family for _, family in columns)
-    open_, folded = [], []
+    open_: list[tuple[str, str]] = []
+    folded: list[tuple[str, str]] = []
     for measure, family in columns:
         at = curve_of(family)
         hidden = bool(family) and (whole or at is not None and at[0] in drawn)
