@@ -74,8 +74,8 @@ def section(name: str, assessment: Assessment, probes: Sequence[Probe]) -> dict[
     heading, lead = SECTIONS[name]
     return {
         "key": name, "heading": heading, "lead": lead,
-        "blocks": [found for probe, found in own if not getattr(probe, "descriptive", False)],
-        "apart": [found for probe, found in own if getattr(probe, "descriptive", False)],
+        "blocks": [found for probe, found in own if not probe.descriptive],
+        "apart": [found for probe, found in own if probe.descriptive],
     }  # fmt: skip
 
 
