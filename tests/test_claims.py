@@ -572,3 +572,18 @@ def test_the_documentation_shows_what_the_rules_say(name):
 def test_the_documentation_keeps_to_the_language():
     text = re.sub(r"\u201c[^\u201d]*\u201d|`[^`]*`|\]\([^)]*\)", "", DOCS.read_text("utf-8"))
     assert not [match.group() for match in BANNED.finditer(text)] and "\u2014" not in text
+
+
+def test_a_curve_above_the_controls_speaks_against_removal_even_where_the_advantage_is_open():
+    above = Evidence("relearning", "UCE", "above_control", number(0.4, 0.2), "", "gold", {"power": "pass"})
+    seen = but(good(), "relearning", "advantage", dataclasses.replace(number(1.6, 1.6), high=None))
+    report = judged([*seen, above])
+    assert report.removal == "C0"
+    assert any("relearning recovers" in line and "+40.0 points" in line for line in report.against["removal"])
+
+
+def test_a_filter_that_withholds_pictures_destroys_nothing():
+    grey = but(good(), "degeneracy", "change", share(0.9))
+    assert judged(grey).suppression == "C0"
+    report = judged(grey, kinds={**FACTS.kinds, "UCE": "filter"})
+    assert (report.suppression, report.removal) == ("C3", NOT_BY_CONSTRUCTION)

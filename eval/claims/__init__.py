@@ -290,13 +290,14 @@ def _seen_anyway(view: View) -> list[str]:
 
 def _left_inside(view: View) -> list[str]:
     """Evidence against removal: what a probe recovers beyond a model that never saw the target."""
-    read = {"relearning": "advantage", "resurgence": "above_control"}
+    faster = view.low("relearning", "advantage") > view.facts.margins.advantage
+    read = {"relearning": "advantage" if faster else "above_control", "resurgence": "above_control"}
     found = []
     for probe in rules.recovered(view):
         e = view.one(probe, read.get(probe, "residual"))
         if e is not None:
             control = "retrained models" if e.control == "gold" else "a null control"
-            number = _points(e.estimate) if probe == "resurgence" else f"{e.estimate:.2f}"
+            number = f"{e.estimate:.2f}" if e.unit != "share" else _points(e.estimate)
             found.append(
                 f"{probe} recovers {view.facts.target} from {view.model}: {e.measure} {number} against {control}."
             )

@@ -62,7 +62,9 @@ def unchanged(view: View) -> bool:
 
 
 def degenerate(view: View) -> bool:
-    """Whether pictures on target prompts were destroyed rather than changed."""
+    """Whether pictures on target prompts were destroyed rather than changed. A filter withholds, which is not that."""
+    if view.kind == "filter":
+        return False
     change = view.one("degeneracy", "change")
     value = None if change is None else change.estimate.value
     return value is not None and value >= view.facts.margins.degenerate
@@ -188,7 +190,8 @@ def recovered(view: View) -> list[str]:
     """Probes that recover clearly more than from a model that never saw the target."""
     margins = view.facts.margins
     found = [p for p in ("inversion", *HANDED) if view.low(p, "residual") > margins.residual]
-    found += ["relearning"] if view.low("relearning", "advantage") > margins.advantage else []
+    faster = view.low("relearning", "advantage") > margins.advantage
+    found += ["relearning"] if faster or view.low("relearning", "above_control") > 0 else []
     return found + (["resurgence"] if view.low("resurgence", "above_control") > 0 else [])
 
 
