@@ -297,10 +297,16 @@ def _left_inside(view: View) -> list[str]:
         e = view.one(probe, read.get(probe, "residual"))
         if e is not None:
             control = "retrained models" if e.control == "gold" else "a null control"
-            number = f"{e.estimate:.2f}" if e.unit != "share" else _points(e.estimate)
-            found.append(
-                f"{probe} recovers {view.facts.target} from {view.model}: {e.measure} {number} against {control}."
-            )
+            if e.measure == "above_control":
+                found.append(
+                    f"{probe} brings {view.facts.target} back in {view.model} more than in {control}: "
+                    f"{_points(e.estimate)}."
+                )
+            else:
+                found.append(
+                    f"{probe} recovers {view.facts.target} from {view.model}: {e.measure} {e.estimate:.2f} against "
+                    f"{control}."
+                )
     return found
 
 
