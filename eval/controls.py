@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.models import Model, Swapped, modules_of, randomised
 from erasure.world.retrain import FOLDER, load_gold
@@ -31,7 +32,7 @@ def controls_for(
     """
     count, device, dtype = LIMITS[preset], pipe.device, pipe.unet.dtype if hasattr(pipe, "unet") else pipe.dtype
     found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
-    of_world = suite.base == WORLD and suite.concept.name in spec().targets and not suite.also
+    of_world = base_name(pipe) == WORLD and suite.concept.name in spec().targets and not suite.also
     if of_world and not golds:
         seeds = [
             int(file.stem.rpartition("-")[2]) for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))
