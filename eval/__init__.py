@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erasure.eval.assess import assess
     from erasure.eval.assessment import Assessment
     from erasure.eval.compare import evaluate
     from erasure.eval.detectors.base import Detector, DetectorCard
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from erasure.eval.pictures import generate
     from erasure.eval.records import Evaluation
     from erasure.eval.report import write_report
+    from erasure.eval.runner import assess
     from erasure.eval.stats import Estimate
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "DetectorCard": "detectors.base",
     "Estimate": "stats",
     "Evaluation": "records",
-    "assess": "assess",
+    "assess": "runner",
     "evaluate": "compare",
     "generate": "pictures",
     "write_report": "report",
