@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from erasure.concept import write_atomically
+from erasure.eval.pictures import hash_tensor
 
 FORMAT = 1
 SKETCH = 64  # numbers a checkpoint is summed up by
@@ -214,9 +214,7 @@ def hash_of(weights: Weights) -> str:
     """SHA-256 of names, dtypes, shapes and bytes."""
     found = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy().tobytes())
+        hash_tensor(found, name, tensor)
     return found.hexdigest()
 
 

@@ -21,7 +21,7 @@ from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.metrics import frechet, kid
-from erasure.eval.models import Applied, Model, check_restored
+from erasure.eval.models import Applied, Model, check_restored, models_of
 from erasure.eval.pictures import generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -93,8 +93,7 @@ def evaluate(
         ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
-    arms_of = [Model(name, "erased", erasure) for name, erasure in erasures.items()]
-    models = [Model(BASE, "base"), *arms_of, *controls]
+    models = models_of(erasures, controls)
     _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
     _check_unmodified(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from erasure.backbone import denoiser_of
 from erasure.eval.pictures import WEIGHT_PARTS, weights_hash
+from erasure.eval.records import BASE
 
 Role = Literal["base", "erased", "gold", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
@@ -138,6 +139,11 @@ class Model:
         """The base pipeline as this model, for the time of the block."""
         with opened(pipe, self.change) as drawn:
             yield drawn
+
+
+def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -> list[Model]:
+    """Every model of a comparison: the base, its erasures by name, then the controls."""
+    return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
 
 
 def check_restored(pipe: Any, before: str, name: str) -> None:

@@ -146,10 +146,15 @@ def weights_hash(pipe: Any) -> str:
         if module is None:
             continue
         for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{part}.{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            hash_tensor(digest, f"{part}.{name}", tensor)
     return digest.hexdigest()
+
+
+def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    """Put a tensor into a digest of ``hashlib``: its name, dtype, shape and bytes."""
+    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(memoryview(flat.view(torch.uint8).numpy()))
 
 
 def image_hash(image: Image.Image) -> str:

@@ -23,11 +23,10 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, check_restored
+from erasure.eval.models import Applied, Model, check_restored, models_of
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probes_of
 from erasure.eval.probes.base import Context, Missing, Probe
-from erasure.eval.records import BASE
 from erasure.precision import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
@@ -102,7 +101,7 @@ def assess(
         progress=progress,
         **PICTURES[preset],
     )
-    models = [Model(BASE, "base"), *(Model(n, "erased", change) for n, change in erasures.items()), *controls]
+    models = models_of(erasures, controls)
     cards = [
         ModelCard(model.name, model.role, model.kind, arm.weights, model.config)
         for model, arm in zip(models, evaluation.arms, strict=True)
@@ -123,10 +122,8 @@ def assess(
     cells = []
     pairs = [(probe, card) for probe in chosen for card in cards]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
-        model = context.models[card.name]
-        if probe.concerns(model):
-            cells.append(_cell(probe, card, context, cards, folder))
-            check_restored(pipe, before, f"{probe.key} on {card.name}")
+        if probe.concerns(context.models[card.name]):
+            cells.append(_cell(probe, card, context, cards, folder, before))
     assessment = Assessment(
         evaluation=evaluation,
         preset=preset,
@@ -147,7 +144,9 @@ def assess(
     return assessment
 
 
-def _cell(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard], folder: Path | None) -> Cell:
+def _cell(
+    probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard], folder: Path | None, before: str
+) -> Cell:
     """The stored cell if it still holds, else the probe's answer; a probe that cannot answer says why."""
     settings = json.loads(json.dumps(probe.settings()))
     cell = Cell(probe.key, probe.version, settings, card.name, _inputs(card, context, cards))
@@ -163,6 +162,7 @@ def _cell(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Model
             raise
         cell = dataclasses.replace(cell, missing=f"it failed: {type(error).__name__}: {' '.join(str(error).split())}")
         warnings.warn(f"{probe.key} on {card.name} {cell.missing}", stacklevel=3)
+    check_restored(context.pipe, before, f"{probe.key} on {card.name}")
     cell = dataclasses.replace(cell, seconds=time.monotonic() - started)
     if folder is not None:
         cell.save(folder)

@@ -159,7 +159,7 @@ def train(
     if not parameters:
         raise ValueError("no parameters to train; the selector matched none on this model; choose another")
     checkpoint = _Checkpoint(Path(folder), key) if folder is not None else None
-    with torch.enable_grad(), _borrowed(module, parameters) as originals:
+    with torch.enable_grad(), borrowed(module, parameters) as originals:
         optimiser = torch.optim.Adam(parameters.values(), lr=training.lr)
         start = checkpoint.load(parameters, optimiser) if checkpoint else 0
         bar = tqdm(
@@ -193,7 +193,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _borrowed(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+def borrowed(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
     """Make a module float32 and some of its parameters trainable for a while; yields the originals of those.
 
     Afterwards every parameter has its data, dtype and flag back.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,23 +67,24 @@ class PromptProbe(Probe):
         with context.open(model) as pipe:
             for sampler in dict.fromkeys(json.dumps(dict(ask.sampler), sort_keys=True) for ask in asks):
                 batch = [ask for ask in asks if json.dumps(dict(ask.sampler), sort_keys=True) == sampler]
-                drawn = self.draw(model, context, pipe, [ask.text for ask in batch], seeds, json.loads(sampler))
+                with self.sampling(pipe, context, json.loads(sampler)) as settings:
+                    drawn = context.draw(
+                        pipe,
+                        model,
+                        [ask.text for ask in batch],
+                        seeds=seeds,
+                        description=f"{self.code} {model.name}",
+                        **settings,
+                    )
                 images = [image for row in drawn for image in row]
                 each = [ask for ask in batch for _ in seeds]
                 found += self.look(model, context, images, each, list(seeds) * len(batch))
         return found
 
-    def draw(
-        self,
-        model: Model,
-        context: Context,
-        pipe: Any,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        sampler: Mapping[str, Any],
-    ) -> list[list[Image.Image]]:
-        """Pictures of prompts that share their sampler settings, one list per prompt."""
-        return context.draw(pipe, model, prompts, seeds=seeds, description=f"{self.code} {model.name}", **sampler)
+    @contextlib.contextmanager
+    def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The pipeline under the settings of some prompts; yields those that are left for the call."""
+        yield settings
 
     def look(
         self, model: Model, context: Context, images: Sequence[Image.Image], asks: Sequence[Ask], seeds: Sequence[int]

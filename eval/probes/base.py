@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 from PIL import Image
 
 from erasure.concept import Suite
+from erasure.eval.compare import verdicts_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.material import Material
 from erasure.eval.models import Model, Role
@@ -168,8 +169,6 @@ class Context:
         Raises:
             Missing: the detector has no such label.
         """
-        from erasure.eval.compare import verdicts_of
-
         eye, wanted = detector or self.judge, self.suite.concept.name if label is None else label
         found = verdicts_of(eye, images, [wanted] * len(images), self.suite.attribute)
         if reason := next((verdict.reason for verdict in found if verdict.hit is None), None):

@@ -17,7 +17,7 @@ from erasure.eval.models import Model, modules_of
 from erasure.eval.probes.base import Context, Missing, Observation
 from erasure.eval.probes.denoising import Denoiser, noise_like
 from erasure.eval.probes.embedding import FreeWords
-from erasure.methods.guidance import _borrowed
+from erasure.methods.guidance import borrowed
 
 LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
 
@@ -91,7 +91,7 @@ def lent(pipe: Any, trained: Mapping[str, nn.Parameter] | None = None) -> Iterat
     trained = dict(trained or {})
     with contextlib.ExitStack() as stack:
         for part, module in modules_of(pipe).items():
-            stack.enter_context(_borrowed(module, trained if part == "unet" else {}))
+            stack.enter_context(borrowed(module, trained if part == "unet" else {}))
         yield list(trained.values())
 
 

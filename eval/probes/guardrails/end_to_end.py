@@ -104,7 +104,8 @@ class EndToEnd(Probe):
         decisions: list[Decision] = []
         if isinstance(pipe, GuardedPipeline):
             pipe.log = decisions.append
-        drawn = probe.draw(model, context, pipe, [ask.text for ask in asks], seeds, {})
+        texts, description = [ask.text for ask in asks], f"{probe.code} {model.name}"
+        drawn = context.draw(pipe, model, texts, seeds=seeds, description=description)
         images, each = [image for row in drawn for image in row], [ask for ask in asks for _ in seeds]
         withheld = filters.withheld([ask.text for ask in each], images, decisions)
         rows = probe.look(model, context, images, each, seeds * len(asks))

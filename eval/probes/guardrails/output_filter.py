@@ -84,7 +84,7 @@ class OutputFilterProbe(Probe):
             for stratum, probe in {NAME: named, **others}.items():
                 asks = probe.limited(probe.asks(context))
                 drawn = [
-                    i for row in probe.draw(context.base, context, pipe, [a.text for a in asks], seeds, {}) for i in row
+                    i for row in context.draw(pipe, context.base, [a.text for a in asks], seeds=seeds) for i in row
                 ]
                 each = [ask for ask in asks for _ in seeds]
                 rows = probe.look(context.base, context, drawn, each, seeds * len(asks))

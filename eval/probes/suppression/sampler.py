@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from PIL import Image
-
-from erasure.eval.models import Model
 from erasure.eval.probes.asking import Ask, PromptProbe
 from erasure.eval.probes.base import Context, Missing
 
@@ -66,18 +63,10 @@ class Sampler(PromptProbe):
         prompts = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
         return [Ask(text, family, sampler) for family, sampler in settings.items() for text in prompts]
 
-    def draw(
-        self,
-        model: Model,
-        context: Context,
-        pipe: Any,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        sampler: Mapping[str, Any],
-    ) -> list[list[Image.Image]]:
-        settings = dict(sampler)
+    @contextlib.contextmanager
+    def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with scheduled(pipe, context.pipe, name=settings.pop("scheduler", None)):
-            return super().draw(model, context, pipe, prompts, seeds, settings)
+            yield settings
 
 
 @contextlib.contextmanager
