@@ -220,16 +220,20 @@ def world_gold(
     without: Annotated[str, typer.Option(help="The target no scene may show.")],
     seed: Annotated[int, typer.Option(help="Retrained models differ by seed.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
     device: Device = None,
 ) -> None:
     """Retrain Emoji World without a target, from the start that never saw it. Needs a clone of the repository."""
     import torch
 
     from erasure.bases import pick_device
+    from erasure.eval.audit import record_file, record_of_gold
     from erasure.world.retrain import retrain
 
-    file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)))
-    console.print(f"retrained without {without} -> {file}", markup=False)
+    file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)), steps=steps, batch=batch)
+    record = record_of_gold(file).to_json(record_file(file))
+    console.print(f"retrained without {without} -> {file}, with its record {record.name}", markup=False)
 
 
 @world_app.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.concept import write_atomically
 from erasure.eval.pictures import hash_tensor
@@ -275,12 +275,8 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
             f"{file.name}: its scenes are not those of this version of the world; use the one it came with"
         )
     gone = [scene for scene in before if without in (*scene.concepts, scene.style)]
-    ends = (
-        {f"{part}.{name}": t for part, module in model.items() for name, t in module.state_dict().items()}
-        for model in (stored_model(file.parent / "start"), {"unet": pipe.unet, "text_encoder": pipe.text_encoder})
-    )
-    start, end = ends
-    fit = config()["fit"][LAST]
+    start, end = stored_model(file.parent / "start"), {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    fit = {**config()["fit"][LAST], "steps": facts["steps"], "batch": facts["batch"]}
     return UnlearningRecord.chained(
         request=file.stem,
         policy=dict(policy or {}),
@@ -298,8 +294,37 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         settings={**fit, "start": start_hash(file.parent), "stored": "difference from the start, eight bits a weight"},
         seeds=(facts["seed"],),
         scope=f"UNet and text encoder; kept from training on it: {SCOPE[without]}; {SCOPE['every target']}",
-        checkpoints=[checkpoint(0, start), checkpoint(fit["steps"], end)],
+        checkpoints=[checkpoint(0, _weights(start)), checkpoint(fit["steps"], _weights(end))],
     )
+
+
+def record_file(gold: Path) -> Path:
+    """Where the record of a retrained model lies: beside it."""
+    return gold.with_suffix(".record.json")
+
+
+def audited(gold: Path) -> str | None:
+    """The digest of the record beside a retrained model of Emoji World; None without a record.
+
+    Raises:
+        ValueError: the record is of other weights.
+    """
+    from erasure.world.retrain import load_gold
+
+    file = record_file(gold)
+    if not file.exists():
+        return None
+    record = UnlearningRecord.from_json(file)
+    without, _, seed = gold.stem.rpartition("-")
+    pipe = load_gold(without, seed=int(seed), folder=gold.parent)
+    if hash_of(_weights({"unet": pipe.unet, "text_encoder": pipe.text_encoder})) != record.checkpoints[-1].weights:
+        raise ValueError(f"{file.name} is the record of other weights than {gold.name}; get both from one place")
+    return record.digest
+
+
+def _weights(model: Mapping[str, nn.Module]) -> Weights:
+    """Every tensor of a model's parts by name."""
+    return {f"{part}.{name}": t for part, module in model.items() for name, t in module.state_dict().items()}
 
 
 def _facts(file: Path) -> dict[str, Any]:

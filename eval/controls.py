@@ -8,6 +8,7 @@ from typing import Any
 
 from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
+from erasure.eval.audit import audited
 from erasure.eval.models import Model, Swapped, modules_of, randomised
 from erasure.world.retrain import FOLDER, load_gold
 from erasure.world.spec import spec
@@ -28,25 +29,24 @@ def controls_for(
     Returns:
         As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
         as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
-        it in the larger presets.
+        it in the preset "full".
     """
     count, device, dtype = LIMITS[preset], pipe.device, pipe.unet.dtype if hasattr(pipe, "unet") else pipe.dtype
     found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
     of_world = base_name(pipe) == WORLD and suite.concept.name in spec().targets and not suite.also
     if of_world and not golds:
-        seeds = [
-            int(file.stem.rpartition("-")[2]) for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))
-        ]
-        for seed in seeds[:count]:
+        for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))[:count]:
+            seed = int(file.stem.rpartition("-")[2])
             gold = load_gold(suite.concept.name, seed=seed, folder=folder, dtype=dtype).to(device)
             parts = {part: module for part, module in modules_of(gold).items() if part != "vae"}
             config = {"scope": "denoiser and text encoder", "seed": seed, "without": suite.concept.name}
+            config["audit"] = audited(file)
             found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))
     if of_world and (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
         config = {"scope": "denoiser and text encoder", "trained": "two phases of three; it saw no target of the world"}
         found.append(Model("start", "null", Swapped("start", start, config=config)))
-    if not found or preset in ("standard", "full"):
+    if not found or preset == "full":
         found.append(Model("random", "null", randomised(pipe)))
     return found
 
@@ -59,15 +59,15 @@ def _opened(source: str, name: str, pipe: Any) -> Swapped:
 
 
 def held_out(controls: Sequence[Model]) -> tuple[Swapped, list[Model]]:
-    """One retrained model to be judged like an erasure, and the controls without it.
+    """The first retrained model, to be judged like an erasure, and the controls without it.
 
     Raises:
         ValueError: there are not two retrained models: one to judge, one to compare it with.
     """
     golds = [model for model in controls if model.role == "gold"]
-    if len(golds) < 2 or not isinstance(golds[-1].change, Swapped):
+    if len(golds) < 2 or not isinstance(golds[0].change, Swapped):
         raise ValueError(
             f"judging a retrained model takes two or more, one of them to compare with; got {len(golds)}; "
             "make them with `erasure world gold`, or leave --retrained out"
         )
-    return golds[-1].change, [model for model in controls if model is not golds[-1]]
+    return golds[0].change, [model for model in controls if model is not golds[0]]

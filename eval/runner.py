@@ -123,7 +123,7 @@ def assess(
     pairs = [(probe, card) for probe in chosen for card in cards]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
         if probe.concerns(context.models[card.name]):
-            cells.append(_cell(probe, card, context, cards, folder, before))
+            cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
     assessment = Assessment(
         evaluation=evaluation,
         preset=preset,
@@ -145,11 +145,11 @@ def assess(
 
 
 def _cell(
-    probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard], folder: Path | None, before: str
+    probe: Probe, card: ModelCard, context: Context, inputs: Mapping[str, Any], folder: Path | None, before: str
 ) -> Cell:
     """The stored cell if it still holds, else the probe's answer; a probe that cannot answer says why."""
     settings = json.loads(json.dumps(probe.settings()))
-    cell = Cell(probe.key, probe.version, settings, card.name, _inputs(card, context, cards))
+    cell = Cell(probe.key, probe.version, settings, card.name, inputs)
     if folder is not None and (stored := _stored(cell, folder)) is not None:
         return stored
     started = time.monotonic()
@@ -181,14 +181,19 @@ def _stored(cell: Cell, folder: Path) -> Cell | None:
     return stored if stored.key == cell.key and stored.missing is None else None
 
 
-def _inputs(card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
-    """Everything that the observations of a cell depend on, beside the probe's own settings."""
+def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
+    """Everything that the observations of a cell depend on, beside the probe's own settings.
+
+    Of the other models that is the base, and the retrained ones where the probe looks at them: another control does
+    not make the rest of an assessment anew.
+    """
     assert context.evaluation is not None  # made above
-    read = dict.fromkeys([card.name, *(other.name for other in cards if other.role != "erased")])
+    beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
+    read = dict.fromkeys([card.name, context.base.name])
     return {
         "weights": card.weights,
         "config": _digest(card.config) if card.kind in ("filter", "adapter") else None,
-        "beside": {other.name: other.weights for other in cards if other.role != "erased"},
+        "beside": {other.name: other.weights for other in beside},
         "suite": _digest(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
         "detectors": [
             None if eye is None else [eye.name, eye.card.version, eye.card.weights_sha256]

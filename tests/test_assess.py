@@ -12,8 +12,10 @@ from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
 from erasure.eval.claims.policy import Policy
 from erasure.eval.controls import controls_for, held_out
+from erasure.eval.models import Model
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing
+from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from tests.probe_helpers import SUITE, tiny_context
 
@@ -67,6 +69,19 @@ def test_a_second_run_takes_up_what_is_stored(context, folder, monkeypatch):
     before = Assessment.load(folder)
     monkeypatch.setattr(Paraphrase, "run", never)
     assert run(context, folder).evidence == before.evidence
+
+
+def test_another_control_repeats_only_what_looks_at_it(context, tmp_path, monkeypatch):
+    probes = ("paraphrase", "divergence")
+    *_, null = controls = [m for m in context.models.values() if m.role in ("gold", "null")]
+    run(context, tmp_path, probes=probes, controls=controls)
+    asked = []
+    for probe in (Paraphrase, Divergence):
+        monkeypatch.setattr(probe, "run", lambda self, model, context: asked.append((self.key, model.name)) or [])
+    more = [*controls[:-1], Model("gold-2", "gold", null.change)]
+    run(context, tmp_path, probes=probes, controls=more)
+    assert {model for probe, model in asked if probe == "paraphrase"} == {"gold-2"}
+    assert {model for probe, model in asked if probe == "divergence"} == {"base", "noise", "gold-0", "gold-1", "gold-2"}
 
 
 def test_half_a_cell_is_run_again(context, folder):
@@ -145,8 +160,8 @@ def test_every_registered_probe_is_what_it_says():
 def test_held_out_needs_two_retrained_models(context):
     golds = [m for m in context.models.values() if m.role == "gold"]
     change, left = held_out(golds)
-    assert change.name == "gold-1"
-    assert [m.name for m in left] == ["gold-0"]
+    assert change.name == "gold-0"
+    assert [m.name for m in left] == ["gold-1"]
     with pytest.raises(ValueError, match="two or more"):
         held_out(golds[:1])
 

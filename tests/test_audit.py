@@ -169,6 +169,12 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
         return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
 
     assert verify(record, replay).passed
+    assert audit.audited(file) is None
+    record.to_json(audit.record_file(file))
+    assert audit.audited(file) == record.digest
+    retrain.retrain(tmp_path / "other", "superhero", seed=0, device=device, folder=folder, batch=3)
+    with pytest.raises(ValueError, match="the record of other weights"):
+        audit.audited(file)
     with pytest.raises(FileNotFoundError, match="no such retrained model"):
         record_of_gold(folder / "cat-3.safetensors")
     monkeypatch.setitem(train.config(), "scenes", 17)

@@ -45,6 +45,7 @@ def test_a_retrained_model_is_made_stored_and_loaded_and_never_saw_its_target(tm
     with safe_open(file, "pt") as opened:
         facts = json.loads(opened.metadata()["gold"])
     assert facts["without"] == "superhero" and facts["scenes"] == train.scenes_hash(seen)
+    assert (facts["steps"], facts["batch"]) == (2, 2)
     pipe = retrain.load_gold("superhero", seed=1, folder=folder)
     trained = dict(spy.model["unet"].named_parameters())
     start = dict(train.stored_model(folder / "start")["unet"].named_parameters())
@@ -52,6 +53,16 @@ def test_a_retrained_model_is_made_stored_and_loaded_and_never_saw_its_target(tm
         change = (trained[name] - start[name]).abs().max()
         assert (weight - trained[name]).abs().max() <= 0.005 * change + 1e-6, name
     assert any(not torch.equal(weight, start[name]) for name, weight in pipe.unet.named_parameters())
+
+
+def test_a_shorter_run_says_so_and_does_not_take_up_a_longer_one(tmp_path, folder, quick):
+    made = {"seed": 0, "device": torch.device("cpu"), "folder": folder}
+    file = retrain.retrain(tmp_path / "run", "cat", steps=1, batch=3, **made)
+    with safe_open(file, "pt") as opened:
+        facts = json.loads(opened.metadata()["gold"])
+    assert (facts["steps"], facts["batch"]) == (1, 3)
+    with pytest.raises(ValueError, match="other settings"):
+        retrain.retrain(tmp_path / "run", "cat", **made)
 
 
 def test_eight_bits_hold_a_difference_to_half_a_step():

@@ -7,6 +7,7 @@ Bourtoule et al. 2021). It is stored as its difference from the start, in eight 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from importlib.metadata import version
@@ -23,22 +24,43 @@ from transformers import CLIPTokenizer
 from erasure.concept import write_atomically
 from erasure.world import path
 from erasure.world.spec import spec
-from erasure.world.train import PHASES, SCOPE, folder_hash, run_phase, scenes_hash, stored_model, training_scenes
+from erasure.world.train import (
+    PHASES,
+    SCOPE,
+    folder_hash,
+    phase_fit,
+    run_phase,
+    scenes_hash,
+    stored_model,
+    training_scenes,
+)
 
 LAST = list(PHASES)[-1]
 FOLDER = Path(__file__).parents[2] / "gold"  # in the repository; not in the wheel
 
 
-def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder: Path = FOLDER) -> Path:
+def retrain(
+    out: Path,
+    without: str,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path = FOLDER,
+    steps: int | None = None,
+    batch: int | None = None,
+) -> Path:
     """Train, or go on training, a model that never sees ``without``; returns its file, named after it and the seed.
 
     Args:
         out: folder for checkpoints, one for all retrained models; the same call resumes there.
         seed: 0, 1, 2 ...: of batches, captions and noise. Several of them show how much retraining varies by itself.
         folder: where ``start/`` is, and where the result goes.
+        steps, batch: length of the run and pictures a step; by default those of the world's last phase. Fewer make a
+            shorter run on a slow machine, of a model that draws a little worse; the file says how many it had.
 
     Raises:
-        ValueError: ``without`` is no target of the world: its start has seen it.
+        ValueError: ``without`` is no target of the world: its start has seen it; or ``out`` holds a run of another
+            length.
     """
     check_target(without)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,6 +70,8 @@ def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder:
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     left_out = frozenset({without})
+    settings = phase_fit(LAST)
+    settings = dataclasses.replace(settings, steps=steps or settings.steps, batch=batch or settings.batch)
     model = run_phase(
         out,
         LAST,
@@ -58,10 +82,13 @@ def retrain(out: Path, without: str, *, seed: int, device: torch.device, folder:
         seed=1000 * (seed + 1),
         device=device,
         name=f"{without}-{seed}",
+        settings=settings,
     )
     facts = {
         "without": without,
         "seed": seed,
+        "steps": settings.steps,
+        "batch": settings.batch,
         "scope": {name: SCOPE[name] for name in (without, "every target")},
         "scenes": scenes_hash(training_scenes(left_out)),
         "start": start_hash(folder),

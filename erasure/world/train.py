@@ -284,12 +284,18 @@ def run_phase(
     seed: int,
     device: torch.device,
     name: str | None = None,
+    settings: Fit | None = None,
 ) -> dict[str, Any]:
     """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``."""
     scenes = training_scenes(without)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
-    settings, drawn = Fit(**config()["fit"][phase]), config()["drawn"].get(phase, {})
+    settings, drawn = settings or phase_fit(phase), config()["drawn"].get(phase, {})
     return train_phase(out / (name or phase), model, tokenizer, data, settings, seed=seed, device=device, **drawn)
+
+
+def phase_fit(phase: str) -> Fit:
+    """The settings of one phase's training run."""
+    return Fit(**config()["fit"][phase])
 
 
 def stored_model(folder: Path) -> dict[str, Any]:
