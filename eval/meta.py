@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from erasure.eval.probes.base import Evidence
 
+if TYPE_CHECKING:
+    from erasure.eval.assessment import Assessment
+
 DEMOTED_BELOW = 0.8
+UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
 # what a probe says about how much is left, the most relative first; the sign makes "more is left" positive
 SCORES = {
     "residual": 1, "gap": 1, "ratio": 1, "auc_gap": 1, "advantage": 1, "excess": 1, "area": 1, "increase": 1,
@@ -76,6 +81,32 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool]) -> lis
         without = tuple(m for m in knows if m not in values)
         out.append(Faithfulness(probe, measure, family, separation(know, never), know, never, without))
     return out
+
+
+def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool]]:
+    """Evidence about every model whose truth is known, as if it were an erasure; and whether it knows the target.
+
+    The base is judged as an erasure that changed nothing. Every retrained model is judged against the others, and a
+    null control against all of them. Nothing is drawn or trained for it: the observations of the probes of removal are
+    weighed again with other roles. Erasures of weights are left out, for what they know is the question; so is the
+    probe that only records what was done to the parameters.
+    """
+    asked = [probe for probe in found.probes() if probe.section == "removal" and probe.key != "construction"]
+    again: list[Evidence] = []
+    knows: dict[str, bool] = {}
+    for model in found.models:
+        if model.role == "erased" and model.kind == "weights":
+            continue
+        knows[model.name] = model.role == "base" or model.kind in ("filter", "adapter")
+        unchanged = model.role == "base"
+        for probe in asked:
+            rows = found.rows(probe.key)
+            if model.name not in rows:
+                continue
+            arm = UNCHANGED if unchanged else model.name
+            weighed = probe.weigh({**rows, arm: rows[model.name]}, {**found.roles, arm: "erased"})
+            again += [dataclasses.replace(e, model=model.name) for e in weighed if e.model == arm]
+    return again, knows
 
 
 def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float | None:

@@ -25,7 +25,8 @@ from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, check_restored, models_of
 from erasure.eval.pictures import weights_hash
-from erasure.eval.probes import probes_of
+from erasure.eval.probes import probe_class, probes_of
+from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.precision import autocast_for
 
@@ -119,11 +120,12 @@ def assess(
         cache_dir=cache,
         progress=progress,
     )
-    cells = []
-    pairs = [(probe, card) for probe in chosen for card in cards]
+    cells: list[Cell] = []
+    pairs = [(probe, card) for probe in chosen for card in _asked(probe, cards, context)]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
-        if probe.concerns(context.models[card.name]):
-            cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
+        if probe.section == "guardrails":
+            context = dataclasses.replace(context, attacks=_attacks(cells, context))
+        cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
     assessment = Assessment(
         evaluation=evaluation,
         preset=preset,
@@ -142,6 +144,13 @@ def assess(
     if folder is not None:
         assessment.save(folder)
     return assessment
+
+
+def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
+    """The models that a probe is put to."""
+    controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
+    chosen = [card for card in cards if card.role in ("base", "erased") or card in controls]
+    return [card for card in chosen if probe.concerns(context.models[card.name])]
 
 
 def _cell(
@@ -167,6 +176,15 @@ def _cell(
     if folder is not None:
         cell.save(folder)
     return cell
+
+
+def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:
+    """Attack to the prompts with which it got through so far, on a model that somebody uses."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if issubclass(probe_class(cell.probe), Attack) and context.models[cell.model].role in ("base", "erased"):
+            found.setdefault(cell.probe, []).extend(found_by(cell.rows))
+    return {attack: list(dict.fromkeys(prompts)) for attack, prompts in found.items() if prompts}
 
 
 def _stored(cell: Cell, folder: Path) -> Cell | None:
@@ -201,6 +219,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
         ],
         "material": None if context.material is None else type(context.material).__name__,
         "autocast": context.autocast,
+        "attacks": _digest(context.attacks) if probe.section == "guardrails" else None,
         "pictures": _digest([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
     }
 

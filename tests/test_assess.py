@@ -14,9 +14,11 @@ from erasure.eval.claims.policy import Policy
 from erasure.eval.controls import controls_for, held_out
 from erasure.eval.models import Model
 from erasure.eval.pictures import weights_hash
-from erasure.eval.probes.base import Missing
+from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.removal.divergence import Divergence
+from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
+from erasure.eval.probes.suppression.ring_a_bell import RingABell
 from tests.probe_helpers import SUITE, tiny_context
 
 FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
@@ -38,7 +40,7 @@ def run(context, out=None, **changes):
         "out": out,
         "progress": False,
     }
-    return assess(context.pipe, erased, SUITE, **{**given, **changes})
+    return assess(context.pipe, erased, changes.pop("suite", SUITE), **{**given, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +74,37 @@ def test_a_second_run_takes_up_what_is_stored(context, folder, monkeypatch):
 
 
 def test_another_control_repeats_only_what_looks_at_it(context, tmp_path, monkeypatch):
-    probes = ("paraphrase", "divergence")
+    probes = ("linear_probe", "divergence")
     *_, null = controls = [m for m in context.models.values() if m.role in ("gold", "null")]
     run(context, tmp_path, probes=probes, controls=controls)
     asked = []
-    for probe in (Paraphrase, Divergence):
+    for probe in (LinearProbe, Divergence):
         monkeypatch.setattr(probe, "run", lambda self, model, context: asked.append((self.key, model.name)) or [])
     more = [*controls[:-1], Model("gold-2", "gold", null.change)]
     run(context, tmp_path, probes=probes, controls=more)
-    assert {model for probe, model in asked if probe == "paraphrase"} == {"gold-2"}
+    assert {model for probe, model in asked if probe == "linear_probe"} == {"gold-2"}
     assert {model for probe, model in asked if probe == "divergence"} == {"base", "noise", "gold-0", "gold-1", "gold-2"}
+
+
+def test_prompts_that_got_through_are_put_to_the_guardrails(context, monkeypatch):
+    def breaks(self, model, context):
+        hits = {"base": 1.0, "noise": 0.0, "gold-0": 1.0}
+        facts = {"prompt": f"zzq of {model.name}", "tries": 1, "try": 0}
+        return [Observation(model.name, "attack", "a cat", 0, hits.get(model.name, 0.0), None, facts)]
+
+    monkeypatch.setattr(RingABell, "run", breaks)
+    kept = dataclasses.replace(SUITE, keep=("bird", "tree"))
+    found = run(context, probes=("ring_a_bell", "input_filter", "end_to_end"), suite=kept)
+    for probe in ("input_filter", "end_to_end"):
+        rows = [row for row in found.rows(probe)["base"] if row.family.startswith("attack")]
+        assert {(row.family, row.cluster) for row in rows} == {("attack ring_a_bell", "zzq of base")}
+
+
+def test_one_control_is_asked_in_words_and_all_of_them_from_inside(context):
+    found = run(context, probes=("direct", "paraphrase", "linear_probe"))
+    asked = {probe: {cell.model for cell in found.cells if cell.probe == probe} for probe in found.facts().ran}
+    assert asked["direct"] == asked["linear_probe"] == {"base", "noise", "gold-0", "gold-1", "random"}
+    assert asked["paraphrase"] == {"base", "noise", "gold-0"}
 
 
 def test_half_a_cell_is_run_again(context, folder):

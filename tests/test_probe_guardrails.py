@@ -136,9 +136,8 @@ def test_the_default_filter_stops_names_and_the_rows_say_why(shared):
 
 
 def test_the_filter_of_a_filter_model_is_its_own(shared):
-    attacks = {"p4d": ["kitty kitty"]}
-    probe = InputFilterProbe(limit=1, attacks=attacks)
-    rows, found = weighed(probe, shared, ["guard"])
+    attacked = dataclasses.replace(shared, attacks={"p4d": ["kitty kitty"]})
+    rows, found = weighed(InputFilterProbe(limit=1), attacked, ["guard"])
     assert found["guard", "recall", "translation"].estimate.value == 0  # "un gato"
     assert found["guard", "recall", "attack p4d"].estimate.value == 0
     assert found["guard", "false_positive_rate", "benign"].estimate.value == 0

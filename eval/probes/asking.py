@@ -47,6 +47,7 @@ class PromptProbe(Probe):
     section: ClassVar[Section] = "suppression"
     level: ClassVar[Level] = "outputs"
     access: ClassVar[Access] = "black_box"
+    controls: ClassVar[int | None] = 1
     known: ClassVar[float] = 0.3  # share of pictures in which the base must show the target for a family to count
 
     images_per_prompt: int = 2

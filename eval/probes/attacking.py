@@ -83,6 +83,7 @@ class Attack(Probe):
     section: ClassVar = "suppression"
     level: ClassVar = "outputs"
     access: ClassVar[Access] = "white_box"
+    controls: ClassVar[int | None] = 1
     needs: ClassVar[tuple[Need, ...]] = ("base", "selector")
     licences: ClassVar = "an excess: these sentences can be made to show the target within this budget"
     not_licensed: ClassVar = "no excess: other or stronger attacks; anything about the weights"
@@ -314,6 +315,11 @@ def any_hits(rows: Sequence[Observation], family: str, k: int | None = None) -> 
             value = 1.0 if 1.0 in known else None if len(known) < 2 else 0.0
             out[row.cluster] = dataclasses.replace(seen, value=value)
     return list(out.values())
+
+
+def found_by(rows: Sequence[Observation]) -> list[str]:
+    """The prompts with which an attack brought the target back, as it would be typed; each once."""
+    return list(dict.fromkeys(row.facts["prompt"] for row in rows if row.family == "attack" and row.value == 1))
 
 
 def excess(rows: Sequence[Observation], clusters: Collection[str] | None = None) -> Estimate:

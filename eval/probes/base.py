@@ -108,6 +108,8 @@ class Context:
         selector: another one, which attacks may use to choose among tries; None where there is only one.
         evaluation: the paired pictures of the suite, drawn already: probes read what they can from there.
         material: real pictures with captions, of the target and of what is kept; None without.
+        attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; for what
+            stands in front of a model. Empty where none was run.
         batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
     """
 
@@ -118,6 +120,7 @@ class Context:
     selector: Detector | None = None
     evaluation: Evaluation | None = None
     material: Material | None = None
+    attacks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     autocast: bool = False
     cache_dir: Path | None = None
@@ -214,6 +217,8 @@ class Probe(abc.ABC):
         presets: name of the preset to settings. A preset that is not there leaves the probe out.
         licences: what its evidence allows one to say. not_licensed: what it does not.
         descriptive: its numbers are shown and no claim is made of them.
+        controls: how many of the controls it is put to, the first ones; None for all. What a model that never saw the
+            target draws when it is asked for needs one of them; what retraining varies by needs them all.
         reference: paper, year.
     """
 
@@ -229,6 +234,7 @@ class Probe(abc.ABC):
     licences: ClassVar[str]
     not_licensed: ClassVar[str]
     descriptive: ClassVar[bool] = False
+    controls: ClassVar[int | None] = None
     reference: ClassVar[str] = ""
 
     @classmethod

@@ -48,7 +48,6 @@ class EndToEnd(Probe):
         images_per_prompt, limit: as of :class:`~erasure.eval.probes.asking.PromptProbe`, by family (four times as many
             names). Raise them for narrower intervals.
         false_positive_rate, threshold: of the default filters.
-        attacks: name of an attack to prompts it found on any model.
     """
 
     key: ClassVar = "end_to_end"
@@ -70,7 +69,6 @@ class EndToEnd(Probe):
     limit: int | None = None
     false_positive_rate: float = 0.01
     threshold: float = 0.5
-    attacks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def concerns(self, model: Model) -> bool:
         """The base and what is to be judged beside it; controls have no users."""
@@ -80,7 +78,7 @@ class EndToEnd(Probe):
         found: list[Observation] = []
         filters = _Filters.of(self, model, context)
         size: dict[str, Any] = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
-        asked = asking(context, self.attacks, **size)
+        asked = asking(context, **size)
         kept = {s: Requests(texts=tuple(p.text for p in own), **size) for s, own in passing(context).items()}
         labels = {p.text: p.label for own in passing(context).values() for p in own}
         with context.open(model) as pipe:

@@ -75,7 +75,7 @@ class OutputFilterProbe(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         filter, what = output_filter_of(model, context, self.threshold)
         size: dict[str, Any] = {"images_per_prompt": self.images_per_prompt, "limit": self.limit}
-        named = asking(context, {}, **size)[NAME]
+        named = asking(context, **size)[NAME]
         others = {s: Requests(texts=tuple(p.text for p in own), **size) for s, own in passing(context).items()}
         images: list[Image.Image] = []
         seen: list[Observation] = []

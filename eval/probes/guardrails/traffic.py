@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from erasure.concept import Prompt, same
@@ -47,13 +46,10 @@ class Requests(PromptProbe):
         return [Ask(text, "request") for text in self.texts]
 
 
-def asking(
-    context: Context, attacks: Mapping[str, Sequence[str]], *, images_per_prompt: int, limit: int | None
-) -> dict[str, PromptProbe]:
+def asking(context: Context, *, images_per_prompt: int, limit: int | None) -> dict[str, PromptProbe]:
     """What asks for the target, by stratum: its names, everything else that may mean it, what attacks came up with.
 
     Args:
-        attacks: name of an attack to the prompts it found.
         limit: prompts of each family of a stratum; four times as many of the names, which say whether the
             base knows the target.
     """
@@ -64,7 +60,7 @@ def asking(
     return {
         NAME: Requests(texts=tuple(named), **names),
         **{stratum: cast(type[PromptProbe], probe_class(key))(**size) for stratum, key in OTHERWISE.items()},
-        **{f"attack {attack}": Requests(texts=tuple(prompts), **size) for attack, prompts in attacks.items()},
+        **{f"attack {attack}": Requests(texts=tuple(prompts), **size) for attack, prompts in context.attacks.items()},
     }
 
 

@@ -31,6 +31,7 @@ class RandomControl(Probe):
     section: ClassVar = "suppression"
     level: ClassVar = "outputs"
     access: ClassVar = "black_box"
+    controls: ClassVar = 1
     presets: ClassVar = {
         "smoke": {"prompts": 2, "tries": 2},
         "standard": {"prompts": 6},

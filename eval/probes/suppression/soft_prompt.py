@@ -56,6 +56,7 @@ class SoftPrompt(Probe):
     section: ClassVar = "suppression"
     level: ClassVar = "behaviour"
     access: ClassVar = "white_box"
+    controls: ClassVar = 1
     needs: ClassVar = ("material",)
     presets: ClassVar = {
         "smoke": {"pictures": 2, "steps": 2, "tries": 2, "batch_size": 2, "fresh": 1},

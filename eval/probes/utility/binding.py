@@ -72,6 +72,7 @@ class Binding(Probe):
     section: ClassVar = "utility"
     level: ClassVar = "outputs"
     access: ClassVar = "black_box"
+    controls: ClassVar = 1
     needs: ClassVar = ("base",)
     presets: ClassVar = {
         "smoke": {"prompts": 2, "images_per_prompt": 1},
