@@ -14,7 +14,7 @@ from typing import Any
 from figures import replace_block  # beside this file
 
 import erasure
-from erasure.eval import Assessment, assess, write_report
+from erasure.eval import Assessment, assess, meta, write_report
 from erasure.eval.controls import controls_for, held_out
 from erasure.eval.detectors import world as detectors
 from erasure.eval.material import material_for
@@ -48,7 +48,10 @@ def main(preset: str, out: Path, *probes: str) -> None:
         return
     write_report(found, DOCS / "results" / f"superhero-{preset}.html", title=f"Superhero, preset {preset}")
     page = DOCS / "assessment.md"
-    page.write_text(replace_block(page.read_text("utf-8"), preset, table(found)), "utf-8")
+    text = replace_block(page.read_text("utf-8"), preset, table(found))
+    if preset == "standard":
+        text = replace_block(text, "meta", meta.table(meta.faithfulness(*meta.trials(found))))
+    page.write_text(text, "utf-8")
 
 
 def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.Erasure:

@@ -202,7 +202,7 @@ class Assessment:
 
         Raises:
             FileNotFoundError: no assessment there.
-            ValueError: half of one, or of another version.
+            ValueError: half of one, or of another version of the format or of a probe.
         """
         folder = Path(folder)
         file = folder / FILE
@@ -219,6 +219,13 @@ class Assessment:
             raise ValueError(f"{file}: not an assessment ({error}); is the file complete?") from None
         known = [(probe, model.name) for probe in HOMES for model in models]
         cells = [Cell.load(f) for probe, model in known if (f := Cell.file(folder, probe, model)).exists()]
+        for cell in cells:
+            if cell.version != (now := probe_class(cell.probe).version):
+                raise ValueError(
+                    f"{folder}: the observations of {cell.probe} are those of its version {cell.version}, and this "
+                    f"library has version {now}; run the same evaluation into the folder again, or read it with the "
+                    "library that made it"
+                )
         return cls(Evaluation.from_json(folder), preset, models, tuple(cells), policy, settings)
 
 

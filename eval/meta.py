@@ -34,7 +34,8 @@ class Faithfulness:
     Attributes:
         probe, measure, family: which metric.
         auc: P(a model that knows has the higher value); None when one side has no value.
-        knows, never: value by model, of those that know the target and of those that do not.
+        knows, asked, never: value by model, of those that know the target, those of which it is the question, and
+            those that never saw it.
         without: models that have no value by this metric.
     """
 
@@ -43,6 +44,7 @@ class Faithfulness:
     family: str
     auc: float | None
     knows: Mapping[str, float]
+    asked: Mapping[str, float]
     never: Mapping[str, float]
     without: tuple[str, ...] = ()
 
@@ -52,12 +54,13 @@ class Faithfulness:
         return self.auc is not None and self.auc < DEMOTED_BELOW
 
 
-def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool]) -> list[Faithfulness]:
+def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:
     """One row per probe that has a value for a model that knows and for one that does not.
 
     Args:
         evidence: of an assessment whose arms are the models of ``knows``.
-        knows: arm to whether it knows the target, by construction.
+        knows: arm to whether it knows the target, by construction; None where that is the question. Those are shown
+            between the others, and do not enter the AUC.
 
     The metric of a probe is the most relative one that it has (residual before rate), over all its families where it
     has that, else in its last family. Values are taken whether or not their gates passed: what is asked is whether the
@@ -77,28 +80,26 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool]) -> lis
             for e in own
             if (e.measure, e.family) == (measure, family)
         }
-        know, never = ({m: v for m, v in values.items() if knows[m] is truth} for truth in (True, False))
+        sides = {truth: {m: v for m, v in values.items() if knows[m] is truth} for truth in (True, None, False)}
         without = tuple(m for m in knows if m not in values)
-        out.append(Faithfulness(probe, measure, family, separation(know, never), know, never, without))
+        auc = separation(sides[True], sides[False])
+        out.append(Faithfulness(probe, measure, family, auc, sides[True], sides[None], sides[False], without))
     return out
 
 
-def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool]]:
-    """Evidence about every model whose truth is known, as if it were an erasure; and whether it knows the target.
+def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
+    """Evidence about every model as if it were an erasure, and whether it knows the target.
 
     The base is judged as an erasure that changed nothing. Every retrained model is judged against the others, and a
     null control against all of them. Nothing is drawn or trained for it: the observations of the probes of removal are
-    weighed again with other roles. Erasures of weights are left out, for what they know is the question; so is the
-    probe that only records what was done to the parameters.
+    weighed again with other roles. Left out is the probe that only records what was done to the parameters.
     """
     asked = [probe for probe in found.probes() if probe.section == "removal" and probe.key != "construction"]
     again: list[Evidence] = []
-    knows: dict[str, bool] = {}
+    knows: dict[str, bool | None] = {}
     for model in found.models:
-        if model.role == "erased" and model.kind == "weights":
-            continue
-        knows[model.name] = model.role == "base" or model.kind in ("filter", "adapter")
-        unchanged = model.role == "base"
+        unchanged, edited = model.role == "base", model.role == "erased" and model.kind == "weights"
+        knows[model.name] = None if edited else unchanged or model.kind in ("filter", "adapter")
         for probe in asked:
             rows = found.rows(probe.key)
             if model.name not in rows:
@@ -117,9 +118,10 @@ def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float 
 
 def table(rows: Iterable[Faithfulness]) -> str:
     """The rows as a Markdown table, the worst metric first."""
-    lines = ["| probe | metric | AUC | know it | never saw it | |", "|---|---|---|---|---|---|"]
+    lines = ["| probe | metric | AUC | know it | erased | never saw it | |", "|---|---|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: 2.0 if row.auc is None else row.auc):
-        sides = [", ".join(f"{m} {v:.2f}" for m, v in side.items()) or "none" for side in (row.knows, row.never)]
+        groups = (row.knows, row.asked, row.never)
+        sides = [", ".join(f"{m} {v:.2f}" for m, v in side.items()) or "none" for side in groups]
         name = f"{row.measure}, {row.family}" if row.family else row.measure
         auc = "no pair" if row.auc is None else f"{row.auc:.2f}"
         lines.append(f"| {row.probe} | {name} | {auc} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")

@@ -86,6 +86,12 @@ def test_another_control_repeats_only_what_looks_at_it(context, tmp_path, monkey
     assert {model for probe, model in asked if probe == "divergence"} == {"base", "noise", "gold-0", "gold-1", "gold-2"}
 
 
+def test_observations_of_another_version_of_a_probe_are_not_read_as_this_one(context, folder, monkeypatch):
+    monkeypatch.setattr(Paraphrase, "version", Paraphrase.version + 1)
+    with pytest.raises(ValueError, match="run the same evaluation into the folder again"):
+        Assessment.load(folder)
+
+
 def test_prompts_that_got_through_are_put_to_the_guardrails(context, monkeypatch):
     def breaks(self, model, context):
         hits = {"base": 1.0, "noise": 0.0, "gold-0": 1.0}

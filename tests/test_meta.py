@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from erasure.eval.meta import faithfulness, separation, table
-from erasure.eval.probes.base import Evidence
+from erasure.eval.assessment import Assessment, Cell, ModelCard
+from erasure.eval.meta import faithfulness, separation, table, trials
+from erasure.eval.probes.base import Evidence, Observation
+from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.stats import Estimate
 
 KNOWS = {"unchanged": True, "filter": True, "retrained": False, "start": False}
+FACTS = {"init": "random", "step": 150, "loss": 0.1, "untrained": 0.2}
+MODELS = [
+    ("base", "base", "none"),
+    ("UCE", "erased", "weights"),
+    ("gold 0", "gold", "retrained"),
+    ("gold 1", "gold", "retrained"),
+    ("start", "null", "retrained"),
+]
 
 
 def said(probe: str, measure: str, values: dict[str, float | None], family: str = "") -> list[Evidence]:
@@ -32,6 +42,32 @@ def test_the_most_relative_number_speaks_and_the_families_together_before_one():
     (row,) = faithfulness(rows, KNOWS)
     assert (row.measure, row.family, row.auc) == ("residual", "", 1.0)
     assert row.without == ("filter", "start")
+
+
+def test_an_erasure_stands_between_and_does_not_count():
+    rows = said("inversion", "residual", {"unchanged": 1.0, "UCE": 2.0, "retrained": 0.0})
+    (row,) = faithfulness(rows, {**KNOWS, "UCE": None})
+    assert (row.auc, row.asked) == (1.0, {"UCE": 2.0})
+    assert "| unchanged 1.00 | UCE 2.00 | retrained 0.00 |" in table([row])
+
+
+def test_every_model_is_judged_as_an_erasure_against_the_others():
+    """Rates that the base has and no other: residual 1 for it, 0 for each retrained model against the other one."""
+
+    def rows(model, value):
+        return tuple(Observation(model, "learnt", f"sentence {i}", 0, value, None, FACTS) for i in range(12))
+
+    values = {"base": 1.0, "UCE": 0.5, "gold 0": 0.0, "gold 1": 0.0, "start": 0.0}
+    cards = [ModelCard(name, role, kind, name, {}) for name, role, kind in MODELS]
+    cells = [Cell("inversion", 1, ConceptInversion().settings(), name, {}, rows(name, v)) for name, v in values.items()]
+    found = Assessment(None, "standard", tuple(cards), tuple(cells), None, {})
+    evidence, knows = trials(found)
+    assert knows == {"base": True, "UCE": None, "gold 0": False, "gold 1": False, "start": False}
+    (row,) = faithfulness(evidence, knows)
+    assert (row.measure, row.auc, row.without) == ("residual", 1.0, ())
+    assert row.knows == {"base": 1.0}
+    assert row.asked == {"UCE": 0.5}
+    assert row.never == {"gold 0": 0.0, "gold 1": 0.0, "start": 0.0}
 
 
 def test_without_a_pair_there_is_no_figure():

@@ -46,6 +46,7 @@ class InputFilterProbe(Probe):
     level: ClassVar = "system"
     access: ClassVar = "black_box"
     needs: ClassVar = ("base",)
+    version: ClassVar = 2  # 2: the prompts of attacks are those that this assessment found
     presets: ClassVar = {
         "smoke": {"limit": 1},
         "quick": {"limit": 3},
