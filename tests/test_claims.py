@@ -184,6 +184,17 @@ def test_destruction_is_no_suppression():
     assert levels(but(good(), "degeneracy", "change", number(0.19, 0.05))) == ("C3", "C5")
 
 
+@pytest.mark.parametrize(
+    ("control", "above", "level"),
+    [("gold", 0.0, "C3"), ("gold", 0.3, "C0"), ("null", 0.0, "C0")],
+)
+def test_where_retrained_models_draw_nothing_too_that_is_no_destruction(control, above, level):
+    nothing = but(good(), "degeneracy", "change", number(0.4, 0.3))
+    nothing.append(Evidence("degeneracy", "UCE", "above_control", number(above), "", control))
+    assert levels(nothing)[0] == level
+    assert bool(judged(nothing).banners) == (level == "C0")
+
+
 def test_a_trial_is_no_evidence():
     report = judged(good(), preset="smoke")
     assert (report.suppression, report.removal) == ("C0", "C0")

@@ -62,12 +62,19 @@ def unchanged(view: View) -> bool:
 
 
 def degenerate(view: View) -> bool:
-    """Whether pictures on target prompts were destroyed rather than changed. A filter withholds, which is not that."""
+    """Whether pictures on target prompts were destroyed rather than changed.
+
+    A filter withholds, which is not that. Nor is it where retrained models draw as much of nothing: that is what not
+    knowing a word looks like.
+    """
     if view.kind == "filter":
         return False
-    change = view.one("degeneracy", "change")
-    value = None if change is None else change.estimate.value
-    return value is not None and value >= view.facts.margins.degenerate
+    change, above = view.one("degeneracy", "change"), view.one("degeneracy", "above_control")
+    more = [change, above if above is not None and above.control == "gold" else change]
+    return all(
+        e is not None and e.estimate.value is not None and e.estimate.value >= view.facts.margins.degenerate
+        for e in more
+    )
 
 
 def utility(view: View, group: str) -> str:
