@@ -125,7 +125,10 @@ def assess(
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
-        cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
+        if card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
+            cells.append(_same_weights(probe, card, cells))
+        else:
+            cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
     assessment = Assessment(
         evaluation=evaluation,
         preset=preset,
@@ -176,6 +179,13 @@ def _cell(
     if folder is not None:
         cell.save(folder)
     return cell
+
+
+def _same_weights(probe: Probe, card: ModelCard, cells: Sequence[Cell]) -> Cell:
+    """The base's answer as that of a filter around it: who looks inside goes past the filter and finds the base."""
+    of_base = next(cell for cell in cells if cell.probe == probe.key)
+    rows = tuple(dataclasses.replace(row, model=card.name) for row in of_base.rows)
+    return dataclasses.replace(of_base, model=card.name, rows=rows, seconds=0.0)
 
 
 def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:

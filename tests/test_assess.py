@@ -19,6 +19,7 @@ from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.ring_a_bell import RingABell
+from erasure.pipelines.guardrails import Guard
 from tests.probe_helpers import SUITE, tiny_context
 
 FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
@@ -111,6 +112,17 @@ def test_one_control_is_asked_in_words_and_all_of_them_from_inside(context):
     asked = {probe: {cell.model for cell in found.cells if cell.probe == probe} for probe in found.facts().ran}
     assert asked["direct"] == asked["linear_probe"] == {"base", "noise", "gold-0", "gold-1", "random"}
     assert asked["paraphrase"] == {"base", "noise", "gold-0"}
+
+
+def test_behind_a_filter_stand_the_weights_of_the_base(context):
+    found = assess(
+        context.pipe, {"filter": Guard.of_words(["cat"])}, SUITE, preset="smoke", progress=False, probes=("inversion",),
+        detectors=[context.judge, context.selector], material=context.material,
+        controls=[m for m in context.models.values() if m.role == "null"],
+    )  # fmt: skip
+    rows = found.rows("inversion")
+    assert [dataclasses.replace(row, model="base") for row in rows["filter"]] == rows["base"]
+    assert {row.model for row in rows["filter"]} == {"filter"}
 
 
 def test_half_a_cell_is_run_again(context, folder):
