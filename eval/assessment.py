@@ -19,11 +19,15 @@ from erasure.eval.claims.policy import Policy, check
 from erasure.eval.models import Kind, Role
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
-from erasure.eval.records import Evaluation
+from erasure.eval.records import Evaluation, fingerprint
 
-FORMAT = 1
+FORMAT = 2
 FILE = "assessment.json"
 CELLS = "probes"
+MADE_OF = (
+    "those that its assessment was made of: another run wrote into the folder, or one was interrupted; finish it, or "
+    "give every run a folder of its own"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +184,8 @@ class Assessment:
             "models": [dataclasses.asdict(model) for model in self.models],
             "policy": None if self.policy is None else dataclasses.asdict(self.policy),
             "settings": dict(self.settings),
+            "pictures": self.evaluation.key,
+            "cells": [[cell.probe, cell.model, fingerprint(cell.key)] for cell in self.cells],
             "missing": self.missing,
             "evidence": [dataclasses.asdict(e) for e in self.evidence],
             "claims": [dataclasses.asdict(report) for report in self.claims()],
@@ -217,16 +223,22 @@ class Assessment:
             preset, settings = raw["preset"], raw["settings"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: not an assessment ({error}); is the file complete?") from None
-        known = [(probe, model.name) for probe in HOMES for model in models]
-        cells = [Cell.load(f) for probe, model in known if (f := Cell.file(folder, probe, model)).exists()]
-        for cell in cells:
-            if cell.version != (now := probe_class(cell.probe).version):
+        evaluation = Evaluation.from_json(folder)
+        if evaluation.key != raw["pictures"]:
+            raise ValueError(f"{folder}: its pictures are not {MADE_OF}")
+        cells = []
+        for probe, model, key in raw["cells"]:
+            cell = Cell.load(Cell.file(folder, probe, model))
+            if fingerprint(cell.key) != key:
+                raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
+            if cell.version != (now := probe_class(probe).version):
                 raise ValueError(
-                    f"{folder}: the observations of {cell.probe} are those of its version {cell.version}, and this "
+                    f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
                     f"library has version {now}; run the same evaluation into the folder again, or read it with the "
                     "library that made it"
                 )
-        return cls(Evaluation.from_json(folder), preset, models, tuple(cells), policy, settings)
+            cells.append(cell)
+        return cls(evaluation, preset, models, tuple(cells), policy, settings)
 
 
 def _tupled(value: Any) -> Any:

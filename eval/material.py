@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from erasure.concept import Suite, same
+from erasure.eval.records import fingerprint
 from erasure.world.fit import step_rng
 from erasure.world.scenes import Scene, prompt, render, sample_scene
 from erasure.world.spec import spec
-from erasure.world.train import training_scenes
+from erasure.world.train import scenes_hash, training_scenes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Example:
 
 @runtime_checkable
 class Material(Protocol):
-    """Where real pictures come from. The same arguments give the same pictures; other seeds give others."""
+    """Where real pictures come from. The same arguments give the same pictures; other seeds give others.
+
+    ``key`` stands for all of them: two sources with one key give the same pictures.
+    """
+
+    @property
+    def key(self) -> str: ...
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         """Pictures of the target. ``member``: True = the base was trained on them, False = not, None = either.
@@ -75,6 +83,10 @@ class WorldMaterial:
                 f"{sorted(world.targets)} or another of its concepts"
             )
         self.name = target
+
+    @property
+    def key(self) -> str:
+        return f"Emoji World's scenes: {self.name}, {scenes_hash(list(_members()))[:16]}"
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return self._pick(self._shows, count, seed, member)
@@ -142,6 +154,11 @@ class FolderMaterial:
         self.rows = [
             self._row(i, line) for i, line in enumerate(file.read_text("utf-8").splitlines(), 1) if line.strip()
         ]
+
+    @functools.cached_property
+    def key(self) -> str:
+        pictures = [hashlib.sha256((self.folder / row["file_name"]).read_bytes()).hexdigest() for row in self.rows]
+        return f"folder {fingerprint([self.name, self.rows, pictures])}"
 
     def _row(self, number: int, line: str) -> dict:
         where = f"{self.folder / 'metadata.jsonl'}, line {number}"

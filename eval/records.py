@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -142,6 +143,11 @@ class Evaluation:
         return [r for r in self.records if r.arm == arm and (group is None or r.group == group)]
 
     @property
+    def key(self) -> str:
+        """What tells these pictures from others: stands in an assessment that was made of them."""
+        return fingerprint([[r.arm, r.prompt, r.seed, r.image_hash] for r in self.records])
+
+    @property
     def erased(self) -> tuple[Arm, ...]:
         """The arms with an erasure: neither the base nor a control."""
         return tuple(arm for arm in self.arms[1:] if arm.role == "erased")
@@ -231,6 +237,11 @@ class Evaluation:
         lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in self.records)
         write_atomically(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
         return self.to_json(folder / "evaluation.json")
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -28,6 +27,7 @@ from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
+from erasure.eval.records import fingerprint
 from erasure.precision import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
@@ -220,22 +220,18 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     read = dict.fromkeys([card.name, context.base.name])
     return {
         "weights": card.weights,
-        "config": _digest(card.config) if card.kind in ("filter", "adapter") else None,
+        "config": fingerprint(card.config) if card.kind in ("filter", "adapter") else None,
         "beside": {other.name: other.weights for other in beside},
-        "suite": _digest(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
+        "suite": fingerprint(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
         "detectors": [
             None if eye is None else [eye.name, eye.card.version, eye.card.weights_sha256]
             for eye in (context.judge, context.selector)
         ],
-        "material": None if context.material is None else type(context.material).__name__,
+        "material": None if context.material is None else context.material.key,
         "autocast": context.autocast,
-        "attacks": _digest(context.attacks) if probe.section == "guardrails" else None,
-        "pictures": _digest([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
+        "attacks": fingerprint(context.attacks) if probe.section == "guardrails" else None,
+        "pictures": fingerprint([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def sampler_text(settings: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ ROLES = {"base": "base", "UCE": "erased", "gold-0": "gold", "gold-1": "gold", "s
 class TinyMaterial:
     """Flat pictures: dark ones are cats, bright ones something else."""
 
+    key = "tiny"
+
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return [self._example("cat", 20, i, seed, member) for i in range(count)]
 
