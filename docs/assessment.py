@@ -31,7 +31,7 @@ def main(preset: str, out: Path, *probes: str) -> None:
     arms["prompt filter"] = Guard.of_words(suite.phrases)
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
-        arms["retrained"], controls = held_out(controls)
+        arms["retrained"] = held_out(controls)
     found = assess(
         pipe,
         arms,

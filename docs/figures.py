@@ -50,8 +50,14 @@ def picture(evaluation: Evaluation, *, size: int = 96, margin: int = 64) -> Imag
 
 
 def replace_block(text: str, name: str, block: str) -> str:
-    """The text with what stands between the two markers of ``name`` replaced."""
+    """The text with what stands between the two markers of ``name`` replaced.
+
+    Raises:
+        ValueError: the text has no such markers, and the block no place to go.
+    """
     begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"the page lacks the markers {begin} and {end}; add them where the table belongs")
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{block}\n{end}", text, flags=re.DOTALL)
 
 

@@ -148,7 +148,21 @@ class Assessment:
     @functools.cached_property
     def evidence(self) -> tuple[Evidence, ...]:
         """What the observations weigh, probe by probe. Made anew from them; nothing is read back."""
-        return tuple(e for probe in self.probes() for e in probe.weigh(self.rows(probe.key), self.roles))
+        found: list[Evidence] = []
+        for probe in self.probes():
+            rows = self.rows(probe.key)
+            found += [e for e in probe.weigh(rows, self.roles) if e.model not in self.twins]
+            for arm, control in self.twins.items():
+                others = {name: own for name, own in rows.items() if name != control}
+                found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
+        return tuple(found)
+
+    @functools.cached_property
+    def twins(self) -> dict[str, str]:
+        """Retrained models judged like erasures to the controls that they are; each is held against the others."""
+        golds = {model.weights: model.name for model in self.models if model.role == "gold"}
+        judged = [model for model in self.models if model.role == "erased" and model.kind == "retrained"]
+        return {model.name: golds[model.weights] for model in judged if model.weights in golds}
 
     def claims(self) -> list[ClaimReport]:
         """One report per erasure: suppression and removal in two columns, utility, what was not assessed."""
@@ -164,7 +178,7 @@ class Assessment:
             kinds={model.name: model.kind for model in self.models},
             scopes={model.name: str(model.config.get("scope", "")) for model in self.models},
             audited=tuple(model.name for model in self.models if model.config.get("audit")),
-            golds=sum(model.role == "gold" for model in self.models),
+            twins=self.twins,
             detectors=tuple(self.evaluation.detectors),
             judge=self.settings["judge"],
             sampler=self.settings["sampler"],

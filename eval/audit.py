@@ -261,14 +261,14 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         FileNotFoundError: no such file.
         ValueError: not a retrained model, or of other data than this version of the world has.
     """
-    from erasure.world.retrain import LAST, load_gold, start_hash
+    from erasure.world.retrain import LAST, gold_facts, load_gold, start_hash
     from erasure.world.train import SCOPE, config, scenes_hash, stored_model, training_scenes
 
     file = Path(file)
     without, _, seed = file.stem.rpartition("-")
     if not file.exists() or not seed.isdigit():
         raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
-    pipe, facts = load_gold(without, seed=int(seed), folder=file.parent), _facts(file)
+    pipe, facts = load_gold(without, seed=int(seed), folder=file.parent), gold_facts(file)
     before, after = training_scenes(frozenset()), training_scenes(frozenset({without}))
     if scenes_hash(after) != facts["scenes"]:
         raise ValueError(
@@ -325,15 +325,6 @@ def audited(gold: Path) -> str | None:
 def _weights(model: Mapping[str, nn.Module]) -> Weights:
     """Every tensor of a model's parts by name."""
     return {f"{part}.{name}": t for part, module in model.items() for name, t in module.state_dict().items()}
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    """What a retrained model's file says of itself."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        found: dict[str, Any] = json.loads(opened.metadata()["gold"])
-    return found
 
 
 def forge_gap(gradient: Callable[[Any], Tensor], forget: Any, kept: Sequence[Any]) -> tuple[float, int]:

@@ -10,11 +10,11 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.audit import audited
 from erasure.eval.models import Model, Swapped, modules_of, randomised
-from erasure.world.retrain import FOLDER, load_gold
+from erasure.world.retrain import FOLDER, gold_facts, load_gold
 from erasure.world.spec import spec
 from erasure.world.train import stored_model
 
-LIMITS = {"smoke": 1, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
+LIMITS = {"smoke": 2, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
 
 
 def controls_for(
@@ -31,6 +31,8 @@ def controls_for(
         as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
         it in the preset "full".
     """
+    if preset not in LIMITS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
     count, device, dtype = LIMITS[preset], pipe.device, pipe.unet.dtype if hasattr(pipe, "unet") else pipe.dtype
     found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
     of_world = base_name(pipe) == WORLD and suite.concept.name in spec().targets and not suite.also
@@ -39,8 +41,9 @@ def controls_for(
             seed = int(file.stem.rpartition("-")[2])
             gold = load_gold(suite.concept.name, seed=seed, folder=folder, dtype=dtype).to(device)
             parts = {part: module for part, module in modules_of(gold).items() if part != "vae"}
-            config = {"scope": "denoiser and text encoder", "seed": seed, "without": suite.concept.name}
-            config["audit"] = audited(file)
+            facts = gold_facts(file)
+            scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures"
+            config = {"scope": scope, "seed": seed, "without": suite.concept.name, "audit": audited(file)}
             found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))
     if of_world and (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
@@ -58,8 +61,11 @@ def _opened(source: str, name: str, pipe: Any) -> Swapped:
     return Swapped(name, modules_of(theirs), config={"scope": "as given", "source": source})
 
 
-def held_out(controls: Sequence[Model]) -> tuple[Swapped, list[Model]]:
-    """The first retrained model, to be judged like an erasure, and the controls without it.
+def held_out(controls: Sequence[Model]) -> Swapped:
+    """The first retrained model, to be judged like an erasure. It stays a control for every other one.
+
+    Put it among the erasures beside all ``controls``: an assessment sees that they are one model, looks at it once, and
+    holds it against the other retrained ones.
 
     Raises:
         ValueError: there are not two retrained models: one to judge, one to compare it with.
@@ -68,6 +74,6 @@ def held_out(controls: Sequence[Model]) -> tuple[Swapped, list[Model]]:
     if len(golds) < 2 or not isinstance(golds[0].change, Swapped):
         raise ValueError(
             f"judging a retrained model takes two or more, one of them to compare with; got {len(golds)}; "
-            "make them with `erasure world gold`, or leave --retrained out"
+            "make them with `erasure world gold`, take a larger preset, or leave --retrained out"
         )
-    return golds[0].change, [model for model in controls if model is not golds[0]]
+    return golds[0].change

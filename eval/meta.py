@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 DEMOTED_BELOW = 0.8
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
-# what a probe says about how much is left, the most relative first; the sign makes "more is left" positive
-SCORES = {
-    "residual": 1, "gap": 1, "ratio": 1, "auc_gap": 1, "advantage": 1, "excess": 1, "area": 1, "increase": 1,
-    "distance": 1, "rate": 1, "auc": 1,
-}  # fmt: skip
+# what a probe says about how much is left, the most relative first; more is more left
+SCORES = (
+    "residual", "gap", "ratio", "auc_gap", "advantage", "excess", "area", "above_control", "increase", "distance",
+    "rate", "auc",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,10 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None])
             found.setdefault(e.probe, []).append(e)
     out = []
     for probe, own in found.items():
-        measure = min((e.measure for e in own), key=list(SCORES).index)
+        measure = min((e.measure for e in own), key=SCORES.index)
         families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
         family = "" if "" in families else families[-1]
-        values = {
-            e.model: float(e.estimate.value or 0.0) * SCORES[measure]
-            for e in own
-            if (e.measure, e.family) == (measure, family)
-        }
+        values = {e.model: float(e.estimate.value or 0.0) for e in own if (e.measure, e.family) == (measure, family)}
         sides = {truth: {m: v for m, v in values.items() if knows[m] is truth} for truth in (True, None, False)}
         without = tuple(m for m in knows if m not in values)
         auc = separation(sides[True], sides[False])
@@ -98,6 +94,8 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
     again: list[Evidence] = []
     knows: dict[str, bool | None] = {}
     for model in found.models:
+        if model.name in found.twins:
+            continue
         unchanged, edited = model.role == "base", model.role == "erased" and model.kind == "weights"
         knows[model.name] = None if edited else unchanged or model.kind in ("filter", "adapter")
         for probe in asked:

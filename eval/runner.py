@@ -125,10 +125,9 @@ def assess(
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
-        if card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
-            cells.append(_same_weights(probe, card, cells))
-        else:
-            cells.append(_cell(probe, card, context, _inputs(probe, card, context, cards), folder, before))
+        if (known := _same_weights(probe, card, cards, cells)) is None:
+            known = _cell(probe, card, context, _inputs(probe, card, context, cards), folder, before)
+        cells.append(known)
     assessment = Assessment(
         evaluation=evaluation,
         preset=preset,
@@ -150,9 +149,13 @@ def assess(
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
-    """The models that a probe is put to."""
+    """The models that a probe is put to, the base first and controls before what is held against them."""
     controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
-    chosen = [card for card in cards if card.role in ("base", "erased") or card in controls]
+    chosen = [
+        *(card for card in cards if card.role == "base"),
+        *controls,
+        *(card for card in cards if card.role == "erased"),
+    ]
     return [card for card in chosen if probe.concerns(context.models[card.name])]
 
 
@@ -181,11 +184,23 @@ def _cell(
     return cell
 
 
-def _same_weights(probe: Probe, card: ModelCard, cells: Sequence[Cell]) -> Cell:
-    """The base's answer as that of a filter around it: who looks inside goes past the filter and finds the base."""
-    of_base = next(cell for cell in cells if cell.probe == probe.key)
-    rows = tuple(dataclasses.replace(row, model=card.name) for row in of_base.rows)
-    return dataclasses.replace(of_base, model=card.name, rows=rows, seconds=0.0)
+def _same_weights(probe: Probe, card: ModelCard, cards: Sequence[ModelCard], cells: Sequence[Cell]) -> Cell | None:
+    """What a probe found in another model with the same weights, where that is an answer about this one too.
+
+    A retrained model may be judged and be a control. Who looks inside a filtered pipeline goes past the filter and
+    finds the base.
+    """
+    if card.kind == "retrained":
+        same = [other.name for other in cards if other.role == "gold" and other.weights == card.weights]
+    elif card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
+        same = [other.name for other in cards if other.role == "base" and other.weights == card.weights]
+    else:
+        same = []
+    found = next((cell for cell in cells if cell.probe == probe.key and cell.model in same), None)
+    if found is None:
+        return None
+    rows = tuple(dataclasses.replace(row, model=card.name) for row in found.rows)
+    return dataclasses.replace(found, model=card.name, rows=rows, seconds=0.0)
 
 
 def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:
@@ -220,7 +235,8 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     read = dict.fromkeys([card.name, context.base.name])
     return {
         "weights": card.weights,
-        "config": fingerprint(card.config) if card.kind in ("filter", "adapter") else None,
+        # Beside the weights only what works beside them matters, and where a model comes from to what records that.
+        "config": fingerprint(card.config) if card.kind in ("filter", "adapter") or probe.descriptive else None,
         "beside": {other.name: other.weights for other in beside},
         "suite": fingerprint(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
         "detectors": [

@@ -158,10 +158,15 @@ def difference(
     after: Sequence[float | None],
     clusters: Sequence[Hashable],
     *,
+    copies: int = 1,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Estimate:
     """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
+
+    Args:
+        copies: how many times each picture stands on one side, to be paired with those of several models. Copies are
+            no further pictures, and narrow nothing.
 
     The wider at each end of the bootstrap of prompts over the paired differences and Tango's paired score interval on
     the effective number of pairs.
@@ -174,7 +179,7 @@ def difference(
     if not len(changes):
         return Estimate.missing("no pair had two verdicts" if excluded else "no pairs", excluded=excluded)
     n, count, value = len(changes), len(set(names)), float(changes.mean())
-    size = effective_n(n, count)
+    size = effective_n(math.ceil(n / copies), count)
     score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size, level=level)
     low, high = _wider(_bootstrap(changes, names, seed, level), score)
     return Estimate(value, low, high, f"wider of {RESAMPLED} and Tango, effective n {size:.0f}", n, count, excluded)
@@ -232,8 +237,8 @@ def residual(
     if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
         reason = "the base shows too little more of the target than a model that never saw it for an interval"
         return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
-    many = [erased[i] for i in kept] * len(controls)
-    gap = difference([c[i] for c in controls for i in kept], many, names * len(controls), seed=seed)
+    count, never = len(controls), [control[i] for control in controls for i in kept]
+    gap = difference(never, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
     scale = span / len(kept)
     if gap.low is not None and gap.high is not None:
         low, high = min(low, gap.low / scale), max(high, gap.high / scale)

@@ -125,6 +125,26 @@ def test_behind_a_filter_stand_the_weights_of_the_base(context):
     assert {row.model for row in rows["filter"]} == {"filter"}
 
 
+def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context, monkeypatch):
+    """Judged and a control at once; its own numbers, which it would equal, are not among those it is compared with."""
+    controls = [m for m in context.models.values() if m.role in ("gold", "null")]
+    asked = []
+    real = LinearProbe.run
+    monkeypatch.setattr(LinearProbe, "run", lambda self, m, c: asked.append(m.name) or real(self, m, c))
+    found = assess(
+        context.pipe, {"retrained": held_out(controls)}, SUITE, preset="smoke", progress=False, controls=controls,
+        detectors=[context.judge, context.selector], material=context.material, probes=("linear_probe", "divergence"),
+    )  # fmt: skip
+    assert asked == ["base", "gold-0", "gold-1", "random"]
+    assert found.twins == {"retrained": "gold-0"}
+    values = {e.model: e.estimate.value for e in found.evidence if (e.probe, e.measure) == ("linear_probe", "auc")}
+    (gap,) = (e for e in found.evidence if e.measure == "auc_gap")
+    assert values["retrained"] == values["gold-0"]
+    assert (gap.model, gap.estimate.value) == ("retrained", pytest.approx(values["gold-0"] - values["gold-1"]))
+    rows = found.rows("divergence")["retrained"]
+    assert all(set(row.facts["to"]) == {"gold-1"} for row in rows if row.value is not None)
+
+
 def test_half_a_cell_is_run_again(context, folder):
     file = Cell.file(folder, "paraphrase", "base")
     whole = file.read_text()
@@ -200,9 +220,7 @@ def test_every_registered_probe_is_what_it_says():
 
 def test_held_out_needs_two_retrained_models(context):
     golds = [m for m in context.models.values() if m.role == "gold"]
-    change, left = held_out(golds)
-    assert change.name == "gold-0"
-    assert [m.name for m in left] == ["gold-1"]
+    assert held_out(golds).name == "gold-0"
     with pytest.raises(ValueError, match="two or more"):
         held_out(golds[:1])
 

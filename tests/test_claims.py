@@ -291,7 +291,7 @@ def test_three_retrained_models_are_needed():
     assert report.removal == "C0" and "(2 now)" in report.needed["removal"][-1]
     failed = {"relearning": {"gold 1": "diverged"}}
     assert levels(good(), missing=failed)[1] == "C0"  # it was there, and not in this probe
-    assert levels(good(), golds=2)[1] == "C0"
+    assert levels(good(), twins={"UCE": "gold 1"})[1] == "C0"  # it is one of the three, and two are left
 
 
 def test_a_null_control_never_speaks_of_retraining():

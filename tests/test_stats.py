@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -18,6 +19,7 @@ from erasure.eval.stats import (
     mean,
     paired_score,
     rate,
+    residual,
     sign_flip,
     wilson,
 )
@@ -207,3 +209,13 @@ def test_estimates_print_for_people():
     assert f"{Estimate(0.125, 0.043, 0.214, 'm', 8, 8):%}" == "12.5 % (4.3 to 21.4)"
     assert str(Estimate(0.125, 0.043, 0.214, "m", 8, 8)) == "12.5 % (4.3 to 21.4)"
     assert f"{Estimate(0.5, None, None, 'm', 8, 8):.2f}" == "0.50"
+
+
+def test_copies_of_a_picture_narrow_nothing():
+    before, after, clusters = [0.0] * 18, [0.0] * 17 + [1.0], list(range(18))
+    once = difference(before, after, clusters)
+    assert difference(before * 3, after * 3, clusters * 3, copies=3) == dataclasses.replace(once, n=54)
+    assert difference(before * 3, after * 3, clusters * 3).high < once.high
+    alone = residual(after, [1.0] * 18, [before], clusters)
+    many = residual(after, [1.0] * 18, [before] * 3, clusters)
+    assert many.high >= alone.high - 0.02  # three controls that agree say no more about the eighteen pictures

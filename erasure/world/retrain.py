@@ -120,16 +120,27 @@ def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: 
             f"no model retrained without {without!r} with seed {seed} in {folder.name}; there are {there}; they "
             "come with the repository, not with the wheel; or make one with `erasure world gold`"
         )
-    try:
-        with safe_open(file, "pt") as opened:
-            facts = json.loads(opened.metadata()["gold"])
-            packed = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{file.name}: not a retrained model, or damaged; get it again") from None
+    facts = gold_facts(file)
+    with safe_open(file, "pt") as opened:
+        packed = {name: opened.get_tensor(name) for name in opened.keys()}
     if facts["start"] != start_hash(folder):
         raise ValueError(f"{file.name} belongs to another start than {folder.name}/start; get both from one place")
     model = unpack(packed, stored_model(folder / "start"))
     return StableDiffusionPipeline.from_pretrained(path(), **model, **options)
+
+
+def gold_facts(file: Path) -> dict[str, Any]:
+    """What a retrained model's file says of itself: ``without``, ``seed``, ``steps``, ``batch``, ``scope`` ...
+
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            facts: dict[str, Any] = json.loads(opened.metadata()["gold"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{file.name}: not a retrained model, or damaged; get it again") from None
+    return facts
 
 
 def check_target(name: str) -> None:

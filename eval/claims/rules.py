@@ -271,6 +271,9 @@ def _c6(view: View) -> list[str]:
         needed.append("the scope of the retraining")
     if view.model not in view.facts.audited:
         needed.append("an audit record of the process")
+    changed = view.one("construction", "changed")
+    if changed is not None and changed.estimate.value == 0:
+        needed.append("parameters other than the base's")
     return needed
 
 

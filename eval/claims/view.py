@@ -54,7 +54,7 @@ class Facts:
             "higher-order" (a style, a kind). None: not known, and read as observed.
         scopes: model to what a retraining retrained.
         audited: models with an audit record of the process that made them.
-        golds: how many retrained models entered, if fewer than the roles say.
+        twins: model to the control that is the same model, and that it is not compared with.
         detectors: names of those with a card. judge: the one that scored.
         sampler: in words. budgets: attack to its budget in words.
         ran: probes that were run. missing: probe to model to why there is nothing.
@@ -67,7 +67,7 @@ class Facts:
     information: Literal["observed", "latent", "higher-order"] | None = None
     scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     audited: Sequence[str] = ()
-    golds: int | None = None
+    twins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     detectors: Sequence[str] = ()
     judge: str = ""
     sampler: str = ""
@@ -161,10 +161,9 @@ class View:
         return ""
 
     def golds(self, probe: str) -> int:
-        """Retrained models that entered a probe."""
-        absent = self.facts.missing.get(probe, {})
-        count = sum(role == "gold" and model not in absent for model, role in self.models.items())
-        return count if self.facts.golds is None else min(count, self.facts.golds)
+        """Retrained models that this one is compared with by a probe."""
+        absent = {*self.facts.missing.get(probe, {}), self.facts.twins.get(self.model)}
+        return sum(role == "gold" and model not in absent for model, role in self.models.items())
 
     def scope(self) -> str:
         """What the retrained models retrained."""

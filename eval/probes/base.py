@@ -154,11 +154,17 @@ class Context:
             "batch_size": self.batch_size,
             "autocast": self.autocast,
             "progress": self.progress,
-            # A cached picture stands for stored weights; what works beside them has no such key.
-            "cache_dir": self.cache_dir if model.kind in ("none", "weights", "retrained") else None,
+            "cache_dir": self.cache_dir if self._in_weights(model) else None,
             "description": model.name,
         }
         return generate(pipe, prompts, seeds=seeds, **{**settings, **sampler})
+
+    def _in_weights(self, model: Model) -> bool:
+        """Whether the weights that are hashed say all about a model: what works beside them has no key to cache by."""
+        if model.role == "base":
+            return True
+        hashes = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
+        return model.kind in ("weights", "retrained") and hashes.get(model.name) != hashes.get(self.base.name)
 
     def see(
         self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None

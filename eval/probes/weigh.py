@@ -74,10 +74,10 @@ def contrasts(
             continue
         never = [values(chosen[control], keys) for control in controls]
         many, flat = clusters * len(never), [value for one in never for value in one]
-        above = _gap(flat, mine * len(never), many, shares=shares)
+        above = _gap(flat, mine * len(never), many, shares=shares, copies=len(never))
         found.append(Evidence(probe, name, "above_control", above, family, kind, gates, unit))
         if shares:
-            gap = difference(flat, theirs * len(never), many)
+            gap = difference(flat, theirs * len(never), many, copies=len(never))
             power: Gate = "na" if gap.low is None else "pass" if gap.low >= POWER else "fail"
             left = residual(mine, theirs, never, clusters)
             found.append(Evidence(probe, name, "residual", left, family, kind, {**gates, "power": power}, "number"))
@@ -85,9 +85,14 @@ def contrasts(
 
 
 def _gap(
-    before: Sequence[float | None], after: Sequence[float | None], clusters: Sequence[str], *, shares: bool
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    clusters: Sequence[str],
+    *,
+    shares: bool,
+    copies: int = 1,
 ) -> Estimate:
     if shares:
-        return difference(before, after, clusters)
+        return difference(before, after, clusters, copies=copies)
     pairs = zip(before, after, strict=True)
     return mean([None if b is None or a is None else a - b for b, a in pairs], clusters)

@@ -208,4 +208,5 @@ def between(
     ]
     before, after, clusters = zip(*pairs, strict=True)
     note = "mean over the steps that were looked at: the area between the curves"
-    return Evidence(probe, name, "above_control", difference(before, after, clusters), "", kind, gates, "share", note)
+    above = difference(before, after, clusters, copies=len(controls))
+    return Evidence(probe, name, "above_control", above, "", kind, gates, "share", note)
