@@ -43,13 +43,13 @@ def demo(
 ) -> None:
     """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
     from erasure.concept import Suite
+    from erasure.eval.detectors.choice import detectors_for
 
     pipe = open_base("emoji-world", device)
     plan = Suite.load(suite)
-    edits = cli_eval.make_erasures(pipe, plan, ["uce", "esd"])
-    for name, edit in edits.items():
-        edit.save_pretrained(out / f"{plan.name}-{name.lower()}")
-    cli_eval.compare(pipe, edits, plan, out, limit=limit)
+    detectors, judge = detectors_for(plan)
+    edits = cli_eval.make_erasures(pipe, plan, ["uce", "esd"], out / "erasures")
+    cli_eval.compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
 
 
 @app.command(
@@ -66,7 +66,10 @@ def erase(
     anchor: Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")] = None,
     synonym: Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")] = None,
     kind: Annotated[str | None, typer.Option(help="object (default), style, identity, nsfw or other.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Take synonyms, neighbours and the keep list from a suite.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Take concepts, synonyms, neighbours and the keep list from a suite; --keep adds to it."),
+    ] = None,
     settings: Settings = None,
     unet: Annotated[Path | None, typer.Option(help="Also write the whole edited UNet or transformer here.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")] = None,
@@ -80,11 +83,12 @@ def erase(
 
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
-    target, kept = _concept(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
+    targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype)
-    edit = make(pipe, target, method, keep=keep or kept, preset=preset, checkpoint=checkpoint, apply=False, **changes)
+    keeping = [*kept, *(keep or [])] or None
+    edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
     console.print(
@@ -115,15 +119,17 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise."""
+    from erasure.artifact import Erasure
     from erasure.eval import generate as draw
     from erasure.pipelines import load_erasure
 
+    edits = [Erasure.from_pretrained(source) for source in erasure or []]  # a slip is found before anything is drawn
     pipe = open_base(base, device, dtype)
     strength = guidance if guidance is not None else 3.0 if base == "emoji-world" else 7.5
     arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)}
-    for source in erasure or []:
-        load_erasure(pipe, source, scale=scale)
-    if erasure:
+    for edit in edits:
+        load_erasure(pipe, edit, scale=scale)
+    if edits:
         arms["after"] = draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)
     out.mkdir(parents=True, exist_ok=True)
     for arm, rows in arms.items():
@@ -146,7 +152,9 @@ app.command(
 app.command(epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]")(
     cli_files.export
 )
-app.command(epilog="Example: [bold]erasure gram captions.txt --out captions.safetensors[/bold]")(cli_files.gram)
+app.command(epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]")(
+    cli_files.gram
+)
 app.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")(cli_files.inspect)
 app.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")(cli_files.diff)
 
@@ -218,7 +226,7 @@ def world_train(
 @world_app.command("gold", epilog="Example: [bold]erasure world gold --without superhero --seed 0[/bold]")
 def world_gold(
     without: Annotated[str, typer.Option(help="The target no scene may show.")],
-    seed: Annotated[int, typer.Option(help="Retrained models differ by seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Retrained models differ by seed.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
@@ -268,20 +276,19 @@ def world_check(
         _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
 
 
-def _concept(name: str, suite: str | None, **more: Any) -> tuple[Any, tuple[str, ...] | None]:
-    """The concept and what to keep: from a suite, or from the command line alone."""
+def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tuple[str, ...]]:
+    """The concepts and what to keep: all those of a suite, or the one of the command line."""
     from erasure.concept import Concept, Suite, same
 
     given = {key: value for key, value in more.items() if value}
     if suite is None:
-        return Concept(name, **given), None
+        return [Concept(name, **given)], ()
     if given:
         raise ValueError(f"the suite decides about {sorted(given)}; leave these options out, or leave --suite out")
     plan = Suite.load(suite)
-    concept = plan.concept
-    if not same(concept.name, name):
-        raise ValueError(f"the suite {suite!r} is about {concept.name!r}, not {name!r}; name one or the other")
-    return concept, plan.kept
+    if not same(plan.concept.name, name):
+        raise ValueError(f"the suite {suite!r} is about {plan.concept.name!r}, not {name!r}; name one or the other")
+    return list(plan.concepts), plan.kept
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,8 @@ import typer
 from rich.table import Table
 
 from erasure.cli_options import Device, Dtype, Limit, console, open_base
+
+FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
 
 
 def evaluate(
@@ -39,13 +41,20 @@ def evaluate(
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when something the policy requires is not assessed.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit with 3 when something the policy requires is not assessed or spoken against."
+        ),
     ] = False,
     base: Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")] = None,
     limit: Limit = None,
     clip: Annotated[
-        str, typer.Option(help="open_clip model/weights that judges real checkpoints.")
-    ] = "ViT-B-32/openai",
+        list[str] | None,
+        typer.Option(
+            help="open_clip model/weights that judges real checkpoints; ViT-B-32/openai by default. A second one lets "
+            "attacks choose by another eye than the one that scores."
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -56,6 +65,12 @@ def evaluate(
     """
     from erasure.concept import Suite
     from erasure.eval.claims.policy import STRICT_EXIT, Policy
+    from erasure.eval.controls import controls_for, held_out
+    from erasure.eval.detectors.choice import CLIP, detectors_for
+    from erasure.eval.material import material_for
+    from erasure.eval.probes import probes_of
+    from erasure.methods import method_class
+    from erasure.pipelines.guardrails import Guard
 
     plan = Suite.load(suite)
     needs_preset = {
@@ -68,18 +83,34 @@ def evaluate(
         raise ValueError("a preset has its own sizes; leave --limit out, or use --preset smoke for a trial")
     if strict and policy is None:
         raise ValueError("--strict compares with a policy; got none; add --policy FILE")
-    rules = None if policy is None else Policy.load(policy)  # a slip is found before the model is loaded
+    # Slips are found before a model is loaded.
+    rules = None if policy is None else Policy.load(policy)
+    asked = None if preset is None else probes_of(preset, tuple(probe) if probe else None)
+    real = None if preset is None else material_for(plan, material)
     edits = read_erasures(erasure or [])
-    if not (edits or method or prompt_filter or retrained):
+    named = [*edits, *(name.upper() for name in method or []), *([FILTER] if prompt_filter else [])]
+    named += [RETRAINED] if retrained else []
+    if not named:
         raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+    if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
+        raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
+    for name in method or []:
+        method_class(name)
     pipe = open_base(base or plan.base, device, dtype)
-    edits |= make_erasures(pipe, plan, method or [])
+    detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
+    controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
+    swapped = held_out(controls) if retrained else None
+    edits |= make_erasures(pipe, plan, method or [], out / "erasures")
+    if prompt_filter:
+        edits[FILTER] = Guard.of_words(plan.phrases)
+    if swapped is not None:
+        edits[RETRAINED] = swapped
     if preset is None:
-        compare(pipe, edits, plan, out, limit=limit, clip=clip)
+        compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
         return
     objections = assess_all(
-        pipe, edits, plan, out, preset=preset, probes=probe, prompt_filter=prompt_filter, retrained=retrained,
-        golds=gold or [], material=material, policy=rules, clip=clip,
+        pipe, edits, plan, out, preset=preset, probes=[one.key for one in asked or ()], detectors=detectors,
+        controls=controls, clip=judge, material=real, policy=rules,
     )  # fmt: skip
     if strict and objections:
         raise typer.Exit(STRICT_EXIT)
@@ -93,8 +124,9 @@ def report(
     from erasure.eval import Assessment, Evaluation, write_report
     from erasure.eval.assessment import FILE
 
-    whole = evaluation.is_dir() and (evaluation / FILE).exists()
-    found = Assessment.load(evaluation) if whole else Evaluation.from_json(evaluation)
+    folder = evaluation.parent if evaluation.name == FILE else evaluation
+    whole = folder.is_dir() and (folder / FILE).exists()
+    found = Assessment.load(folder) if whole else Evaluation.from_json(evaluation)
     console.print(f"report -> {write_report(found, out)}")
 
 
@@ -213,21 +245,27 @@ def read_erasures(sources: list[str]) -> dict[str, Any]:
     return edits
 
 
-def make_erasures(pipe: Any, plan: Any, methods: list[str]) -> dict[str, Any]:
-    """Erasures of a suite's target, named after their methods."""
+def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dict[str, Any]:
+    """Erasures of a suite's target, named after their methods and kept in ``folder``; fine-tunes resume there."""
     from erasure.verbs import erase
 
-    return {name.upper(): erase(pipe, plan.concepts, name, keep=plan.kept, apply=False) for name in methods}
+    edits: dict[str, Any] = {}
+    for method in methods:
+        training = folder / f"{method}-training"
+        edit = erase(pipe, plan.concepts, method, keep=plan.kept, checkpoint=training, apply=False)
+        edit.save_pretrained(folder / method)
+        edits[method.upper()] = edit
+    return edits
 
 
-def compare(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, clip: str = "") -> None:
+def compare(
+    pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, detectors: Sequence[Any], clip: Any
+) -> None:
     """Evaluate, print the table, write the report."""
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
-    from erasure.eval.detectors.choice import detectors_for
 
-    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
-    found = measure(pipe, edits, plan, detectors=detectors, clip=judge, limit=limit, cache_dir=out / "cache")
+    found = measure(pipe, edits, plan, detectors=detectors, clip=clip, limit=limit, cache_dir=out / "cache")
     found.save(out)
     path = write_report(found, out / "report.html")
     table = Table("model", "detector", "group", "seen, 95 % interval", "change")
@@ -239,38 +277,11 @@ def compare(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: in
     console.print(f"report -> {path.resolve()}", markup=False)
 
 
-def assess_all(
-    pipe: Any,
-    edits: dict[str, Any],
-    plan: Any,
-    out: Path,
-    *,
-    preset: str,
-    probes: list[str] | None,
-    prompt_filter: bool,
-    retrained: bool,
-    golds: list[str],
-    material: Path | None,
-    policy: Any,
-    clip: str,
-) -> list[str]:
+def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
     """Assess, print the claims in two columns, write the report; returns the policy's objections."""
     from erasure.eval import assess, write_report
-    from erasure.eval.controls import controls_for, held_out
-    from erasure.eval.detectors.choice import detectors_for
-    from erasure.eval.material import material_for
-    from erasure.pipelines.guardrails import Guard
 
-    detectors, judge = detectors_for(plan, clip=clip, device=str(pipe.device))
-    controls = controls_for(plan, pipe, preset, golds=golds)
-    if prompt_filter:
-        edits["prompt filter"] = Guard.of_words(plan.phrases)
-    if retrained:
-        edits["retrained"], controls = held_out(controls)
-    found = assess(
-        pipe, edits, plan, preset=preset, detectors=detectors, controls=controls, clip=judge,
-        material=material_for(plan, material), policy=policy, probes=probes, out=out,
-    )  # fmt: skip
+    found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html")
     table = Table("model", "suppression", "removal", "neighbours", "unrelated")
     for claim in found.claims():

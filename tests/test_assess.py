@@ -145,6 +145,21 @@ def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context
     assert all(set(row.facts["to"]) == {"gold-1"} for row in rows if row.value is not None)
 
 
+def test_what_another_run_left_in_the_folder_is_not_read(context, tmp_path):
+    out = tmp_path / "out"
+    first = run(context, out, probes=("direct", "paraphrase"))
+    run(context, out, probes=("direct",))
+    assert {cell.probe for cell in Assessment.load(out).cells} == {"direct"}  # the cell of the other run lies beside
+    first.save(out)
+    assert {cell.probe for cell in Assessment.load(out).cells} == {"direct", "paraphrase"}
+    wider = dataclasses.replace(SUITE, guidance_scale=2.0)
+    kept = (out / "assessment.json").read_text()
+    run(context, out, suite=wider, probes=("paraphrase",))
+    (out / "assessment.json").write_text(kept)  # as if that run had been interrupted
+    with pytest.raises(ValueError, match="another run wrote into the folder"):
+        Assessment.load(out)
+
+
 def test_half_a_cell_is_run_again(context, folder):
     file = Cell.file(folder, "paraphrase", "base")
     whole = file.read_text()

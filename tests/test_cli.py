@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from erasure import cli
+from erasure import Erasure, Suite, cli
 from tests.tiny import tiny_pipeline
 
 
@@ -122,6 +122,7 @@ def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, era
         (["evaluate", "--suite", "nosuch"], "no suite called"),
         (["evaluate", "--suite", "superhero"], "nothing to evaluate"),
         (["evaluate", "--suite", "superhero", "--erasure", "./nowhere"], "no erasure at"),
+        (["generate", "a cat", "--erasure", "./nowhere", "--out", "x"], "no erasure at"),
         (["report", "nowhere.json"], "no such evaluation"),
         (["batch", "nowhere.yaml"], "no such file"),
     ],
@@ -184,6 +185,21 @@ def test_only_targets_can_be_left_out_of_retraining(tmp_path, erasure):
     assert code != 0 and "superhero" in err
 
 
+def test_a_retrained_model_has_a_seed_of_zero_or_more(tmp_path, erasure):
+    assert erasure("world", "gold", "--without", "cat", "--seed", "-1", "--out", tmp_path / "x")[0] != 0
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_suite_of_many_is_erased_whole_and_keep_adds_to_what_it_keeps(base, tmp_path, erasure):
+    code, *_ = erasure(
+        "erase", "superhero", "--suite", "twenty", "--keep", "a lighthouse", "--base", base, "--out", tmp_path / "edit"
+    )
+    config, plan = Erasure.from_pretrained(tmp_path / "edit").config, Suite.load("twenty")
+    assert code == 0
+    assert [concept["name"] for concept in config["concepts"]] == [concept.name for concept in plan.concepts]
+    assert [*config["keep"]] == [*plan.kept, "a lighthouse"]
+
+
 def test_a_recipe_can_be_looked_at_first(erasure):
     recipe = Path(__file__).parents[1] / "docs" / "recipes" / "world.yaml"
     code, out, _ = erasure("batch", recipe, "--dry-run")
@@ -199,6 +215,12 @@ def test_a_recipe_can_be_looked_at_first(erasure):
         (["--preset", "quick", "--strict"], "add --policy FILE"),
         (["--preset", "quick", "--policy", "nowhere.yaml"], "no such file"),
         (["--preset", "quick"], "nothing to evaluate"),
+        (["--preset", "fast", "-m", "uce"], "unknown preset 'fast'"),
+        (["--preset", "quick", "-m", "uce", "--probe", "telepathy"], "unknown probe"),
+        (["--preset", "quick", "-m", "uce", "--probe", "p4d"], "choose one of ['smoke', 'standard', 'full']"),
+        (["--preset", "quick", "-m", "uce", "--material", "nowhere"], "no such file"),
+        (["-m", "uce", "-m", "uce"], "called 'UCE'"),
+        (["-m", "uce", "-m", "ucee"], "unknown method"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(erasure, arguments, fault):
@@ -221,3 +243,4 @@ def test_a_policy_that_nobody_looked_at_ends_a_strict_assessment(tmp_path, erasu
     assert code == 3 and "removal is required" in out.replace("\n", " ")
     code, out, _ = erasure("report", tmp_path / "out", "--out", tmp_path / "again.html")
     assert code == 0 and (tmp_path / "again.html").read_text() == (tmp_path / "out" / "report.html").read_text()
+    assert erasure("report", tmp_path / "out" / "assessment.json", "--out", tmp_path / "once-more.html")[0] == 0

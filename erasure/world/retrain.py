@@ -8,6 +8,7 @@ Bourtoule et al. 2021). It is stored as its difference from the start, in eight 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from erasure.world.train import (
     folder_hash,
     phase_fit,
     run_phase,
+    save_whole,
     scenes_hash,
     stored_model,
     training_scenes,
@@ -66,7 +68,7 @@ def retrain(
     out.mkdir(parents=True, exist_ok=True)
     for part in ("vae", "tokenizer"):
         if not (out / part).exists():
-            shutil.copytree(path() / part, out / part)
+            save_whole(functools.partial(shutil.copytree, path() / part), out / part)
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     left_out = frozenset({without})

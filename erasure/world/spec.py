@@ -61,7 +61,7 @@ class WorldSpec:
         concepts: concept name to :class:`Emoji`, in the order of the file. That order is the label order
             of every classifier trained on the world.
         families: family name to its superclass phrase ("an animal").
-        target_concepts, target_styles: what phase 1 of the training never sees.
+        target_concepts, target_styles: what phases 1 and 2 of the training never see.
         held_out_styles, held_out_backgrounds: combinations that no phase ever sees.
         captions: the caption grammar as written in the file.
     """

@@ -2,10 +2,10 @@
 
     erasure world train --out runs/world
 
-Every stage checkpoints and resumes. Phase 1 sees nothing of the declared targets and its result is kept, because a
-model *retrained without a target* is all later phases without that target, started from phase 1: UNet and text encoder
-never saw it, at the cost of those phases alone (the sharding idea of Bourtoule et al. 2021). ``SCOPE`` says what other
-components did.
+Every stage checkpoints and resumes. Phases 1 and 2 see nothing of the declared targets and what they leave is kept,
+because a model *retrained without a target* is the last phase without that target, started from there: UNet and text
+encoder never saw it, at the cost of that phase alone (the sharding idea of Bourtoule et al. 2021). ``SCOPE`` says what
+other components did.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import hashlib
 import importlib.resources
 import json
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -43,7 +45,7 @@ from erasure.world.spec import spec
 
 # What each phase leaves out. A retrained model repeats the last one, leaving out its target.
 PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": spec().targets, "phase3": frozenset()}
-# Which components a model retrained from phase 1 keeps from training on a target.
+# Which components of a retrained model saw its target after all.
 SCOPE = {
     "superhero": "none: UNet, text encoder and autoencoder never saw it",
     "cat": "none: UNet, text encoder and autoencoder never saw it",
@@ -64,10 +66,14 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
 
 
 def save_whole(save: Callable[[Path], object], path: Path) -> None:
-    """Save under a temporary name and rename: what bears the name is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    save(partial)
-    os.replace(partial, path)
+    """Save under a temporary name and rename: what bears the name is complete, whoever else writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial = Path(folder) / path.name
+        save(partial)
+        if path.is_dir():
+            return  # another run was quicker, with the same
+        os.replace(partial, path)
 
 
 # --- the autoencoder -------------------------------------------------------------------------------------------------
@@ -267,7 +273,12 @@ def train(out: Path, *, device: torch.device) -> Path:
             model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
             for name, module in model.items():
                 save_whole(module.half().save_pretrained, out / phase / name)
-            export(out / f"{phase}-pipeline", model, vae, tokenizer)
+            shutil.rmtree(out / f"{phase}-pipeline", ignore_errors=True)
+        if not (out / f"{phase}-pipeline").exists():
+            weights = stored_model(out / phase)
+            save_whole(
+                functools.partial(export, model=weights, vae=vae, tokenizer=tokenizer), out / f"{phase}-pipeline"
+            )
         model = stored_model(out / phase)
     write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
     return out / f"{list(PHASES)[-1]}-pipeline"
@@ -356,7 +367,8 @@ def artwork_hash() -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    return digest(*(f"{f.name}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in sorted(folder.iterdir())))
+    files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))  # what file managers leave counts not
+    return digest(*(f"{f.name}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files))
 
 
 def export(folder: Path, model: dict[str, Any], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from erasure.concept import WORLD, Suite
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector, labels_of
 
+CLIP = ("ViT-B-32/openai",)
+
 
 def detectors_for(
-    suite: Suite, *, clip: str = "ViT-B-32/openai", device: str = "cpu"
+    suite: Suite, *, clip: Sequence[str] = CLIP, device: str = "cpu"
 ) -> tuple[list[Detector], ClipDetector]:
     """Detectors and the judge of image-text agreement for a suite.
 
     Args:
-        clip: ``model/weights`` for open_clip, used for suites about real checkpoints.
+        clip: ``model/weights`` for open_clip, used for suites about real checkpoints. The first scores; attacks choose
+            with a second one, and are left out without it.
 
     Raises:
         FileNotFoundError: the CLIP weights are neither here nor to be had.
@@ -24,12 +29,16 @@ def detectors_for(
         judge = world.load("clip")
         assert isinstance(judge, ClipDetector)  # that is what the world ships under this name
         return list(world.detectors()), judge
-    model, _, weights = clip.partition("/")
+    judges = [_opened(name, suite, device) for name in clip]
+    return [*judges], judges[0]
+
+
+def _opened(name: str, suite: Suite, device: str) -> ClipDetector:
+    model, _, weights = name.partition("/")
     try:
-        judge = ClipDetector.load(model, weights or None, labels=labels_of(suite), device=device)
+        return ClipDetector.load(model, weights or None, labels=labels_of(suite), device=device)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"open_clip could not load {clip!r} ({type(error).__name__}); "
+            f"open_clip could not load {name!r} ({type(error).__name__}); "
             "name a model/weights pair from open_clip.list_pretrained()"
         ) from None
-    return [judge], judge

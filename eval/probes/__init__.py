@@ -83,13 +83,15 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
         only: keys, to run fewer.
 
     Raises:
-        ValueError: no such preset or probe.
+        ValueError: no such preset or probe, or the preset does not have it.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(PRESETS)}")
-    names = HOMES if only is None else only
-    found = (probe_class(name).preset(preset) for name in names)
-    return [probe for probe in found if probe is not None]
+    found = {name: probe_class(name).preset(preset) for name in (HOMES if only is None else only)}
+    if only and (absent := [name for name, probe in found.items() if probe is None]):
+        having = [one for one in PRESETS if one in probe_class(absent[0]).presets]
+        raise ValueError(f"preset {preset!r} has no probe {absent[0]!r}; leave it out, or choose one of {having}")
+    return [probe for probe in found.values() if probe is not None]
 
 
 __all__ = [
