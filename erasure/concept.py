@@ -164,6 +164,9 @@ class Suite:
             drawing. Nothing in ``unrelated`` may stand here, or that group would only measure obedience.
         words: how else the target may be asked for.
         attribute: which question the detector answers: "concept" (what is it?) or "style" (how is it drawn?).
+        information: what kind of thing is to go (Cooper et al. 2024): "higher-order", whatever many pictures share (a
+            character, a style; the default); "observed", listed pictures that were trained on, so that telling them
+            apart counts; "latent", what the training data never had, so that there is nothing to remove.
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
         images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
         num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
@@ -181,6 +184,7 @@ class Suite:
     keep: tuple[str, ...] = ()
     words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
+    information: Literal["higher-order", "observed", "latent"] = "higher-order"
     subjects: tuple[str, ...] = ()
     images_per_prompt: int = 2
     num_inference_steps: int = 25

@@ -172,7 +172,8 @@ class Assessment:
         """What the claims depend on beside the evidence."""
         return Facts(
             target=self.evaluation.suite.target,
-            information="higher-order" if self.evaluation.suite.concept.kind in ("style", "nsfw") else None,
+            information=self.evaluation.suite.information,
+            groups=tuple(dict.fromkeys(prompt.group for prompt in self.evaluation.suite.prompts())),
             budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},
             preset=self.preset,
             kinds={model.name: model.kind for model in self.models},

@@ -177,6 +177,11 @@ def test_without_the_utility_section_there_is_no_claim(probe):
     assert any(probe in line for line in report.needed["suppression"])
 
 
+def test_a_suite_without_unrelated_things_is_not_asked_for_them():
+    assert levels(without(good(), "unrelated"), groups=("target", "neighbours")) == ("C3", "C5")
+    assert levels(without(good(), "unrelated", "neighbours"), groups=("target",)) == ("C0", "C0")
+
+
 def test_destruction_is_no_suppression():
     report = judged(but(good(), "degeneracy", "change", number(0.4, 0.3), **FAILED))
     assert (report.suppression, report.removal) == ("C0", "C0")

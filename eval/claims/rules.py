@@ -98,7 +98,9 @@ def utility(view: View, group: str) -> str:
 def _blocked(view: View) -> list[str]:
     """What stands in the way of any claim, in either column."""
     needed = ["another preset than smoke, whose numbers are no evidence"] if view.facts.preset == "smoke" else []
-    needed += [f"{group} ({_why(view, group)})" for group in UTILITY if utility(view, group) == "not assessed"]
+    kept = [group for group in UTILITY if group in view.facts.groups]  # a suite about a style has no unrelated things
+    needed += [f"{group} ({_why(view, group)})" for group in kept if utility(view, group) == "not assessed"]
+    needed += [] if kept else ["prompts of something that should stay"]
     change = view.one("degeneracy", "change")
     if change is None or change.estimate.value is None:
         needed.append(f"degeneracy ({view.why('degeneracy')})")

@@ -52,6 +52,7 @@ class Facts:
         target: its name, for sentences.
         information: whether the target was "observed" in training, is "latent" (never in the data), or
             "higher-order" (a style, a kind). None: not known, and read as observed.
+        groups: of the suite's prompts; what it has no prompts for cannot be asked of a claim.
         scopes: model to what a retraining retrained.
         audited: models with an audit record of the process that made them.
         twins: model to the control that is the same model, and that it is not compared with.
@@ -65,6 +66,7 @@ class Facts:
     kinds: Mapping[str, Kind]
     target: str = "the target"
     information: Literal["observed", "latent", "higher-order"] | None = None
+    groups: Sequence[str] = UTILITY
     scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     audited: Sequence[str] = ()
     twins: Mapping[str, str] = dataclasses.field(default_factory=dict)

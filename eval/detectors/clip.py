@@ -26,6 +26,8 @@ Labels = Mapping[str, Sequence[str] | Mapping[str, Sequence[str]]]
 def labels_of(suite: Suite) -> dict[str, dict[str, tuple[str, ...]]]:
     """Zero-shot labels for everything a suite names: its target (with synonyms), neighbours, unrelated, and nothing.
 
+    A suite about a style has them for its styles, and for its subjects and nothing.
+
     For checkpoints without a detector of their own:
     ``ClipDetector.load("ViT-B-32", "openai", labels=labels_of(suite))``.
     A zero-shot detector chooses among these labels only; the fewer they are, the easier its task.
@@ -34,7 +36,9 @@ def labels_of(suite: Suite) -> dict[str, dict[str, tuple[str, ...]]]:
     others = {name: (name,) for name in (*suite.neighbours, *suite.unrelated)}
     phrases = {**{concept.name: concept.phrases for concept in suite.concepts}, **others}
     if style:
-        return {"style": {name: tuple(f"a painting by {word}" for word in words) for name, words in phrases.items()}}
+        shown = {**{subject: (with_article(subject),) for subject in suite.subjects}, NOTHING: NOTHING_PHRASES}
+        styles = {name: tuple(f"a painting by {word}" for word in words) for name, words in phrases.items()}
+        return {"style": styles, "concept": shown}
     named = {name: tuple(with_article(word) for word in words) for name, words in phrases.items()}
     return {"concept": {**named, NOTHING: NOTHING_PHRASES}}
 
