@@ -13,6 +13,7 @@ from erasure.eval.probes.base import PRESETS, Evidence
 from erasure.eval.summary import DESTRUCTION, MARGINS
 
 UTILITY = ("neighbours", "unrelated")
+ROUNDING = 1e-9  # a logarithm of a ratio of steps may lie so far above its limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,7 @@ class View:
             return f"{probe} with its gate {gate} passed (not looked at now)"
         if e.estimate.high is None:
             return f"{probe} with an upper limit of {measure} ({e.estimate.reason or 'there is none now'})"
-        if e.estimate.high > limit:
+        if e.estimate.high > limit + ROUNDING:
             return f"{probe} with {measure} at most {limit:g} (upper limit {e.estimate.high:.3g} now)"
         return ""
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.eval.models import Model, Role
-from erasure.eval.probes.asking import sentences
+from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
@@ -187,14 +187,20 @@ class Attack(Probe):
 def goals_of(context: Context, place: Place, limit: int) -> list[Goal]:
     """Sentences to attack, at most ``limit``, spread evenly over the names and templates of the suite.
 
+    Where those are too few the templates of its scenes come to them.
+
     Raises:
         ValueError: an unknown place.
     """
     if place not in get_args(Place):
         raise ValueError(f"unknown place for free words; got {place!r}; choose one of {list(get_args(Place))}")
-    hidden = sentences(context, [MARK], article=False)
+    suite = context.suite
+    names, templates = suite.concept.phrases, suite.concept.templates
+    if limit > len(names) * len(templates) * len(suite.subjects or ("",)):
+        templates = tuple(dict.fromkeys(everywhere(suite)))
+    hidden = sentences(context, [MARK], article=False, templates=templates)
     pairs = [
-        pair for name in context.suite.concept.phrases for pair in zip(sentences(context, [name]), hidden, strict=True)
+        pair for name in names for pair in zip(sentences(context, [name], templates=templates), hidden, strict=True)
     ]
     if len(pairs) > limit:
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, limit).round().astype(int)]

@@ -20,6 +20,7 @@ from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Role
 from erasure.eval.pictures import initial_noise
+from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Context, Evidence, Missing
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.tuning import examples_of
@@ -175,8 +176,12 @@ def noised(x: Tensor, noise: Tensor, a: float) -> Tensor:
 
 
 def target_prompts(context: Context, limit: int) -> list[str]:
-    """At most so many of the suite's prompts for its target, spread evenly over them."""
-    own = [p.text for p in context.suite.prompts() if p.group == "target" and p.label == context.suite.concept.name]
+    """At most so many prompts for the target, spread evenly: the suite's own, and where those are too few every
+    sentence that names it."""
+    suite = context.suite
+    own = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
+    if limit > len(own):
+        own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
     chosen = np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)
     return [own[i] for i in chosen]
 

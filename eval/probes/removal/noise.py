@@ -44,7 +44,7 @@ class NoiseProbe(Probe):
     presets: ClassVar = {
         "smoke": {"etas": (1.0, 1.68), "scales": (1.0,), "prompts": 2},
         "standard": {},
-        "full": {"etas": (0.5, 1.0, 1.34, 1.68), "scales": (1.0, 1.02, 1.04), "prompts": 25},
+        "full": {"etas": (0.5, 1.0, 1.34, 1.68), "scales": (1.0, 1.02, 1.04), "prompts": 75},
     }
     licences: ClassVar = "noise in the sampler brings the target back, or was not observed to, at this number of tries"
     not_licensed: ClassVar = "other samplers, stronger searches, knowledge that the noise did not reach"

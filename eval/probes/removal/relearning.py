@@ -18,6 +18,8 @@ from erasure.eval.probes.weigh import KNOWN, Rows, controls_of
 from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, difference, rate
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
+# Each step but the first is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
+STEPS = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 453)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Relearning(Probe):
     presets: ClassVar = {
         "smoke": {"steps": (0, 2), "pictures": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "quick": {"steps": (0, 10, 30), "batch_size": 4, "runs": 1, "images_per_prompt": 1},
-        "standard": {"steps": (0, 5, 10, 20, 50, 100), "runs": 1, "prompts": 12, "images_per_prompt": 2},
+        "standard": {"steps": STEPS[:10], "runs": 1, "prompts": 12, "images_per_prompt": 2},
         "full": {"pictures": 16, "prompts": 18},
     }
     licences: ClassVar = "whether the model learns these pictures again faster than one that never saw the target"
@@ -64,7 +66,7 @@ class Relearning(Probe):
     reference: ClassVar = "after Erased or Dormant, 2025, arXiv 2505.16174"
 
     pictures: int = 4
-    steps: tuple[int, ...] = (0, 5, 10, 20, 50, 100, 200, 500)
+    steps: tuple[int, ...] = STEPS
     parameters: Selector = "all"
     lr: float = 3e-4
     batch_size: int = 8

@@ -49,7 +49,7 @@ class Resurgence(Probe):
     presets: ClassVar = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "standard": {"steps": 100, "runs": 1},
-        "full": {"prompts": 18},
+        "full": {"prompts": 54},
     }
     licences: ClassVar = "whether suppression lasts under this fine-tuning"
     not_licensed: ClassVar = "other data or budgets; where it lasts, nothing about relearning"

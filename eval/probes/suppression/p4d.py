@@ -60,7 +60,7 @@ class P4D(Attack):
     presets: ClassVar = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "moments": 4},
         "standard": {"prompts": 6, "tries": 6},
-        "full": {"prompts": 18, "tries": 12},
+        "full": {"prompts": 75, "tries": 12},
     }
 
     tokens: int = 4

@@ -35,7 +35,7 @@ class RandomControl(Probe):
     presets: ClassVar = {
         "smoke": {"prompts": 2, "tries": 2},
         "standard": {"prompts": 6},
-        "full": {"prompts": 18, "tries": 20},
+        "full": {"prompts": 75, "tries": 20},
     }
     licences: ClassVar = "how often these sentences show the target within k tries that nobody aimed"
     not_licensed: ClassVar = "attacks"

@@ -51,7 +51,7 @@ class RingABell(Attack):
     presets: ClassVar = {
         "smoke": {"prompts": 2, "tries": 2, "fresh": 1, "population": 8, "generations": 2},
         "standard": {"prompts": 6, "tries": 6},
-        "full": {"prompts": 18, "tries": 12, "generations": 300},
+        "full": {"prompts": 75, "tries": 12, "generations": 300},
     }
 
     tokens: int = 6

@@ -61,7 +61,7 @@ class SoftPrompt(Probe):
     presets: ClassVar = {
         "smoke": {"pictures": 2, "steps": 2, "tries": 2, "batch_size": 2, "fresh": 1},
         "standard": {"pictures": 6, "steps": 100, "tries": 4},
-        "full": {"pictures": 25},
+        "full": {"pictures": 75},
     }
     licences: ClassVar = "whether learnt vectors get round the suppression at this budget, beyond random ones"
     not_licensed: ClassVar = "attacks in words, stronger attacks, that the target was removed"

@@ -51,7 +51,7 @@ class UnlearnDiffAtk(Attack):
     presets: ClassVar = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "pictures": 2},
         "standard": {"prompts": 6},
-        "full": {"prompts": 18, "tries": 20, "iterations": 40},
+        "full": {"prompts": 75, "tries": 20, "iterations": 40},
     }
 
     iterations: int = 20

@@ -16,7 +16,7 @@ from erasure.eval.probes.suppression.direct import observed, records
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts, families, values
 from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, difference
 
-TENTH = 0.1  # of the labels, at least one: those that lost most
+TENTH, FEWEST = 0.1, 3  # share of the labels, and how many at least: those that lost most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Neighbours(Probe):
     """How often a neighbour is seen when it is asked for by name: the pictures of the evaluation itself.
 
     One family per label and "" for all together: share, change against the base, and against retrained models (which
-    may draw neighbours differently too). ``worst`` is the mean change of the tenth of the labels that lost most
-    ("pinpoint-ness"), of erasures and of retrained models, whose numbers say what a retraining costs by itself. The
-    neighbours are those of the suite; nothing here looks for others.
+    may draw neighbours differently too). ``worst`` is the mean change of the tenth of the labels, three at least, that
+    lost most ("pinpoint-ness"), of erasures and of retrained models, whose numbers say what a retraining costs by
+    itself. The neighbours are those of the suite; nothing here looks for others.
     """
 
     key: ClassVar = "neighbours"
@@ -86,6 +86,8 @@ def side_effects(
 def worst(base: Sequence[Observation], own: Sequence[Observation], *, seed: int = 0) -> tuple[Estimate, list[str]]:
     """Mean change of the tenth of the labels that lost most, and their names: (d_(1) + ... + d_(m)) / m, m = L / 10.
 
+    Three labels at least: the few pictures of a single one are never told from a loss beyond the margin.
+
     Args:
         base, own: observations with the label as family, of the base and of another model.
         seed: of the bootstrap.
@@ -112,7 +114,7 @@ def worst(base: Sequence[Observation], own: Sequence[Observation], *, seed: int 
         drawn.append(times @ sums / (times @ sizes))
     if not changes:
         return Estimate.missing("no label has pictures of both models with a verdict"), []
-    count = math.ceil(TENTH * len(changes))
+    count = min(len(changes), max(FEWEST, math.ceil(TENTH * len(changes))))
     labels = sorted(changes, key=lambda label: changes[label])[:count]
     value = float(np.mean([changes[label] for label in labels]))
     lost = [pair for label in labels for pair in pairs[label]]

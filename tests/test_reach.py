@@ -1,0 +1,95 @@
+"""What can be reached at all: a model that differs from a retrained one in nothing gets as far as a preset promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import pytest
+
+from erasure import Suite
+from erasure.eval import probes as registry
+from erasure.eval.claims import rules
+from erasure.eval.claims.view import Facts, View
+from erasure.eval.probes import Observation
+from erasure.eval.probes.attacking import Attack, excess, goals_of
+from erasure.eval.probes.removal.relearning import STEPS, Relearning
+from erasure.eval.probes.removal.resurgence import Resurgence
+from erasure.eval.probes.sampling import target_prompts
+from erasure.eval.probes.utility.neighbours import Neighbours
+from erasure.eval.probes.utility.unrelated import Unrelated
+from erasure.eval.runner import PICTURES
+
+SUITE = Suite.load("superhero")
+CONTEXT = types.SimpleNamespace(suite=SUITE)
+ROLES = {"base": "base", "copy": "erased", "gold 0": "gold", "gold 1": "gold", "gold 2": "gold"}
+MARGINS = Facts("full", {}).margins
+
+
+def alike(rows, base=None):
+    """Rows of every model: those of the base, and for all others the same ones."""
+    return {
+        name: [dataclasses.replace(row, model=name) for row in (base if name == "base" and base else rows)]
+        for name in ROLES
+    }
+
+
+def number(evidence, measure):
+    (found,) = (e for e in evidence if (e.model, e.measure, e.family) == ("copy", measure, ""))
+    return found.estimate
+
+
+@pytest.mark.parametrize("name", [name for name in registry.HOMES if issubclass(registry.probe_class(name), Attack)])
+def test_an_attack_that_gets_nowhere_is_within_the_tolerance_of_c3(name):
+    goals = goals_of(CONTEXT, "name", registry.probe_class(name).preset("full").prompts)
+    assert len({goal.named for goal in goals}) == len(goals)
+    rows = [
+        Observation("copy", f, goal.named, 0, 0.0, None, {"try": 0}) for goal in goals for f in ("attack", "control")
+    ]
+    assert excess(rows).high <= MARGINS.suppression
+
+
+def test_what_does_not_come_back_after_other_training_is_within_that_of_c4():
+    probe = Resurgence.preset("full")
+    prompts = target_prompts(CONTEXT, probe.prompts)
+    seeds = range(probe.runs * probe.images_per_prompt)
+    rows = [
+        Observation("copy", family, prompt, seed, 0.0, None, {"step": step, "run": 0, "loss": 1.0 - step})
+        for step, family in enumerate(("before", "after"))
+        for prompt in prompts
+        for seed in seeds
+    ]
+    base = [dataclasses.replace(row, value=1.0) for row in rows]
+    assert number(probe.weigh(alike(rows, base), ROLES), "above_control").high <= MARGINS.rates
+
+
+@pytest.mark.parametrize("preset", ["standard", "full"])
+def test_a_model_that_learns_as_fast_as_a_retrained_one_is_within_twice(preset):
+    probe = Relearning.preset(preset)
+    prompts = target_prompts(CONTEXT, probe.prompts)
+
+    def curve(arrived):
+        return [
+            Observation("copy", f"step {s}", p, seed, float(s >= arrived), None, {"step": s, "run": 0, "loss": 1.0})
+            for s in probe.steps
+            for p in prompts
+            for seed in range(probe.runs * probe.images_per_prompt)
+        ]
+
+    known = [row for row in curve(0) if row.facts["step"] == 0]
+    for arrived in probe.steps[2:]:
+        rows = {**alike(curve(arrived)), "base": known}
+        assert number(probe.weigh(rows, ROLES), "advantage").high <= MARGINS.advantage + 1e-9, arrived
+    assert all(later <= 1.45 * step for step, later in zip(STEPS[1:], STEPS[2:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(Neighbours, "standard"), (Neighbours, "full"), (Unrelated, "full")], ids=str
+)
+def test_nothing_lost_is_called_non_inferior(kind, preset):
+    seeds = PICTURES[preset]["images_per_prompt"] or SUITE.images_per_prompt
+    asked = [prompt for prompt in SUITE.prompts() if prompt.group == kind.group]
+    rows = [Observation("copy", prompt.label, prompt.text, seed, 1.0) for prompt in asked for seed in range(seeds)]
+    evidence = kind.preset(preset).weigh(alike(rows), ROLES)
+    view = View("copy", evidence, ROLES, Facts(preset, {"copy": "weights"}))
+    assert rules.utility(view, kind.key) == "non-inferior"
