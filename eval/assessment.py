@@ -16,6 +16,7 @@ from typing import Any
 from erasure.concept import write_atomically
 from erasure.eval.claims import ClaimReport, Facts, claims
 from erasure.eval.claims.policy import Policy, check
+from erasure.eval.meta import gated
 from erasure.eval.models import Kind, Role
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
@@ -155,7 +156,7 @@ class Assessment:
             for arm, control in self.twins.items():
                 others = {name: own for name, own in rows.items() if name != control}
                 found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
-        return tuple(found)
+        return gated(found)
 
     @functools.cached_property
     def twins(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Every arm of an assessment whose truth is known by construction (an unchanged copy, a filtered base, a weakened erasure
 know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
-values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim.
+values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim: its numbers have the failed gate "faithful".
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
 
 DEMOTED_BELOW = 0.8
+# Probe to its AUC, where that is below: docs/assessment.md has the table. Their numbers are shown, with a failed gate.
+DEMOTED: dict[str, float] = {}
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
 # what a probe says about how much is left, the most relative first; more is more left
 SCORES = (
@@ -106,6 +108,13 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
             weighed = probe.weigh({**rows, arm: rows[model.name]}, {**found.roles, arm: "erased"})
             again += [dataclasses.replace(e, model=model.name) for e in weighed if e.model == arm]
     return again, knows
+
+
+def gated(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """The evidence, that of demoted probes with the failed gate "faithful"."""
+    return tuple(
+        dataclasses.replace(e, gates={**e.gates, "faithful": "fail"}) if e.probe in DEMOTED else e for e in evidence
+    )
 
 
 def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float | None:

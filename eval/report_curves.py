@@ -26,7 +26,7 @@ AXES = {
 }
 DOUBLING = ("step", "k")  # drawn along log2(1 + x), which keeps 0
 ROLES = {"base": "base", "gold": "retrained", "null": "null control"}
-LOOKS = 3  # erasures with a colour of their own; a fourth starts again
+LOOKS = 6  # erasures with a colour and a dash of their own; a seventh starts again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from erasure.eval import meta
 from erasure.eval.assessment import Assessment, Cell, ModelCard
-from erasure.eval.meta import faithfulness, separation, table, trials
+from erasure.eval.meta import faithfulness, gated, separation, table, trials
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.stats import Estimate
@@ -68,6 +69,14 @@ def test_every_model_is_judged_as_an_erasure_against_the_others():
     assert row.knows == {"base": 1.0}
     assert row.asked == {"UCE": 0.5}
     assert row.never == {"gold 0": 0.0, "gold 1": 0.0, "start": 0.0}
+
+
+def test_a_demoted_probe_is_shown_and_enters_no_claim(monkeypatch):
+    monkeypatch.setitem(meta.DEMOTED, "inversion", 0.6)
+    rows = said("inversion", "residual", {"UCE": 0.1}) + said("relearning", "advantage", {"UCE": 0.1})
+    first, second = gated(rows)
+    assert not first.conclusive and first.gates == {"faithful": "fail"} and first.estimate == rows[0].estimate
+    assert second == rows[1]
 
 
 def test_without_a_pair_there_is_no_figure():
