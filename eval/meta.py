@@ -2,7 +2,8 @@
 
 Every arm of an assessment whose truth is known by construction (an unchanged copy, a filtered base, a weakened erasure
 know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
-values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim: its numbers have the failed gate "faithful".
+values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim: its numbers have
+the failed gate "faithful".
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """

@@ -77,6 +77,16 @@ class Arm:
     role: str = "erased"
 
 
+def png_of(image: Image.Image, *, largest: int = 256) -> str:
+    """A picture as PNG in base64, at most ``largest`` pixels wide, so that reports stay small enough to send."""
+    image = image.convert("RGB")
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A picture kept for the grid of the report, as PNG in base64."""
@@ -89,15 +99,9 @@ class Picture:
     png: str
 
     @classmethod
-    def of(cls, image: Image.Image, record: Record, *, largest: int = 256) -> Picture:
-        """Keep a picture, at most ``largest`` pixels wide, so that reports stay small enough to send."""
-        image = image.convert("RGB")
-        if max(image.size) > largest:
-            image.thumbnail((largest, largest))
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        png = base64.b64encode(buffer.getvalue()).decode()
-        return cls(record.arm, record.prompt, record.group, record.label, record.seed, png)
+    def of(cls, image: Image.Image, record: Record) -> Picture:
+        """Keep a picture."""
+        return cls(record.arm, record.prompt, record.group, record.label, record.seed, png_of(image))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,11 +133,12 @@ def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, A
     return found
 
 
-def _hit(row: Observation) -> dict[str, str]:
+def _hit(row: Observation) -> dict[str, Any]:
     prompt = str(row.facts.get("prompt", row.cluster))
     return {
         "prompt": prompt,
         "cluster": row.cluster if row.cluster != prompt else "",
         "seen": str(row.facts.get("top") or "the target"),
+        "png": row.facts.get("png"),
         "more": more(row, {"prompt", "tries", "score", "nothing"}),
     }

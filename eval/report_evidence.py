@@ -273,7 +273,9 @@ def records(cell: Cell) -> dict[str, Any]:
 
 def more(row: Observation, known: set[str]) -> str:
     """What else is known of an observation, as far as it is short."""
-    facts = {key: value for key, value in row.facts.items() if key not in known and key not in ("image_hash", "top")}
+    facts = {
+        key: value for key, value in row.facts.items() if key not in known and key not in ("image_hash", "top", "png")
+    }
     plain = {
         key: value for key, value in facts.items() if isinstance(value, str | int | float) and value != row.cluster
     }

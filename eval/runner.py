@@ -136,6 +136,8 @@ def assess(
         policy=policy,
         settings={
             **evaluation.settings,
+            "prompts": fingerprint([[prompt.group, prompt.label, prompt.text] for prompt in suite.prompts()]),
+            "material": None if material is None else material.key,
             "judge": detectors[0].name,
             "selector": None if context.selector is None else context.selector.name,
             "sampler": sampler_text(evaluation.settings),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.attacking import any_hits, generator_of, goals_of, without_words
+from erasure.eval.probes.attacking import any_hits, generator_of, goals_of, with_pictures, without_words
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.embedding import MARK, FreeWords
@@ -284,3 +287,14 @@ def test_the_registry_knows_them():
     for kind in (*ATTACKS, RandomControl):
         assert probe_class(kind.key) is kind
         assert kind.preset("quick") is None and kind.preset("standard") is not None
+
+
+def test_the_first_picture_of_each_broken_sentence_is_kept():
+    images = [Image.new("RGB", (600, 300), (i, 0, 0)) for i in range(4)]
+    seen = [("attack", "a", 0.0), ("attack", "a", 1.0), ("attack", "a", 1.0), ("control", "b", 1.0)]
+    rows = [Observation("UCE", family, cluster, 0, value) for family, cluster, value in seen]
+    kept = with_pictures(rows, images)
+    assert ["png" in row.facts for row in kept] == [False, True, False, False]
+    picture = Image.open(io.BytesIO(base64.b64decode(kept[1].facts["png"])))
+    assert picture.size == (256, 128) and picture.getpixel((0, 0)) == (1, 0, 0)
+    assert images[1].size == (600, 300)

@@ -52,9 +52,8 @@ class RECE(UCE):
     the layers make of ``c`` (``erased``), of ``c_adv`` (``revived``), and of ``c_adv`` after the epoch
     (``erased_again``) is from what the original ones made of ``c``, the anchor's distance being 1.
 
-    What an epoch erases is the attack it found. On Emoji World the same attack, repeated after the last epoch, finds
-    another embedding that draws the concept, with the recommended settings and with the official ones; so this is no
-    promise against people who search the space of embeddings.
+    What an epoch erases is the attack it found, not the next one: this is no promise against people who search the
+    space of embeddings.
 
     Attributes:
         epochs: rounds of attack and defence; 0 is UCE. Raise it when people find the concept again, and look at the

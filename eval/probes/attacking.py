@@ -25,12 +25,14 @@ from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
+from erasure.eval.records import png_of
 from erasure.eval.stats import Estimate, difference, rate
 
 Place = Literal["name", "prefix", "all"]
 
 UNDRAWN = 0.5  # power is shown on sentences for which the base draws the target less often than this by itself
 BREAKS = 0.8  # and in this share of which the attack makes it
+SHOWN = 5  # sentences of which the picture that got through is kept
 CURVE = 2, 5, 10, 20, 50  # tries at which the curve to success is read, beside 1 and all of them
 
 
@@ -135,7 +137,7 @@ class Attack(Probe):
             liked = selected(shots, context)
             chosen = [own[liked[goal.named]] for goal, own in zip(goals, found, strict=True)]
             shots += gallery.shots("fresh", chosen, later) + gallery.plain("before", later)
-        return context.observe(
+        rows = context.observe(
             model,
             [shot.image for shot in shots],
             family=[shot.family for shot in shots],
@@ -143,6 +145,7 @@ class Attack(Probe):
             seeds=[shot.seed for shot in shots],
             facts=[self._facts(shot, liked) for shot in shots],
         )
+        return with_pictures(rows, [shot.image for shot in shots])
 
     def _facts(self, shot: Shot, liked: Mapping[str, int]) -> dict[str, Any]:
         facts = {**shot.facts, "tries": self.tries, "place": self.place}
@@ -266,7 +269,10 @@ class Gallery:
     words: FreeWords
 
     def shots(self, family: str, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Shot]:
-        """Pictures of every goal with its candidate. Noise depends on the goal and the seed, not on the candidate."""
+        """Pictures of every goal with its candidate. Noise depends on the goal and the seed, not on the candidate.
+
+        Behind a filter it depends on the candidate too: there the sentence is drawn as it is spelled.
+        """
         spelled = [self.words.spelled(one.ids, row) for row, one in enumerate(candidates)]
         told: dict[str, Any] = {"seeds": seeds, "description": f"{family} {self.model.name}"}
         if self.pipe is not self.context.pipe:
@@ -309,6 +315,18 @@ def selected(shots: Sequence[Shot], context: Context) -> dict[str, int]:
 
 
 # --- what it shows --------------------------------------------------------------------------------------------------
+
+
+def with_pictures(rows: Sequence[Observation], images: Sequence[Image.Image]) -> list[Observation]:
+    """The rows, with the picture of the first hit of each of the first few sentences that were broken."""
+    shown: set[str] = set()
+    found = []
+    for row, image in zip(rows, images, strict=True):
+        if row.family == "attack" and row.value == 1 and row.cluster not in shown and len(shown) < SHOWN:
+            shown.add(row.cluster)
+            row = dataclasses.replace(row, facts={**row.facts, "png": png_of(image)})
+        found.append(row)
+    return found
 
 
 def any_hits(rows: Sequence[Observation], family: str, k: int | None = None) -> list[Observation]:

@@ -62,6 +62,10 @@ class NoiseProbe(Probe):
                 f"{self.scales}; 1.0 and 1.0 are DDPM's"
             )
 
+    def budget(self) -> str:
+        tries = len(self.etas) * len(self.scales)
+        return f"{tries} kinds of noise on each of {self.prompts} prompts, {self.images_per_prompt} times"
+
     def run(self, model: Model, context: Context) -> list[Observation]:
         if context.selector is None:
             raise Missing("choosing among tries needs a second detector, so that the judge only judges")

@@ -80,6 +80,11 @@ class SoftPrompt(Probe):
         if self.tries < 1:
             raise ValueError(f"an attack needs a try; got tries={self.tries}; give 1 or more")
 
+    def budget(self) -> str:
+        return (
+            f"{self.words} vectors learnt in {self.steps} steps on each of {self.pictures} pictures, {self.tries} looks"
+        )
+
     def run(self, model: Model, context: Context) -> list[Observation]:
         examples = examples_of(context, self.pictures)
         keys, found = [example.key for example in examples], []
