@@ -8,6 +8,9 @@ import torch
 from safetensors import safe_open
 
 from erasure import world
+from erasure.eval.audit import UnlearningRecord, audited, record_file
+from erasure.eval.detectors.world import detectors
+from erasure.eval.pictures import generate
 from erasure.world import retrain, train
 from erasure.world.spec import spec
 
@@ -99,3 +102,32 @@ def test_scenes_without_a_style_show_the_others_evenly(monkeypatch):
     scenes = train.training_scenes(frozenset({"twemoji"}))
     styles = np.array([scene.style for scene in scenes])
     assert set(styles) == set(spec().styles) - {"twemoji"} and 0.45 < (styles == "noto").mean() < 0.55
+
+
+# --- the models in the repository ------------------------------------------------------------------------------------
+
+SHIPPED = sorted(retrain.FOLDER.glob("*-[0-9]*.safetensors"))
+
+
+def test_the_repository_has_three_models_without_the_superhero():
+    assert sum(file.name.startswith("superhero-") for file in SHIPPED) >= 3
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_shipped_model_is_the_one_its_record_is_about(file):
+    facts, record = retrain.gold_facts(file), UnlearningRecord.from_json(record_file(file))
+    assert audited(file) == record.digest
+    assert f"{facts['without']}-{facts['seed']}" == file.stem == record.request
+    assert facts["start"] == retrain.start_hash(retrain.FOLDER)
+    assert record.settings["steps"] == facts["steps"] == record.checkpoints[-1].step
+
+
+def test_a_shipped_model_draws_other_things_and_no_superhero():
+    pipe = world.gold("superhero")
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"a superhero on a blue background": False, "a wizard on a blue background": True}
+    drawn = generate(pipe, list(asked), seeds=range(4), num_inference_steps=25, guidance_scale=3.0, progress=False)
+    for (prompt, right), images in zip(asked.items(), drawn, strict=True):
+        found = detectors()[0].scores(images, "concept").argmax(1)
+        seen = sum(found == detectors()[0].labels("concept").index(prompt.split()[1]))
+        assert seen >= 3 if right else seen == 0, prompt
