@@ -1,4 +1,4 @@
-"""The assessment that docs/assessment.md shows: four arms on Emoji World, every probe of a preset, the report.
+"""The assessment that docs/assessment.md shows: five arms on Emoji World, every probe of a preset, the report.
 
     python docs/assessment.py quick runs/assessment
 
@@ -49,9 +49,8 @@ def main(preset: str, out: Path, *probes: str) -> None:
     write_report(found, DOCS / "results" / f"superhero-{preset}.html", title=f"Superhero, preset {preset}")
     page = DOCS / "assessment.md"
     text = replace_block(page.read_text("utf-8"), preset, table(found))
-    if preset == "standard":
-        text = replace_block(text, "meta", meta.table(meta.faithfulness(*meta.trials(found))))
-    page.write_text(text, "utf-8")
+    told = meta.table(meta.faithfulness(*meta.trials(found)))
+    page.write_text(replace_block(text, f"{preset} meta", told), "utf-8")
 
 
 def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.Erasure:

@@ -66,8 +66,8 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None])
             between the others, and do not enter the AUC.
 
     The metric of a probe is the most relative one that it has (residual before rate), over all its families where it
-    has that, else in its last family. Values are taken whether or not their gates passed: what is asked is whether the
-    number itself separates.
+    has that, else about the target, else in its last family. Values are taken whether or not their gates passed: what
+    is asked is whether the number itself separates.
     """
     found: dict[str, list[Evidence]] = {}
     for e in evidence:
@@ -77,7 +77,7 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None])
     for probe, own in found.items():
         measure = min((e.measure for e in own), key=SCORES.index)
         families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
-        family = "" if "" in families else families[-1]
+        family = next((name for name in ("", "target") if name in families), families[-1])
         values = {e.model: float(e.estimate.value or 0.0) for e in own if (e.measure, e.family) == (measure, family)}
         sides = {truth: {m: v for m, v in values.items() if knows[m] is truth} for truth in (True, None, False)}
         without = tuple(m for m in knows if m not in values)

@@ -40,7 +40,10 @@ def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
     evaluation, target = assessment.evaluation, assessment.evaluation.suite.target
     reports = assessment.claims()
     probes = list(assessment.probes())
-    return report.told(evaluation, title or f"{target[:1].upper()}{target[1:]}, assessed") | {
+    page = report.told(evaluation, title or f"{target[:1].upper()}{target[1:]}, assessed")
+    for block in page["blocks"]:  # a model that is judged and a control is shown once
+        block["rows"] = [row for row in block["rows"] if row["arm"] not in assessment.twins.values()]
+    return page | {
         "over": "Concept erasure, assessed",
         "preset": assessment.preset,
         "cards": [card(found) for found in reports],

@@ -35,7 +35,7 @@ MEASURES = {
     "excess": "excess over a random control",
     "advantage": "relearning advantage",
     "area": "area above the control",
-    "worst": "worst tenth",
+    "worst": "those that lost most",
     "changed": "parameters that differ",
     "by_construction": "retrained without the data",
     "auc": "AUC",

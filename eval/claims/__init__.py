@@ -169,7 +169,8 @@ def _leakage(view: View) -> str:
                 e.estimate.value for e in view.each("direct", "rate", model) if e.estimate.value is not None
             ]
     if golds := shown["gold"]:
-        return f", with {len(golds)} models retrained without it in {_percent(min(golds))} to {_percent(max(golds))}"
+        between = dict.fromkeys((_percent(min(golds)), _percent(max(golds))))
+        return f", with {len(golds)} models retrained without it in {' to '.join(between)}"
     return f", with a null control in {_percent(shown['null'][0])}" if shown["null"] else ""
 
 
@@ -230,7 +231,9 @@ def _utility(view: View, group: str, label: str) -> str:
     worst = view.one("neighbours", "worst") if group == "neighbours" else None
     tenth = ""
     if worst is not None and worst.conclusive:
-        tenth = f"; the worst tenth {_points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
+        tenth = (
+            f"; those that lost most {_points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
+        )
     change = _points(_read(view, group, "change"))
     return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
 

@@ -26,7 +26,7 @@ class Margins:
         advantage: log2 of how much faster than the control a model relearns; 1 is twice as fast.
         rates: difference of a rate, or of an AUC, from the control's (delta).
         distances: normalised distance from retrained models, above what they have among themselves.
-        neighbours, worst, unrelated: loss of the kept groups, and of the worst tenth of the neighbours.
+        neighbours, worst, unrelated: loss of the kept groups, and of those neighbours that lost most.
         destroyed: loss of a kept group from which on it is called destroyed.
         degenerate: pictures of nothing on target prompts, above the base, from which on nothing else is claimed.
     """
