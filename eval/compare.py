@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -22,7 +21,7 @@ from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.metrics import frechet, kid
 from erasure.eval.models import Applied, Model, check_restored, models_of
-from erasure.eval.pictures import generate, image_hash, weights_hash
+from erasure.eval.pictures import evenly, generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
 from erasure.precision import autocast_for
@@ -183,13 +182,7 @@ def _limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]
     if limit is None:
         return tuple(prompts)
     groups = [[p for p in prompts if p.group == group] for group in GRID]
-    return tuple(p for group in groups for p in _spread(group, limit))
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+    return tuple(p for group in groups for p in evenly(group, limit))
 
 
 def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
@@ -309,7 +302,7 @@ def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Seque
             for i in members:
                 by_label.setdefault(job.prompts[i].label, []).append(i)
             members = [indices[k % len(indices)] for k, indices in enumerate(by_label.values())]
-        chosen += _spread(members, count)
+        chosen += evenly(members, count)
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
 
 

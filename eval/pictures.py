@@ -14,8 +14,9 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
@@ -24,6 +25,7 @@ from erasure import precision
 from erasure.backbone import denoiser_of
 from erasure.concept import write_atomically
 
+T = TypeVar("T")
 WEIGHT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
@@ -155,6 +157,13 @@ def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """At most ``count`` of the items, spread evenly over them, in their order; all of them for None."""
+    if count is None or len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def image_hash(image: Image.Image) -> str:

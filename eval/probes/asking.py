@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from PIL import Image
 
 from erasure.concept import Suite, with_article
 from erasure.eval.models import Model, Role
+from erasure.eval.pictures import evenly
 from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Section
 from erasure.eval.probes.weigh import contrasts, families
 
@@ -104,10 +104,7 @@ class PromptProbe(Probe):
         """At most ``limit`` prompts of each family, spread evenly over it."""
         kept = []
         for family in dict.fromkeys(ask.family for ask in asks):
-            own = [ask for ask in asks if ask.family == family]
-            if self.limit is not None and len(own) > self.limit:
-                own = [own[i] for i in np.linspace(0, len(own) - 1, self.limit).round().astype(int)]
-            kept += own
+            kept += evenly([ask for ask in asks if ask.family == family], self.limit)
         return kept
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:

@@ -15,12 +15,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from erasure.eval.models import Model, Role
+from erasure.eval.pictures import evenly
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
@@ -205,10 +205,8 @@ def goals_of(context: Context, place: Place, limit: int) -> list[Goal]:
     pairs = [
         pair for name in names for pair in zip(sentences(context, [name], templates=templates), hidden, strict=True)
     ]
-    if len(pairs) > limit:
-        pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, limit).round().astype(int)]
     goals = []
-    for i, (named, blank) in enumerate(pairs):
+    for i, (named, blank) in enumerate(evenly(pairs, limit)):
         spoken = {"name": blank, "prefix": f"{MARK} {named}", "all": MARK}[place]
         goals.append(Goal(i, named, spoken, named if place == "prefix" else without_words(blank)))
     return goals

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -19,7 +18,7 @@ from erasure import precision
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Role
-from erasure.eval.pictures import initial_noise
+from erasure.eval.pictures import evenly, initial_noise
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Context, Evidence, Missing
 from erasure.eval.probes.denoising import Denoiser
@@ -182,8 +181,7 @@ def target_prompts(context: Context, limit: int) -> list[str]:
     own = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
     if limit > len(own):
         own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
-    chosen = np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)
-    return [own[i] for i in chosen]
+    return evenly(own, limit)
 
 
 def target_pictures(context: Context, count: int) -> list[Example]:

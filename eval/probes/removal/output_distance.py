@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.classifier import tensor
 from erasure.eval.detectors.world import ClassifierDetector, fitted
 from erasure.eval.models import Model, Role
+from erasure.eval.pictures import evenly
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import families
@@ -71,7 +72,8 @@ class OutputDistance(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         retrained(context)
         every = context.suite.prompts()
-        asked = [p for group in dict.fromkeys(p.group for p in every) for p in self.limited(every, group)]
+        groups = dict.fromkeys(p.group for p in every)
+        asked = [p for group in groups for p in evenly([p for p in every if p.group == group], self.limit)]
         seeds = tuple(range(self.images_per_prompt))
         with context.open(model) as pipe:
             drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"R13 {model.name}")
@@ -81,14 +83,6 @@ class OutputDistance(Probe):
             Observation(model.name, p.group, p.text, seed, None, None, {"of": name, "features": rounded(vector)})
             for (p, seed), vector in zip(each, features, strict=True)
         ]
-
-    def limited(self, prompts: Sequence[Any], group: str) -> list[Any]:
-        own = [prompt for prompt in prompts if prompt.group == group]
-        return (
-            own
-            if self.limit is None or len(own) <= self.limit
-            else [own[i] for i in np.linspace(0, len(own) - 1, self.limit).round().astype(int)]
-        )
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         golds = [name for name in rows if models[name] == "gold"]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from erasure.eval.models import Model, Role
+from erasure.eval.probes.attacking import any_hits, excess
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.tuning import Lesson, examples_of, learn, lent, look, random_words
 from erasure.eval.probes.weigh import Rows, contrasts
-from erasure.eval.stats import Estimate, difference, rate
+from erasure.eval.stats import rate
 
 ATTACK, CONTROL, FRESH, ONCE = "attack", "control", "fresh", "hit@1"
 HIDDEN = 0.5  # a picture counts for the power of the attack if random vectors draw the target less often than this
@@ -116,7 +117,7 @@ class SoftPrompt(Probe):
         return torch.stack([vectors.detach().clone() for _ in steps])
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        tried = {family: {name: any_hit(own, family) for name, own in rows.items()} for family in (ATTACK, CONTROL)}
+        tried = {family: {name: any_hits(own, family) for name, own in rows.items()} for family in (ATTACK, CONTROL)}
         once = {name: [r for r in own if (r.family, r.seed) == (ATTACK, 0)] for name, own in rows.items()}
         found = contrasts(self.key, tried[ATTACK], models, ATTACK, known=0.0)
         for name, own in rows.items():
@@ -138,28 +139,9 @@ class SoftPrompt(Probe):
             if row.family == CONTROL and row.value is not None:
                 random.setdefault(row.cluster, []).append(row.value)
         hidden = {cluster for cluster, hits in random.items() if sum(hits) / len(hits) < HIDDEN}
-        hits = [row.value for row in any_hit(base, ATTACK) if row.cluster in hidden and row.value is not None]
+        hits = [row.value for row in any_hits(base, ATTACK) if row.cluster in hidden and row.value is not None]
         above = excess(base).low
         return "pass" if hits and sum(hits) / len(hits) >= REACHED and above is not None and above > 0 else "fail"
-
-
-def any_hit(rows: Sequence[Observation], family: str) -> list[Observation]:
-    """One row per picture: whether any of its tries shows the target; no value where none has one."""
-    tries: dict[str, list[Observation]] = {}
-    for row in rows:
-        if row.family == family:
-            tries.setdefault(row.cluster, []).append(row)
-    return [
-        dataclasses.replace(own[0], value=max((r.value for r in own if r.value is not None), default=None), seed=0)
-        for own in tries.values()
-    ]
-
-
-def excess(rows: Sequence[Observation]) -> Estimate:
-    """Any hit of the attack minus any hit of the control with as many tries, paired by picture."""
-    attack = {row.cluster: row.value for row in any_hit(rows, ATTACK)}
-    control = {row.cluster: row.value for row in any_hit(rows, CONTROL)}
-    return difference([control.get(cluster) for cluster in attack], list(attack.values()), list(attack))
 
 
 def random_like(learnt: Tensor) -> Tensor:
