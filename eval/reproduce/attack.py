@@ -18,11 +18,13 @@ from PIL import Image
 from erasure.concept import Concept, Suite
 from erasure.eval.material import Example
 from erasure.eval.models import Model
+from erasure.eval.pictures import image_hash
 from erasure.eval.probes.attacking import Candidate, Goal
 from erasure.eval.probes.base import Context, Missing
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.suppression.unlearn_diff_atk import UnlearnDiffAtk
 from erasure.eval.prompt_files import PromptRow
+from erasure.eval.records import fingerprint
 from erasure.eval.reproduce.measures import Job, batches, drawn, looked
 from erasure.eval.stats import Estimate, rate
 
@@ -67,6 +69,10 @@ class Originals:
     """What the base draws, as the attack's aim."""
 
     images: Sequence[Image.Image]
+
+    @property
+    def key(self) -> str:
+        return fingerprint([image_hash(image) for image in self.images])
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return [Example(image, "", "target", str(i)) for i, image in enumerate(self.images[:count])]
