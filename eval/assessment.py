@@ -236,16 +236,16 @@ class Assessment:
                 raise ValueError(f"format {FORMAT} was expected; got {raw['format']!r}")
             models = tuple(ModelCard(**model) for model in raw["models"])
             policy = None if raw["policy"] is None else Policy(**raw["policy"])
-            preset, settings = raw["preset"], raw["settings"]
+            preset, settings, pictures, made_of = (raw[key] for key in ("preset", "settings", "pictures", "cells"))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: not an assessment ({error}); is the file complete?") from None
         evaluation = Evaluation.from_json(folder)
-        if evaluation.key != raw["pictures"]:
+        if evaluation.key != pictures:
             raise ValueError(f"{folder}: its pictures are not {MADE_OF}")
         cells = []
-        for probe, model, key in raw["cells"]:
-            cell = Cell.load(Cell.file(folder, probe, model))
-            if fingerprint(cell.key) != key:
+        for probe, model, key in made_of:
+            stored = Cell.file(folder, probe, model)
+            if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
                 raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
             if cell.version != (now := probe_class(probe).version):
                 raise ValueError(
