@@ -100,21 +100,27 @@ def test_what_one_label_loses_is_in_its_family_and_in_the_worst_tenth():
     found = Neighbours().weigh(kept_rows({"UCE": {"label 3": 3}}), ROLES)
     whole = by_measure(found)
     assert whole["change"].estimate.value == pytest.approx(-3 / 60)
-    assert whole["worst"].estimate.value == pytest.approx(-0.5)
+    assert whole["worst"].estimate.value == pytest.approx(-0.5 / 3)  # three labels, of which one lost half
     assert "label 3" in whole["worst"].note
-    assert whole["worst"].estimate.low < -0.5 < whole["worst"].estimate.high
+    assert whole["worst"].estimate.low < -0.5 / 3 < whole["worst"].estimate.high
     assert by_measure(found, family="label 3")["change"].estimate.value == pytest.approx(-0.5)
     assert by_measure(found, family="label 4")["change"].estimate.value == 0
     assert by_measure(found, "gold-0")["worst"].estimate.value == 0
 
 
-def test_two_of_twenty_labels_are_the_worst_tenth():
+@pytest.mark.parametrize(("times", "value"), [(2, -1.5 / 3), (4, -1.5 / 4)], ids=["3 of 20", "4 of 40"])
+def test_the_worst_are_a_tenth_of_the_labels_and_three_at_least(times, value):
     rows = kept_rows({"UCE": {"label 3": 6, "label 7": 3}})
     rows = {
-        name: own + [dataclasses.replace(r, family=f"more {r.family}", cluster=f"more {r.cluster}") for r in kept]
+        name: own
+        + [
+            dataclasses.replace(r, family=f"{i} {r.family}", cluster=f"{i} {r.cluster}")
+            for i in range(1, times)
+            for r in kept
+        ]
         for (name, own), kept in zip(rows.items(), kept_rows({}).values(), strict=True)
     }
-    assert by_measure(Neighbours().weigh(rows, ROLES))["worst"].estimate.value == pytest.approx(-0.75)
+    assert by_measure(Neighbours().weigh(rows, ROLES))["worst"].estimate.value == pytest.approx(value)
 
 
 def test_the_worst_of_nothing_lost_is_0_with_a_width():
@@ -144,7 +150,7 @@ def test_labels_without_a_verdict_are_no_loss():
     found = Neighbours().weigh(rows, ROLES)
     assert by_measure(found)["change"].estimate.excluded == 6
     assert by_measure(found, family="label 0")["change"].estimate.value is None
-    assert by_measure(found)["worst"].estimate.value == pytest.approx(-0.5)
+    assert by_measure(found)["worst"].estimate.value == pytest.approx(-0.5 / 3)
 
 
 @pytest.mark.parametrize("probe", READING, ids=lambda probe: probe.key)
