@@ -71,7 +71,7 @@ def table(found: Assessment) -> str:
         kept = " | ".join(claim.utility[group] for group in ("neighbours", "unrelated"))
         lines.append(f"| {claim.model} | {rates[claim.model]} | {claim.suppression} | {claim.removal} | {kept} |")
     for model, role in found.roles.items():
-        if role in ("gold", "null"):
+        if role in ("gold", "null") and model not in found.twins.values():
             lines.append(f"| {model} (control) | {rates[model]} | | | | |")
     return "\n".join(lines)
 
