@@ -85,15 +85,11 @@ def evaluate(
         raise ValueError("--strict compares with a policy; got none; add --policy FILE")
     # Slips are found before a model is loaded.
     rules = None if policy is None else Policy.load(policy)
-    asked = None if preset is None else probes_of(preset, tuple(probe) if probe else None)
-    real = None if preset is None else material_for(plan, material)
+    if preset is not None:
+        probes_of(preset, tuple(probe) if probe else None)
+    real = material_for(plan, material)
     edits = read_erasures(erasure or [])
-    named = [*edits, *(name.upper() for name in method or []), *([FILTER] if prompt_filter else [])]
-    named += [RETRAINED] if retrained else []
-    if not named:
-        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
-    if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
-        raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
+    check_names([*edits, *map(str.upper, method or []), *[FILTER] * prompt_filter, *[RETRAINED] * retrained])
     for name in method or []:
         method_class(name)
     pipe = open_base(base or plan.base, device, dtype)
@@ -109,8 +105,8 @@ def evaluate(
         compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
         return
     objections = assess_all(
-        pipe, edits, plan, out, preset=preset, probes=[one.key for one in asked or ()], detectors=detectors,
-        controls=controls, clip=judge, material=real, policy=rules,
+        pipe, edits, plan, out, preset=preset, probes=probe or None, detectors=detectors, controls=controls,
+        clip=judge, material=real, policy=rules,
     )  # fmt: skip
     if strict and objections:
         raise typer.Exit(STRICT_EXIT)
@@ -243,6 +239,14 @@ def read_erasures(sources: list[str]) -> dict[str, Any]:
             raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
         edits[edit.name] = edit
     return edits
+
+
+def check_names(named: list[str]) -> None:
+    """Raise unless there is something to compare, and each has a name of its own."""
+    if not named:
+        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+    if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
+        raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
 
 
 def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Assessment:
         found: list[Evidence] = []
         for probe in self.probes():
             rows = self.rows(probe.key)
-            found += [e for e in probe.weigh(rows, self.roles) if e.model not in self.twins]
+            found += probe.weigh({name: own for name, own in rows.items() if name not in self.twins}, self.roles)
             for arm, control in self.twins.items():
                 others = {name: own for name, own in rows.items() if name != control}
                 found += [e for e in probe.weigh(others, self.roles) if e.model == arm]

@@ -261,21 +261,21 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         FileNotFoundError: no such file.
         ValueError: not a retrained model, or of other data than this version of the world has.
     """
-    from erasure.world.retrain import LAST, gold_facts, load_gold, start_hash
+    from erasure.world.retrain import LAST, gold_facts, start_hash, stored_gold
     from erasure.world.train import SCOPE, config, scenes_hash, stored_model, training_scenes
 
     file = Path(file)
     without, _, seed = file.stem.rpartition("-")
     if not file.exists() or not seed.isdigit():
         raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
-    pipe, facts = load_gold(without, seed=int(seed), folder=file.parent), gold_facts(file)
+    model, facts = stored_gold(file), gold_facts(file)
     before, after = training_scenes(frozenset()), training_scenes(frozenset({without}))
     if scenes_hash(after) != facts["scenes"]:
         raise ValueError(
             f"{file.name}: its scenes are not those of this version of the world; use the one it came with"
         )
     gone = [scene for scene in before if without in (*scene.concepts, scene.style)]
-    start, end = stored_model(file.parent / "start"), {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    start = stored_model(file.parent / "start")
     fit = {**config()["fit"][LAST], "steps": facts["steps"], "batch": facts["batch"]}
     return UnlearningRecord.chained(
         request=file.stem,
@@ -294,7 +294,7 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         settings={**fit, "start": start_hash(file.parent), "stored": "difference from the start, eight bits a weight"},
         seeds=(facts["seed"],),
         scope=f"UNet and text encoder; kept from training on it: {SCOPE[without]}; {SCOPE['every target']}",
-        checkpoints=[checkpoint(0, _weights(start)), checkpoint(fit["steps"], _weights(end))],
+        checkpoints=[checkpoint(0, _weights(start)), checkpoint(fit["steps"], _weights(model))],
     )
 
 
@@ -303,21 +303,20 @@ def record_file(gold: Path) -> Path:
     return gold.with_suffix(".record.json")
 
 
-def audited(gold: Path) -> str | None:
+def audited(gold: Path, model: Mapping[str, nn.Module]) -> str | None:
     """The digest of the record beside a retrained model of Emoji World; None without a record.
+
+    Args:
+        model: its ``unet`` and ``text_encoder`` as the file has them, in float32.
 
     Raises:
         ValueError: the record is of other weights.
     """
-    from erasure.world.retrain import load_gold
-
     file = record_file(gold)
     if not file.exists():
         return None
     record = UnlearningRecord.from_json(file)
-    without, _, seed = gold.stem.rpartition("-")
-    pipe = load_gold(without, seed=int(seed), folder=gold.parent)
-    if hash_of(_weights({"unet": pipe.unet, "text_encoder": pipe.text_encoder})) != record.checkpoints[-1].weights:
+    if hash_of(_weights(model)) != record.checkpoints[-1].weights:
         raise ValueError(f"{file.name} is the record of other weights than {gold.name}; get both from one place")
     return record.digest
 

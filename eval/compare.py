@@ -99,7 +99,7 @@ def evaluate(
     started = time.monotonic()
     seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
     options = {"batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress}
-    prompts = _limited(suite.prompts(), limit)
+    prompts = limited(suite.prompts(), limit)
     job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
     before = weights_hash(pipe)
     _rehearse(pipe, models[1:], before)
@@ -177,7 +177,7 @@ def _rehearse(pipe: Any, models: Sequence[Model], before: str) -> None:
         check_restored(pipe, before, model.name)
 
 
-def _limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
+def limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
     """At most ``limit`` prompts of each group, evenly spread."""
     if limit is None:
         return tuple(prompts)

@@ -10,7 +10,7 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.audit import audited
 from erasure.eval.models import Model, Swapped, modules_of, randomised
-from erasure.world.retrain import FOLDER, gold_facts, load_gold
+from erasure.world.retrain import FOLDER, gold_facts, stored_gold
 from erasure.world.spec import spec
 from erasure.world.train import stored_model
 
@@ -39,11 +39,10 @@ def controls_for(
     if of_world and not golds:
         for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))[:count]:
             seed = int(file.stem.rpartition("-")[2])
-            gold = load_gold(suite.concept.name, seed=seed, folder=folder, dtype=dtype).to(device)
-            parts = {part: module for part, module in modules_of(gold).items() if part != "vae"}
-            facts = gold_facts(file)
+            model, facts = stored_gold(file), gold_facts(file)
             scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures"
-            config = {"scope": scope, "seed": seed, "without": suite.concept.name, "audit": audited(file)}
+            config = {"scope": scope, "seed": seed, "without": suite.concept.name, "audit": audited(file, model)}
+            parts = {part: module.eval().to(device, dtype) for part, module in model.items()}
             found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))
     if of_world and (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}

@@ -84,7 +84,7 @@ class WorldMaterial:
             )
         self.name = target
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return f"Emoji World's scenes: {self.name}, {scenes_hash(list(_members()))[:16]}"
 

@@ -14,6 +14,7 @@ from erasure.eval.assessment import Assessment
 from erasure.eval.claims import ClaimReport
 from erasure.eval.claims.licences import LADDER, LICENCES, NO_CLAIM
 from erasure.eval.probes import probe_class
+from erasure.eval.probes.attacking import SHOWN
 from erasure.eval.probes.base import Observation, Probe
 from erasure.eval.report_evidence import FIRST, SECTIONS, more, section
 
@@ -32,7 +33,6 @@ COLUMNS = {
     "suppression": "Suppression: what comes out when asked",
     "removal": "Removal: what is still inside",
 }
-HITS = 5  # prompts that got through, of one probe and model
 
 
 def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, A
         found.append({
             "model": model, "probe": probe, "asked": len({row.cluster for row in tried}), "broken": len(hits),
             "control": len({row.cluster for row in control if row.value == 1}) if control else None,
-            "shown": [_hit(row) for row in list(hits.values())[:HITS]], "more": max(0, len(hits) - HITS),
+            "shown": [_hit(row) for row in list(hits.values())[:SHOWN]], "more": max(0, len(hits) - SHOWN),
         })  # fmt: skip
     return found
 

@@ -6,7 +6,9 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
+import erasure
 from erasure.eval import Assessment, assess
 from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
@@ -243,6 +245,16 @@ def test_held_out_needs_two_retrained_models(context):
 def test_without_retrained_models_the_null_is_random_weights(context):
     (random,) = controls_for(SUITE, context.pipe, "quick")
     assert (random.name, random.role) == ("random", "null")
+
+
+def test_controls_have_the_dtype_of_the_pipeline():
+    pipe = erasure.world.load(dtype=torch.float16)
+    controls = controls_for(erasure.Suite.load("superhero"), pipe, "smoke")
+    assert [model.role for model in controls] == ["gold", "gold", "null"]
+    for model in controls:
+        with model.on(pipe) as drawn:
+            assert (drawn.unet.dtype, drawn.text_encoder.dtype) == (torch.float16, torch.float16)
+            assert not drawn.unet.training
 
 
 @pytest.mark.parametrize("name", ["UCE", "gold 0", "a/b", "../x", "Pokémon"])

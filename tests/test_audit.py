@@ -164,17 +164,19 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
         }
         assert audit.hash_of(start) == first.weights
         again = retrain.retrain(tmp_path / "again", "superhero", seed=0, device=device, folder=folder)
-        pipe = retrain.load_gold("superhero", seed=0, folder=again.parent)
-        parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-        return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        return {
+            f"{part}.{name}": tensor
+            for part, module in retrain.stored_gold(again).items()
+            for name, tensor in module.state_dict().items()
+        }
 
     assert verify(record, replay).passed
-    assert audit.audited(file) is None
+    assert audit.audited(file, retrain.stored_gold(file)) is None
     record.to_json(audit.record_file(file))
-    assert audit.audited(file) == record.digest
+    assert audit.audited(file, retrain.stored_gold(file)) == record.digest
     retrain.retrain(tmp_path / "other", "superhero", seed=0, device=device, folder=folder, batch=3)
     with pytest.raises(ValueError, match="the record of other weights"):
-        audit.audited(file)
+        audit.audited(file, retrain.stored_gold(file))
     with pytest.raises(FileNotFoundError, match="no such retrained model"):
         record_of_gold(folder / "cat-3.safetensors")
     monkeypatch.setitem(train.config(), "scenes", 17)

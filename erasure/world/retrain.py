@@ -122,13 +122,21 @@ def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: 
             f"no model retrained without {without!r} with seed {seed} in {folder.name}; there are {there}; they "
             "come with the repository, not with the wheel; or make one with `erasure world gold`"
         )
-    facts = gold_facts(file)
-    with safe_open(file, "pt") as opened:
-        packed = {name: opened.get_tensor(name) for name in opened.keys()}
+    return StableDiffusionPipeline.from_pretrained(path(), **stored_gold(file), **options)
+
+
+def stored_gold(file: Path) -> dict[str, nn.Module]:
+    """The ``unet`` and ``text_encoder`` of a retrained model's file, in float32.
+
+    Raises:
+        ValueError: it is no such file, or belongs to another start than the one beside it.
+    """
+    facts, folder = gold_facts(file), file.parent
     if facts["start"] != start_hash(folder):
         raise ValueError(f"{file.name} belongs to another start than {folder.name}/start; get both from one place")
-    model = unpack(packed, stored_model(folder / "start"))
-    return StableDiffusionPipeline.from_pretrained(path(), **model, **options)
+    with safe_open(file, "pt") as opened:
+        packed = {name: opened.get_tensor(name) for name in opened.keys()}
+    return unpack(packed, stored_model(folder / "start"))
 
 
 def gold_facts(file: Path) -> dict[str, Any]:

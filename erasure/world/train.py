@@ -274,12 +274,9 @@ def train(out: Path, *, device: torch.device) -> Path:
             for name, module in model.items():
                 save_whole(module.half().save_pretrained, out / phase / name)
             shutil.rmtree(out / f"{phase}-pipeline", ignore_errors=True)
-        if not (out / f"{phase}-pipeline").exists():
-            weights = stored_model(out / phase)
-            save_whole(
-                functools.partial(export, model=weights, vae=vae, tokenizer=tokenizer), out / f"{phase}-pipeline"
-            )
         model = stored_model(out / phase)
+        if not (out / f"{phase}-pipeline").exists():
+            save_whole(functools.partial(export, model=model, vae=vae, tokenizer=tokenizer), out / f"{phase}-pipeline")
     write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
     return out / f"{list(PHASES)[-1]}-pipeline"
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist, pdist
 
+from erasure.eval.compare import limited
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.classifier import tensor
 from erasure.eval.detectors.world import ClassifierDetector, fitted
 from erasure.eval.models import Model, Role
-from erasure.eval.pictures import evenly
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import families
@@ -71,9 +71,7 @@ class OutputDistance(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         retrained(context)
-        every = context.suite.prompts()
-        groups = dict.fromkeys(p.group for p in every)
-        asked = [p for group in groups for p in evenly([p for p in every if p.group == group], self.limit)]
+        asked = limited(context.suite.prompts(), self.limit)
         seeds = tuple(range(self.images_per_prompt))
         with context.open(model) as pipe:
             drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"R13 {model.name}")
