@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import DetectorCard
@@ -18,11 +19,14 @@ from erasure.eval.probes.utility.binding import BESIDE, Binding, Composed, apart
 from erasure.eval.probes.utility.degeneracy import Degeneracy
 from erasure.eval.probes.utility.distances import NULL, Distances
 from erasure.eval.probes.utility.leakage import Leakage
+from erasure.eval.probes.utility.marginals import AGAIN, Marginals
 from erasure.eval.probes.utility.neighbours import Neighbours
+from erasure.eval.probes.utility.preservation import Preservation
 from erasure.eval.probes.utility.replacement import Replacement
 from erasure.eval.probes.utility.unrelated import Unrelated
 from erasure.eval.records import Distance
 from erasure.eval.stats import Estimate
+from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.probe_helpers import ROLES, SUITE, tiny_context
 
@@ -371,3 +375,121 @@ def test_a_judge_that_knows_none_of_the_things_is_missing(bare):
     strange = dataclasses.replace(bare, judge=PixelDetector(labels=("cat", "teapot", "nothing")))
     with pytest.raises(Missing, match="labels for too few"):
         Binding(**SMOKE).run(strange.base, strange)
+
+
+# --- picture by picture -----------------------------------------------------------------------------------------------
+
+
+def features(**models):
+    """Observations of :class:`Preservation`: per model and prompt the place of the picture of seeds 0 and 1."""
+    return {
+        name.replace("_", "-"): [
+            Observation(name, "neighbours", f"p{i}", s, None, None, {"of": "x", "features": place})
+            for i, pair in enumerate(pictures)
+            for s, place in enumerate(pair)
+        ]
+        for name, pictures in models.items()
+    }
+
+
+def test_distances_are_in_units_of_another_picture_of_the_prompt():
+    near, far = [[0.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [1.0, 2.0]]
+    same = [[1.0, 1.0], [1.0, 1.0]]  # one picture, whatever the noise: as far from both of the base's
+    rows = features(base=[near] * 6, UCE=[far] * 6, gold_0=[far] * 6, gold_1=[same] * 6)
+    found = Preservation().weigh(reread(rows), ROLES)
+    of = {(e.model, e.measure): e.estimate.value for e in found}
+    assert of["UCE", "moved"] == pytest.approx(0.5)  # 1 of 2
+    assert of["UCE", "diversity"] == pytest.approx(1.0)
+    assert of["UCE", "retrained"] == pytest.approx(0.25)  # 0 of gold 0, 1 of 2 of gold 1, the mean of both
+    assert of["gold-1", "moved"] == pytest.approx(np.sqrt(2) / 2)
+    assert of["gold-1", "retrained"] == pytest.approx(0.5)  # to the other one only
+    assert ("base", "moved") not in of and of["base", "retrained"] == pytest.approx((0.5 + np.sqrt(2) / 2) / 2)
+    notes = {(e.model, e.measure): e.note for e in found}
+    assert of["gold-1", "diversity"] == 0 and notes["gold-1", "diversity"].startswith("collapse")
+    assert not notes["UCE", "diversity"]
+    assert not Preservation().weigh({"UCE": rows["UCE"]}, ROLES)
+
+
+def test_one_picture_of_a_prompt_has_nothing_to_be_compared_with():
+    with pytest.raises(ValueError, match="2 or more"):
+        Preservation(images_per_prompt=1)
+
+
+class Seeing(PixelDetector):
+    """Has an embedding as a CLIP model has: the picture itself, made small."""
+
+    def image_features(self, images):
+        small = [np.asarray(image.resize((4, 4)), dtype=np.float32).ravel() for image in images]
+        return torch.tensor(np.stack(small))
+
+
+def test_pictures_of_an_unchanged_model_have_not_moved(bare):
+    probe, context = Preservation(limit=1), dataclasses.replace(bare, judge=Seeing())
+    rows = {name: probe.run(bare.base, context) for name in ("base", "UCE")}
+    assert {row.family for row in rows["base"]} == {"target", "neighbours", "unrelated"}
+    assert {row.seed for row in rows["base"]} == {0, 1}
+    found = {(e.measure, e.family): e.estimate.value for e in probe.weigh(reread(rows), ROLES)}
+    assert found == {
+        (measure, family): pytest.approx(value, abs=1e-3)
+        for measure, value in {"moved": 0.0, "diversity": 1.0}.items()
+        for family in ("target", "neighbours", "unrelated")
+    }
+    rows["UCE"] = probe.run(bare.models["noise"], context)
+    assert all(e.estimate.value > 0 for e in probe.weigh(rows, ROLES) if e.measure == "moved")
+
+
+def test_without_a_difference_between_seeds_there_is_no_unit(bare):
+    rows = {name: Preservation(limit=1).run(bare.base, bare) for name in ("base", "UCE")}  # a judge that sees one level
+    found = Preservation().weigh(rows, ROLES)
+    assert found and all(e.estimate.value is None and "not positive" in e.estimate.reason for e in found)
+
+
+class Styles(PixelDetector):
+    """Also tells, by the same brightness, whether a picture is dark or bright."""
+
+    def labels(self, attribute):
+        return ("dark", "bright") if attribute == "style" else super().labels(attribute)
+
+    def scores(self, images, attribute):
+        found = super().scores(images, attribute)
+        return np.stack([found[:, :2].sum(1), found[:, 2:].sum(1)], axis=1) if attribute == "style" else found
+
+
+def test_only_prompts_that_leave_an_attribute_open_are_looked_at(bare):
+    suite = dataclasses.replace(
+        SUITE, concept=dataclasses.replace(SUITE.concept, templates=("{}", "{} in Dark style", "darkly {}"))
+    )
+    context = dataclasses.replace(bare, suite=suite, judge=Styles())
+    rows = Marginals().run(context.base, context)
+    assert {(row.family, row.cluster) for row in rows} == {
+        (f"style{again}", prompt)
+        for again in ("", AGAIN)
+        for prompt in ("a dog", "darkly a dog", "a sun", "darkly a sun")
+    }
+    assert {row.seed for row in rows if row.family == "style"} == {0, 1}
+    assert {row.seed for row in rows if row.family == "style" + AGAIN} == {2, 3}
+    assert {row.family for row in Marginals().run(context.models["noise"], context)} == {"style"}
+    with pytest.raises(Missing, match="names all"):
+        Marginals().run(bare.base, bare)  # the judge has labels for things alone, and every prompt names one
+
+
+def test_a_shift_is_named_and_the_base_has_its_own_noise():
+    def seen(name, family, tops):
+        return [Observation(name, family, f"p{i}", 0, None, None, {"top": top}) for i, top in enumerate(tops)]
+
+    rows = {
+        "base": seen("base", "style", ["dark"] * 10 + ["bright"] * 10)
+        + seen("base", "style" + AGAIN, ["dark"] * 9 + ["bright"] * 11),
+        "UCE": seen("UCE", "style", ["dark"] * 4 + ["bright"] * 16),
+    }
+    found = {e.model: e for e in Marginals().weigh(reread(rows), ROLES)}
+    assert found["UCE"].estimate.value == pytest.approx(0.3)
+    assert found["UCE"].note == "bright +30, dark -30 points"
+    assert found["base"].estimate.value == pytest.approx(0.05)
+    assert found["base"].note.startswith("null")
+
+
+@pytest.mark.parametrize("probe", [Preservation, Marginals])
+def test_filters_are_not_asked_what_they_hand_on(probe, bare):
+    guard = Model("filter", "erased", Guard.of_words(["cat"]))
+    assert not probe().concerns(guard) and all(probe().concerns(model) for model in bare.models.values())

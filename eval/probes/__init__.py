@@ -53,6 +53,8 @@ HOMES = {
     "binding": "utility.binding:Binding",
     "leakage": "utility.leakage:Leakage",
     "distances": "utility.distances:Distances",
+    "preservation": "utility.preservation:Preservation",
+    "marginals": "utility.marginals:Marginals",
     "replacement": "utility.replacement:Replacement",
     "degeneracy": "utility.degeneracy:Degeneracy",
     # what filters do

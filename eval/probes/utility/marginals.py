@@ -1,0 +1,125 @@
+"""U12: what is drawn where a prompt leaves it open."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from PIL import Image
+
+from erasure.concept import Prompt
+from erasure.eval.compare import limited
+from erasure.eval.detectors.base import Detector
+from erasure.eval.models import Model, Role
+from erasure.eval.pictures import image_hash
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.utility.binding import ATTRIBUTES
+from erasure.eval.probes.utility.replacement import distance, shares
+from erasure.eval.probes.weigh import families
+
+AGAIN = " again"  # the base with other seeds
+TOLD = 3  # labels named in a note
+
+
+@dataclasses.dataclass(frozen=True)
+class Marginals(Probe):
+    """How often each style and each background comes when a prompt for something kept names none ("a panda").
+
+    ``distance``: total variation to the base's shares on the same prompts, 1/2 sum_l |p(l) - q(l)|, one family per
+    attribute that the judge has labels for and that prompts leave open; 0 is the same shares, 1 disjoint ones. Of the
+    base it is the distance to itself with other seeds: two samples of one distribution are never at 0. The note names
+    the labels that gained or lost most. Filters are left out: they hand on the base's picture, or none.
+
+    Attributes:
+        images_per_prompt: seeds per prompt; so many others again for the base.
+        limit: at most so many prompts of each group, spread evenly; None for all.
+    """
+
+    key: ClassVar = "marginals"
+    code: ClassVar = "U12"
+    title: ClassVar = "what comes where the prompt leaves it open"
+    section: ClassVar = "utility"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    needs: ClassVar = ("base",)
+    presets: ClassVar = {
+        "smoke": {"images_per_prompt": 1, "limit": 2},
+        "standard": {},
+        "full": {"images_per_prompt": 4},
+    }
+    licences: ClassVar = "a shift in these attributes for these prompts, against what other seeds of the base do"
+    not_licensed: ClassVar = "attributes the judge has no labels for; whether a shift matters"
+    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches outputs that nobody asked about)"
+
+    images_per_prompt: int = 2
+    limit: int | None = None
+
+    def concerns(self, model: Model) -> bool:
+        return model.kind != "filter"
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        kept = limited([p for p in context.suite.prompts() if p.group != "target"], self.limit)
+        left = left_open(kept, context.judge)
+        if not left:
+            raise Missing(f"every prompt names all that {context.judge.name} has labels for")
+        asked = list(dict.fromkeys(itertools.chain(*left.values())))
+        n = self.images_per_prompt
+        runs = {"": range(n), **({AGAIN: range(n, 2 * n)} if model.role == "base" else {})}
+        found = []
+        with context.open(model) as pipe:
+            for again, seeds in runs.items():
+                drawn = context.draw(pipe, model, asked, seeds=tuple(seeds), description=f"U12 {model.name}")
+                for attribute, prompts in left.items():
+                    each = [(p, s, image) for p, row in zip(asked, drawn, strict=True) if p in prompts
+                            for s, image in zip(seeds, row, strict=True)]  # fmt: skip
+                    tops = top_labels(context.judge, attribute, [image for *_, image in each])
+                    found += [
+                        Observation(model.name, attribute + again, p, s, None, None,
+                                    {"prompt": p, "top": top, "image_hash": image_hash(image)})
+                        for (p, s, image), top in zip(each, tops, strict=True)
+                    ]  # fmt: skip
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        base = next((name for name in rows if models[name] == "base"), None)
+        found = []
+        for family in families(rows[base]) if base is not None else ():
+            if family.endswith(AGAIN):
+                continue
+            own = {name: [row for row in every if row.family == family] for name, every in rows.items()}
+            for name in rows:
+                if name == base:
+                    pair = {"": own[name], AGAIN: [row for row in rows[name] if row.family == family + AGAIN]}
+                    value, note = distance(pair, AGAIN, [""]), "null: the base against itself with other seeds"
+                else:
+                    value, note = distance(own, name, [str(base)]), shifts(own[str(base)], own[name])
+                found.append(Evidence(self.key, name, "distance", value, family, unit="number", note=note))
+        return found
+
+
+def left_open(prompts: Sequence[Prompt], judge: Detector) -> dict[str, list[str]]:
+    """Attribute to the prompts that name none of its labels; attributes without labels or prompts are left out."""
+    found = {}
+    for attribute in ATTRIBUTES:
+        labels = judge.labels(attribute)
+        texts = [p.text for p in prompts if not any(re.search(rf"\b{re.escape(x)}\b", p.text, re.I) for x in labels)]
+        if labels and texts:
+            found[attribute] = list(dict.fromkeys(texts))
+    return found
+
+
+def top_labels(judge: Detector, attribute: str, images: Sequence[Image.Image]) -> list[str]:
+    """The likeliest label of each picture."""
+    labels = judge.labels(attribute)
+    return [labels[i] for i in judge.scores(images, attribute).argmax(axis=1)]
+
+
+def shifts(before: Sequence[Observation], after: Sequence[Observation]) -> str:
+    """The labels whose shares changed most, in points."""
+    was, now = dict(shares(before)), dict(shares(after))
+    gaps = {label: now.get(label, 0.0) - was.get(label, 0.0) for label in {**was, **now}}
+    most = sorted(gaps, key=lambda label: (-abs(gaps[label]), label))[:TOLD]
+    return ", ".join(f"{label} {100 * gaps[label]:+.0f}" for label in most) + " points"
