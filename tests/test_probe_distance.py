@@ -243,6 +243,19 @@ def test_pictures_that_differ_in_their_pixels_are_told_apart_even_by_a_random_mo
     assert found["random", "auc", ""].estimate.value > 0.9
     gap = found["noise", "auc_gap", ""]
     assert gap.control == "null" and gap.estimate.low < 0 < gap.estimate.high
+    assert gap.gates == {"power": "fail"}  # the base reads them no better than random weights do
+
+
+def test_a_linear_probe_counts_where_the_base_reads_more_than_a_model_that_never_saw_it():
+    def told(name, above):
+        return [
+            Observation(name, "", f"{name} {i}", 0, float(i % 20) + above * (i < 20), None, {"target": i < 20})
+            for i in range(40)
+        ]
+
+    found = evidence(LinearProbe(), {"base": told("base", 20), "UCE": told("UCE", 0), "gold-0": told("gold-0", 0)})
+    gap = found["UCE", "auc_gap", ""]
+    assert gap.gates == {"power": "pass"} and gap.conclusive and gap.estimate.value == 0
 
 
 # --- R15, R16 -------------------------------------------------------------------------------------------------------

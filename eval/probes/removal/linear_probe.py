@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from erasure.eval.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import Denoiser, noise_like
 from erasure.eval.probes.removal.divergence import noises, pictures
 from erasure.eval.probes.weigh import controls_of
@@ -29,7 +29,8 @@ class LinearProbe(Probe):
     pictures, noise and folds.
 
     Pictures differ in their pixels, so that a model that never saw the target tells them apart as well: only the
-    difference means anything. No difference says nothing about what a nonlinear reader, or another layer, would find.
+    difference means anything, and only where the base has one (``power`` gate: the lower limit of its own "auc_gap" is
+    above 0). No difference says nothing about what a nonlinear reader, or another layer, would find.
 
     Attributes:
         images: of the target, and as many others. 100 and 100 give +-0.08 at an area of 0.5.
@@ -112,11 +113,16 @@ class LinearProbe(Probe):
         scores = {name: scores_of(own, "target") for name, own in rows.items()}
         kind, controls = controls_of({name: role for name, role in models.items() if name in rows})
         found = [Evidence(self.key, name, "auc", auc(*pair), unit="number") for name, pair in scores.items()]
-        for name, pair in scores.items():
-            if models[name] == "erased" and controls:
-                gap = auc_gap(pair, [scores[control] for control in controls])
-                found.append(Evidence(self.key, name, "auc_gap", gap, "", kind, {}, "number"))
-        return found
+        if not controls:
+            return found
+        gaps = {name: auc_gap(pair, [scores[control] for control in controls]) for name, pair in scores.items()}
+        known = [gap.low for name, gap in gaps.items() if models[name] == "base" and gap.low is not None]
+        gates: dict[str, Gate] = {"power": "na" if not known else "pass" if known[0] > 0 else "fail"}
+        return found + [
+            Evidence(self.key, name, "auc_gap", gap, "", kind, gates, "number")
+            for name, gap in gaps.items()
+            if models[name] == "erased"
+        ]
 
 
 def scores_of(rows: Sequence[Observation], fact: str) -> tuple[list[float], list[float]]:
