@@ -37,10 +37,11 @@ SELECTORS: dict[str, Selector] = {
 class ESD(Method):
     """Train the student on the base's own negative guidance:
 
-        | e_student(x_t, t, c) - [ e(x_t, t, c0) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
+        | e_student(x_t, t, c0) - [ e(x_t, t, c0) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
 
-    with c the concept, c0 what it is erased from (the concept itself by default), e the frozen base and x_t a step of
-    a trajectory the base samples with guidance. Works for epsilon- and v-prediction alike: the target is linear.
+    with c the concept, c0 the prompt it is erased from (the concept itself by default), e the frozen base and x_t a
+    step of a trajectory the base samples for c0 with guidance. Works for epsilon- and v-prediction alike: the target is
+    linear.
 
     Attributes:
         variant: what is trained. ``x`` cross-attention (styles, names), ``x-strict`` its keys and values, ``u``
@@ -51,7 +52,8 @@ class ESD(Method):
         trajectories, keep_steps: size of the bank; see :meth:`TrajectoryBank.sample`. The official code samples a fresh
             trajectory for every step (``trajectories = iterations``, ``keep_steps = 1``).
         num_inference_steps, guidance_scale: of the bank's sampling.
-        erase_from: c0, when it is not the concept itself: erase "beard" from "santa", say.
+        erase_from: c0, when it is not the concept itself: "santa" to take the "beard" from what "santa" draws, say. The
+            concept's own prompt is then not trained.
         articles: also train on "a superhero" beside "superhero".
         synonyms: train on the concept's synonyms too.
         retain: weight of a second term that holds the student to the base on the keep list; 0 ignores the list.
@@ -170,7 +172,7 @@ class ESD(Method):
         held_bank = self._bank(backbone, held, empty, progress) if held is not None else None
 
         def loss(generator: torch.Generator) -> Tensor:
-            value = step_loss(backbone, bank, targets, text, pick(bank, self.batch_size, generator))
+            value = step_loss(backbone, bank, targets, base, pick(bank, self.batch_size, generator))
             if held is None or held_bank is None:
                 return value
             kept = pick(held_bank, self.batch_size, generator)
