@@ -342,7 +342,7 @@ def forge_gap(gradient: Callable[[Any], Tensor], forget: Any, kept: Sequence[Any
     """
     if not kept:
         raise ValueError("a forged step needs candidates; got no batch without the deleted data; give one or more")
-    aim = gradient(forget).detach().double().flatten()
-    gaps = [float((aim - gradient(batch).detach().double().flatten()).norm() / aim.norm()) for batch in kept]
+    aim = gradient(forget).detach().cpu().double().flatten()
+    gaps = [float((aim - gradient(batch).detach().cpu().double().flatten()).norm() / aim.norm()) for batch in kept]
     best = int(np.argmin(gaps))
     return gaps[best], best

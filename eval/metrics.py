@@ -109,7 +109,7 @@ def cmmd(real: Sequence[Image.Image], fake: Sequence[Image.Image], clip: ClipDet
     title = f"cmmd[{clip.name}]"
     if problem := _problem(real, fake):
         return title, Estimate.missing(problem)
-    x, y = (clip.image_features(images).double() for images in (real, fake))
+    x, y = (clip.image_features(images).cpu().double() for images in (real, fake))
     value = 1000 * (_kernel_mean(x, x) + _kernel_mean(y, y) - 2 * _kernel_mean(x, y))
     return title, _point(value, len(real), "biased MMD, no interval: compare with the null")
 

@@ -1,5 +1,6 @@
 """Every architecture: conditioning is the pipeline's own, spans are right, and an edit does what the algebra says."""
 
+import dataclasses
 import runpy
 import types
 from pathlib import Path
@@ -547,6 +548,32 @@ def test_the_table_in_the_docs_is_what_the_code_says():
 
 
 CLOSED_FORMS = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), ClosedForm)]
+
+
+class OnApple(torch.Tensor):
+    """A tensor as Apple silicon has them: no float64 before it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.double or any(given is torch.float64 for given in (*args, *kwargs.values())):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        out = super().__torch_function__(function, types, args, kwargs)
+        return out.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else out
+
+
+@pytest.mark.parametrize("method", CLOSED_FORMS)
+def test_no_closed_form_asks_an_accelerator_for_float64(method, monkeypatch):
+    encode = UNetBackbone.encode
+
+    def there(self, prompts, **options):
+        found = encode(self, prompts, **options)
+        segments = tuple(dataclasses.replace(s, hidden=s.hidden.as_subclass(OnApple)) for s in found.segments)
+        return dataclasses.replace(found, hidden=found.hidden.as_subclass(OnApple), segments=segments)
+
+    monkeypatch.setattr(UNetBackbone, "encode", there)
+    edit = make(tiny("sd1"), Concept("superhero", anchor="ninja"), method, keep=["wizard", "batman"])
+    assert edit.config["report"]["target"]["moved"] > 1e-3
 
 
 @EVERY

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure import Erasure, save_denoiser
 from erasure.artifact.files import CONFIG, WEIGHTS, digest
+from erasure.pipelines import active_erasures, set_erasures, unload_erasures
 from tests.tiny import identical, make, tiny_pipeline, weights
 
 ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
@@ -261,6 +262,49 @@ def test_weights_changed_by_others_are_not_silently_undone():
         pipe.unet.get_parameter(edit.parameter_names[0]).add_(0.1)
     with pytest.raises(ValueError, match="was changed since"):
         edit.remove(pipe)
+
+
+def test_an_erasure_goes_on_and_comes_off_under_a_lora_that_was_loaded_later():
+    peft = pytest.importorskip("peft", reason="a LoRA is loaded by peft, an optional package")
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    edit = an_erasure(pipe, "operator").apply(pipe)
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"]))
+    set_erasures(pipe, edit.name, 0.5)
+    assert active_erasures(pipe) == {edit.name: 0.5}
+    edit.remove(pipe)
+    pipe.unet.delete_adapters("default")
+    assert identical(before, {name.replace(".base_layer.", "."): w for name, w in weights(pipe).items()})
+
+
+def test_fused_projections_are_no_place_to_change_an_erasure():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    edit = an_erasure(pipe, "operator").apply(pipe)
+    pipe.fuse_qkv_projections(vae=False)
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        edit.remove(pipe)
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        set_erasures(pipe, edit.name, 0.5)
+    assert active_erasures(pipe) == {edit.name: 1.0}
+    pipe.unfuse_qkv_projections(vae=False)
+    edit.remove(pipe)
+    after = weights(pipe)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_stored_in_another_form_since_are_named(dtype):
+    pipe = tiny_pipeline()
+    edit = an_erasure(pipe, "operator").apply(pipe)
+    name = edit.parameter_names[0]
+    module = pipe.unet.get_submodule(name.removesuffix(".weight"))
+    module.weight = torch.nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    with pytest.raises(ValueError, match=f"{name} is stored as {dtype}.*load the pipe"):
+        edit.remove(pipe)
+    module.weight = None
+    with pytest.raises(ValueError, match=f"{name} is gone"):
+        unload_erasures(pipe)
 
 
 def test_an_erasure_can_be_removed_after_offloading_and_compiling():

@@ -90,7 +90,7 @@ def import_official(
     config = new_config(backbone, method=method, settings=settings, concepts=concepts, keep=keep)
     made = name or "+".join(c.name for c in concepts) + f"-{method}"
     moved = sum(float(d.double().square().sum()) for d in deltas.values())
-    size = sum(float(weights[n].double().square().sum()) for n in deltas)
+    size = sum(float(exact(weights[n]).square().sum()) for n in deltas)
     config["report"] = {"relative_change": (moved / size) ** 0.5}
     single = all(tensor.dtype.itemsize >= 4 for tensor in tensors.values())
     factors = _as_operator(backbone, deltas) if single else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from erasure.backbone import denoiser_of
+from erasure.backbone.checks import parameters_of, refuse_unreachable
 
 if TYPE_CHECKING:
     from erasure.artifact.base import Erasure
@@ -39,12 +41,13 @@ class Stack:
         """Make exactly ``layers`` stand on the denoiser. If that fails, or is interrupted, nothing changes.
 
         Raises:
-            ValueError: the weights were changed by something else since the erasures were applied; putting the
-                originals back would undo that change too.
+            ValueError: the weights were changed by something else since the erasures were applied, and putting the
+                originals back would undo that change too; or they are no longer there or no longer read (quantised,
+                offloaded, fused projections).
         """
-        parameters = self._parameters()
-        self._check_untouched(parameters)
         names = dict.fromkeys(name for layer in layers.values() for name in layer.erasure.parameter_names)
+        parameters = self._parameters([*names, *self.originals])
+        self._check_untouched(parameters)
         kept = {name: self.originals.get(name, parameters[name].detach().clone()) for name in names}
         try:
             for name, original in {**self.originals, **kept}.items():
@@ -63,7 +66,7 @@ class Stack:
         """
         if self.layers:
             raise ValueError(f"{list(self.layers)} are applied already, over copies; fuse or remove them first")
-        parameters = self._parameters()
+        parameters = self._parameters(layer.erasure.parameter_names)
         for name in layer.erasure.parameter_names:
             _write(parameters[name], layer.erasure.edit(name, parameters[name].detach(), layer.scale))
 
@@ -71,16 +74,12 @@ class Stack:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more."""
         self.layers, self.originals = {}, {}
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
+    def _parameters(self, touched: Iterable[str]) -> dict[str, nn.Parameter]:
         denoiser = self._denoiser()
         if denoiser is None:
             raise RuntimeError("the pipeline of these erasures no longer exists")
-        parameters = dict(denoiser.named_parameters())
-        if hidden := next((name for name, parameter in parameters.items() if parameter.is_meta), None):
-            raise ValueError(
-                f"{hidden} has no data (meta device); switch sequential offloading off before changing erasures"
-            )
-        return parameters
+        refuse_unreachable(denoiser, touched)
+        return parameters_of(denoiser)
 
     def _check_untouched(self, parameters: dict[str, nn.Parameter]) -> None:
         for name, original in self.originals.items():

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+from torch import nn
+
+EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names they have without a PEFT adapter around their layers."""
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in module.named_parameters()}
 
 
 def refuse_unsafe(components: Mapping[str, Any]) -> None:
@@ -33,7 +43,8 @@ def _refuse_module(part: str, module: Any) -> None:
             )
         if hasattr(child, "base_layer"):
             raise ValueError(
-                f"{part}.{name} carries a LoRA adapter; call fuse_lora() and unload_lora_weights() before erasing"
+                f"{part}.{name} carries a LoRA adapter; unload it, erase, and load it again, or make it a part of the "
+                "model before erasing with fuse_lora() and unload_lora_weights()"
             )
         # FLUX and its relatives leave an empty registry behind whenever they draw.
         registered = getattr(getattr(child, "_diffusers_hook", None), "hooks", None)
@@ -51,3 +62,35 @@ def _refuse_module(part: str, module: Any) -> None:
             raise ValueError(
                 f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
             )
+
+
+def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
+    """Refuse a denoiser on which erasures stand when these parameters are no longer there, or no longer read."""
+    parameters, wanted = parameters_of(module), list(names)
+    for name in wanted:
+        parameter = parameters.get(name)
+        if parameter is None or parameter.dtype not in EDITABLE:
+            now = "gone" if parameter is None else f"stored as {parameter.dtype}"
+            raise ValueError(
+                f"{name} is {now}: the model was changed since the erasures were applied (quantised, cast); "
+                "they cannot be changed any more: load the pipeline again and apply what should stand on it"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name} has no data (meta device); switch sequential offloading off before changing erasures"
+            )
+    for prefix, child in module.named_modules():
+        if reads_fused(child) and (name := next((n for n in wanted if n.startswith(f"{prefix}.")), None)):
+            raise ValueError(
+                f"{name} is not used while query-key-value projections are fused: changing erasures would do nothing; "
+                "call pipe.unfuse_qkv_projections() first, or load the pipeline again"
+            )
+
+
+def reads_fused(attention: nn.Module) -> bool:
+    """Whether fused projections are used in the place of an attention's own.
+
+    Transformers take the flag back when they unfuse; a UNet puts its former processors back and leaves the flag.
+    """
+    fused = "Fused" in type(getattr(attention, "processor", None)).__name__
+    return getattr(attention, "fused_projections", False) and (fused or hasattr(attention, "unfuse_projections"))

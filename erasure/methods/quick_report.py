@@ -72,7 +72,7 @@ def quick_report(
             change = (rows @ v) @ wu.T
             moved = change.norm(dim=1) / before.norm(dim=1).clamp(min=1e-12)
             cosine = F.cosine_similarity(before, before + change, dim=1)
-            totals[group] += torch.stack([moved.mean(), cosine.mean()]).double().cpu()
+            totals[group] += torch.stack([moved.mean(), cosine.mean()]).cpu().double()
     report: dict[str, Any] = {
         "relative_change": check_change(math.sqrt(changed / size)),
         "condition": solution.condition,
@@ -95,8 +95,8 @@ def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Ten
 
 def _root(v: Tensor) -> Tensor:
     """``R (n, n)`` with ``R R^T = V^T V``, so that ``|A V^T| = |A R|`` without forming ``A V^T``."""
-    values, vectors = torch.linalg.eigh((v.T @ v).double())
-    return (vectors * values.clamp(min=0).sqrt()).to(v.dtype)
+    values, vectors = torch.linalg.eigh((v.T @ v).cpu().double())
+    return (vectors * values.clamp(min=0).sqrt()).to(v)
 
 
 def _warn(report: Mapping[str, Any]) -> None:

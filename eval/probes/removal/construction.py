@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from erasure.backbone.checks import parameters_of
 from erasure.eval.models import Kind, Model, Role, modules_of
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import Denoiser
@@ -144,7 +145,7 @@ def sentence(facts: Mapping[str, Any]) -> str:
 
 def tensors(module: torch.nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
     """Parameters by name, on the CPU; names as they are without a PEFT adapter around a layer."""
-    found = {name.replace(".base_layer.", "."): p.detach().cpu() for name, p in module.named_parameters()}
+    found = {name: p.detach().cpu() for name, p in parameters_of(module).items()}
     return {name: p.clone() for name, p in found.items()} if copy else found
 
 

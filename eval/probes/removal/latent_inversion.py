@@ -85,7 +85,7 @@ class LatentInversion(Probe):
         back = sampler.denoiser.pictures(sampler.sample(start, [""] * len(clean)))
         found = []
         for name, a, b, off in zip(
-            names, back, sampler.denoiser.pictures(clean), energies.double().tolist(), strict=True
+            names, back, sampler.denoiser.pictures(clean), energies.cpu().double().tolist(), strict=True
         ):
             value, reason = (psnr(a, b), None) if math.isfinite(off) else (None, "the iteration did not converge")
             facts = {"picture": name, "energy": off if reason is None else None}
