@@ -78,11 +78,13 @@ def erase(
 ) -> None:
     """Make an erasure and save it."""
     from erasure.artifact import save_denoiser
+    from erasure.artifact.files import check_folder
     from erasure.methods import method_class
     from erasure.verbs import erase as make
 
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
+    check_folder(out)
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -176,9 +177,15 @@ def diff(
 
 
 def _save_pipeline(pipe: Any, out: Path) -> Path:
-    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
-        raise ValueError(f"{out} is not empty and holds no pipeline; give a new folder")
-    pipe.save_pretrained(out)
+    """Write a whole pipeline into a new folder, completely or not at all."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and not empty; give a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        pipe.save_pretrained(Path(temporary) / out.name)
+        if out.exists():
+            out.rmdir()
+        (Path(temporary) / out.name).rename(out)
     return out
 
 

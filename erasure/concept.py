@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,18 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
+def listed(values: str | Iterable[str]) -> list[str]:
+    """Several strings as a list; one by itself is one, and not its letters."""
+    return [values] if isinstance(values, str) else list(values)
+
+
+def naming(texts: Iterable[str], phrases: Iterable[str]) -> list[str]:
+    """The texts that hold one of some phrases as whole words: "A cat, asleep" names a cat, "catfish" does not."""
+    words = "|".join(map(re.escape, phrases))
+    named = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+    return [text for text in texts if named.search(text)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Concept:
     """One thing to erase.
@@ -49,8 +61,8 @@ class Concept:
     Attributes:
         name: what prompts call it, "superhero" or "Van Gogh".
         kind: object | style | identity | nsfw | other. It chooses prompt templates, never the mathematics.
-        synonyms: other words for the same thing. Methods erase the name alone unless told otherwise
-            (``Concept.phrases``); evaluation always tries them.
+        synonyms: other words for the same thing. The ``recommended`` presets erase them too, the published codes'
+            (``official-2025...``) the name alone; evaluation always tries them.
         anchor: what to draw instead. ``""`` (default) is the empty prompt. Name a near, harmless neighbour
             ("ninja" for "superhero") when pictures should stay pictures of something.
         neighbours: close things that must survive; also the natural preserve list.

@@ -10,7 +10,7 @@ from typing import Any
 from erasure.artifact import Erasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept
+from erasure.concept import Concept, Suite, listed
 from erasure.methods import method_class
 from erasure.methods.base import check_supported
 
@@ -20,7 +20,7 @@ def erase(
     concept: str | Concept | Sequence[str | Concept],
     method: str = "uce",
     *,
-    keep: Sequence[str] | None = None,
+    keep: str | Sequence[str] | None = None,
     preset: str | None = None,
     name: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -34,8 +34,8 @@ def erase(
         pipe: a diffusers pipeline: Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1.
         concept: a name, a :class:`Concept` (which can carry synonyms, an anchor and neighbours), or several of them.
         method: "uce" (seconds) or "esd" (minutes); ``erasure methods`` lists all.
-        keep: prompts whose pictures must not change. Default: the concepts' neighbours. The more of the nearby things
-            you name, the less breaks.
+        keep: prompts whose pictures must not change; one, or several. Default: the concepts' neighbours. The more
+            of the nearby things you name, the less breaks.
         preset: named settings of the method; "recommended" by default, "official-2025..." for the published code's.
         name: name of the erasure; made from concept and method by default.
         checkpoint: folder for the training state of a fine-tune; the same call again resumes it.
@@ -49,6 +49,10 @@ def erase(
     Raises:
         ValueError: the request contradicts itself, or the pipeline is in a state in which the edit would be lost.
     """
+    if isinstance(concept, Suite):
+        raise ValueError(
+            f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
+        )
     concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
@@ -57,8 +61,13 @@ def erase(
         raise ValueError(
             f"the pipeline already carries {list(active)}; remove or fuse them first, or erase all concepts in one call"
         )
-    if keep is None:
-        keep = list(dict.fromkeys(neighbour for c in concepts for neighbour in c.neighbours))
+    if stack_of(backbone).attached:
+        raise ValueError(
+            "erasures are attached to the pipeline, and a method would learn from the pictures they make; take them "
+            "off with their handle's remove() first"
+        )
+    everything = (neighbour for c in concepts for neighbour in c.neighbours)
+    keep = list(dict.fromkeys(everything)) if keep is None else listed(keep)
     if not keep and recipe.needs_keep:
         warnings.warn(
             f"{method} with these settings also changes neighbours unless told what to keep; pass keep=[...]",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import Allow
+from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space, backbone_of
 
 Rows = Sequence[Sequence[Erasure | str]]
@@ -93,6 +94,8 @@ class Attached:
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
         self._signature = inspect.signature(backbone.denoiser.forward)
         self._handle = backbone.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._stack = stack_of(backbone)
+        self._stack.attached.append(self)
 
     def set(
         self, *, scales: float | Sequence[float] = 1.0, rows: Rows | None = None, num_images_per_prompt: int = 1
@@ -116,6 +119,8 @@ class Attached:
     def remove(self) -> None:
         """Take the erasures off. Calling it again does nothing."""
         self._handle.remove()
+        if self in self._stack.attached:
+            self._stack.attached.remove(self)
 
     def __enter__(self) -> Self:
         return self

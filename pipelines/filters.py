@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.concept import same
+from erasure.concept import listed, same
 
 Encode = Callable[[Sequence[str]], Tensor]  # texts -> (n, d)
 
@@ -100,19 +100,20 @@ class WordFilter:
     Letters of other alphabets that look alike are not seen through, nor are languages written without spaces.
 
     Attributes:
-        phrases: what to stop.
+        phrases: what to stop; one phrase, or several.
         leetspeak: also "sup3rher0". Turn it off where numbers and signs mean themselves.
         spacing: also "super hero", "super-hero", "s u p e r h e r o". Turn it off for phrases of few letters, which
             other words may spell together.
     """
 
-    phrases: Sequence[str]
+    phrases: str | Sequence[str]
     leetspeak: bool = True
     spacing: bool = True
 
     name = "words"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", tuple(listed(self.phrases)))
         if not self.phrases or any(not re.search(r"[^\W_]", phrase) for phrase in self.phrases):
             raise ValueError(f"a word filter needs phrases with letters; got {list(self.phrases)}; name the concept")
 
@@ -176,14 +177,14 @@ class EmbeddingFilter:
     Attributes:
         encode: texts to embeddings ``(n, d)``: :func:`text_embeddings` of a pipeline, or the text tower of an open_clip
             model (``lambda texts: model.encode_text(tokenizer(list(texts)))``).
-        phrases: what to stop.
+        phrases: what to stop; one phrase, or several.
         threshold: depends on the encoder; let :func:`calibrated` choose it.
         window: the longest stretch of words that is looked at. Raise it to the length of the longest phrase.
         batch_size: texts per call of ``encode``.
     """
 
     encode: Encode
-    phrases: Sequence[str]
+    phrases: str | Sequence[str]
     threshold: float = 0.9
     window: int = 4
     batch_size: int = 256
@@ -191,6 +192,7 @@ class EmbeddingFilter:
     name = "embedding"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", tuple(listed(self.phrases)))
         if not self.phrases or self.window < 1:
             raise ValueError(
                 f"an embedding filter needs phrases and window >= 1; got {list(self.phrases)} and {self.window}; "

@@ -9,7 +9,8 @@ from typing import Any
 
 from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
-from erasure.artifact.stack import Layer, stack_of
+from erasure.artifact.stack import Layer, Stack, stack_of
+from erasure.concept import listed
 
 
 def load_erasure(
@@ -34,6 +35,14 @@ def load_erasure(
     return edit.name
 
 
+def refuse_unknown(stack: Stack, names: Sequence[str]) -> None:
+    """Raise unless every name is loaded."""
+    if unknown := [name for name in names if name not in stack.layers]:
+        raise ValueError(
+            f"not loaded on this pipeline: {unknown}; loaded are {list(stack.layers)}; call load_erasure first"
+        )
+
+
 def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence[float] = 1.0) -> None:
     """Make exactly these loaded erasures active, at these scales. The others stay loaded at scale 0.
 
@@ -41,14 +50,11 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
         ValueError: a name is not loaded, or names and scales differ in number.
     """
     stack = stack_of(pipe)
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = listed(names)
     factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
     if len(factors) != len(wanted):
         raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
-    if unknown := [name for name in wanted if name not in stack.layers]:
-        raise ValueError(
-            f"not loaded on this pipeline: {unknown}; loaded are {list(stack.layers)}; call load_erasure first"
-        )
+    refuse_unknown(stack, wanted)
     scale = dict(zip(wanted, factors, strict=True))
     stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
 
@@ -63,6 +69,13 @@ def fuse_erasures(pipe: Any) -> None:
     stack_of(pipe).forget()
 
 
-def unload_erasures(pipe: Any) -> None:
-    """Remove every erasure; every bit of the model is as it was before the first one."""
-    stack_of(pipe).set({})
+def unload_erasures(pipe: Any, names: str | Sequence[str] | None = None) -> None:
+    """Remove erasures by name; every one by default, after which every bit of the model is as it was.
+
+    Raises:
+        ValueError: a name is not loaded.
+    """
+    stack = stack_of(pipe)
+    gone = list(stack.layers) if names is None else listed(names)
+    refuse_unknown(stack, gone)
+    stack.set({name: layer for name, layer in stack.layers.items() if name not in gone})

@@ -9,6 +9,7 @@ from typing import Any, Self
 from diffusers import StableDiffusionPipeline
 
 from erasure.artifact import Erasure
+from erasure.artifact.stack import refuse_attached
 from erasure.pipelines import loading
 from erasure.pipelines.attach import attach_erasures
 
@@ -24,23 +25,28 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        erasures: Sequence[str | os.PathLike[str] | Erasure] = (),
+        erasures: str | os.PathLike[str] | Erasure | Sequence[str | os.PathLike[str] | Erasure] = (),
         **kwargs: Any,
     ) -> Self:
         """Load a base pipeline and put erasures on it.
 
         Args:
             pretrained_model_name_or_path: folder or hub id of the base model.
-            erasures: folders, hub ids or :class:`Erasure` objects, applied in order.
+            erasures: folder, hub id or :class:`Erasure`, or several of them, applied in order.
             **kwargs: passed through to diffusers.
         """
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        for source in erasures:
+        for source in [erasures] if isinstance(erasures, str | os.PathLike | Erasure) else erasures:
             loading.load_erasure(pipe, source)
         return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write the pipeline with its erasures in the weights. Plain diffusers opens the folder as a stock pipeline."""
+        """Write the pipeline with its erasures in the weights. Plain diffusers opens the folder as a stock pipeline.
+
+        Raises:
+            ValueError: erasures are attached, which are in no weight and would be left out.
+        """
+        refuse_attached(self)
         config = {"requires_safety_checker": self.config.requires_safety_checker}
         StableDiffusionPipeline(**self.components, **config).save_pretrained(save_directory, *args, **kwargs)
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
+from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
+from erasure.methods.gram import Gram
 from tests.tiny import tiny_pipeline
 
 RECIPE = """
@@ -43,6 +45,35 @@ def test_every_cell_gets_an_erasure_and_a_result_and_is_not_run_again(recipe, mo
         assert result["status"] == "done" and (plan.out / cell.key / "erasure" / "erasure.safetensors").exists()
     monkeypatch.setattr("erasure.batch.runner.erase", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert run(plan, console=Console(quiet=True)) == 0
+
+
+def test_files_in_a_recipe_lie_beside_it_and_their_content_counts(tmp_path, monkeypatch):
+    backbone = backbone_of(tiny_pipeline())
+
+    def recipe(settings="{corpus: corpus.safetensors}"):
+        (tmp_path / "recipe.yaml").write_text(
+            f"version: 1\nout: results\nconcepts: [{{name: cat}}]\nmethods: [{{name: speed, settings: {settings}}}]\n"
+        )
+        return Recipe.load(tmp_path / "recipe.yaml")
+
+    with pytest.raises(FileNotFoundError, match="taken relative to the recipe"):
+        recipe()
+    Gram.of(backbone, ["a dog"]).save(tmp_path / "corpus.safetensors")
+    monkeypatch.chdir("/")
+    (cell,) = recipe().cells()
+    assert cell.method.settings == {"corpus": str(tmp_path / "corpus.safetensors")}
+    key = cell.key
+    Gram.of(backbone, ["a dog", "a bear"]).save(tmp_path / "corpus.safetensors")
+    assert recipe().cells()[0].key != key
+    with pytest.raises(ValueError, match="under `seeds`"):
+        recipe("{seed: 5}")
+
+
+def test_a_base_that_was_trained_on_is_another_one(recipe, tmp_path):
+    before = [cell.key for cell in recipe().cells()]
+    assert before == [cell.key for cell in recipe().cells()]
+    tiny_pipeline(seed=5).save_pretrained(tmp_path / "base")
+    assert not set(before) & {cell.key for cell in recipe().cells()}
 
 
 def test_a_failed_cell_is_recorded_passed_over_and_tried_again(recipe):

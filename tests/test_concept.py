@@ -1,6 +1,9 @@
 import pytest
 
 from erasure import Concept, Suite
+from erasure.artifact.files import check_name
+from erasure.methods.base import check_request
+from erasure.methods.uce import UCE
 
 SHIPPED = ["superhero", "cat", "twemoji", "spiderman", "van_gogh"]
 
@@ -70,3 +73,16 @@ def test_a_broken_suite_file_is_one_line_that_names_file_and_fault(text, fault, 
 def test_an_unknown_suite_lists_the_shipped_ones():
     with pytest.raises(FileNotFoundError, match="superhero"):
         Suite.load("superheroo")
+
+
+def test_keeping_what_is_to_be_erased_is_told():
+    concept = Concept("superhero", synonyms=("caped hero",))
+    with pytest.raises(ValueError, match="both to be erased and to be kept"):
+        check_request([concept], ["a superhero"])
+    with pytest.warns(UserWarning, match="1 of the prompts to keep name what is to be erased .'a Caped Hero at night'"):
+        check_request([concept], ["a Caped Hero at night", "superheroes", "a ninja"])
+
+
+def test_a_default_name_may_stand_in_a_path():
+    assert UCE().name_for([Concept("/e/ girl")]) == "-e- girl-uce"
+    check_name(UCE().name_for([Concept("../~x\\y")]))

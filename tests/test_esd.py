@@ -295,3 +295,10 @@ def test_a_keep_list_that_is_not_used_is_not_recorded():
             tiny_pipeline(), "superhero", "esd", preset="official-2025-x", keep=["ninja"], **QUICK, progress=False
         )
     assert edit.config["keep"] == []
+
+
+def test_an_inpainting_unet_is_refused_before_anything_is_drawn():
+    pipe = tiny_pipeline()
+    pipe.unet.register_to_config(in_channels=9)
+    with pytest.raises(ValueError, match="reads 9 channels and predicts 4"):
+        make(pipe, "superhero", "esd", **QUICK)

@@ -118,3 +118,15 @@ def test_the_report_measures_what_the_layers_make_of_prompts(pipe):
 def test_it_warns_when_neighbours_move_with_the_target(pipe):
     with pytest.warns(UserWarning, match="neighbours move"):
         make(pipe, "superhero", "uce", preset="official-2025", token_span="all", preserve_scale=0.0, keep=["batman"])
+
+
+def test_captions_that_are_too_long_are_left_out_and_counted(pipe):
+    backbone, long = backbone_of(pipe), "a cat and a ninja " * 40
+    with pytest.warns(UserWarning, match="2 captions are longer than the text encoder reads.*begins with 'a cat"):
+        gram = Gram.of(backbone, [CAPTIONS[0], long, *CAPTIONS[1:], long])
+    torch.testing.assert_close(gram.matrices["hidden"], Gram.of(backbone, CAPTIONS).matrices["hidden"])
+    with pytest.warns(UserWarning, match="1 captions are longer"):
+        assert Gram.of(backbone, [long]).counts["hidden"] == 0
+    with pytest.raises(ValueError) as error:
+        backbone.encode([long])
+    assert len(str(error.value)) < 250 and "shorten it" in str(error.value)

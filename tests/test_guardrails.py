@@ -294,3 +294,9 @@ def test_a_guard_is_a_change_for_an_evaluation(pipe):
     assert all(is_grey(image) for image in pictures[1])
     assert [np.asarray(i).tobytes() for i in pictures[0]] == [np.asarray(i).tobytes() for i in bare[0]]
     assert identical(before, weights(pipe))
+
+
+def test_one_phrase_is_a_phrase_and_not_its_letters():
+    assert [m.matched for m in WordFilter("superhero").matches(["a superhero", "a cat"])] == [True, False]
+    assert WordFilter("superhero").phrases == ("superhero",)
+    assert Guard.of_words("superhero").config["input_filter"]["phrases"] == ["superhero"]

@@ -261,3 +261,31 @@ def test_the_commands_have_help_with_an_example(command, cli):
 
 def test_resolve_is_at_the_top():
     assert library.resolve.__module__ == "erasure.methods.resolve"
+
+
+def test_a_pipeline_is_never_written_over_another_one(saved, tmp_path, cli):
+    def export(out, form):
+        return cli("export", saved / "hero", "--format", form, "--base", saved / "base", "--out", out)
+
+    files = {file: file.read_bytes() for file in (saved / "base").rglob("*") if file.is_file()}
+    for out, form in ((saved / "base", "pipeline"), (saved / "base" / "unet", "unet")):
+        code, _, err = export(out, form)
+        assert code == 2 and "new folder" in err or "another folder" in err
+    assert files == {file: file.read_bytes() for file in (saved / "base").rglob("*") if file.is_file()}
+    (tmp_path / "empty").mkdir()
+    assert export(tmp_path / "empty", "pipeline")[0] == 0
+    assert (tmp_path / "empty" / "model_index.json").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lora_of_an_operator_is_exact_and_takes_no_rank(saved, tmp_path, cli):
+    code, _, err = cli("export", saved / "hero", "--rank", "1", "--base", saved / "base", "--out", tmp_path / "lora")
+    assert code == 2 and "leave it out" in err
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_resolved_is_what_was_solved(dtype):
+    pipe = tiny_pipeline().to(dtype)
+    edit = make(pipe, "superhero", "uce", keep=["ninja"], erase_scale=3.0, keep_everyday=False)
+    again = library.resolve([edit])
+    u, v, s, t = (e.tensors[f"hidden.{part}"].double() for e in (edit, again) for part in ("u", "v"))
+    assert (u @ v.T - s @ t.T).norm() <= 1e-4 * (u @ v.T).norm()

@@ -1,12 +1,13 @@
 """The drop-in: erasures on stock pipelines with the verbs of LoRA loading."""
 
+import copy
 import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from erasure import Erasure
+from erasure import Erasure, erase, save_denoiser
 from erasure.pipelines import (
     ErasedStableDiffusionPipeline,
     active_erasures,
@@ -100,3 +101,65 @@ def test_loading_under_another_name_leaves_the_callers_erasure_alone(folders):
     edit = Erasure.from_pretrained(folders / "superhero")
     load_erasure(pipe, edit, name="other")
     assert edit.name == "superhero-uce" and list(active_erasures(pipe)) == ["other"]
+
+
+def test_one_erasure_needs_no_list(tmp_path):
+    base = tmp_path / "base"
+    tiny_pipeline().save_pretrained(base)
+    pipe = ErasedStableDiffusionPipeline.from_pretrained(base)
+    edit = make(pipe, "superhero", "uce", preset="official-2025", keep="ninja")
+    assert edit.config["keep"] == ["ninja"]
+    edit.save_pretrained(tmp_path / "edit")
+    for source in (str(tmp_path / "edit"), tmp_path / "edit", edit):
+        assert ErasedStableDiffusionPipeline.from_pretrained(base, erasures=source).active_erasures == {edit.name: 1.0}
+
+
+def test_erasures_are_unloaded_by_name():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    edits = {c: make(pipe, c, "uce", preset="official-2025", name=c, keep=["wizard"]) for c in ("superhero", "ninja")}
+    for edit in edits.values():
+        load_erasure(pipe, edit)
+    unload_erasures(pipe, "superhero")
+    assert active_erasures(pipe) == {"ninja": 1.0}
+    with pytest.raises(ValueError, match="not loaded on this pipeline: .'superhero'"):
+        unload_erasures(pipe, ["ninja", "superhero"])
+    assert active_erasures(pipe) == {"ninja": 1.0}
+    unload_erasures(pipe)
+    assert identical(before, weights(pipe))
+
+
+def test_what_is_attached_is_in_no_weight_and_is_not_written_as_if_it_were(tmp_path):
+    pipe = ErasedStableDiffusionPipeline(**tiny_pipeline().components, requires_safety_checker=False)
+    edit = make(pipe, "superhero", "uce", preset="official-2025", keep=["ninja"])
+    with pipe.attach_erasures(edit):
+        for write in (pipe.save_pretrained, lambda folder: save_denoiser(pipe, folder)):
+            with pytest.raises(ValueError, match="attached"):
+                write(tmp_path / "erased")
+        with pytest.raises(ValueError, match="attached"):
+            erase(pipe, "cat", keep=["dog"])
+    assert not (tmp_path / "erased").exists()
+    pipe.save_pretrained(tmp_path / "erased")
+
+
+def test_an_erasure_survives_a_textual_inversion():
+    def pipeline():
+        found = tiny_pipeline()
+        found.tokenizer = copy.deepcopy(found.tokenizer)  # the tests share one, and words are added to it
+        return found
+
+    def learn(pipe):
+        pipe.load_textual_inversion({"<bad>": torch.randn(pipe.text_encoder.config.hidden_size)}, token="<bad>")
+
+    pipe = pipeline()
+    edit = make(pipe, "superhero", "uce", preset="official-2025", keep=["ninja"]).apply(pipe)
+    learn(pipe)
+    edit.apply(pipe, 0.5)
+    edit.remove(pipe)
+    other = pipeline()
+    learn(other)
+    edit.apply(other)
+    with torch.no_grad():
+        other.text_encoder.get_input_embeddings().weight[:100].add_(1)
+    with pytest.raises(ValueError, match="wrong base model"):
+        edit.apply(other)

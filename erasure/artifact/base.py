@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erasure.artifact import files
 from erasure.artifact.card import card, licence_of
-from erasure.artifact.stack import Layer, stack_of
+from erasure.artifact.stack import Layer, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
@@ -300,9 +300,19 @@ def component_prints(backbone: Backbone) -> dict[str, Any]:
     """Fingerprints of denoiser and text encoders as they are without the erasures on them."""
     originals = stack_of(backbone).originals
     return {
-        name: fingerprint(module, originals=originals if name == backbone.denoiser_name else None)
+        name: fingerprint(module, originals=originals if name == backbone.denoiser_name else _own_words(backbone, name))
         for name, module in backbone.components.items()
     }
+
+
+def _own_words(backbone: Backbone, name: str) -> dict[str, Tensor]:
+    """A text encoder's token table without the words that textual inversions added at its end."""
+    tokenizer = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer"))
+    table = backbone.components[name].get_input_embeddings().weight
+    if not len(table) == len(tokenizer) > tokenizer.vocab_size:
+        return {}
+    module = backbone.components[name]
+    return {part: table[: tokenizer.vocab_size] for part, p in module.named_parameters() if p is table}
 
 
 def base_name(pipe: Any) -> str:
@@ -311,15 +321,25 @@ def base_name(pipe: Any) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
+def refuse_origin(pipe: Any, folder: Path) -> None:
+    """Refuse to write an edited model over the one it was loaded from, or into its folder."""
+    source = Path(str(pipe.config.get("_name_or_path") or "."))
+    if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
+
+
 def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
 
     ``UNet2DConditionModel.from_pretrained``, or the transformer's own class where the pipeline has one.
 
     Raises:
-        ValueError: the folder holds something that is not a model; nothing in it is touched.
+        ValueError: the folder holds something that is not a model, or the model this one was loaded from; or erasures
+            are attached, which are in no weight. Nothing in the folder is touched.
     """
     folder = Path(folder)
+    refuse_attached(pipe)
+    refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,8 @@ def export_lora(
         raise ValueError(f"kohya's names are for U-Nets; this is {backbone.architecture}; use layout='diffusers'")
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more; got {rank}; leave it out for an exact LoRA")
+    if rank is not None and isinstance(edit, OperatorErasure):
+        raise ValueError(f"{edit.name!r} is a LoRA of its own rank, exactly; got rank={rank}; leave it out")
     if isinstance(edit, OperatorErasure):
         pairs, error = _of_operator(edit, backbone), 0.0
     else:

@@ -182,11 +182,18 @@ def write_folder(folder: Path, source: Path) -> None:
     Raises:
         ValueError: the folder holds a README that is not a card.
     """
-    if (folder / CARD).exists() and not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
+    check_folder(folder)
     if (folder / SYSTEM).exists() and not (source / SYSTEM).exists():
         (folder / SYSTEM).unlink()  # of an earlier save; it would not match
     move(source, folder, last=CONFIG)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where an erasure cannot be written; before hours of work, if somebody asks."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
+    if (folder / CARD).exists() and not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
 
 
 def move(source: Path, folder: Path, *, last: str) -> None:

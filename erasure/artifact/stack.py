@@ -36,6 +36,7 @@ class Stack:
         self._denoiser = weakref.ref(denoiser)
         self.layers: dict[str, Layer] = {}
         self.originals: dict[str, Tensor] = {}
+        self.attached: list[Any] = []  # handles of erasures that stand on the text and are in no weight
 
     def set(self, layers: dict[str, Layer]) -> None:
         """Make exactly ``layers`` stand on the denoiser. If that fails, or is interrupted, nothing changes.
@@ -113,3 +114,12 @@ def stack_of(pipe: Any) -> Stack:
     """The stack of a pipeline's (or backbone's) denoiser, compiled or not; empty if nothing was ever applied."""
     denoiser = denoiser_of(pipe)
     return _stacks.setdefault(denoiser, Stack(denoiser))
+
+
+def refuse_attached(pipe: Any) -> None:
+    """Refuse to write weights as "erased" while erasures stand on the text instead."""
+    if stack_of(pipe).attached:
+        raise ValueError(
+            "erasures are attached to this pipeline, which are in no weight and would be left out of the file; take "
+            "them off with their handle's remove() and apply them (load_erasure) instead"
+        )

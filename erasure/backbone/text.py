@@ -11,6 +11,7 @@ from torch import Tensor
 
 Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "all"]
 SPANS: tuple[Span, ...] = get_args(Span)
+SHOWN = 80  # characters of a prompt in an error
 PADDED: tuple[Span, ...] = ("tail", "subject_to_end", "all")  # spans that take in padding
 
 
@@ -153,6 +154,18 @@ class Conditioning:
         return self.segments[0]
 
 
+class TooLong(ValueError):
+    """Some prompts do not fit a text encoder.
+
+    Attributes:
+        prompts: those that do not.
+    """
+
+    def __init__(self, message: str, *, prompts: Sequence[str]) -> None:
+        super().__init__(message)
+        self.prompts = tuple(prompts)
+
+
 def tokenise(
     tokenizer: Any, prompts: Sequence[str], *, length: int | None = None, name: str = "tokenizer"
 ) -> tuple[Tensor, tuple[int, ...]]:
@@ -165,15 +178,17 @@ def tokenise(
         name: the tokenizer's attribute on the pipeline, for the error.
 
     Raises:
-        ValueError: a prompt does not fit the encoder. Truncating it could cut the very concept away.
+        TooLong: a prompt does not fit the encoder. Truncating it could cut the very concept away.
     """
     length = length or tokenizer.model_max_length
     counts = tuple(len(ids) for ids in tokenizer(list(prompts)).input_ids)
     for prompt, count in zip(prompts, counts, strict=True):
         if count > length:
-            raise ValueError(
-                f"the prompt is longer than the text encoder reads; {count} tokens of {length} ({name}): {prompt!r}; "
-                "shorten it"
+            begins = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]} ..."
+            raise TooLong(
+                f"the prompt is longer than the text encoder reads; {count} tokens of {length} ({name}): {begins!r}; "
+                "shorten it",
+                prompts=[p for p, n in zip(prompts, counts, strict=True) if n > length],
             )
     ids = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"

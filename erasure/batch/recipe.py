@@ -30,7 +30,28 @@ class MethodChoice:
         from erasure.methods import method_class
 
         method_class(self.name).preset(self.preset, **self.settings)
+        if "seed" in self.settings:
+            raise ValueError(f"{self.name}: a seed in its settings; list it under `seeds` of the recipe instead")
         return self
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The settings that name a file."""
+        from erasure.methods import method_class
+
+        named = method_class(self.name).files
+        return {name: Path(path) for name, path in self.settings.items() if name in named and path}
+
+    def beside(self, folder: Path) -> MethodChoice:
+        """The same with its files taken relative to a folder.
+
+        Raises:
+            FileNotFoundError: one of them is not there.
+        """
+        files = {name: folder / path for name, path in self.files.items()}
+        if absent := next((file for file in files.values() if not file.is_file()), None):
+            raise FileNotFoundError(f"{self.name}: no file at {absent}; paths are taken relative to the recipe")
+        return dataclasses.replace(self, settings={**self.settings, **{n: str(f) for n, f in files.items()}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +74,29 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell's folder: readable, and different whenever any setting is."""
+        """Name of the cell's folder: readable, and different whenever a setting, a file it names or the base is."""
+        method = dataclasses.asdict(self.method)  # type: ignore[call-overload]
+        method["settings"] |= {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in self.method.files.items()}
+        folder = Path(self.base)
         facts = json.dumps(
             {
-                "base": self.base,
+                "base": [folder.name, *_contents(folder)] if folder.is_dir() else self.base,
                 "dtype": self.dtype,
                 "evaluate": [self.evaluate, self.limit],
                 "concepts": [dataclasses.asdict(concept) for concept in self.concepts],  # type: ignore[call-overload]
-                "method": dataclasses.asdict(self.method),  # type: ignore[call-overload]
+                "method": method,
                 "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
             },
             sort_keys=True,
         )
         name = re.sub(r"[^a-z0-9]+", "-", f"{self.target[:32]} {self.method.name}".lower()).strip("-")
         return f"{name}-s{self.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+def _contents(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of a base model's folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -120,7 +150,10 @@ class Recipe:
             str(path.parent / c) if isinstance(c, str) and c.endswith((".yaml", ".yml")) else c for c in recipe.concepts
         )
         bases = tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases)
-        return dataclasses.replace(recipe, out=path.parent / recipe.out, concepts=concepts, bases=bases)
+        methods = tuple(method.beside(path.parent) for method in recipe.methods)
+        return dataclasses.replace(
+            recipe, out=path.parent / recipe.out, concepts=concepts, bases=bases, methods=methods
+        )
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""

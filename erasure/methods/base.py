@@ -6,6 +6,8 @@ import abc
 import dataclasses
 import math
 import os
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Self
 
@@ -14,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
 from erasure.backbone import ARCHITECTURES, Backbone, UNetBackbone
-from erasure.concept import Concept, same
+from erasure.concept import Concept, naming, same, with_article
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -38,6 +40,7 @@ class Method(abc.ABC):
         summary: one line for ``erasure methods``.
         reference: paper and repository.
         presets: preset name to the settings in which it differs from the field defaults.
+        files: settings that name a file; an erasure keeps its name, not the path.
         architectures: of the backbones it works on.
     """
 
@@ -46,6 +49,7 @@ class Method(abc.ABC):
     architectures: ClassVar[tuple[str, ...]] = (UNetBackbone.architecture,)
     reference: ClassVar[Reference]
     presets: ClassVar[dict[str, dict[str, Any]]]
+    files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def preset(cls, name: str | None = None, **changes: Any) -> Self:
@@ -59,7 +63,9 @@ class Method(abc.ABC):
             raise ValueError(f"unknown preset for {cls.key}; got {name!r}; choose one of {list(cls.presets)}")
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(changes) - set(known)):
-            raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}")
+            part = next((name for name in unknown if name in ("anchor", "synonyms", "neighbours", "templates")), None)
+            hint = f"; {part} belongs to the concept: Concept({'name'!r}, {part}=...)" if part else ""
+            raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}{hint}")
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
@@ -89,8 +95,9 @@ class Method(abc.ABC):
         """
 
     def name_for(self, concepts: Sequence[Concept]) -> str:
-        """The default name of an erasure made with this method."""
-        return "+".join(concept.name for concept in concepts) + f"-{self.key}"
+        """The default name of an erasure made with this method; it may stand in a path."""
+        named = "+".join(concept.name for concept in concepts)
+        return re.sub(r"[/\\~]|\.\.", "-", named).strip() + f"-{self.key}"
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""
@@ -114,8 +121,14 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
     for prompt in keep:
         if not prompt.strip():
             raise ValueError("an empty prompt is in the keep list; take it out (the empty prompt is not a concept)")
-        if clash := next((phrase for phrase in phrases if same(phrase, prompt)), None):
+        if clash := next((p for p in phrases if same(p, prompt) or same(with_article(p), prompt)), None):
             raise ValueError(f"{clash!r} is both to be erased and to be kept; take it out of one of the two")
+    if held := naming(keep, phrases):
+        warnings.warn(
+            f"{len(held)} of the prompts to keep name what is to be erased ({held[0]!r}), and hold on to it; take them "
+            "out unless they mean something else",
+            stacklevel=4,
+        )
     for concept in concepts:
         if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
             raise ValueError(

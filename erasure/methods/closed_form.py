@@ -248,7 +248,7 @@ class ClosedForm(Method):
     pooled: bool = False
 
     architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
-    files: ClassVar[tuple[str, ...]] = ("corpus",)  # settings that name a file; an erasure keeps the name, not the path
+    files: ClassVar[tuple[str, ...]] = ("corpus",)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **{name: os.path.basename(getattr(self, name)) for name in self.files}}
@@ -333,8 +333,8 @@ class ClosedForm(Method):
         """The problem as :func:`erasure.resolve` reads it."""
         weight = problem.erase_scale**0.5  # into the rows: a weighted row is a longer one
         tensors = {
-            f"{space}.targets": (weight * problem.targets).cpu(),
-            f"{space}.anchors": (weight * problem.anchors).cpu(),
+            f"{space}.targets": (weight * problem.targets.cpu().double()).float(),
+            f"{space}.anchors": (weight * problem.anchors.cpu().double()).float(),
             f"{space}.kept.0": problem.kept.cpu().double(),
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors

@@ -125,6 +125,12 @@ class ESD(Method):
         check_supported(self, backbone)
         check_request(concepts, keep)
         assert isinstance(backbone, UNetBackbone)
+        channels = backbone.unet.config.in_channels, backbone.unet.config.out_channels
+        if channels[0] != channels[1]:
+            raise ValueError(
+                f"ESD draws its own training pictures, which this UNet cannot start from noise alone; it reads "
+                f"{channels[0]} channels and predicts {channels[1]} (inpainting?); fine-tune the text-to-image model"
+            )
         prompts = [prompt for concept in concepts for prompt in self.prompts(concept)]
         parameters = backbone.parameters(SELECTORS[self.variant])
         if any(concept.anchor for concept in concepts):

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ from torch import Tensor
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
-from erasure.backbone.text import PADDED, Span
+from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
 from erasure.concept import write_atomically
 
 BATCH = 64  # captions encoded at a time
@@ -54,6 +55,8 @@ class Gram:
     ) -> Self:
         """Accumulate over captions, a batch at a time; an iterator of millions is never held in memory.
 
+        Captions that the text encoder cannot read whole are left out, and a warning says how many.
+
         Args:
             span: ``all`` (default) counts every token, padding included: what the layers really see.
             spaces: by default every space the architecture has.
@@ -63,14 +66,22 @@ class Gram:
         for space in spaces or backbone.spaces:
             width = next(iter(backbone.text_sites(space).values())).weight.shape[1]
             matrices[space], counts[space] = torch.zeros(width, width, dtype=torch.float64), 0
-        captions = iter(captions)
+        captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
-            conditioning = backbone.encode(batch, padded=span in PADDED)
+            conditioning = _fitting(backbone, batch, span, left_out)
+            if conditioning is None:
+                continue
             for space in matrices:
                 rows = conditioning.take(span) if space == "hidden" else conditioning.pooled_rows()
                 x = torch.cat(rows).cpu().double()
                 matrices[space].addmm_(x.T, x)
                 counts[space] += len(x)
+        if left_out:
+            warnings.warn(
+                f"{len(left_out)} captions are longer than the text encoder reads and were left out; the first one "
+                f"begins with {left_out[0][:40]!r}",
+                stacklevel=2,
+            )
         return cls(matrices, counts, span, _encoders(backbone))
 
     def __add__(self, other: Gram) -> Gram:
@@ -119,6 +130,17 @@ class Gram:
         except (SafetensorError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path}: not a Gram matrix, or damaged; make it again with `erasure gram`") from None
         return cls(matrices, **facts)
+
+
+def _fitting(backbone: Backbone, captions: list[str], span: Span, left_out: list[str]) -> Conditioning | None:
+    """The conditioning of those captions that fit, None if none does; the others are added to ``left_out``."""
+    while captions:
+        try:
+            return backbone.encode(captions, padded=span in PADDED)
+        except TooLong as error:
+            left_out += error.prompts
+            captions = [caption for caption in captions if caption not in error.prompts]
+    return None
 
 
 def _encoders(backbone: Backbone) -> dict[str, Any]:

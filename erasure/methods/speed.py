@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Site, Space
-from erasure.concept import Concept, with_article
+from erasure.concept import Concept, naming, with_article
 from erasure.methods.base import Reference
 from erasure.methods.closed_form import ClosedForm, Problem, Solution, cholesky, compressed, joined, rows
 from erasure.methods.gram import Gram
@@ -312,9 +311,9 @@ def invariants(empty: Tensor) -> Tensor:
 
 def without(texts: Iterable[str], concepts: Sequence[Concept]) -> list[str]:
     """The texts that name none of the concepts: "catfish" says nothing of a cat, "A cat, asleep" does."""
-    phrases = "|".join(re.escape(phrase) for concept in concepts for phrase in concept.phrases)
-    named = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
-    return [text for text in texts if not named.search(text)]
+    several = list(texts)
+    named = {*naming(several, (phrase for concept in concepts for phrase in concept.phrases))}
+    return [text for text in several if text not in named]
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
