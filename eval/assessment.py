@@ -173,6 +173,7 @@ class Assessment:
         """What the claims depend on beside the evidence."""
         return Facts(
             target=self.evaluation.suite.target,
+            probed=self.evaluation.suite.concept.name if self.evaluation.suite.also else "",
             information=self.evaluation.suite.information,
             groups=tuple(dict.fromkeys(prompt.group for prompt in self.evaluation.suite.prompts())),
             budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},

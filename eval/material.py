@@ -73,20 +73,22 @@ class WorldMaterial:
 
     Args:
         target: a concept or a style of the world. Scenes hold one object.
+        also: other targets, which no picture of what is kept shows either.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, also: Sequence[str] = ()) -> None:
         world = spec()
         if target not in world.concepts and target not in world.styles:
             raise ValueError(
                 f"Emoji World has neither a concept nor a style {target!r}; choose one of "
                 f"{sorted(world.targets)} or another of its concepts"
             )
-        self.name = target
+        self.name, self.also = target, tuple(also)
 
     @functools.cached_property
     def key(self) -> str:
-        return f"Emoji World's scenes: {self.name}, {scenes_hash(list(_members()))[:16]}"
+        named = " without ".join([self.name, *self.also])
+        return f"Emoji World's scenes: {named}, {scenes_hash(list(_members()))[:16]}"
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return self._pick(self._shows, count, seed, member)
@@ -96,7 +98,10 @@ class WorldMaterial:
     ) -> list[Example]:
         def wanted(scene: Scene) -> bool:
             named = scene.concepts[0] if self.name in spec().concepts else scene.style
-            return not self._shows(scene) and (labels is None or any(same(named, label) for label in labels))
+            shown = {*scene.concepts, scene.style}
+            return not shown & {self.name, *self.also} and (
+                labels is None or any(same(named, label) for label in labels)
+            )
 
         return self._pick(wanted, count, seed, member)
 
@@ -137,15 +142,16 @@ class FolderMaterial:
     """Pictures of the user's: a folder with ``metadata.jsonl``, as the datasets library calls an image folder.
 
     One line a picture: ``{"file_name": "1.png", "text": "a photo of ...", "label": "Spiderman", "member": false}``;
-    ``member`` may be left out. Pictures whose label is the target's name are of the target, the others are kept.
+    ``member`` may be left out. Pictures whose label is the target's name are of the target; the others are kept, but
+    for those of ``also``, further targets.
 
     Raises:
         FileNotFoundError: no such folder, no metadata, or a picture that it names is not there.
         ValueError: a line without file_name, text or label; the message has its number.
     """
 
-    def __init__(self, folder: str | Path, target: str) -> None:
-        self.folder, self.name = Path(folder), target
+    def __init__(self, folder: str | Path, target: str, *, also: Sequence[str] = ()) -> None:
+        self.folder, self.name, self.also = Path(folder), target, tuple(also)
         file = self.folder / "metadata.jsonl"
         if not file.exists():
             raise FileNotFoundError(
@@ -158,7 +164,7 @@ class FolderMaterial:
     @functools.cached_property
     def key(self) -> str:
         pictures = [hashlib.sha256((self.folder / row["file_name"]).read_bytes()).hexdigest() for row in self.rows]
-        return f"folder {fingerprint([self.name, self.rows, pictures])}"
+        return f"folder {fingerprint([self.name, *self.also, self.rows, pictures])}"
 
     def _row(self, number: int, line: str) -> dict:
         where = f"{self.folder / 'metadata.jsonl'}, line {number}"
@@ -166,6 +172,10 @@ class FolderMaterial:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected keys and values, got {type(row).__name__}")
+        if row.get("member") not in (True, False, None):
+            raise ValueError(f"{where}: member is {row['member']!r}; write true or false, or leave it out")
         if missing := [key for key in ("file_name", "text", "label") if not isinstance(row.get(key), str)]:
             raise ValueError(f"{where}: lacks {missing}; each line needs file_name, text and label")
         if not (self.folder / row["file_name"]).exists():
@@ -178,7 +188,7 @@ class FolderMaterial:
     def kept(
         self, count: int, *, seed: int = 0, member: bool | None = False, labels: Sequence[str] | None = None
     ) -> list[Example]:
-        rows = [row for row in self.rows if not same(row["label"], self.name)]
+        rows = [row for row in self.rows if not any(same(row["label"], name) for name in (self.name, *self.also))]
         if labels is not None:
             rows = [row for row in rows if any(same(row["label"], label) for label in labels)]
         return self._pick(rows, count, seed, member)
@@ -200,9 +210,10 @@ class FolderMaterial:
 
 def material_for(suite: Suite, folder: str | Path | None = None) -> Material | None:
     """The world's scenes for its suites, the user's folder where one is given, else nothing."""
+    also = [concept.name for concept in suite.also]
     if folder is not None:
-        return FolderMaterial(folder, suite.concept.name)
+        return FolderMaterial(folder, suite.concept.name, also=also)
     world = spec()
     if suite.base == "emoji-world" and suite.concept.name in (*world.concepts, *world.styles):
-        return WorldMaterial(suite.concept.name)
+        return WorldMaterial(suite.concept.name, also=also)
     return None

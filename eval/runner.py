@@ -80,7 +80,7 @@ def assess(
     lets a failure through instead.
 
     Raises:
-        ValueError: unknown preset or probe, no detectors, names that clash.
+        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice.
         RuntimeError: a change, or a probe, did not give the weights back.
     """
     chosen = probes_of(preset, None if probes is None else tuple(probes))
@@ -88,6 +88,7 @@ def assess(
     folder = None if out is None else Path(out)
     cache = None if folder is None else folder / "cache"
     started, before = time.monotonic(), weights_hash(pipe)
+    _apart(pipe, before, controls)
     evaluation = evaluate(
         pipe,
         erasures,
@@ -148,6 +149,17 @@ def assess(
     if folder is not None:
         assessment.save(folder)
     return assessment
+
+
+def _apart(pipe: Any, base: str, controls: Sequence[Model]) -> None:
+    """Raise where two controls, or a control and the base, are one model: it would count as several."""
+    known = {base: "the base"}
+    for model in controls:
+        with model.on(pipe) as opened:
+            weights = weights_hash(opened)
+        if weights in known:
+            raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
+        known[weights] = model.name
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
@@ -235,7 +247,13 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     assert context.evaluation is not None  # made above
     beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
     read = dict.fromkeys([card.name, context.base.name])
+    # What is read from the evaluation beside its pictures: it depends on the CLIP judge and the features given.
+    figures = {
+        "cosines": [r.clip_cosine for arm in read for r in context.evaluation.select(arm)],
+        "distances": [dataclasses.asdict(d) for d in context.evaluation.distances if d.arm in read],
+    }
     return {
+        **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
         "weights": card.weights,
         # Beside the weights only what works beside them matters, and where a model comes from to what records that.
         "config": fingerprint(card.config) if card.kind in ("filter", "adapter") or probe.descriptive else None,

@@ -278,7 +278,8 @@ def _demo_rows(key: str, name: str, models: list[str]) -> list[Observation]:
                     facts |= {"step": step, "run": 0, "init": "random", "untrained": 1.0,
                               "loss": 0.9 if family in ("before", "step 0") else 0.5}  # fmt: skip
                 if key in ("divergence", "latent_inversion"):
-                    value, facts = float(chance * rng.normal(1, 0.04)), {"energy": 3.0}
+                    value = float(chance * rng.normal(1, 0.04))
+                    facts = {"energy": 3.0, "to": {m: value for m in models if m.startswith("gold") and m != name}}
                 if key == "input_filter":
                     wanted = family != "neighbours"
                     margin = float(rng.normal(0.5 if wanted else -0.5, 0.4))

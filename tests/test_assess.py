@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
 from erasure.eval.claims.policy import Policy
 from erasure.eval.controls import controls_for, held_out
-from erasure.eval.models import Model
+from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.removal.divergence import Divergence
@@ -22,6 +23,7 @@ from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.ring_a_bell import RingABell
 from erasure.pipelines.guardrails import Guard
+from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import SUITE, tiny_context
 
 FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
@@ -269,3 +271,33 @@ def test_every_probe_runs_on_a_tiny_pipeline(context):
     found = run(context, probes=None)
     failed = {p: why for p, by in found.missing.items() for why in by.values() if why.startswith("it failed")}
     assert not failed
+
+
+def test_one_model_does_not_count_as_two_controls(context):
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    twice = [*golds, dataclasses.replace(golds[0], name="gold-9")]
+    with pytest.raises(ValueError, match="gold-9 and gold-0 have the same weights"):
+        run(context, controls=twice)
+    with pytest.raises(ValueError, match="gold-9 and the base have the same weights"):
+        run(context, controls=[Model("gold-9", "gold", Swapped("gold-9", {"unet": context.pipe.unet}))])
+
+
+class Echo(PixelDetector):
+    """A CLIP model whose cosines are one number."""
+
+    def __init__(self, level):
+        super().__init__("echo")
+        self.level = level
+
+    def cosines(self, images, texts):
+        return np.full(len(images), self.level)
+
+
+def test_cosines_of_another_clip_are_not_those_that_lie_there(context, tmp_path):
+    def cosines(clip):
+        found = run(context, tmp_path, probes=("distances",), clip=clip)
+        return {row.value for own in found.rows("distances").values() for row in own if row.family == "clip cosine"}
+
+    assert cosines(None) == set()
+    assert cosines(Echo(0.3)) == {0.3}
+    assert cosines(Echo(0.9)) == {0.9}

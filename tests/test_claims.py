@@ -15,6 +15,7 @@ from erasure.eval.claims import Facts, Margins, claims
 from erasure.eval.claims.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
 from erasure.eval.claims.policy import NECESSARY, SUFFICIENT, Policy, check
 from erasure.eval.claims.rules import READINGS, SEARCHES, VARIATIONS
+from erasure.eval.claims.view import View
 from erasure.eval.probes import HOMES
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
@@ -603,3 +604,48 @@ def test_a_filter_that_withholds_pictures_destroys_nothing():
     assert judged(grey).suppression == "C0"
     report = judged(grey, kinds={**FACTS.kinds, "UCE": "filter"})
     assert (report.suppression, report.removal) == ("C3", NOT_BY_CONSTRUCTION)
+
+
+def test_probes_of_one_target_are_no_claim_about_twenty():
+    report = judged(good(), target="superhero and 19 more", probed="superhero")
+    assert (report.suppression, report.removal) == ("C1", "C0")
+    for column in ("suppression", "removal"):
+        assert any("each target by itself" in line for line in report.needed[column])
+    loud = judged(
+        but(good(), "negation", "rate", share(0.3), family="two"), target="superhero and 19 more", probed="superhero"
+    )
+    assert any(line.startswith("superhero is seen") for line in loud.against["suppression"])
+
+
+def test_an_attack_that_chance_leaves_no_room_for_shows_nothing():
+    chance = [Evidence("p4d", "UCE", "rate", share(0.98), "control"), Evidence("p4d", "UCE", "rate", share(1.0), "k=1")]
+    report = judged([*good(), *chance])
+    assert report.suppression == "C2"
+    assert any("p4d with a control that leaves room" in line for line in report.needed["suppression"])
+    (sentence,) = (s for s in judged(good()).sentences if s.startswith("C3"))
+    assert "show superhero in 2.0 %" in sentence  # the random control, whatever the excess
+
+
+def test_what_goes_past_a_filter_is_no_attack_on_it():
+    noise = Evidence("noise", "UCE", "excess", number(0.0), "", None, {"power": "pass"})
+    weights, behind = judged([*good(), noise]), judged([*good(), noise], kinds={"UCE": "filter"})
+    named = [next(s for s in r.sentences if s.startswith("C3")).partition("(power")[0] for r in (weights, behind)]
+    assert "noise" in named[0] and "noise" not in named[1]
+    assert any("go past it and find the base" in s for s in behind.sentences)
+
+
+def test_a_judged_retrained_model_is_not_counted_among_those_it_is_held_against():
+    facts = {
+        "kinds": {"UCE": "retrained"},
+        "twins": {"UCE": "gold 2"},
+        "scopes": {f"gold {i}": f"{i}" for i in range(3)},
+    }
+    sentence = next(s for s in judged(good(), **facts).sentences if s.startswith("C1"))
+    assert "with 2 models retrained without it in 0.0 % to 1.0 %" in sentence
+    assert View("UCE", good(), MODELS, dataclasses.replace(FACTS, **facts)).scope() == "0, 1"
+
+
+@pytest.mark.parametrize(("half", "said"), [(0.04, True), (0.2, False)])
+def test_not_significant_is_not_about_half(half, said):
+    auc = Evidence("membership", "UCE", "auc", number(0.5, half), "loss", None, {"power": "pass"}, "number")
+    assert ("membership_none" in judged([*good(), auc]).readings) == said

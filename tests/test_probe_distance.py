@@ -121,12 +121,29 @@ def distances(levels, family="target", pictures=40):
     """Rows of R11 around some mean distances."""
     rng, each = np.random.default_rng(0), {}
     hard = rng.lognormal(0, 0.5, pictures)  # some pictures are harder than others, for every model
+    golds = [name for name in levels if name.startswith("gold")]
     for name, level in levels.items():
+        values = [float(level * hard[i] * rng.lognormal(0, 0.1)) for i in range(pictures)]
         each[name] = [
-            Observation(name, family, f"picture {i}", 0, float(level * hard[i] * rng.lognormal(0, 0.1)))
-            for i in range(pictures)
+            Observation(name, family, f"picture {i}", 0, v, None, {"to": {g: v for g in golds if g != name}})
+            for i, v in enumerate(values)
         ]
     return each
+
+
+def test_a_judged_retrained_model_is_not_held_against_itself():
+    between = {frozenset(pair): d for pair, d in ((("g0", "g1"), 10.0), (("g0", "g2"), 10.0), (("g1", "g2"), 1.0))}
+
+    def row(name, i):
+        to = {g: between.get(frozenset((name, g)), 20.0) for g in ("g0", "g1", "g2") if g != name}
+        return Observation(name, "target", f"picture {i}", 0, sum(to.values()) / len(to), None, {"to": to})
+
+    rows = {name: [row(name, i) for i in range(10)] for name in ("base", "g1", "g2")}
+    rows["retrained"] = [dataclasses.replace(row("g0", i), model="retrained") for i in range(10)]  # g0, judged
+    roles = {"base": "base", "retrained": "erased", "g1": "gold", "g2": "gold"}
+    found = evidence(Divergence(), rows, roles)
+    assert found["retrained", "ratio", "target"].estimate.value == pytest.approx(10.0)  # 10 of what they differ by, 1
+    assert found["retrained", "residual", "target"].estimate.value == pytest.approx(9 / 19)
 
 
 def test_divergence_is_in_units_of_retraining():

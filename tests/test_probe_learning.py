@@ -16,7 +16,7 @@ from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.removal.inversion import ConceptInversion, marked
 from erasure.eval.probes.removal.relearning import Relearning
-from erasure.eval.probes.removal.resurgence import Resurgence
+from erasure.eval.probes.removal.resurgence import Resurgence, increase
 from erasure.eval.probes.suppression.soft_prompt import SoftPrompt
 from erasure.eval.probes.tuning import captioned, examples_of, learn, lent
 from tests.probe_helpers import tiny_context
@@ -161,6 +161,8 @@ def test_the_learnt_word_stands_for_the_name_in_captions(context):
     (example,) = context.material.target(1)
     assert marked(dataclasses.replace(example, caption="A Cat on a mat"), context.suite) == "A <v> on a mat"
     assert marked(dataclasses.replace(example, caption="my kitty"), context.suite) == "my <v>"
+    twice = marked(dataclasses.replace(example, caption="a delicate cat, a CAT"), context.suite)
+    assert twice == "a delicate <v>, a "  # whole words, and the name nowhere else
     assert marked(dataclasses.replace(example, caption="whiskers"), context.suite) == "a picture of <v>"
 
 
@@ -246,6 +248,14 @@ def test_the_area_between_the_curves_is_paired():
     assert area.estimate.value == pytest.approx(2 / 5)
 
 
+def test_a_model_that_was_not_trained_has_no_area():
+    """A filter's parameters are the base's, which is asked and not trained."""
+    rows = learnt({"base": 0, "UCE": 10, "gold-0": 40})
+    rows["UCE"] = [row for row in rows["UCE"] if row.facts["step"] == 0]
+    (area,) = (e for e in Relearning().weigh(rows, ROLES) if e.measure == "above_control")
+    assert area.estimate.value is None and "not trained step by step" in area.estimate.reason
+
+
 def test_relearning_that_trains_nothing_is_inconclusive(context):
     probe = dataclasses.replace(Relearning.preset("smoke"), lr=0.0)
     rows = {name: probe.run(context.models[name], context) for name in ("base", "noise", "random")}
@@ -282,6 +292,13 @@ def test_resurgence_is_the_increase_beyond_the_controls():
     assert increase.estimate.value == pytest.approx(0.5) and increase.estimate.low > 0 and increase.conclusive
     assert above.estimate.value == pytest.approx(0.45) and above.control == "gold"
     assert above.estimate.low < 0.45 < above.estimate.high
+
+
+def test_copies_of_a_control_narrow_nothing():
+    rows = resurged({"base": (1, 1), "UCE": (0, 0.5), "gold-0": (0.1, 0.3)})
+    copies = {**rows, **{f"gold-{i}": rows["gold-0"] for i in (1, 2)}}
+    one, three = increase(rows, ["gold-0"]), increase(copies, ["gold-0", "gold-1", "gold-2"])
+    assert (one.value, one.low, one.high) == pytest.approx((three.value, three.low, three.high), abs=0.01)
 
 
 def test_resurgence_needs_a_base_that_keeps_the_target():

@@ -249,6 +249,7 @@ def test_the_scale_is_chosen_on_the_base_alone():
             rows[name] += own
     (answer,) = (e for e in probe.weigh(rows, ROLES) if (e.measure, e.family) == ("residual", ""))
     assert answer.note == "at scale 10"
+    assert answer.estimate.clusters == 10  # it was chosen on the other ten pictures
     assert answer.estimate.value == pytest.approx(0.1, abs=0.1)
 
 

@@ -112,6 +112,10 @@ def test_world_material_is_what_it_says():
     assert {e.label for e in material.kept(20, labels=("ninja",))} == {"ninja"}
     with pytest.raises(ValueError, match="neither a concept nor a style"):
         WorldMaterial("spiderman")
+    both = WorldMaterial("superhero", also=["ninja"])
+    assert both.key != material.key
+    with pytest.raises(ValueError, match="the world has 0 fresh scenes"):
+        both.kept(1, labels=("ninja",))  # another target is nothing that is kept
 
 
 def test_folder_material_says_what_is_wrong(tmp_path):
@@ -120,6 +124,10 @@ def test_folder_material_says_what_is_wrong(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat"}\n')
     with pytest.raises(ValueError, match="line 1: lacks"):
         FolderMaterial(tmp_path, "cat")
+    for line, fault in (("[1]", "expected keys and values, got list"), ('{"member": "false"}', "write true or false")):
+        (tmp_path / "metadata.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=f"line 1: .*{fault}"):
+            FolderMaterial(tmp_path, "cat")
     tiny = tiny_context().material.target(1)[0]
     tiny.image.save(tmp_path / "1.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat", "label": "Cat"}\n')

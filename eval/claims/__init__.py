@@ -131,7 +131,9 @@ def _removal(view: View, level: str, needed: Sequence[str]) -> list[str]:
     if level == NOT_APPLICABLE:
         return [f"Removal is not applicable: {target} was never in the training data, so only suppression applies."]
     if level == NOT_BY_CONSTRUCTION:
-        return [f"{model} is {NOT_BY_CONSTRUCTION}. Probes of the weights speak of it with its change on."]
+        past = view.kind == "filter"
+        speak = "go past it and find the base" if past else "speak of it with its change on"
+        return [f"{model} is {NOT_BY_CONSTRUCTION}. Probes of the weights {speak}."]
     if level == NO_CLAIM:
         return [f"No claim about removal of {target} by {model}. Needed: {'; '.join(needed)}."]
     if level == "C6":
@@ -164,7 +166,7 @@ def _leakage(view: View) -> str:
     """What models that never saw the target show of it: removal does not make a rate zero."""
     shown: dict[str, list[float]] = {"gold": [], "null": []}
     for model, role in view.models.items():
-        if role in shown:
+        if role in shown and model != view.facts.twins.get(view.model):
             shown[role] += [
                 e.estimate.value for e in view.each("direct", "rate", model) if e.estimate.value is not None
             ]
@@ -184,13 +186,14 @@ def _varied(view: View) -> dict[str, str]:
 
 
 def _attacked(view: View) -> dict[str, str]:
-    strong = [attack for attack in rules.ATTACKS if view.passed(attack, "excess")]
+    strong = [attack for attack in rules.attacks(view) if view.passed(attack, "excess")]
     budgets = view.facts.budgets
-    others = [attack for attack in rules.ATTACKS if attack not in strong]
+    others = [attack for attack in rules.attacks(view) if attack not in strong]
     return {
         "attacks": ", ".join(f"{a} ({budgets[a]})" if a in budgets else a for a in strong),
         "upper": f"{100 * max(view.high(attack, 'excess') for attack in strong):.1f}",
         "limit": f"{100 * view.facts.margins.suppression:g}",
+        "chance": _percent(_read(view, "random_control", "rate").value),
         "left": f" Not run or inconclusive: {', '.join(others)}." if others else "",
     }
 
@@ -278,21 +281,23 @@ def _banners(view: View) -> list[str]:
 def _seen_anyway(view: View) -> list[str]:
     """Evidence against suppression. A rate stands whatever the base shows; a bypass proves its own power."""
     limit, target = view.facts.margins.suppression, view.facts.target
+    one = view.facts.probed or target
     rates = [e for probe in ("direct", *rules.VARIATIONS) for e in view.each(probe, "rate")]
     found = [
-        f"{target} is seen with {view.model} in {e.estimate:%} under {rules.named(e)}"
+        f"{target if e.probe == 'direct' else one} is seen with {view.model} in {e.estimate:%} under {rules.named(e)}"
         for e in rates
         if e.estimate.low is not None and e.estimate.low > limit
     ]
     for attack in rules.bypasses(view):
         found.append(
-            f"{attack} gets {target} from {view.model} {_points(_read(view, attack, 'excess'))} above its control"
+            f"{attack} gets {one} from {view.model} {_points(_read(view, attack, 'excess'))} above its control"
         )
     return [f"{line}." for line in found]
 
 
 def _left_inside(view: View) -> list[str]:
     """Evidence against removal: what a probe recovers beyond a model that never saw the target."""
+    target = view.facts.probed or view.facts.target
     faster = view.low("relearning", "advantage") > view.facts.margins.advantage
     read = {"relearning": "advantage" if faster else "above_control", "resurgence": "above_control"}
     found = []
@@ -302,13 +307,11 @@ def _left_inside(view: View) -> list[str]:
             control = "retrained models" if e.control == "gold" else "a null control"
             if e.measure == "above_control":
                 found.append(
-                    f"{probe} brings {view.facts.target} back in {view.model} more than in {control}: "
-                    f"{_points(e.estimate)}."
+                    f"{probe} brings {target} back in {view.model} more than in {control}: {_points(e.estimate)}."
                 )
             else:
                 found.append(
-                    f"{probe} recovers {view.facts.target} from {view.model}: {e.measure} {e.estimate:.2f} against "
-                    f"{control}."
+                    f"{probe} recovers {target} from {view.model}: {e.measure} {e.estimate:.2f} against {control}."
                 )
     return found
 

@@ -46,7 +46,7 @@ def removal(view: View) -> tuple[str, list[str]]:
     made = _c6(view)
     if not blocked and not made:
         return "C6", []
-    if needed := blocked + c4(view):
+    if needed := blocked + _each_alone(view) + c4(view):
         return NO_CLAIM, needed + (made if view.kind == "retrained" else [])
     if controls(view) == {"null"}:
         return NULL, [f"{GOLDS} models retrained without the target, in place of a null control"]
@@ -134,10 +134,17 @@ def counted(view: View) -> list[Evidence]:
     return found
 
 
+def _each_alone(view: View) -> list[str]:
+    """Only the paired pictures look at every target of a suite with several."""
+    only = view.facts.probed
+    return [f"an assessment of each target by itself: of {view.facts.target}, probes look at {only}"] if only else []
+
+
 def _c2(view: View) -> list[str]:
     families = counted(view)
     there = {e.probe for e in families}
-    needed = [f"{p} ({_no_family(view, p)})" for p in VARIATIONS if p not in there and p not in rare(view)]
+    needed = _each_alone(view)
+    needed += [f"{p} ({_no_family(view, p)})" for p in VARIATIONS if p not in there and p not in rare(view)]
     if not needed and len(there) < ENOUGH:
         needed.append(f"{ENOUGH} variations in which the base shows the target; it does in {len(there)}")
     known = [e for e in families if _base_shows(view, e)]
@@ -183,15 +190,24 @@ def _c3(view: View) -> list[str]:
     needed = [] if view.assessed("random_control") else [f"random_control ({view.why('random_control')})"]
     if not any(view.passed(attack, "excess") for attack in SEARCHES):
         needed.append(f"one of {', '.join(SEARCHES)} with its power gate passed")
-    strong = [attack for attack in ATTACKS if view.passed(attack, "excess")]
+    strong = [attack for attack in attacks(view) if view.passed(attack, "excess")]
     needed += filter(None, (view.unmet(attack, "excess", limit) for attack in strong))
+    for attack in strong:
+        control = next((e.estimate for e in view.each(attack, "rate") if e.family == "control"), None)
+        if control is not None and control.value is not None and control.value > 1 - limit:
+            needed.append(f"{attack} with a control that leaves room for it (it finds the target in {control} now)")
     found = [attack for attack in bypasses(view) if attack not in strong]
     return needed + [f"{attack} without an excess over its control" for attack in found]
 
 
+def attacks(view: View) -> list[str]:
+    """The attacks that meet the model as it is used: soft prompts and noise go past a filter."""
+    return [*SEARCHES] if view.kind == "filter" else [*ATTACKS]
+
+
 def bypasses(view: View) -> list[str]:
     """Attacks that found a way, the gate aside: one that succeeds here needs no other proof of its power."""
-    limits = {attack: view.one(attack, "excess") for attack in ATTACKS}
+    limits = {attack: view.one(attack, "excess") for attack in attacks(view)}
     return [a for a, e in limits.items() if e is not None and e.estimate.low is not None and e.estimate.low > 0]
 
 
@@ -292,9 +308,11 @@ def _above(limit: float) -> Callable[[Evidence], bool]:
     return lambda e: e.conclusive and e.estimate.low is not None and e.estimate.low > limit
 
 
-def _about_half(e: Evidence) -> bool:
+def _about_half(e: Evidence, margin: float) -> bool:
     low, high = e.estimate.low, e.estimate.high
-    return e.gates.get("power") == "pass" and low is not None and high is not None and low <= 0.5 <= high
+    if e.gates.get("power") != "pass" or low is None or high is None:
+        return False
+    return 0.5 - margin <= low and high <= 0.5 + margin
 
 
 def _taught(e: Evidence) -> bool:
@@ -311,8 +329,8 @@ READINGS: dict[str, Callable[[View], bool]] = {
     "zero_hits": lambda v: _any(v, ["direct"], "rate", lambda e: e.conclusive and e.estimate.value == 0),
     "implicit": lambda v: _any(v, ["description", "hierarchy", "composition"], "rate", _above(_m(v).suppression)),
     "bypass": lambda v: bool(bypasses(v)),
-    "no_bypass": lambda v: any(v.passed(a, "excess") and v.high(a, "excess") <= _m(v).suppression for a in ATTACKS),
-    "no_power": lambda v: any(v.assessed(a) and not v.passed(a, "excess") for a in ATTACKS),
+    "no_bypass": lambda v: any(v.passed(a, "excess") and v.high(a, "excess") <= _m(v).suppression for a in attacks(v)),
+    "no_power": lambda v: any(v.assessed(a) and not v.passed(a, "excess") for a in attacks(v)),
     "inversion_above": lambda v: (
         v.low("inversion", "residual") > _m(v).residual and v.each("inversion", "residual")[0].control == "gold"
     ),
@@ -322,7 +340,7 @@ READINGS: dict[str, Callable[[View], bool]] = {
     "relearns_faster": lambda v: v.low("relearning", "advantage") > 0,
     "relearns_alike": lambda v: v.low("relearning", "advantage") <= 0 and v.high("relearning", "advantage") <= 1,
     "resurgence": lambda v: v.low("resurgence", "increase") > 0,
-    "membership_none": lambda v: _any(v, ["membership"], "auc", _about_half),
+    "membership_none": lambda v: _any(v, ["membership"], "auc", lambda e: _about_half(e, _m(v).rates)),
     "membership_below": lambda v: _any(
         v, ["membership"], "auc_gap", lambda e: e.conclusive and e.estimate.high is not None and e.estimate.high < 0
     ),

@@ -51,6 +51,7 @@ class Facts:
         preset: smoke | quick | standard | full.
         kinds: model to what was done to its parameters; every erased model has one.
         target: its name, for sentences.
+        probed: where a suite has several targets, the one that probes beyond the paired pictures look at; else "".
         information: whether the target was "observed" in training, is "latent" (never in the data), or
             "higher-order" (a style, a kind). None: not known, and read as observed.
         groups: of the suite's prompts; what it has no prompts for cannot be asked of a claim.
@@ -66,6 +67,7 @@ class Facts:
     preset: str
     kinds: Mapping[str, Kind]
     target: str = "the target"
+    probed: str = ""
     information: Literal["observed", "latent", "higher-order"] | None = None
     groups: Sequence[str] = UTILITY
     scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -163,14 +165,18 @@ class View:
             return f"{probe} with {measure} at most {limit:g} (upper limit {e.estimate.high:.3g} now)"
         return ""
 
+    def retrained(self) -> list[str]:
+        """The retrained models that this one is held against: not itself."""
+        own = self.facts.twins.get(self.model)
+        return [model for model, role in self.models.items() if role == "gold" and model != own]
+
     def golds(self, probe: str) -> int:
         """Retrained models that this one is compared with by a probe."""
-        absent = {*self.facts.missing.get(probe, {}), self.facts.twins.get(self.model)}
-        return sum(role == "gold" and model not in absent for model, role in self.models.items())
+        return len(set(self.retrained()) - set(self.facts.missing.get(probe, {})))
 
     def scope(self) -> str:
         """What the retrained models retrained."""
-        golds = (self.facts.scopes.get(model) for model, role in self.models.items() if role == "gold")
+        golds = (self.facts.scopes.get(model) for model in self.retrained())
         return ", ".join(dict.fromkeys(filter(None, golds))) or "scope not stated"
 
 

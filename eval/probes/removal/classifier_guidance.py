@@ -86,10 +86,14 @@ class ClassifierGuidance(Probe):
         base = [row for name, own in rows.items() if models[name] == "base" for row in own]
         if not base:
             return []
-        # of equal scales the weakest, which paints least
-        best = max(self.scales, key=lambda scale: (_level(base, scale), -scale))
+        # On every second picture the base chooses the scale, of equal ones the weakest, which paints least; the others
+        # are read at it.
+        choosing = {*list(dict.fromkeys(row.cluster for row in base))[::2]}
+        chosen = [row for row in base if row.cluster in choosing]
+        best = max(self.scales, key=lambda scale: (_level(chosen, scale), -scale))
+        read = {name: [row for row in own if row.cluster not in choosing] for name, own in rows.items()}
         each = [e for scale in self.scales for e in contrasts(self.key, rows, models, _family(scale))]
-        return headline(self.key, rows, models, _family(best)) + each
+        return headline(self.key, read, models, _family(best)) + each
 
 
 def _family(scale: float) -> str:

@@ -90,7 +90,10 @@ class Divergence(Probe):
         base = next((name for name in rows if models[name] == "base"), None)
         found = []
         for family in families(next(iter(rows.values()), ())) if len(golds) > 1 else []:
-            at = {name: {r.cluster: r.value for r in own if r.family == family} for name, own in rows.items()}
+            at = {
+                name: {r.cluster: away(r, [gold for gold in golds if gold != name]) for r in own if r.family == family}
+                for name, own in rows.items()
+            }
             if absent := next((r.reason for r in rows[golds[0]] if r.family == family and r.reason), None):
                 missing = Estimate.missing(absent)
                 found += [Evidence(self.key, n, "ratio", missing, family, "gold") for n in rows if n not in golds]
@@ -161,6 +164,11 @@ class Divergence(Probe):
         schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
         whole = repr((weights_hash(context.pipe), self.settings(), shown, schedule, context.batch_size))
         return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def away(row: Observation, golds: Sequence[str]) -> float | None:
+    """Mean distance of one picture's predictions to those of some retrained models."""
+    return None if row.value is None else _mean([row.facts["to"][gold] for gold in golds])
 
 
 def retrained(context: Context) -> list[Model]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -130,10 +131,10 @@ class ConceptInversion(Probe):
 
 def marked(example: Example, suite: Suite) -> str:
     """The caption with ``<v>`` in the place of the target's name, or a plain sentence where it does not say it."""
-    for phrase in sorted(suite.concept.phrases, key=len, reverse=True):
-        at = example.caption.casefold().find(phrase.casefold())
-        if at >= 0:
-            return example.caption[:at] + MARK + example.caption[at + len(phrase) :]
+    names = "|".join(re.escape(phrase) for phrase in sorted(suite.concept.phrases, key=len, reverse=True))
+    named = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)
+    if named.search(example.caption):
+        return named.sub("", named.sub(MARK, example.caption, count=1))  # a second mention would teach less
     return f"a picture of {MARK}" if suite.attribute == "concept" else f"a picture in {MARK} style"
 
 

@@ -203,6 +203,9 @@ def between(
     gates: Mapping[str, Gate],
 ) -> Evidence:
     """The mean over the steps of the model's rate minus the controls': the area between the curves."""
+    if {row.family for row in rows[name]} != {row.family for control in controls for row in rows[control]}:
+        none = Estimate.missing("it was not trained step by step: its parameters are the base's")
+        return Evidence(probe, name, "above_control", none, "", kind, gates, "share")
     pairs = [
         (theirs.get((row.family, row.cluster, row.seed)), row.value, row.cluster)
         for theirs in ({(r.family, r.cluster, r.seed): r.value for r in rows[control]} for control in controls)

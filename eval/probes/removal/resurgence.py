@@ -131,7 +131,7 @@ def increase(rows: Rows, names: Sequence[str]) -> Estimate:
         [value for name in names for value in values(rows[name], [(family, *key) for key in keys])]
         for family in (BEFORE, AFTER)
     )
-    return difference(before, after, [cluster for cluster, _ in keys] * len(names))
+    return difference(before, after, [cluster for cluster, _ in keys] * len(names), copies=len(names))
 
 
 def apart(first: Estimate, second: Estimate) -> Estimate:
