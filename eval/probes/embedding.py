@@ -80,9 +80,9 @@ class FreeWords:
 
         What it tokenises to may differ: word pieces join. Check it by what it draws.
         """
-        said = self.ids[row].clone()
-        said[self.places[row]] = torch.tensor(list(ids))
-        said = said[1:].tolist()
+        filled = self.ids[row].clone()
+        filled[self.places[row]] = torch.tensor(list(ids))
+        said = filled[1:].tolist()
         end = said.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in said else len(said)
         return self.tokenizer.decode(said[:end]).strip()
 
