@@ -144,6 +144,9 @@ def test_without_a_judge_there_is_no_number_and_a_judge_answers_for_each(tmp_pat
         )
     with pytest.raises(ValueError, match="one verdict per picture; got 1 for 2"):
         reproduce(of_two("16"), tiny_pipeline(), inputs(judge=lambda i, w: [True]), tmp_path, arm="uce", change=change)
+    with pytest.raises(ValueError, match="lies from 0 to 1; got 31.4"):
+        percent = inputs(judge=lambda images, wanted: [31.4 for _ in images])
+        reproduce(small(RECIPES["14-geneval"]), tiny_pipeline(), percent, tmp_path)
 
 
 def test_imagenet_says_whether_the_likeliest_class_is_the_one_asked_for(monkeypatch, tmp_path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -88,11 +89,12 @@ def noise(job: Job) -> Estimates:
 @torch.no_grad()
 def secmi(job: Job) -> Estimates:
     """``auc`` of SecMI's t-error on an unconditional model: members of its training set from others like them."""
-    unet, scheduler = job.pipe.unet, job.pipe.scheduler
-    if scheduler.config.prediction_type != "epsilon" or hasattr(job.pipe, "text_encoder"):
+    unet, scheduler = getattr(job.pipe, "unet", None), job.pipe.scheduler
+    kind = scheduler.config.get("prediction_type")
+    if not isinstance(unet, UNet2DModel) or kind != "epsilon":
         raise Missing(
-            f"SecMI is measured on an unconditional model that predicts noise; got {type(job.pipe).__name__}, "
-            f"{scheduler.config.prediction_type}; load a DDPMPipeline"
+            f"SecMI is measured on an unconditional model that predicts noise; got {type(job.pipe).__name__}, {kind}; "
+            "load a DDPMPipeline"
         )
     alphas = scheduler.alphas_cumprod.to(unet.device).float()
 

@@ -152,7 +152,9 @@ class Job:
         return Pictures(files)
 
     def _key(self, pipe: Any, erased: bool) -> str:
-        change = None if self.change is None or not erased else [self.change.name, dict(self.change.config)]
+        change = None
+        if self.change is not None and erased:
+            change = [self.target, self.change.name, dict(self.change.config)]
         known = [
             weights_hash(self.pipe), change, type(pipe).__name__, type(self.pipe.scheduler).__name__,
             dict(self.pipe.scheduler.config), self.facts["file"], self.facts["guidance"],
@@ -180,6 +182,8 @@ class Job:
             said = judge(list(pictures[i : i + LOOK]), part)
             if len(said) != len(part):
                 raise ValueError(f"a judge gives one verdict per picture; got {len(said)} for {len(part)} of them")
+            if bad := [one for one in said if one is not None and not 0 <= one <= 1]:
+                raise ValueError(f"a verdict is None, or lies from 0 to 1; got {bad[0]}; scale the judge's scores")
             seen += [None if one is None else float(one) for one in said]
         return seen
 
