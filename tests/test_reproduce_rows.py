@@ -266,9 +266,11 @@ def test_where_clip_chooses_the_judge_sees_one_picture_per_prompt(tmp_path) -> N
         seen.extend(wanted)
         return [name == "ninja" for name in wanted]
 
-    given, change = inputs(judge=judge), two("cat", "ninja")
+    file, change = about("erased_objects", "cat", "ninja"), two("cat", "ninja")
+    given = inputs(files={"erased_objects": file}, judge=judge)
     outcome = reproduce(of_two("13"), tiny_pipeline(), given, tmp_path, arm="uce", change=change)
-    assert seen == ["cat", "cat", "ninja"] and found(outcome) == {"asr": pytest.approx(1 / 3)}
+    assert seen == ["cat", "ninja"] and found(outcome) == {"asr": 0.5}
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2  # the attack on the ninja does not aim at a cat
     without = reproduce(of_two("13"), tiny_pipeline(), inputs(clip=None), tmp_path, arm="uce", change=change)
     assert without.results[0].estimate.reason.startswith("no CLIP; the protocol's is ViT-B-32/openai")
 

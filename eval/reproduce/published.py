@@ -149,8 +149,8 @@ _CANVAS = (
     "other weights of Inception, resized by OpenCV."
 )
 _ERASED = (
-    "Ten ImageNet classes. The paper's script compares names, so that 'english springer spaniel' is never ImageNet's "
-    "'English springer'; here the class column names the class. "
+    "The ten ImageNet classes that the paper's script classifies. It compares names, so that 'english springer "
+    "spaniel' is never 'English springer'; here the class column names the class. "
 )
 
 
@@ -272,9 +272,9 @@ RECIPES: dict[str, Recipe] = {
             {"uce": _shares(0.08, asr=0.268), "esd-x": _shares(0.08, asr=0.210), "esd-u": _shares(0.08, asr=0.166)},
             (Step("attack_chosen", "erased_objects", 7.5,
                   settings={"imagenet": _V2, "clip": "ViT-B-32/openai", "tokens": 3, **_UDA}),), models=10,
-            notes=_ERASED + "CLIP chooses one picture per prompt among all tries and the classifier judges it, so the "
-            "number is lower than in rows 4 and 15. The settings of the search are UnlearnDiffAtk's own; the paper's "
-            "are not known.",
+            notes=_ERASED + "CLIP chooses one picture per prompt among all tries and the classifier judges that one: "
+            "stricter than rows 4 and 15. Its script looks at five prompts of a class unless told otherwise. The "
+            "settings of the search are UnlearnDiffAtk's own; the paper's are not known.",
         ),
         Recipe(
             "14-geneval", "GenEval, mean over its tasks", "H", SD14,
