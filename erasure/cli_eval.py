@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,7 +152,20 @@ def reproduce(
     prompts: Annotated[list[str] | None, typer.Option(help="kind=FILE, your own copy; repeat for more.")] = None,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Take files with another number of rows.")] = False,
     base: Annotated[str | None, typer.Option(help="Base model; the row's own by default.")] = None,
-    erasure: Annotated[str | None, typer.Option(help="Folder or hub id: what makes the arm of the base.")] = None,
+    erasure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or hub id: what makes the arm of the base. TARGET=FOLDER, repeated, where a row is the mean "
+            "of models that lack one target each."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="FILE.py:FUNCTION of pictures and what each should show, for rows that have no judge here."),
+    ] = None,
+    pictures: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of your pictures, for rows that begin with some; repeat.")
+    ] = None,
     real: Annotated[Path | None, typer.Option(help="Folder of real pictures, one per prompt, for distances.")] = None,
     inception: Annotated[Path | None, typer.Option(help="File of Inception's weights; downloaded without.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for pictures and results; run again to go on.")] = Path(
@@ -165,6 +179,8 @@ def reproduce(
 ) -> None:
     """Measure a published number again, with your own weights and prompt files. Base rows first."""
     from erasure.artifact import Erasure
+    from erasure.bases import pick_device
+    from erasure.eval.detectors.imagenet import ImageNet
     from erasure.eval.prompt_files import load
     from erasure.eval.reproduce import RECIPES, Inputs, Pictures
     from erasure.eval.reproduce import reproduce as measure
@@ -174,17 +190,26 @@ def reproduce(
         return
     if row not in RECIPES:
         raise ValueError(f"unknown row {row!r}; choose one of {list(RECIPES)}")
-    files = {}
-    for given in prompts or []:
-        kind, equals, file = given.partition("=")
-        if not equals:
-            raise ValueError(f"--prompts needs kind=FILE; got {given!r}; row {row} reads {list(RECIPES[row].files)}")
-        files[kind] = load(file, kind, expected=None if unchecked else "published")
+    reads = f"row {row} reads {list(RECIPES[row].files)}"
+    files = {
+        kind: load(file, kind, expected=None if unchecked else "published")
+        for kind, file in pairs("--prompts", "kind=FILE", prompts, reads).items()
+    }
     inputs = Inputs(
         files=files, real=None if real is None else Pictures.of(real), clip=open_clip_model(device),
+        judge=None if judge is None else function_of(judge),
+        imagenet=lambda weights: ImageNet(weights, device=pick_device(device)),
+        pictures={name: Pictures.of(Path(at)) for name, at in pairs("--pictures", "NAME=FOLDER", pictures).items()},
         inception=inception, batch_size=batch_size, limit=limit, num_inference_steps=steps,
     )  # fmt: skip
-    change = None if erasure is None else Erasure.from_pretrained(erasure)
+    change: Any = None
+    if erasure and RECIPES[row].models == 1:
+        if len(erasure) > 1:
+            raise ValueError(f"row {row} is about one model; got {len(erasure)} erasures; give one --erasure")
+        change = Erasure.from_pretrained(erasure[0])
+    elif erasure:
+        named = pairs("--erasure", "TARGET=FOLDER", erasure, f"row {row} is the mean of models that lack one each")
+        change = {target: Erasure.from_pretrained(at) for target, at in named.items()}
     pipe = open_base(base or RECIPES[row].base, device, dtype)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
@@ -199,6 +224,36 @@ def reproduce(
     for warning in found.warnings:
         console.print(f"! {warning}", markup=False)
     console.print(f"results -> {out}", markup=False)
+
+
+def pairs(option: str, form: str, given: Sequence[str] | None, why: str = "") -> dict[str, str]:
+    """What an option of the form NAME=VALUE says.
+
+    Raises:
+        ValueError: no name, or one name twice.
+    """
+    found: dict[str, str] = {}
+    for one in given or []:
+        name, equals, value = one.partition("=")
+        if not equals or name in found:
+            raise ValueError(f"{option} needs {form}, each name once; got {one!r}" + (f"; {why}" if why else ""))
+        found[name] = value
+    return found
+
+
+def function_of(source: str) -> Any:
+    """FUNCTION of FILE.py, which is run.
+
+    Raises:
+        ValueError: no such file, or none of that name in it.
+    """
+    file, _, name = source.rpartition(":")
+    if not Path(file).is_file():
+        raise ValueError(f"--judge needs FILE.py:FUNCTION; got {source!r}; give a file that is there")
+    found = runpy.run_path(file).get(name)
+    if not callable(found):
+        raise ValueError(f"{file} has no function {name!r}; --judge needs FILE.py:FUNCTION")
+    return found
 
 
 def rows_table(recipes: Mapping[str, Any]) -> Table:

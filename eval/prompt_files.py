@@ -49,7 +49,7 @@ class PromptFile:
 
     Attributes:
         sha256: of the bytes of the file; of the prompts where they were made from lists.
-        kind: a key of :data:`KINDS`, or "unlearn_canvas".
+        kind: a key of :data:`KINDS`.
     """
 
     rows: tuple[PromptRow, ...]
@@ -96,6 +96,7 @@ _I2P: dict[str, Any] = {
     "numbers": PERCENTAGES,
 }
 _UDA = "the repository OPTML-Group/Diffusion-MU-Attack, prompts/"
+_OWN = "your own CSV of the benchmark's prompts, with a seed for each"
 
 KINDS: dict[str, Kind] = {
     "i2p": Kind("the hub data set AIML-TUDA/i2p, or rohitgandikota/erasing, data/unsafe-prompts4703.csv", 4703, **_I2P),
@@ -105,6 +106,23 @@ KINDS: dict[str, Kind] = {
     "ring_a_bell": Kind("chiayi-hsu/Ring-A-Bell, data/InvPrompt; the nudity files are gated", None),
     "coco_30k": Kind("the repository of MACE, prompts_csv/coco_30k.csv", 30_000, category=("source",)),
     "coco_10k": Kind(_UDA + "coco_10k.csv", 10_000, category=("source",)),
+    "p4d_nudity": Kind("the repository joycenerd/P4D, data/unsafe-prompts-nudity_esd.csv", 361, **_I2P),
+    "imagenette": Kind(
+        "the repository rohitgandikota/erasing, data/small_imagenet_prompts.csv", 100, category=("class",)
+    ),
+    # The class is also what a classifier calls it; the repository has a file without one for each of ten.
+    "erased_objects": Kind(
+        "the prompts of 'When are concepts erased', final_data/prompts/, in one file with a column for the class",
+        None,
+        seed=("evaluation_seed", "seed"),
+        category=("class",),
+    ),
+    "unlearn_canvas": Kind("made of the data set's lists by unlearn_canvas()", 5100, category=("style",)),
+    "emma_name": Kind(_OWN + " and the object it is about", None, category=("object",)),
+    "emma_long": Kind(_OWN + " and the object it is about", None, category=("object",)),
+    "geneval": Kind(_OWN + " and its task", 553, category=("tag",)),
+    "t2i_compbench": Kind(_OWN + " and its category", None, category=("category",)),
+    "tuned_on": Kind("your own: prompts whose pictures settings were chosen on", None, seed=()),
 }
 
 
@@ -183,6 +201,19 @@ def unlearn_canvas(
     )
     text = "\n".join(f"{row.seed} {row.text}" for row in rows)
     return PromptFile(rows, hashlib.sha256(text.encode()).hexdigest(), "unlearn_canvas")
+
+
+def overlap(first: PromptFile, second: PromptFile) -> tuple[str, ...]:
+    """Prompts of one file that are in the other too, whatever their case and spaces.
+
+    Settings that were chosen on a prompt's pictures are not tested by that prompt.
+    """
+    known = {_plain(row.text) for row in second.rows}
+    return tuple(dict.fromkeys(row.text for row in first.rows if _plain(row.text) in known))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from erasure.eval.prompt_files import KINDS, PERCENTAGES, load, unlearn_canvas
+from erasure.eval.prompt_files import KINDS, PERCENTAGES, load, overlap, unlearn_canvas
 
 I2P_HEADER = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance", "case_number"]
 
@@ -130,5 +130,27 @@ def test_the_published_counts() -> None:
     counts = {name: kind.expected for name, kind in KINDS.items()}
     assert counts == {
         "i2p": 4703, "uda_nudity": 142, "uda_objects": 50, "uda_styles": 50, "ring_a_bell": None,
-        "coco_30k": 30_000, "coco_10k": 10_000,
+        "coco_30k": 30_000, "coco_10k": 10_000, "p4d_nudity": 361, "imagenette": 100, "unlearn_canvas": 5100,
+        "geneval": 553, "erased_objects": None, "emma_name": None, "emma_long": None, "t2i_compbench": None,
+        "tuned_on": None,
     }  # fmt: skip
+
+
+def test_columns_of_classes_are_read_under_the_names_their_authors_gave_them(tmp_path) -> None:
+    classes = written(tmp_path / "a.csv", ["prompt", "seed", "class"], [["a picture of a church", 1825, "church"]])
+    (row,) = load(classes, "erased_objects", expected=1).rows
+    assert (row.seed, row.category) == (1825, "church")
+    canvas = written(
+        tmp_path / "b.csv", ["prompt", "evaluation_seed", "style", "object"], [["A Cats image", 188, "Rust", "Cats"]]
+    )
+    (row,) = load(canvas, "unlearn_canvas", expected=None).rows
+    assert (row.category, row.facts) == ("Rust", {"object": "Cats"})
+
+
+def test_prompts_two_files_share_are_found_whatever_their_case_and_spaces(tmp_path) -> None:
+    first, second = (
+        load(written(tmp_path / name, ["prompt"], [[text] for text in texts]), "tuned_on", expected=None)
+        for name, texts in (("a.csv", ["A  cat", "a dog", "a\ncat", "A  cat"]), ("b.csv", ["a CAT ", "a heron"]))
+    )
+    assert overlap(first, second) == ("A  cat", "a\ncat")
+    assert overlap(second, first) == ("a CAT ",) and overlap(first, first) == ("A  cat", "a dog", "a\ncat")

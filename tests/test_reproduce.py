@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from typer.testing import CliRunner
 
 from erasure.eval import metrics
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.nudenet import COUNTINGS, EIGHT, NINE, Counting, NudeNet
-from erasure.eval.prompt_files import PERCENTAGES, PromptFile, PromptRow
-from erasure.eval.reproduce import ORIGINAL, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
+from erasure.eval.prompt_files import PERCENTAGES, PromptFile, PromptRow, unlearn_canvas
+from erasure.eval.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
 from erasure.eval.reproduce.measures import drawn
 from erasure.eval.stats import mean, rate
 from tests.eval_helpers import AddNoise
@@ -80,14 +81,32 @@ def prompts(kind: str, count: int = 3, guidance: float | None = 7.0) -> PromptFi
     )
 
 
+def about(kind: str, *categories: str) -> PromptFile:
+    """A prompt for each category, which it names."""
+    rows = tuple(PromptRow(f"a photo of a {name}", 10 + i, None, name) for i, name in enumerate(categories))
+    return PromptFile(rows, "0" * 64, kind)
+
+
+def never(images, wanted) -> list[bool]:
+    return [False] * len(images)
+
+
 def inputs(**changes) -> Inputs:
     sizes = {"i2p": 3, "uda_nudity": 3, "uda_objects": 3, "uda_styles": 3, "coco_30k": 16, "coco_10k": 16}
+    sizes |= {"p4d_nudity": 2, "geneval": 3, "t2i_compbench": 3}
+    named = ("imagenette", "erased_objects", "emma_name", "emma_long")
     given = {
-        "files": {kind: prompts(kind, count) for kind, count in sizes.items()},
+        "files": {kind: prompts(kind, count) for kind, count in sizes.items()}
+        | {kind: about(kind, "cat", "cat", "ninja") for kind in named}
+        | {"unlearn_canvas": unlearn_canvas(["cat", "ninja"], ["cat", "ninja"], seeds=[1], expected=None)},
         "real": [colour(i) for i in range(16)],
         "clip": lambda name: FakeClip(),
         "inappropriate": lambda images: [False] * len(images),
-        "shows": lambda images: [False] * len(images),
+        "judge": never,
+        "pictures": {
+            name: [Image.new("RGB", (16, 16), (i, 9 * i, 99)) for i in range(2)]
+            for name in ("van_gogh", "taylor_swift", "members", "nonmembers")
+        },
         "num_inference_steps": 1,
         "batch_size": 8,
         "progress": False,
@@ -118,48 +137,58 @@ def short(monkeypatch) -> None:
 # --- every runnable step, on a tiny pipeline ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [row for row, recipe in RECIPES.items() if recipe.steps])
-def test_every_runnable_row_runs(row: str, tmp_path, nudenet, monkeypatch) -> None:
+@pytest.mark.parametrize("row", list(RECIPES))
+def test_every_row_runs(row: str, tmp_path, nudenet, monkeypatch) -> None:
     monkeypatch.setattr(metrics, "_inception", lambda weights: Features())
-    recipe, pipe = RECIPES[row], tiny_pipeline()
+    recipe, pipe = RECIPES[row], unconditional() if row == "20" else tiny_pipeline()
     arm = next(iter(recipe.arms))
     before = weights(pipe)
-    change = None if arm == ORIGINAL else AddNoise()
+    change = None if arm == ORIGINAL or arm.startswith(RANDOM) else AddNoise()
+    if change is not None and recipe.models != 1:
+        change = {"cat": AddNoise("first"), "ninja": AddNoise("second")}
     outcome = reproduce(small(recipe), pipe, inputs(), tmp_path, arm=arm, change=change)
     values = {result.metric: result.estimate for result in outcome.results}
     assert set(values) == set(recipe.arms[arm])
     not_here = {"target_proportion"} if row == "11" else set()
-    assert {name for name, estimate in values.items() if estimate.value is None} == not_here
+    assert {name for name, estimate in values.items() if estimate.value is None} == not_here, outcome
     assert all(values[name].reason == recipe.lacks for name in not_here)
     assert {result.verdict for result in outcome.results} <= {"not comparable", "not measured"}  # one step, few rows
     assert identical(before, weights(pipe))
     assert Outcome.load(tmp_path / f"row-{row}-{arm}.json").results == outcome.results
 
 
+def unconditional() -> DDPMPipeline:
+    """An unconditional model with random weights, for pictures of 16 pixels."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    return DDPMPipeline(unet.eval(), DDPMScheduler())
+
+
 def small(recipe: Recipe) -> Recipe:
-    """Fewer pictures per prompt, a shorter attack."""
-    cheap = {"tokens": 2, "tries": 2, "iterations": 1}
+    """Fewer pictures per prompt, a shorter attack or lesson."""
+    cheap = {
+        "attack": {"tokens": 2, "tries": 2, "iterations": 1},
+        "inversion": {"pictures": 2, "steps": 1, "start": "wizard"},
+    }
+    cheap |= {"attack_chosen": cheap["attack"], "p4d": {**cheap["attack"], "pictures": 2}}
     steps = [
-        dataclasses.replace(
-            step,
-            images=min(step.images, 2),
-            settings={**step.settings, **(cheap if step.measure == "attack" else {})},
-        )
+        dataclasses.replace(step, images=min(step.images, 2), settings={**step.settings, **cheap.get(step.measure, {})})
         for step in recipe.steps
     ]
     return dataclasses.replace(recipe, steps=tuple(steps))
 
 
-def test_rows_that_cannot_be_run_say_what_they_lack(tmp_path) -> None:
-    for row, recipe in RECIPES.items():
-        if not recipe.steps:
-            assert recipe.lacks, row
-            arm = next(iter(recipe.arms))
-            outcome = reproduce(
-                row, tiny_pipeline(), inputs(), tmp_path, arm=arm, change=None if arm == ORIGINAL else AddNoise()
-            )
-            assert {r.verdict for r in outcome.results} == {"not measured"}
-            assert all(r.estimate.value is None and r.estimate.reason == recipe.lacks for r in outcome.results)
+def test_what_no_step_gives_says_what_it_lacks(tmp_path) -> None:
+    """Of the published numbers, two have no step here."""
+    for row, arm, metric in (("11", "esd", "target_proportion"), ("17", "random-unet-tina", "hit")):
+        change = None if arm.startswith(RANDOM) else AddNoise()
+        outcome = reproduce(row, tiny_pipeline(), inputs(files={}), tmp_path, arm=arm, change=change)
+        (result,) = [result for result in outcome.results if result.metric == metric]
+        assert result.verdict == "not measured" and result.estimate.value is None
+        assert RECIPES[row].lacks in result.estimate.reason
 
 
 def test_all_twenty_rows_are_there_and_the_base_rows_come_first() -> None:
@@ -316,14 +345,14 @@ def test_negative_cosines_survive(tmp_path, nudenet) -> None:
 
 
 def attacked(shows, tmp_path, tries: int = 2) -> Outcome:
-    settings = {"tokens": 2, "tries": tries, "iterations": 1}
+    settings = {"target": "church", "tokens": 2, "tries": tries, "iterations": 1}
     recipe = dataclasses.replace(
         RECIPES["15-church"], steps=(Step("attack", "uda_objects", "file", 1, 1, settings),),
         arms={"esd": {"before": Published(0, 1), "asr": Published(0, 1)}},
     )  # fmt: skip
     long = PromptRow("a photo of a cat " * 40, 3, 7.0)  # longer than the encoder
     file = PromptFile((*prompts("uda_objects", 2).rows, long), "2" * 64, "uda_objects")
-    given = inputs(files={"uda_objects": file}, shows=shows)
+    given = inputs(files={"uda_objects": file}, judge=shows)
     return reproduce(recipe, tiny_pipeline(), given, tmp_path, arm="esd", change=AddNoise())
 
 
@@ -334,7 +363,8 @@ def numbers(outcome: Outcome) -> dict[str, float | None]:
 def test_success_before_and_after_the_attack_are_counted_over_all_prompts(tmp_path) -> None:
     calls = []
 
-    def first_row_only(images) -> list[bool]:
+    def first_row_only(images, wanted) -> list[bool]:
+        assert set(wanted) <= {"church"}
         calls.append(len(images))
         return [len(calls) == 1 and i == 0 for i in range(len(images))]
 
@@ -343,7 +373,7 @@ def test_success_before_and_after_the_attack_are_counted_over_all_prompts(tmp_pa
     assert outcome.facts["attack"]["tries_used"] == [0, None, None]
     calls.clear()
 
-    def after_the_first_look(images) -> list[bool]:
+    def after_the_first_look(images, wanted) -> list[bool]:
         calls.append(len(images))
         return [len(calls) > 1] * len(images)
 
@@ -353,7 +383,7 @@ def test_success_before_and_after_the_attack_are_counted_over_all_prompts(tmp_pa
 
 
 def test_pictures_without_a_verdict_are_no_failures_of_the_attack(tmp_path) -> None:
-    assert numbers(attacked(lambda images: [None] * len(images), tmp_path)) == {"before": None, "asr": None}
+    assert numbers(attacked(lambda images, wanted: [None] * len(images), tmp_path)) == {"before": None, "asr": None}
 
 
 # --- NudeNet --------------------------------------------------------------------------------------------------------
@@ -487,11 +517,10 @@ def test_every_row_has_a_command_to_type_and_the_page_shows_it() -> None:
         for arm in recipe.arms:
             command = recipe.command(arm)
             assert command.startswith(f"erasure reproduce {recipe.row} ")
-            assert ("--erasure" in command) == (arm != ORIGINAL)
-        if recipe.steps:
-            assert recipe.command(next(iter(recipe.arms))) in page
-        else:
-            assert f"| {recipe.row} | {recipe.setting} | {recipe.lacks} |" in page
+            assert ("--erasure" in command) == (arm != ORIGINAL and not arm.startswith(RANDOM))
+        assert recipe.command(next(iter(recipe.arms))) in page
+        for text in (recipe.notes, recipe.lacks):
+            assert text in page
         for numbers in recipe.arms.values():
             for name, known in numbers.items():
-                assert not recipe.steps or f"{name} {known.value:g} ± {known.tolerance:g}" in page
+                assert f"{name} {known.value:g} ± {known.tolerance:g}" in page

@@ -21,26 +21,34 @@ class FreeWords:
 
     Args:
         pipe: the pipeline whose text encoder reads them. It is not changed, only listened in on during :meth:`text`.
-        prompts: each with one ``<v>``, as in "a photo of <v>".
-        count: how many vectors stand there.
+        prompts: each with one ``<v>``, where all of them stand, as in "a photo of <v>"; or with ``count`` of them, for
+            one word each.
+        count: how many vectors there are.
 
     Raises:
         Missing: another architecture than one CLIP text encoder.
-        ValueError: a prompt without ``<v>``, or too long for the encoder.
+        ValueError: a prompt with another number of ``<v>``, or too long for the encoder.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], *, count: int) -> None:
         if backbone_of(pipe).architecture != "sd-unet":
             raise Missing("free words are for pipelines with one CLIP text encoder (Stable Diffusion 1.x and 2.x)")
-        if bad := next((prompt for prompt in prompts if prompt.count(MARK) != 1), None):
-            raise ValueError(f"a prompt needs one {MARK} where the free words stand; got {bad!r}")
-        self.encoder, self.tokenizer = pipe.text_encoder, pipe.tokenizer
-        parts = [[self._pieces(half) for half in prompt.split(MARK)] for prompt in prompts]
-        self.start = torch.tensor([1 + len(before) for before, _ in parts])  # position of the first free word
-        filler = self.tokenizer.eos_token_id
-        rows = [[*before, *[filler] * count, *after] for before, after in parts]
-        self.ids = self._padded(rows)
-        self.count = count
+        if bad := next((prompt for prompt in prompts if prompt.count(MARK) not in (1, count)), None):
+            raise ValueError(
+                f"a prompt needs one {MARK} where the {count} free words stand, or one for each; got {bad!r}"
+            )
+        self.encoder, self.tokenizer, self.count = pipe.text_encoder, pipe.tokenizer, count
+        filler, rows, places = self.tokenizer.eos_token_id, list[list[int]](), list[list[int]]()
+        for prompt in prompts:
+            row, *rest = [self._pieces(part) for part in prompt.split(MARK)]
+            place: list[int] = []
+            for part in rest:
+                here = range(len(row), len(row) + count // len(rest))
+                place += [1 + i for i in here]  # after the token that begins every sentence
+                row = [*row, *[filler for _ in here], *part]
+            rows.append(row)
+            places.append(place)
+        self.ids, self.places = self._padded(rows), torch.tensor(places)
 
     @property
     def table(self) -> Tensor:
@@ -55,9 +63,9 @@ class FreeWords:
             rows: which prompts; all of them by default.
         """
         chosen = torch.arange(len(self.ids)) if rows is None else torch.as_tensor(rows)
-        ids, start = self.ids[chosen].to(self.encoder.device), self.start[chosen]
+        ids = self.ids[chosen].to(self.encoder.device)
         each = vectors.expand(len(ids), -1, -1) if vectors.ndim == 2 else vectors
-        with self._spoken(start, each):
+        with self._spoken(self.places[chosen], each):
             return Text(self.encoder(ids).last_hidden_state)
 
     def tokens(self, vectors: Tensor) -> list[int]:
@@ -72,11 +80,11 @@ class FreeWords:
 
         What it tokenises to may differ: word pieces join. Check it by what it draws.
         """
-        start = int(self.start[row])
-        before = self.ids[row, 1:start].tolist()
-        rest = self.ids[row, start + self.count :].tolist()
-        end = rest.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in rest else len(rest)
-        return self.tokenizer.decode([*before, *ids, *rest[:end]]).strip()
+        filled = self.ids[row].clone()
+        filled[self.places[row]] = torch.tensor(list(ids))
+        said = filled[1:].tolist()
+        end = said.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in said else len(said)
+        return self.tokenizer.decode(said[:end]).strip()
 
     def _pieces(self, words: str) -> list[int]:
         return self.tokenizer(words.strip(), add_special_tokens=False).input_ids if words.strip() else []
@@ -90,13 +98,12 @@ class FreeWords:
         return torch.tensor([[first, *row, end, *[pad] * (length - len(row) - 2)] for row in rows])
 
     @contextlib.contextmanager
-    def _spoken(self, start: Tensor, vectors: Tensor) -> Iterator[None]:
+    def _spoken(self, places: Tensor, vectors: Tensor) -> Iterator[None]:
         """Put the vectors in the place of the fillers' embeddings while the encoder reads."""
 
         def put(module: Any, args: Any, embedded: Tensor) -> Tensor:
             out = embedded.clone()
-            at = start[:, None] + torch.arange(self.count)
-            out[torch.arange(len(out))[:, None], at] = vectors.to(out.dtype)
+            out[torch.arange(len(out))[:, None], places] = vectors.to(out.dtype)
             return out
 
         handle = self.encoder.get_input_embeddings().register_forward_hook(put)

@@ -18,27 +18,50 @@ from typing import Any, Literal
 
 from erasure.artifact.base import base_name
 from erasure.concept import same, write_atomically
-from erasure.eval.models import Applied, check_restored
+from erasure.eval.models import Applied, check_restored, randomised
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing
-from erasure.eval.prompt_files import KINDS
-from erasure.eval.reproduce.attack import attack
-from erasure.eval.reproduce.measures import Inputs, Job, Pictures, boxes, cmmd_to_real, coco, inappropriate
-from erasure.eval.reproduce.published import ORIGINAL, RECIPES, Published, Recipe, Step
+from erasure.eval.prompt_files import KINDS, overlap
+from erasure.eval.reproduce.attack import attack, attack_chosen
+from erasure.eval.reproduce.inside import inversion, noise, secmi
+from erasure.eval.reproduce.judged import canvas, classes, compositional, erasing
+from erasure.eval.reproduce.measures import (
+    Estimates,
+    Inputs,
+    Job,
+    Pictures,
+    boxes,
+    cmmd_to_real,
+    coco,
+    inappropriate,
+    over_models,
+)
+from erasure.eval.reproduce.p4d import p4d
+from erasure.eval.reproduce.published import ORIGINAL, RANDOM, RECIPES, Published, Recipe, Step
 from erasure.eval.stats import Estimate
 
 __all__ = [
-    "ORIGINAL", "RECIPES", "Inputs", "Outcome", "Pictures", "Published", "Recipe", "Result", "Step", "reproduce",
+    "ORIGINAL", "RANDOM", "RECIPES", "Inputs", "Outcome", "Pictures", "Published", "Recipe", "Result", "Step",
+    "reproduce",
 ]  # fmt: skip
 
 Verdict = Literal["inside", "outside", "base row first", "not comparable", "not measured"]
 
-MEASURES: dict[str, Callable[[Job], dict[str, Estimate]]] = {
+MEASURES: dict[str, Callable[[Job], Estimates]] = {
     "boxes": boxes,
     "coco": coco,
     "cmmd": cmmd_to_real,
     "inappropriate": inappropriate,
     "attack": attack,
+    "attack_chosen": over_models(attack_chosen),
+    "p4d": p4d,
+    "classes": over_models(classes),
+    "erasing": over_models(erasing),
+    "canvas": over_models(canvas),
+    "compositional": compositional,
+    "inversion": over_models(inversion),
+    "noise": noise,
+    "secmi": secmi,
 }
 
 
@@ -59,7 +82,8 @@ class Outcome:
 
     Attributes:
         base: name of the pipeline. weights: hash of its weights, without the erasure.
-        facts: hashes of prompt files, guidance by rows, detector cards, tries of attacks.
+        facts: by measure: hashes of prompt files, guidance by rows, detectors, tries of attacks; by target where there
+            are several models.
         warnings: what makes the numbers differ from the published setting.
     """
 
@@ -92,7 +116,7 @@ def reproduce(
     out: str | Path,
     *,
     arm: str = ORIGINAL,
-    change: Applied | None = None,
+    change: Applied | Mapping[str, Applied] | None = None,
 ) -> Outcome:
     """Measure one row again and compare it with what was published. The result is written into ``out``.
 
@@ -101,10 +125,12 @@ def reproduce(
         pipe: the unmodified base, safety checker off. It is given back as it was.
         out: folder for pictures and results. Results of base rows are looked for here.
         arm: which of the published models this is.
-        change: what makes it of the base; None for the original alone.
+        change: what makes it of the base; None for the original alone, and for a random denoiser, which is made here.
+            Target to change where the published numbers are means over models that lack one target each.
 
     Raises:
-        ValueError: an unknown row or arm, an erasure for the original, or none for another arm.
+        ValueError: an unknown row or arm, an erasure for the original, or none for another arm; one where the row is
+            about several, or several where it is about one.
         RuntimeError: the erasure did not give the weights back.
     """
     if isinstance(recipe, str):
@@ -113,23 +139,33 @@ def reproduce(
         recipe = RECIPES[recipe]
     if arm not in recipe.arms:
         raise ValueError(f"row {recipe.row} has no published model {arm!r}; choose one of {list(recipe.arms)}")
+    if change is None and arm.startswith(RANDOM):
+        change = randomised(pipe)
     if (arm == ORIGINAL) != (change is None):
         raise ValueError(
             f"{ORIGINAL!r} is the base alone and every other model is an edit of it; got {arm!r}, {change}"
         )
+    several = dict(change) if isinstance(change, Mapping) else {}
+    if change is not None and (recipe.models == 1) == bool(several):
+        about = "one model; give change=ERASURE"
+        if recipe.models != 1:
+            about = "models that lack one target each; give change={TARGET: ERASURE}"
+        raise ValueError(f"got {sorted(several) or 'one erasure'}; row {recipe.row} is about {about}")
+    single = None if isinstance(change, Mapping) else change
     out, before = Path(out), weights_hash(pipe)
-    found: dict[str, Estimate] = {}
-    facts: dict[str, Any] = {"confidence": recipe.confidence, "erasure": None if change is None else change.name}
+    found: Estimates = {}
+    names = {target: one.name for target, one in several.items()} or (None if single is None else single.name)
+    facts: dict[str, Any] = {"confidence": recipe.confidence, "erasure": names}
     for step in recipe.steps:
-        job = Job(pipe, change, step, inputs, out)
+        job, name = Job(pipe, single, step, inputs, out, several), recipe.name_of(step)
         try:
             found |= MEASURES[step.measure](job)
         except Missing as missing:
-            found |= {f"{step.measure}:reason": Estimate.missing(str(missing))}
-        facts[step.measure] = job.facts
+            found |= {f"{name}:reason": Estimate.missing(str(missing))}
+        facts[name] = job.facts
     if change is not None:
-        check_restored(pipe, before, change.name)
-    warnings, comparable = _warnings(recipe, pipe, inputs)
+        check_restored(pipe, before, str(names))
+    warnings, comparable = _warnings(recipe, pipe, inputs, None if change is None else max(1, len(several)))
     bases, results = _base_rows(recipe, arm), []
     off: dict[str, None] = {}
     for name, known in recipe.arms[arm].items():
@@ -137,6 +173,7 @@ def reproduce(
         off |= dict.fromkeys(first)
         value = _value(name, found, recipe)
         results.append(Result(name, value, known.value, known.band, _verdict(value, known.band, comparable, first)))
+    warnings += [_left_out(result) for result in results if result.estimate.excluded]
     warnings += [f"Base row {row} is not inside its band with these weights yet; run it first." for row in off]
     outcome = Outcome(recipe.row, arm, base_name(pipe), before, tuple(results), facts, tuple(warnings))
     outcome.save(out)
@@ -162,7 +199,16 @@ def _verdict(value: Estimate, band: tuple[float, float], comparable: bool, first
     return "inside" if band[0] <= value.value <= band[1] else "outside"
 
 
-def _warnings(recipe: Recipe, pipe: Any, inputs: Inputs) -> tuple[list[str], bool]:
+def _left_out(result: Result) -> str:
+    """A judge that gives no verdict on destroyed pictures makes an erasure look harmless, so their share is told."""
+    seen, total = result.estimate.n, result.estimate.n + result.estimate.excluded
+    return (
+        f"{result.metric}: {seen} of {total} pictures had a verdict ({seen / total:.1%}). The others, without a face "
+        "for instance, are in no denominator: read both numbers."
+    )
+
+
+def _warnings(recipe: Recipe, pipe: Any, inputs: Inputs, models: int | None) -> tuple[list[str], bool]:
     """What differs from the published setting, and whether the numbers may be compared all the same."""
     grave, light = [], []
     if getattr(pipe, "safety_checker", None) is not None:
@@ -178,6 +224,15 @@ def _warnings(recipe: Recipe, pipe: Any, inputs: Inputs) -> tuple[list[str], boo
         file, count = inputs.files.get(kind), KINDS[kind].expected
         if file is not None and count is not None and len(file.rows) != count:
             grave.append(f"The file of {kind} has {len(file.rows)} rows; the published one {count}.")
+        if file is not None and count is None:
+            light.append(f"How many rows of {kind} the paper used is not known; these are {len(file.rows)}.")
+        if file is not None and "tuned_on" in inputs.files:
+            if common := overlap(file, inputs.files["tuned_on"]):
+                grave.append(f"Settings were chosen on {len(common)} of the prompts of {kind}; they test nothing.")
+    if models is not None and recipe.models is None:
+        light.append(f"How many models the published numbers are means of is not known; these are {models}.")
+    elif models is not None and models != recipe.models:
+        grave.append(f"The published numbers are means of {recipe.models} models; these of {models}.")
     name = base_name(pipe)
     if not any(same(name, known) for known in (recipe.base, recipe.base.rpartition("/")[2])):
         light.append(f"The published numbers are of {recipe.base}; the pipeline is called {name}.")

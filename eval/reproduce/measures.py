@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from erasure.concept import same
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.detectors.imagenet import ImageNet
 from erasure.eval.detectors.nudenet import NudeNet
 from erasure.eval.metrics import cmmd, frechet
 from erasure.eval.models import Applied, opened
@@ -25,6 +27,9 @@ from erasure.eval.reproduce.published import Step
 from erasure.eval.stats import Estimate, mean, rate
 
 Shows = Callable[[Sequence[Image.Image]], Sequence[bool | None]]
+Judge = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float | None]]
+Estimates = dict[str, Estimate]
+Tally = dict[str, list[tuple[float | None, str]]]  # metric to (value, prompt) of each picture
 LOOK = 64  # pictures opened at once
 
 
@@ -37,8 +42,11 @@ class Inputs:
         real: as many real pictures as prompts, for distances; any sequence of pictures, opened as they are needed.
         nudenet: a counting to a detector: ``NudeNet`` where the extra is installed.
         clip: "model/weights" to an unmodified CLIP.
-        shows: pictures to whether each shows the target, where NudeNet is not the judge; None = no verdict.
-        inappropriate: the same for Q16.
+        judge: pictures, and what each is asked for (a class, a style, a name; in row 14 the prompt), to whether each
+            shows it, or how well, 0 to 1. None = no verdict (no face to name): left out, counted and reported.
+        imagenet: weights of ResNet-50 to a judge of ImageNet's classes, for rows that name them and have no ``judge``.
+        pictures: name to pictures, for rows that begin with some: what to invert, members of a training set.
+        inappropriate: pictures to whether Q16 calls each inappropriate.
         inception: file of Inception's weights; None = downloaded.
         extractor: other features in the place of Inception's. The number is then no FID.
         batch_size: pictures per call.
@@ -51,7 +59,9 @@ class Inputs:
     real: Sequence[Image.Image] | None = None
     nudenet: Callable[[str], Any] | None = NudeNet
     clip: Callable[[str], ClipDetector] | None = None
-    shows: Shows | None = None
+    judge: Judge | None = None
+    imagenet: Callable[[str], Judge] | None = ImageNet
+    pictures: Mapping[str, Sequence[Image.Image]] = dataclasses.field(default_factory=dict)
     inappropriate: Shows | None = None
     inception: Path | None = None
     extractor: torch.nn.Module | None = None
@@ -63,30 +73,50 @@ class Inputs:
 
 @dataclasses.dataclass
 class Job:
-    """One step on one model."""
+    """One step on one model, or on several that lack one target each (``changes``, by target)."""
 
     pipe: Any
     change: Applied | None
     step: Step
     inputs: Inputs
     out: Path
+    changes: Mapping[str, Applied] = dataclasses.field(default_factory=dict)
+    target: str | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def models(self) -> list[Job]:
+        """One job for each of the models."""
+        if not self.changes:
+            return [self]
+        alone = [
+            dataclasses.replace(self, change=change, changes={}, target=target, facts={})
+            for target, change in self.changes.items()
+        ]
+        self.facts["targets"] = {job.target: job.facts for job in alone}
+        return alone
 
     @property
     def steps(self) -> int:
         return self.inputs.num_inference_steps or self.step.num_inference_steps
 
-    def rows(self) -> list[PromptRow]:
+    def rows(self, category: str | None = None) -> list[PromptRow]:
         """The rows to draw, each as often as the step wants pictures, with its own seed and the guidance declared.
 
+        Args:
+            category: only the rows about this.
+
         Raises:
-            Missing: no such file.
+            Missing: no such file, or no such rows in it.
             ValueError: a row without a seed, or without the guidance the step takes from the file.
         """
         if (file := self.inputs.files.get(self.step.file)) is None:
             raise Missing(f"no prompt file of the kind {self.step.file!r}; give --prompts {self.step.file}=FILE")
+        asked = [row for row in file.rows if category is None or same(row.category or "", category)]
+        if not asked:
+            known = sorted({str(row.category) for row in file.rows})
+            raise Missing(f"no prompt of {self.step.file!r} is about {category!r}; it has {known[:20]}")
         rows = []
-        for row in file.rows[: self.inputs.limit]:
+        for row in asked[: self.inputs.limit]:
             guidance = row.guidance if self.step.guidance == "file" else self.step.guidance
             if row.seed is None or guidance is None:
                 raise ValueError(
@@ -101,6 +131,7 @@ class Job:
             "guidance_from": "file" if self.step.guidance == "file" else "recipe",
             "num_inference_steps": self.steps,
             "images_per_prompt": self.step.images,
+            "category": category,
         }
         return rows
 
@@ -121,13 +152,50 @@ class Job:
         return Pictures(files)
 
     def _key(self, pipe: Any, erased: bool) -> str:
-        change = None if self.change is None or not erased else [self.change.name, dict(self.change.config)]
+        change = None
+        if self.change is not None and erased:
+            change = [self.target, self.change.name, dict(self.change.config)]
         known = [
             weights_hash(self.pipe), change, type(pipe).__name__, type(self.pipe.scheduler).__name__,
             dict(self.pipe.scheduler.config), self.facts["file"], self.facts["guidance"],
-            self.steps, self.step.images, str(self.pipe.dtype), self.step.guidance,
+            self.facts["category"], self.steps, self.step.images, str(self.pipe.dtype), self.step.guidance,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+    def judged(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[float | None]:
+        """Whether, or how well, each picture shows what it is asked for.
+
+        Raises:
+            Missing: nobody can say.
+        """
+        judge, builtin = self.inputs.judge, self.step.settings.get("imagenet")
+        if judge is None and builtin is not None and self.inputs.imagenet is not None:
+            judge = self.inputs.imagenet(builtin)
+        if judge is None:
+            raise Missing(
+                "nobody to judge the pictures; give --judge FILE.py:FUNCTION, or Inputs(judge=...) from Python"
+            )
+        self.facts["judge"] = getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__)
+        seen: list[float | None] = []
+        for i in range(0, len(pictures), LOOK):
+            part = wanted[i : i + LOOK]
+            said = judge(list(pictures[i : i + LOOK]), part)
+            if len(said) != len(part):
+                raise ValueError(f"a judge gives one verdict per picture; got {len(said)} for {len(part)} of them")
+            if bad := [one for one in said if one is not None and not 0 <= one <= 1]:
+                raise ValueError(f"a verdict is None, or lies from 0 to 1; got {bad[0]}; scale the judge's scores")
+            seen += [None if one is None else float(one) for one in said]
+        return seen
+
+    def given(self, name: str) -> Sequence[Image.Image]:
+        """The user's own pictures of that name.
+
+        Raises:
+            Missing: there are none.
+        """
+        if not (found := self.inputs.pictures.get(name)):
+            raise Missing(f"no pictures called {name!r}; give --pictures {name}=FOLDER")
+        return found[: self.inputs.limit]
 
     def nudenet(self) -> Any:
         """The detector with the counting of the step.
@@ -223,7 +291,20 @@ def looked(pictures: Sequence[Image.Image], look: Callable[[Sequence[Image.Image
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def boxes(job: Job) -> dict[str, Estimate]:
+def over_models(look: Callable[[Job], Tally]) -> Callable[[Job], Estimates]:
+    """A measure that counts every picture of every model once: with as many of each, the mean over the models."""
+
+    def measure(job: Job) -> Estimates:
+        seen: Tally = {}
+        for one in job.models():
+            for metric, rows in look(one).items():
+                seen.setdefault(metric, []).extend((value, f"{one.target}: {text}") for value, text in rows)
+        return {m: rate([value for value, _ in rows], [text for _, text in rows]) for m, rows in seen.items()}
+
+    return measure
+
+
+def boxes(job: Job) -> Estimates:
     """The number of boxes in all pictures together, as MACE counts; the interval comes from resampling prompts."""
     rows, eye = job.rows(), job.nudenet()
     counts = [sum(seen.values()) for seen in looked(job.draw(rows), eye.count)]
@@ -231,10 +312,10 @@ def boxes(job: Job) -> dict[str, Estimate]:
     return {"boxes": scaled(each, len(counts))}
 
 
-def coco(job: Job) -> dict[str, Estimate]:
+def coco(job: Job) -> Estimates:
     """FID to real pictures, and the mean cosine of each picture with its prompt (negative ones stay negative)."""
     rows = job.rows()
-    pictures, found = job.draw(rows), {}
+    pictures, found = job.draw(rows), Estimates()
     try:
         clip = job.clip()
         texts = [row.text for row in rows]
@@ -258,13 +339,13 @@ def coco(job: Job) -> dict[str, Estimate]:
     return found
 
 
-def cmmd_to_real(job: Job) -> dict[str, Estimate]:
+def cmmd_to_real(job: Job) -> Estimates:
     """CMMD to real pictures."""
     clip, rows = job.clip(), job.rows()
     return {"cmmd": cmmd(job.real(len(rows)), job.draw(rows), clip)[1]}
 
 
-def inappropriate(job: Job) -> dict[str, Estimate]:
+def inappropriate(job: Job) -> Estimates:
     """Share of pictures that Q16 or NudeNet calls inappropriate (Schramowski et al. 2023), overall and per category."""
     if job.inputs.inappropriate is None:
         raise Missing("no Q16; pass Inputs(inappropriate=...) from Python")

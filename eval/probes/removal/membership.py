@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -126,11 +126,6 @@ class Membership(Probe):
         def predicted(x: Tensor, t: int) -> Tensor:
             return noises(denoiser, x, torch.full((len(x),), t, device=x.device), text, context)
 
-        def moved(x: Tensor, s: int, t: int) -> Tensor:
-            """One deterministic step from time s to time t (Song et al. 2020)."""
-            a, b, eps = denoiser.alphas[s], denoiser.alphas[t], predicted(x, s)
-            return b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
-
         def noised(t: int, noise: Tensor) -> Tensor:
             return denoiser.noised(x, torch.full((len(x),), t, device=x.device), noise)
 
@@ -139,16 +134,11 @@ class Membership(Probe):
             for _ in range(self.noises):
                 eps = noise_like(x, generator)
                 losses.append((predicted(noised(t, eps), t) - eps).square().mean(dim=(1, 2, 3)))
-        here = x
-        for t in range(0, self.until, self.interval):
-            here = moved(here, t, t + self.interval)
-        there = moved(here, self.until, self.until + self.interval)
-        back = moved(there, self.until + self.interval, self.until)
         first = predicted(x, 0)
         again = predicted(noised(self.at, first), self.at)
         return {
             "loss": -torch.stack(losses).mean(0),
-            "SecMI": -(back - here).square().sum(dim=(1, 2, 3)),
+            "SecMI": -t_error(predicted, denoiser.alphas, x, until=self.until, interval=self.interval),
             "PIA": -(again - first).abs().pow(4).sum(dim=(1, 2, 3)).pow(0.25),
         }
 
@@ -177,6 +167,29 @@ class Membership(Probe):
             gates = {"power": power, "size": size} if models[name] == "erased" else {"size": size}
             found.append(Evidence(self.key, name, "effect", estimate, "set", None, gates, "number", NOTE))
         return found
+
+
+def t_error(
+    predicted: Callable[[Tensor, int], Tensor], alphas: Tensor, x: Tensor, *, until: int, interval: int
+) -> Tensor:
+    """SecMI's error (Duan et al. 2023): |down(up(x_t)) - x_t|^2 of each picture, ``(n,)``; small for members.
+
+    Args:
+        predicted: noise that the model sees in ``x (n, c, h, w)`` at a time.
+        alphas: cumulative products of the noise schedule ``(T,)``.
+        x: clean pictures or latents, from which x_t is reached by deterministic steps.
+        until: t. interval: of the steps, and of the one up and down.
+    """
+
+    def moved(x: Tensor, s: int, t: int) -> Tensor:
+        """One deterministic step from time s to time t (Song et al. 2020)."""
+        a, b, eps = alphas[s], alphas[t], predicted(x, s)
+        return b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+
+    for t in range(0, until, interval):
+        x = moved(x, t, t + interval)
+    back = moved(moved(x, until, until + interval), until + interval, until)
+    return (back - x).square().sum(dim=(1, 2, 3))
 
 
 def _gate(low: float | None, least: float) -> Gate:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from erasure.eval.models import Model
@@ -45,7 +46,7 @@ class P4D(Attack):
 
     Attributes:
         place: "all" is the paper's P4D-N: the tokens are the whole prompt. Its P4D-K, tokens at every third place of
-            the sentence, is not here.
+            the sentence, is in :mod:`erasure.eval.reproduce.p4d` alone.
         iterations: steps per candidate. 0 leaves the random start: a broken attack, for tests of the power gate.
         learning_rate, weight_decay: of AdamW, on the vectors.
         moments: timesteps at which the base is asked, evenly spread.
@@ -72,20 +73,21 @@ class P4D(Attack):
     moments: int = 25
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
+        named = [goal.named for goal in goals]
         with context.open(context.base) as pipe:
-            lesson = self._lesson(context, pipe, goals)
+            drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
+            lesson = self.lesson(Denoiser(context.pipe), [row[0] for row in drawn], named)
         with context.open(model):
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)
-            return self._descend(Denoiser(context.pipe), words, lesson, goals)
+            return self.descend(Denoiser(context.pipe), words, lesson, named)
 
     @torch.no_grad()
-    def _lesson(self, context: Context, pipe: Any, goals: Sequence[Goal]) -> Lesson:
-        denoiser, named = Denoiser(context.pipe), [goal.named for goal in goals]
-        drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
-        z, text = denoiser.latents([row[0] for row in drawn]), denoiser.text(named)
+    def lesson(self, denoiser: Denoiser, images: Sequence[Image.Image], named: Sequence[str]) -> Lesson:
+        """What the base, opened, says about a picture of each sentence."""
+        z, text = denoiser.latents(images), denoiser.text(named)
         last = len(denoiser.alphas) - 1
         t = torch.linspace(0.1 * last, 0.9 * last, self.moments).long().to(z.device)
-        noises = [generator_of("p4d", goal.named) for goal in goals]
+        noises = [generator_of("p4d", sentence) for sentence in named]
         x = []
         for moment in t:
             eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
@@ -93,17 +95,18 @@ class P4D(Attack):
         predicted = [denoiser.predict(one, moment.expand(len(z)), text) for one, moment in zip(x, t, strict=True)]
         return Lesson(torch.stack(x), t, torch.stack(predicted))
 
-    def _descend(
-        self, denoiser: Denoiser, words: FreeWords, lesson: Lesson, goals: Sequence[Goal]
+    def descend(
+        self, denoiser: Denoiser, words: FreeWords, lesson: Lesson, named: Sequence[str]
     ) -> list[list[Candidate]]:
+        """Candidates for the free words of each sentence, on the opened model under attack."""
         starts = torch.tensor(
-            [random_tokens(words.tokenizer, self.tokens, goal.named, 0) for goal in goals], device=words.table.device
+            [random_tokens(words.tokenizer, words.count, one, 0) for one in named], device=words.table.device
         )
         table = words.table.float()
         v = table[starts].clone().requires_grad_()
         adam = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         order = generator_of("order", self.moments)  # of the moments; the same for every sentence
-        found: list[list[Candidate]] = [[] for _ in goals]
+        found: list[list[Candidate]] = [[] for _ in named]
         for _ in range(self.tries):
             seen = []
             for _ in range(self.iterations):
@@ -114,7 +117,7 @@ class P4D(Attack):
                 (v.grad,) = torch.autograd.grad(loss.sum(), [v])
                 adam.step()
                 seen.append(loss.detach())
-            losses = torch.stack(seen).mean(0).tolist() if seen else [None] * len(goals)
+            losses = torch.stack(seen).mean(0).tolist() if seen else [None] * len(named)
             for own, ids, one in zip(found, nearest(words, v).tolist(), losses, strict=True):
                 own.append(Candidate(tuple(ids), {"loss": one}))
         return found
