@@ -172,8 +172,8 @@ def reproduce(
         "reproduction"
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures per call.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows of each file: a trial.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Other sampler steps than the row's: a trial.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each file: a trial.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Other sampler steps than the row's: a trial.")] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -190,6 +190,8 @@ def reproduce(
         return
     if row not in RECIPES:
         raise ValueError(f"unknown row {row!r}; choose one of {list(RECIPES)}")
+    if arm not in RECIPES[row].arms:
+        raise ValueError(f"row {row} has no published model {arm!r}; choose one of {list(RECIPES[row].arms)}")
     reads = f"row {row} reads {list(RECIPES[row].files)}"
     files = {
         kind: load(file, kind, expected=None if unchecked else "published")

@@ -153,6 +153,8 @@ def load(
             f"how many rows {kind!r} has is not published; got no number; give expected=N, "
             "or expected=None to take the file as it is"
         )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; {kind} is {KINDS[kind].source}; none is shipped")
     data = Path(path).read_bytes()
     reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
     where = _columns(known, list(reader.fieldnames or ()), columns or {}, Path(path).name)

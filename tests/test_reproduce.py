@@ -210,6 +210,10 @@ def test_a_method_is_not_interpreted_before_the_base_is_inside_its_band(tmp_path
     assert reproduce(off, pipe, given, tmp_path).results[0].verdict == "outside"
     late = reproduce(METHOD, pipe, given, tmp_path, arm="noise", change=AddNoise())
     assert late.results[0].verdict == "base row first" and late.results[0].estimate.value is not None
+    (file,) = tmp_path.glob("row-*-original.json")
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(ValueError, match=f"{file.name}: not a result of a row"):
+        reproduce(METHOD, pipe, given, tmp_path, arm="noise", change=AddNoise())
     assert reproduce(BASE, pipe, given, tmp_path).results[0].verdict == "inside"
     assert reproduce(METHOD, pipe, given, tmp_path, arm="noise", change=AddNoise()).results[0].verdict == "inside"
     other = tiny_pipeline(seed=3)  # the base row was of other weights
@@ -478,6 +482,13 @@ def test_the_command_lists_rows_and_refuses_unknown_ones(tmp_path) -> None:
     assert listed.exit_code == 0 and "15-van-gogh" in listed.output and "743" in listed.output
     unknown = runner.invoke(app, ["reproduce", "99"])
     assert isinstance(unknown.exception, ValueError) and "unknown row '99'" in str(unknown.exception)
+    for given, told in (
+        (["--arm", "nobody"], "no published model 'nobody'"),
+        (["--limit", "0"], "limit"),
+        (["--prompts", "i2p=nowhere.csv"], "no such file; i2p is"),
+    ):
+        slip = runner.invoke(app, ["reproduce", "1", *given])
+        assert slip.exit_code and told in f"{slip.output} {slip.exception}", slip.output
     unnamed = runner.invoke(app, ["reproduce", "1", "--prompts", "i2p.csv"])
     assert "kind=FILE" in str(unnamed.exception)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.artifact import files
 from erasure.artifact.card import card, licence_of
@@ -307,11 +307,10 @@ def component_prints(backbone: Backbone) -> dict[str, Any]:
 
 def _own_words(backbone: Backbone, name: str) -> dict[str, Tensor]:
     """A text encoder's token table without the words that textual inversions added at its end."""
-    tokenizer = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer"))
-    table = backbone.components[name].get_input_embeddings().weight
+    tokenizer, module = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer")), backbone.components[name]
+    table: nn.Parameter = module.get_input_embeddings().weight  # type: ignore[operator]  # transformers' own method
     if not len(table) == len(tokenizer) > tokenizer.vocab_size:
         return {}
-    module = backbone.components[name]
     return {part: table[: tokenizer.vocab_size] for part, p in module.named_parameters() if p is table}
 
 

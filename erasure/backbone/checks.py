@@ -80,9 +80,9 @@ def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
                 f"{name} has no data (meta device); switch sequential offloading off before changing erasures"
             )
     for prefix, child in module.named_modules():
-        if reads_fused(child) and (name := next((n for n in wanted if n.startswith(f"{prefix}.")), None)):
+        if reads_fused(child) and (hidden := [name for name in wanted if name.startswith(f"{prefix}.")]):
             raise ValueError(
-                f"{name} is not used while query-key-value projections are fused: changing erasures would do nothing; "
+                f"{hidden[0]} is not used while query-key-value projections are fused: a change would do nothing; "
                 "call pipe.unfuse_qkv_projections() first, or load the pipeline again"
             )
 

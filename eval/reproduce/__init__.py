@@ -102,11 +102,19 @@ class Outcome:
 
     @classmethod
     def load(cls, file: Path) -> Outcome:
-        raw = json.loads(file.read_text("utf-8"))
-        results = tuple(
-            Result(**{**r, "estimate": Estimate(**r["estimate"]), "band": tuple(r["band"])}) for r in raw["results"]
-        )
-        return cls(**{**raw, "results": results, "warnings": tuple(raw["warnings"])})
+        """Read a result.
+
+        Raises:
+            ValueError: not one, or of another version.
+        """
+        try:
+            raw = json.loads(file.read_text("utf-8"))
+            results = tuple(
+                Result(**{**r, "estimate": Estimate(**r["estimate"]), "band": tuple(r["band"])}) for r in raw["results"]
+            )
+            return cls(**{**raw, "results": results, "warnings": tuple(raw["warnings"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: not a result of a row ({error}); delete it and run that row again") from None
 
 
 def reproduce(
@@ -130,7 +138,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown row or arm, an erasure for the original, or none for another arm; one where the row is
-            about several, or several where it is about one.
+            about several, or several where it is about one; a damaged result of a base row in ``out``.
         RuntimeError: the erasure did not give the weights back.
     """
     if isinstance(recipe, str):
@@ -153,6 +161,7 @@ def reproduce(
         raise ValueError(f"got {sorted(several) or 'one erasure'}; row {recipe.row} is about {about}")
     single = None if isinstance(change, Mapping) else change
     out, before = Path(out), weights_hash(pipe)
+    bases = {row: Outcome.load(file) for row in _base_rows(recipe, arm) if (file := _file(out, row, ORIGINAL)).exists()}
     found: Estimates = {}
     names = {target: one.name for target, one in several.items()} or (None if single is None else single.name)
     facts: dict[str, Any] = {"confidence": recipe.confidence, "erasure": names}
@@ -166,10 +175,10 @@ def reproduce(
     if change is not None:
         check_restored(pipe, before, str(names))
     warnings, comparable = _warnings(recipe, pipe, inputs, None if change is None else max(1, len(several)))
-    bases, results = _base_rows(recipe, arm), []
+    results: list[Result] = []
     off: dict[str, None] = {}
     for name, known in recipe.arms[arm].items():
-        first = [row for row in bases if not _passed(out, row, name, before)]
+        first = [row for row in _base_rows(recipe, arm) if not _passed(bases.get(row), name, before)]
         off |= dict.fromkeys(first)
         value = _value(name, found, recipe)
         results.append(Result(name, value, known.value, known.band, _verdict(value, known.band, comparable, first)))
@@ -244,12 +253,10 @@ def _base_rows(recipe: Recipe, arm: str) -> list[str]:
     return [*recipe.after, *own]
 
 
-def _passed(out: Path, row: str, metric: str, weights: str) -> bool:
-    """Whether a base row was measured here, with these weights, inside its band: in this metric, or in all it has."""
-    file = _file(out, row, ORIGINAL)
-    if not file.exists():
+def _passed(outcome: Outcome | None, metric: str, weights: str) -> bool:
+    """Whether a base row was measured with these weights, inside its band: in this metric, or in all it has."""
+    if outcome is None:
         return False
-    outcome = Outcome.load(file)
     relevant = [result for result in outcome.results if result.metric == metric] or outcome.results
     return outcome.weights == weights and all(result.verdict == "inside" for result in relevant)
 

@@ -246,8 +246,10 @@ class Pictures(Sequence[Image.Image]):
         """Every picture of a folder, by name.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or no such folder.
         """
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; give the one that the pictures lie in")
         found = sorted(f for f in folder.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
         if not found:
             raise ValueError(f"{folder} holds no .png or .jpg files; give the folder the pictures lie in")
