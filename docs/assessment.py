@@ -1,6 +1,7 @@
 """The assessment that docs/assessment.md shows: five arms on Emoji World, every probe of a preset, the report.
 
     python docs/assessment.py quick runs/assessment
+    python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
 
 Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/.
 """
@@ -44,8 +45,6 @@ def main(preset: str, out: Path, *probes: str) -> None:
         probes=probes or None,
         out=out,
     )
-    if probes:
-        return
     write_report(found, DOCS / "results" / f"superhero-{preset}.html", title=f"Superhero, preset {preset}")
     page = DOCS / "assessment.md"
     text = replace_block(page.read_text("utf-8"), preset, table(found))
