@@ -115,6 +115,8 @@ class Attached:
             raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
         self._scales = dict(zip(self.edits, map(float, factors), strict=True))
         self._rows, self._images = named, num_images_per_prompt
+        used = {*self.edits} if named is None else {name for row in named for name in row}
+        self._in_force = {name for name in used if self._scales[name]}  # the others cost a server nothing
 
     def remove(self) -> None:
         """Take the erasures off. Calling it again does nothing."""
@@ -145,7 +147,8 @@ class Attached:
         # W T1 T2 x: what was applied last meets the text first.
         for name, edit in reversed(self.edits.items()):
             if space in edit.config["spaces"]:
-                x = edit.map(x, space, self._scale(name, x))
+                scale = self._scale(name, x)
+                x = edit.map(x, space, scale) if name in self._in_force else x
         return x
 
     def _scale(self, name: str, x: Tensor) -> float | Tensor:

@@ -7,6 +7,7 @@ import torch
 
 import erasure
 from erasure import Concept, Erasure
+from erasure.artifact import OperatorErasure
 from erasure.artifact.files import CONFIG, SYSTEM
 from erasure.backbone import backbone_of
 from erasure.pipelines import ErasedStableDiffusionPipeline, attach_erasures, load_erasure
@@ -326,3 +327,26 @@ def test_layers_that_are_missing_are_found_before_anything_is_written():
     with pytest.raises(ValueError, match="does not fit.*missing"):
         edit.apply(pipe)
     assert identical(before, weights(pipe))
+
+
+def test_what_is_attached_and_not_in_force_is_not_multiplied(monkeypatch):
+    pipe, asked = tiny_pipeline(), []
+    real = OperatorErasure.map
+    monkeypatch.setattr(OperatorErasure, "map", lambda self, *given: asked.append(self.name) or real(self, *given))
+    edits = [uce(pipe, "superhero"), uce(pipe, "ninja")]
+    names = [edit.name for edit in edits]
+    text = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
+
+    def call():
+        asked.clear()
+        pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=text)
+        return list(asked)
+
+    with attach_erasures(pipe, edits) as handle:
+        assert call() == names[::-1]
+        handle.set(scales=[1.0, 0.0])
+        assert call() == names[:1]
+        handle.set(rows=[[names[1]]])
+        assert call() == names[1:]
+        handle.set(rows=[[]])
+        assert call() == []
