@@ -102,7 +102,7 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
         unchanged, edited = model.role == "base", model.role == "erased" and model.kind == "weights"
         knows[model.name] = None if edited else unchanged or model.kind in ("filter", "adapter")
         for probe in asked:
-            rows = found.rows(probe.key)
+            rows = {name: own for name, own in found.rows(probe.key).items() if name not in found.twins}
             if model.name not in rows:
                 continue
             arm = UNCHANGED if unchanged else model.name

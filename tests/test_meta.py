@@ -6,6 +6,7 @@ from erasure.eval import meta
 from erasure.eval.assessment import Assessment, Cell, ModelCard
 from erasure.eval.meta import faithfulness, gated, separation, table, trials
 from erasure.eval.probes.base import Evidence, Observation
+from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.stats import Estimate
 
@@ -69,6 +70,22 @@ def test_every_model_is_judged_as_an_erasure_against_the_others():
     assert row.knows == {"base": 1.0}
     assert row.asked == {"UCE": 0.5}
     assert row.never == {"gold 0": 0.0, "gold 1": 0.0, "start": 0.0}
+
+
+def test_a_judged_copy_of_a_retrained_model_is_nobodys_measure():
+    def row(name, level):
+        to = {gold: level for gold in ("gold 0", "gold 1", "gold 2") if gold != ("gold 0" if name == "copy" else name)}
+        return tuple(Observation(name, "target", f"picture {i}", 0, level, None, {"to": to}) for i in range(12))
+
+    golds = [(f"gold {i}", "gold", "retrained", f"gold {i}") for i in range(3)]
+    models = [("base", "base", "none", "base"), ("copy", "erased", "retrained", "gold 0"), *golds]
+    cards = [ModelCard(name, role, kind, weights, {}) for name, role, kind, weights in models]
+    levels = {"base": 5.0, "copy": 1.0, "gold 0": 1.0, "gold 1": 1.0, "gold 2": 1.0}
+    cells = [Cell("divergence", 1, Divergence().settings(), name, {}, row(name, v)) for name, v in levels.items()]
+    found = Assessment(None, "standard", tuple(cards), tuple(cells), None, {})
+    assert found.twins == {"copy": "gold 0"}
+    (told,) = faithfulness(*trials(found))
+    assert (told.knows, told.never) == ({"base": 1.0}, {f"gold {i}": 0.0 for i in range(3)})
 
 
 def test_a_demoted_probe_is_shown_and_enters_no_claim(monkeypatch):

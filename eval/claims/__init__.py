@@ -172,7 +172,8 @@ def _leakage(view: View) -> str:
             ]
     if golds := shown["gold"]:
         between = dict.fromkeys((_percent(min(golds)), _percent(max(golds))))
-        return f", with {len(golds)} models retrained without it in {' to '.join(between)}"
+        several = f"{len(golds)} models" if len(golds) > 1 else "a model"
+        return f", with {several} retrained without it in {' to '.join(between)}"
     return f", with a null control in {_percent(shown['null'][0])}" if shown["null"] else ""
 
 
