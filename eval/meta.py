@@ -57,6 +57,9 @@ class Faithfulness:
         return self.auc is not None and self.auc < DEMOTED_BELOW
 
 
+OTHERWISE = ("construction", "resurgence")  # probes of removal whose number is not higher the more a model knows
+
+
 def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:
     """One row per probe that has a value for a model that knows and for one that does not.
 
@@ -91,9 +94,10 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
 
     The base is judged as an erasure that changed nothing. Every retrained model is judged against the others, and a
     null control against all of them. Nothing is drawn or trained for it: the observations of the probes of removal are
-    weighed again with other roles. Left out is the probe that only records what was done to the parameters.
+    weighed again with other roles. Left out are the probe that only records what was done to the parameters, and the
+    one that asks whether suppression lasts: the target cannot come back in a model that draws it anyway.
     """
-    asked = [probe for probe in found.probes() if probe.section == "removal" and probe.key != "construction"]
+    asked = [probe for probe in found.probes() if probe.section == "removal" and probe.key not in OTHERWISE]
     again: list[Evidence] = []
     knows: dict[str, bool | None] = {}
     for model in found.models:
