@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -72,7 +73,7 @@ class Cell:
         """What the cell erases, in a few words."""
         return self.suite.target if self.suite else self.concepts[0].name
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name of the cell's folder: readable, and different whenever a setting, a file it names or the base is."""
         method = dataclasses.asdict(self.method)  # type: ignore[call-overload]

@@ -282,7 +282,7 @@ def _banners(view: View) -> list[str]:
 def _seen_anyway(view: View) -> list[str]:
     """Evidence against suppression. A rate stands whatever the base shows; a bypass proves its own power."""
     limit, target = view.facts.margins.suppression, view.facts.target
-    one = view.facts.probed or target
+    one = view.facts.looked_at
     rates = [e for probe in ("direct", *rules.VARIATIONS) for e in view.each(probe, "rate")]
     found = [
         f"{target if e.probe == 'direct' else one} is seen with {view.model} in {e.estimate:%} under {rules.named(e)}"
@@ -298,7 +298,7 @@ def _seen_anyway(view: View) -> list[str]:
 
 def _left_inside(view: View) -> list[str]:
     """Evidence against removal: what a probe recovers beyond a model that never saw the target."""
-    target = view.facts.probed or view.facts.target
+    target = view.facts.looked_at
     faster = view.low("relearning", "advantage") > view.facts.margins.advantage
     read = {"relearning": "advantage" if faster else "above_control", "resurgence": "above_control"}
     found = []

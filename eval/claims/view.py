@@ -81,6 +81,11 @@ class Facts:
     missing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     margins: Margins = Margins()
 
+    @property
+    def looked_at(self) -> str:
+        """What the probes beyond the paired pictures look at."""
+        return self.probed or self.target
+
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}; choose one of {list(PRESETS)}")
