@@ -89,9 +89,7 @@ class OutputDistance(Probe):
             return []
         found = []
         for family in families(rows[golds[0]]):
-            at = {
-                n: {(r.cluster, r.seed): r.facts["features"] for r in o if r.family == family} for n, o in rows.items()
-            }
+            at = {name: placed(own, family) for name, own in rows.items()}
             keys = [key for key in at[golds[0]] if all(key in own for own in at.values())]
             x = {name: np.array([own[key] for key in keys], dtype=float) for name, own in at.items()}
             h = float(np.median(pdist(np.concatenate([x[gold] for gold in golds]), "sqeuclidean"))) or 1.0
@@ -191,6 +189,11 @@ def features_of(judge: Detector, images: Sequence[Image.Image]) -> tuple[str, np
     if (d := found.shape[1]) > WIDTH:
         found = found @ (np.random.default_rng(d).standard_normal((d, WIDTH)) / np.sqrt(WIDTH))
     return f"{layer} of {judge.name}", found
+
+
+def placed(rows: Sequence[Observation], family: str) -> dict[tuple[str, int], np.ndarray]:
+    """The features of a family's pictures by prompt and seed."""
+    return {(r.cluster, r.seed): np.array(r.facts["features"], dtype=float) for r in rows if r.family == family}
 
 
 def rounded(vector: np.ndarray) -> list[float]:

@@ -179,11 +179,16 @@ def likeliest(judge: Detector, images: Sequence[Image.Image], count: int = 2) ->
     """The likeliest labels of each picture, best first, by attribute; attributes without labels are left out."""
     found: list[dict[str, list[str]]] = [{} for _ in images]
     for attribute in ATTRIBUTES:
-        labels = judge.labels(attribute)
-        if labels and images:
-            for row, order in zip(found, judge.scores(images, attribute).argsort(axis=1)[:, ::-1], strict=True):
-                row[attribute] = [labels[i] for i in order[:count]]
+        if judge.labels(attribute) and images:
+            for row, best in zip(found, ranked(judge, attribute, images, count), strict=True):
+                row[attribute] = best
     return found
+
+
+def ranked(judge: Detector, attribute: str, images: Sequence[Image.Image], count: int) -> list[list[str]]:
+    """The likeliest labels of each picture for one attribute, best first."""
+    labels = judge.labels(attribute)
+    return [[labels[i] for i in order[:count]] for order in judge.scores(images, attribute).argsort(axis=1)[:, ::-1]]
 
 
 def _some(asked: Sequence[Composed], count: int, seed: int) -> list[Composed]:

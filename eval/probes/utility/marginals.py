@@ -8,15 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from PIL import Image
-
 from erasure.concept import Prompt
 from erasure.eval.compare import limited
 from erasure.eval.detectors.base import Detector
 from erasure.eval.models import Model, Role
 from erasure.eval.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
-from erasure.eval.probes.utility.binding import ATTRIBUTES
+from erasure.eval.probes.utility.binding import ATTRIBUTES, ranked
 from erasure.eval.probes.utility.replacement import distance, shares
 from erasure.eval.probes.weigh import families
 
@@ -75,11 +73,11 @@ class Marginals(Probe):
                 for attribute, prompts in left.items():
                     each = [(p, s, image) for p, row in zip(asked, drawn, strict=True) if p in prompts
                             for s, image in zip(seeds, row, strict=True)]  # fmt: skip
-                    tops = top_labels(context.judge, attribute, [image for *_, image in each])
+                    tops = ranked(context.judge, attribute, [image for *_, image in each], 1)
                     found += [
                         Observation(model.name, attribute + again, p, s, None, None,
                                     {"prompt": p, "top": top, "image_hash": image_hash(image)})
-                        for (p, s, image), top in zip(each, tops, strict=True)
+                        for (p, s, image), (top,) in zip(each, tops, strict=True)
                     ]  # fmt: skip
         return found
 
@@ -109,12 +107,6 @@ def left_open(prompts: Sequence[Prompt], judge: Detector) -> dict[str, list[str]
         if labels and texts:
             found[attribute] = list(dict.fromkeys(texts))
     return found
-
-
-def top_labels(judge: Detector, attribute: str, images: Sequence[Image.Image]) -> list[str]:
-    """The likeliest label of each picture."""
-    labels = judge.labels(attribute)
-    return [labels[i] for i in judge.scores(images, attribute).argmax(axis=1)]
 
 
 def shifts(before: Sequence[Observation], after: Sequence[Observation]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from erasure.eval.compare import limited
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.removal.output_distance import features_of, rounded
+from erasure.eval.probes.removal.output_distance import features_of, placed, rounded
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate, ratio
 
@@ -84,7 +84,7 @@ class Preservation(Probe):
             return []
         golds, found = [name for name in rows if models[name] == "gold"], []
         for family in families(rows[base]):
-            at = {name: features(own, family) for name, own in rows.items()}
+            at = {name: placed(own, family) for name, own in rows.items()}
             unit = spread(at[base])
             for name in rows:
                 others = [gold for gold in golds if gold != name]
@@ -99,11 +99,6 @@ class Preservation(Probe):
                     away = in_units(apart(at[name], [at[gold] for gold in others]), unit)
                     found.append(Evidence(self.key, name, "retrained", away, family, "gold", unit="number"))
         return found
-
-
-def features(rows: Sequence[Observation], family: str) -> dict[Key, np.ndarray]:
-    """The features of a family's pictures by prompt and seed."""
-    return {(r.cluster, r.seed): np.array(r.facts["features"]) for r in rows if r.family == family}
 
 
 def apart(own: Mapping[Key, np.ndarray], others: Sequence[Mapping[Key, np.ndarray]]) -> dict[Key, float]:
