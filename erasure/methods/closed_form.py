@@ -333,8 +333,8 @@ class ClosedForm(Method):
         """The problem as :func:`erasure.resolve` reads it."""
         weight = problem.erase_scale**0.5  # into the rows: a weighted row is a longer one
         tensors = {
-            f"{space}.targets": (weight * problem.targets.cpu().double()).float(),
-            f"{space}.anchors": (weight * problem.anchors.cpu().double()).float(),
+            f"{space}.targets": weight * problem.targets.cpu().double(),
+            f"{space}.anchors": weight * problem.anchors.cpu().double(),
             f"{space}.kept.0": problem.kept.cpu().double(),
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors

@@ -68,7 +68,7 @@ def resolve(
     for space in edits[0].config["spaces"]:
         ridge = _ridge([edit.config["system"][space]["lamb"] for edit in edits], lamb)
         x, y, rows, kept = _joined(edits, space, dropping)
-        solution = solve(Problem(x, y, sum(kept, torch.zeros_like(kept[0])), ridge))
+        solution = solve(Problem(x, y, sum(kept, torch.zeros_like(kept[0])), ridge)).smallest()
         tensors |= solution.tensors(space)
         system |= {f"{space}.targets": x, f"{space}.anchors": y}
         system |= {f"{space}.kept.{i}": gram for i, gram in enumerate(kept)}
