@@ -65,7 +65,7 @@ class Swapped:
 
     def __init__(self, name: str, modules: Mapping[str, nn.Module], *, config: Mapping[str, Any] | None = None) -> None:
         self.name, self.config = name, dict(config or {})
-        self._theirs, self._ours = dict(modules), dict[str, nn.Module]()
+        self.modules, self._ours = dict(modules), dict[str, nn.Module]()
 
     def apply(self, pipe: Any) -> None:
         """Lend the modules to ``pipe``.
@@ -74,12 +74,12 @@ class Swapped:
             ValueError: the pipeline has no such part.
         """
         ours = modules_of(pipe)
-        if absent := sorted(self._theirs.keys() - ours.keys()):
+        if absent := sorted(self.modules.keys() - ours.keys()):
             raise ValueError(
                 f"{self.name} has {absent}, the base only {sorted(ours)}; compare pipelines of one architecture"
             )
-        self._ours = {part: ours[part] for part in self._theirs}
-        for part, module in self._theirs.items():
+        self._ours = {part: ours[part] for part in self.modules}
+        for part, module in self.modules.items():
             setattr(pipe, part, module)
 
     def remove(self, pipe: Any) -> None:

@@ -39,6 +39,8 @@ MEASURES = {
     "moved": "distance from the base's picture",
     "retrained": "distance from retrained models' pictures",
     "diversity": "diversity of a prompt's pictures",
+    "overhead": "times the base's",
+    "storage": "beside the base",
     "changed": "parameters that differ",
     "by_construction": "retrained without the data",
     "auc": "AUC",

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from erasure import erase
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.models import Model
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Missing, Observation
+from erasure.eval.probes.utility import efficiency
 from erasure.eval.probes.utility.binding import BESIDE, Binding, Composed, apart, beside
 from erasure.eval.probes.utility.degeneracy import Degeneracy
 from erasure.eval.probes.utility.distances import NULL, Distances
+from erasure.eval.probes.utility.efficiency import MEMORY, STORAGE, TIME, Efficiency
 from erasure.eval.probes.utility.leakage import Leakage
 from erasure.eval.probes.utility.marginals import AGAIN, Marginals
 from erasure.eval.probes.utility.neighbours import Neighbours
@@ -493,3 +496,56 @@ def test_a_shift_is_named_and_the_base_has_its_own_noise():
 def test_filters_are_not_asked_what_they_hand_on(probe, bare):
     guard = Model("filter", "erased", Guard.of_words(["cat"]))
     assert not probe().concerns(guard) and all(probe().concerns(model) for model in bare.models.values())
+
+
+# --- U13 --------------------------------------------------------------------------------------------------------------
+
+
+class Ticking:
+    """A clock by which a drawing of the base takes one second and one of any other model three."""
+
+    def __init__(self, context, monkeypatch):
+        self.now, self.drawn = 0.0, []
+        draw = type(context).draw
+
+        def slower(context, pipe, model, prompts, **sampler):
+            self.now += 1.0 if model.role == "base" else 3.0
+            self.drawn.append((model.name, tuple(prompts), sampler["cache_dir"]))
+            return draw(context, pipe, model, prompts, **sampler)
+
+        monkeypatch.setattr(type(context), "draw", slower)
+        monkeypatch.setattr(efficiency.time, "perf_counter", lambda: self.now)
+
+
+def test_time_is_a_ratio_of_drawings_in_turn(bare, monkeypatch):
+    clock = Ticking(bare, monkeypatch)
+    before = weights_hash(bare.pipe)
+    probe = Efficiency(prompts=2, rounds=3)
+    rows = {name: probe.run(bare.models[name], bare) for name in ("base", "noise")}
+    assert weights_hash(bare.pipe) == before
+    turns = [name for name, _, _ in clock.drawn]
+    assert turns == ["base"] * 7 + ["base", *["base", "noise"] * 3]
+    assert all(len(prompts) == 2 and cache is None for _, prompts, cache in clock.drawn)
+    assert not any("cat" in prompt for _, prompts, _ in clock.drawn for prompt in prompts)  # kept things are drawn
+    told = {(e.model, e.family): e for e in probe.weigh(rows, {"base": "base", "noise": "erased"})}
+    assert told["base", TIME].estimate.value == 1.0 and told["noise", TIME].estimate.value == 3.0
+    assert told["noise", TIME].measure == "overhead" and told["noise", TIME].estimate.n == 3
+    assert told["noise", TIME].estimate.low is None and "no interval" in told["noise", TIME].estimate.reason
+    assert "itself" in told["base", TIME].note and ("base", STORAGE) not in told
+    assert told["noise", MEMORY].estimate.value is None and "CUDA" in told["noise", MEMORY].estimate.reason
+
+
+def test_what_is_stored_is_counted_or_said_not_to_be(bare):
+    gold = bare.models["gold-0"].change
+    held = sum(p.numel() * p.element_size() for m in gold.modules.values() for p in m.state_dict().values())
+    assert held > 0 and efficiency.stored(gold) == (held / 1e6, None)
+    edit = erase(bare.pipe, "cat", "uce", keep=["dog"], apply=False)
+    assert efficiency.stored(edit) == (sum(4 * t.numel() for t in edit.tensors.values()) / 1e6, None)
+    assert efficiency.stored(Guard.of_words(["cat"])) == (None, "a filter is not stored with weights")
+    assert efficiency.stored(bare.models["noise"].change) == (None, "the change does not say what it stores")
+
+
+@pytest.mark.parametrize("settings", [{"prompts": 0}, {"rounds": 0}])
+def test_nothing_to_time_is_refused(settings):
+    with pytest.raises(ValueError, match="give 1 or more"):
+        Efficiency(**settings)

@@ -57,6 +57,7 @@ HOMES = {
     "marginals": "utility.marginals:Marginals",
     "replacement": "utility.replacement:Replacement",
     "degeneracy": "utility.degeneracy:Degeneracy",
+    "efficiency": "utility.efficiency:Efficiency",
     # what filters do
     "input_filter": "guardrails.input_filter:InputFilterProbe",
     "output_filter": "guardrails.output_filter:OutputFilterProbe",
