@@ -277,6 +277,38 @@ def test_an_erasure_goes_on_and_comes_off_under_a_lora_that_was_loaded_later():
     assert identical(before, {name.replace(".base_layer.", "."): w for name, w in weights(pipe).items()})
 
 
+def ip_adapter(unet, *, width=16, tokens=4):
+    """The state of an IP-Adapter with random weights, in the layout diffusers loads."""
+    cross = unet.config.cross_attention_dim
+    attentions = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    keys = {
+        f"{2 * i + 1}.to_{k}_ip.weight": torch.randn(unet.get_submodule(name).to_k.out_features, cross)
+        for i, name in enumerate(attentions)
+        for k in "kv"
+    }
+    projection = {"proj.weight": torch.randn(tokens * cross, width), "proj.bias": torch.zeros(tokens * cross)}
+    return {"image_proj": {**projection, "norm.weight": torch.ones(cross), "norm.bias": torch.zeros(cross)},
+            "ip_adapter": keys}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["operator", "delta"])
+def test_an_ip_adapter_makes_no_other_base_of_a_model(kind):
+    pipe, adapted = tiny_pipeline(), tiny_pipeline()
+    edit = an_erasure(pipe, kind)
+    adapted.unet._load_ip_adapter_weights([ip_adapter(adapted.unet)])
+    before = weights(adapted)
+    assert any("to_k_ip" in name for name in before)
+    edit.apply(adapted)
+    assert not identical(before, weights(adapted))
+    edit.remove(adapted)
+    assert identical(before, weights(adapted))
+    edit.apply(pipe)  # and the other way round: the adapter comes later
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    set_erasures(pipe, edit.name, 0.5)
+    edit.remove(pipe)
+    assert all(torch.equal(weight, weights(pipe)[name]) for name, weight in weights(tiny_pipeline()).items())
+
+
 def test_fused_projections_are_no_place_to_change_an_erasure():
     pipe = tiny_pipeline()
     before = weights(pipe)

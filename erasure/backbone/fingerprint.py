@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TENSORS, VALUES = 48, 4
+IP_ADAPTER = (".processor.", "encoder_hid_proj.image_projection_layers.")
 
 
 def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None) -> dict[str, Any]:
@@ -18,12 +19,14 @@ def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None
     Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each
     of 48 tensors; :func:`matches` compares them within bfloat16 rounding. A fine-tune of all weights exceeds that
     somewhere; a change of a few layers may stand between the samples: this tells models apart, it does not detect
-    tampering.
+    tampering. What an IP-Adapter adds (image projections, keys and values in the attention processors) is no part of
+    the model it is on.
 
     Args:
         originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).
     """
-    state = {**dict(module.named_parameters()), **(originals or {})}
+    own = {name: p for name, p in module.named_parameters() if not any(added in name for added in IP_ADAPTER)}
+    state = {**own, **(originals or {})}
     layout = hashlib.sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]).encode()).hexdigest()
     return {"layout": layout[:16], "samples": [round(value, 6) for value in _samples(state)]}
 
