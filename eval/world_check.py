@@ -1,7 +1,8 @@
 """The quality gate of Emoji World: does its base model draw what it is asked for?
 
 Every figure of an evaluation is relative to what the base model can do, so a world whose base misses its own prompts is
-of no use. :func:`check` asks for everything the world knows, lets two detectors look, and compares with the gate.
+of no use. :func:`check` asks for everything the world knows, lets detectors look, each alone and all together, and
+compares with the gate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 from erasure.concept import write_atomically
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.classifier import both_present
+from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.stats import Estimate, rate
 from erasure.precision import autocast_for
@@ -60,7 +62,7 @@ class Check:
     Attributes:
         figures: figure -> detector name -> rate with its 95 % interval.
         per_concept: concept -> detector name -> rate.
-        settings: sampler, seeds, detectors.
+        settings: sampler, seeds, detectors; the last of these is the one the gate is held to.
         pictures: what was asked and what was drawn, for a contact sheet and for :func:`calibrated`.
     """
 
@@ -71,12 +73,13 @@ class Check:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Figures below their gate by any detector, or with no value. Empty when the world passes."""
-        return tuple(
-            name
-            for name, floor in GATE.items()
-            if any(e.value is None or e.value < floor for e in self.figures[name].values()) or not self.figures[name]
-        )
+        """Figures below their gate by all detectors together, or with no value. Empty when the world passes."""
+        return self.below(self.settings["detectors"][-1])
+
+    def below(self, detector: str) -> tuple[str, ...]:
+        """Figures below their gate by one detector."""
+        found = {name: self.figures[name][detector].value for name in GATE}
+        return tuple(name for name, value in found.items() if value is None or value < GATE[name])
 
     @property
     def passed(self) -> bool:
@@ -97,7 +100,7 @@ def check(
     detectors: Sequence[Detector],
     num_inference_steps: int = 25,
     guidance_scale: float = 3.0,
-    per_concept: int = 12,
+    per_concept: int = 24,
     progress: bool = True,
     concepts: Sequence[str] | None = None,
     styles: Sequence[str] | None = None,
@@ -110,10 +113,12 @@ def check(
 
     Args:
         pipe: a pipeline of the world.
-        detectors: one or more; the gate holds only if each says so.
+        detectors: one or more. Each is reported; of several, the gate is held to what all of them say together
+            (:class:`~erasure.eval.detectors.mean.MeanDetector`), which takes fewer right pictures for wrong ones.
         num_inference_steps, guidance_scale: of the sampler.
-        per_concept: pictures per concept for the first figure; raise it for narrower intervals. Every other figure has
-            its own fixed number of prompts.
+        per_concept: pictures per concept for the first figure, at most one of each style on each background that
+            training saw; lower it for a quick look, at wider intervals. Every other figure has its own fixed number of
+            prompts.
         progress: show a progress bar.
         concepts, styles: what the model was trained on; give them for a model retrained without something.
         seed: of the noise.
@@ -143,7 +148,8 @@ def check(
         **sampler,
     )
     images = [row[0] for row in drawn]
-    verdicts = {detector.name: judge(detector, asked, images) for detector in detectors}
+    judges = [*detectors, MeanDetector(detectors)] if len(detectors) > 1 else detectors
+    verdicts = {detector.name: judge(detector, asked, images) for detector in judges}
     figures = {name: {who: figure(name, asked, seen) for who, seen in verdicts.items()} for name in (*GATE, *REPORTED)}
     table = {
         concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
@@ -351,11 +357,17 @@ def card(result: Check) -> str:
         "",
         "The worst concept is the lowest of all rates below, so its interval is too low a reading of any one.",
     ]
-    verdict = "All gates are met." if result.passed else f"Below the gate: {', '.join(result.failures)}."
-    lines += ["", verdict, "", f"| concept | {' | '.join(who)} |", f"|---|{'---|' * len(who)}"]
+    lines += ["", *(_verdict(result, w) for w in who[::-1])]
+    lines += ["", f"| concept | {' | '.join(who)} |", f"|---|{'---|' * len(who)}"]
     worst_first = sorted(result.per_concept.items(), key=lambda item: min(e.value or 0.0 for e in item[1].values()))
     lines += [f"| {name} | {' | '.join(_cell(by[w]) for w in who)} |" for name, by in worst_first]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(result: Check, detector: str) -> str:
+    below = result.below(detector)
+    held = "The gate is held to" if detector == result.settings["detectors"][-1] else "Alone,"
+    return f"- {held} {detector}: {'below in ' + ', '.join(below) if below else 'all gates are met'}."
 
 
 def _cell(estimate: Estimate) -> str:

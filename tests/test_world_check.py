@@ -115,7 +115,7 @@ def test_one_lost_concept_is_found_and_named(tmp_path) -> None:
     assert result.per_concept["owl"]["oracle"].value == 0.0 and result.per_concept["fox"]["oracle"].value == 1.0
     result.write_card(tmp_path / "card.md")
     text = (tmp_path / "card.md").read_text("utf-8")
-    assert "Below the gate" in text and "worst concept" in text
+    assert "- The gate is held to oracle: below in worst concept" in text
     rows = text[text.index("| concept | oracle |") :].splitlines()[2:]
     assert rows[0].startswith("| owl |") and len(rows) == len(spec().concepts)
 
@@ -176,6 +176,19 @@ def test_disputed_pictures_are_those_a_detector_calls_something_else() -> None:
     found = disputed(eyes, result)
     assert len(found) == 2 * (len(spec().concepts) - 1)
     assert any(label.startswith("superhero") and label.endswith("superhero | ninja") for _, label in found)
+
+
+def test_the_gate_is_held_to_all_detectors_together_and_each_is_reported() -> None:
+    asked = list(asks(SETTINGS["per_concept"]))
+    timid = Contrary(asked)
+    timid.sure = 0.4
+    result = check(CodedPipe([ask.text for ask in asked]), detectors=[Oracle(asked), timid], **SETTINGS)
+    assert result.settings["detectors"] == ["oracle", "contrary", "oracle + contrary"]
+    assert result.below("oracle") == () and "worst concept" in result.below("contrary")
+    assert set(result.failures) == set(result.below("oracle + contrary"))
+    assert result.figures["concept"]["oracle + contrary"].value == 1.0
+    text = world_check.card(result)
+    assert "- The gate is held to oracle + contrary: " in text and "- Alone, contrary: below in concept" in text
 
 
 def test_the_mean_of_detectors_goes_with_the_surer_one() -> None:
