@@ -18,6 +18,7 @@ from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate
 
 TIME, MEMORY, STORAGE = "time to draw", "peak memory", "megabytes"
+ONE_RUN = "rounds of one run on one machine, no interval"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +108,18 @@ class Efficiency(Probe):
             for family in families(own):
                 measure = "storage" if family == STORAGE else "overhead"
                 note = "null: the base against itself" if models[name] == "base" else ""
-                number = middle([row for row in own if row.family == family])
+                told = ("counted", "counted, no interval") if family == STORAGE else ("median of rounds", ONE_RUN)
+                number = middle([row for row in own if row.family == family], *told)
                 found.append(Evidence(self.key, name, measure, number, family, unit="number", note=note))
         return found
 
 
-def middle(rows: Sequence[Observation]) -> Estimate:
-    """The median of the rounds that have a value."""
+def middle(rows: Sequence[Observation], method: str, reason: str) -> Estimate:
+    """The median of the values there are; ``reason`` says why it has no interval."""
     values = [row.value for row in rows if row.value is not None]
     if not values:
         return Estimate.missing(rows[0].reason or "no value", excluded=len(rows))
-    return Estimate(
-        statistics.median(values), None, None, "median of rounds", len(values), 1, len(rows) - len(values),
-        "rounds of one run on one machine, no interval",
-    )  # fmt: skip
+    return Estimate(statistics.median(values), None, None, method, len(values), 1, len(rows) - len(values), reason)
 
 
 def stored(change: Any) -> tuple[float | None, str | None]:
