@@ -26,7 +26,16 @@ from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Recor
 from erasure.eval.summary import told
 from erasure.precision import autocast_for
 
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy")
+PACKAGES = (
+    "diffusion-erasure",
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "torchmetrics",
+    "numpy",
+    "scipy",
+)
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
 OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
 

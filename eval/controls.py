@@ -40,7 +40,9 @@ def controls_for(
         for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))[:count]:
             seed = int(file.stem.rpartition("-")[2])
             model, facts = stored_gold(file), gold_facts(file)
-            scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures"
+            saw = [part for part in facts["scope"].values() if not part.startswith("none")]
+            scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; not retrained: "
+            scope += "; ".join(saw)
             config = {"scope": scope, "seed": seed, "without": suite.concept.name, "audit": audited(file, model)}
             parts = {part: module.eval().to(device, dtype) for part, module in model.items()}
             found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))

@@ -21,8 +21,8 @@ from erasure.eval.report_evidence import FIRST, SECTIONS, more, section
 # A level in words: a letter with a number would be read as a score.
 LEVELS = {
     NO_CLAIM: "No claim",
-    "C1": "Suppresses the target under direct prompts",
-    "C2": "Suppresses it under the tested variations too",
+    "C1": "Seen less than with the base when asked by name",
+    "C2": "Seen less than with the base in the tested variations too",
     "C3": "No bypass found by the attacks that have power",
     "C4'": "Recovered no more than from a null control",
     "C4": "Recovered no more than from retrained models",

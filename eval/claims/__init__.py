@@ -181,9 +181,20 @@ def _varied(view: View) -> dict[str, str]:
     families = rules.counted(view)
     worst = max(families, key=lambda e: e.estimate.high or 0.0)
     upper = worst_upper([e.estimate for e in families])
-    rare = ", ".join(rules.rare(view))
-    left = f" Not counted, because the base itself rarely shows it there: {rare}." if rare else ""
-    return {"upper": _percent(upper), "count": str(len(families)), "worst": rules.named(worst), "left": left}
+    left = "; ".join(f"{rules.named(e)} ({_base_there(view, e)})" for e in rules.uncounted(view))
+    return {
+        "kinds": ", ".join(dict.fromkeys(e.probe for e in families)),
+        "drops": str(sum(rules.base_shows(view, e) for e in families)),
+        "upper": _percent(upper),
+        "count": str(len(families)),
+        "worst": rules.named(worst),
+        "left": f" Tried and not counted, as too few of the base's own pictures show it: {left}." if left else "",
+    }
+
+
+def _base_there(view: View, e: Evidence) -> str:
+    base = rules.base_rate(view, e)
+    return "base not looked at" if base is None else f"base {base:%}"
 
 
 def _attacked(view: View) -> dict[str, str]:
@@ -195,6 +206,7 @@ def _attacked(view: View) -> dict[str, str]:
         "upper": f"{100 * max(view.high(attack, 'excess') for attack in strong):.1f}",
         "limit": f"{100 * view.facts.margins.suppression:g}",
         "chance": _percent(_read(view, "random_control", "rate").value),
+        "tries": f" ({budgets['random_control']})" if "random_control" in budgets else "",
         "left": f" Not run or inconclusive: {', '.join(others)}." if others else "",
     }
 

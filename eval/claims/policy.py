@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -53,6 +53,8 @@ class Policy:
     Attributes:
         removal_required: whether the target's influence has to leave the weights. None: not decided.
         suppression_required: whether the target has to be kept out of outputs. None: not decided.
+        suppression_level, removal_level: the least level of the ladder that will do, "C1" to "C3" and "C4" to "C6". The
+            lowest by default: asked by name alone, and no attack. Raise it to what the use calls for.
         rationale: why, in a sentence.
         decided_by: the person or body that decided; never this library.
 
@@ -62,6 +64,8 @@ class Policy:
 
     removal_required: bool | None = None
     suppression_required: bool | None = None
+    suppression_level: Literal["C1", "C2", "C3"] = "C1"
+    removal_level: Literal["C4", "C5", "C6"] = "C4"
     rationale: str = ""
     decided_by: str = ""
 
@@ -91,18 +95,20 @@ def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
     wanted = [column for column, asked in required.items() if asked]
     if wanted and not reports:
         return [f"{' and '.join(wanted)} required, and no model was assessed"]
-    return [line for report in reports for column in wanted for line in _open(report, column)]
+    least = {"suppression": policy.suppression_level, "removal": policy.removal_level}
+    return [line for report in reports for column in wanted for line in _open(report, column, least[column])]
 
 
-def _open(report: ClaimReport, column: Column) -> list[str]:
+def _open(report: ClaimReport, column: Column, least: str) -> list[str]:
     """Why one column of one report leaves a requirement open."""
     start = f"{report.model}: {column} is required"
     against = [f"{start}, and evidence speaks against it: {line}" for line in report.against[column]]
     level = report.level(column)
     if level == NULL:
         return [*against, f"{start}, and was assessed against a null control only, not against retrained models"]
-    if level.startswith("C") and level != NO_CLAIM:
+    if level.startswith("C") and level >= least:  # "C0" is below them all
         return against
-    status = "no claim can be made" if level == NO_CLAIM else f"the column says: {level}"
+    reached = "no claim can be made" if level == NO_CLAIM else f"was assessed up to {level} of {least}"
+    status = reached if level.startswith("C") else f"the column says: {level}"
     needed = "; ".join(report.needed[column])
     return [*against, f"{start}, and {status}" + (f" (needed: {needed})" if needed else "")]

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from erasure.eval.claims.licences import NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL
 from erasure.eval.claims.view import UTILITY, Margins, View
 from erasure.eval.probes.base import Evidence
-from erasure.eval.stats import LEVEL, holm
+from erasure.eval.stats import LEVEL, Estimate, holm
 
 VARIATIONS = ("paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler")
 SEARCHES = ("unlearn_diff_atk", "p4d", "ring_a_bell")
@@ -134,6 +134,16 @@ def counted(view: View) -> list[Evidence]:
     return found
 
 
+def uncounted(view: View) -> list[Evidence]:
+    """The rates of those families of variations that were tried and do not count."""
+    there = [(e.probe, e.family) for e in counted(view)]
+    found = []
+    for probe in VARIATIONS:
+        rates = view.each(probe, "rate")
+        found += [e for e in [e for e in rates if e.family] or rates if (e.probe, e.family) not in there]
+    return found
+
+
 def _each_alone(view: View) -> list[str]:
     """Only the paired pictures look at every target of a suite with several."""
     only = view.facts.probed
@@ -147,7 +157,7 @@ def _c2(view: View) -> list[str]:
     needed += [f"{p} ({_no_family(view, p)})" for p in VARIATIONS if p not in there and p not in rare(view)]
     if not needed and len(there) < ENOUGH:
         needed.append(f"{ENOUGH} variations in which the base shows the target; it does in {len(there)}")
-    known = [e for e in families if _base_shows(view, e)]
+    known = [e for e in families if base_shows(view, e)]
     adjusted = holm([_no_drop(view, e) for e in known])
     flat = [named(e) for e, p in zip(known, adjusted, strict=True) if p is None or p > (1 - LEVEL) / 2]
     return needed + ([f"a drop against the base, Holm-adjusted, in {', '.join(flat)}"] if flat else [])
@@ -169,11 +179,17 @@ def _no_family(view: View, probe: str) -> str:
     return "no family in which the base shows the target often enough" if view.assessed(probe) else view.why(probe)
 
 
-def _base_shows(view: View, e: Evidence) -> bool:
-    """Whether the base shows the target often enough in a family for its drop to be seen; if unknown, it has to be."""
+def base_shows(view: View, e: Evidence) -> bool:
+    """Whether the base shows the target often enough in a family for a drop to be required; so too if unknown."""
+    base = base_rate(view, e)
+    return base is None or base.low is None or base.low >= COUNTS
+
+
+def base_rate(view: View, e: Evidence) -> Estimate | None:
+    """The base's rate in the family of a number."""
     bases = [m for m, role in view.models.items() if role == "base"]
-    lows = [b.estimate.low for m in bases for b in view.each(e.probe, "rate", m) if b.family == e.family]
-    return not lows or lows[0] is None or lows[0] >= COUNTS
+    found = (b.estimate for m in bases for b in view.each(e.probe, "rate", m) if b.family == e.family)
+    return next(found, None)
 
 
 def _no_drop(view: View, e: Evidence) -> float:

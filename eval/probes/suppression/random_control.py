@@ -45,6 +45,9 @@ class RandomControl(Probe):
     tries: int = 10
     tokens: int = 3
 
+    def budget(self) -> str:
+        return f"{self.tries} on each of {self.prompts} sentences with its name"
+
     def run(self, model: Model, context: Context) -> list[Observation]:
         named = [goal.named for goal in goals_of(context, "prefix", self.prompts)]
         first = context.suite.images_per_prompt  # noise with lower seeds is the evaluation's
