@@ -52,6 +52,15 @@ class Faithfulness:
     without: tuple[str, ...] = ()
 
     @property
+    def order(self) -> tuple[float | None, float | None]:
+        """P(a model that knows is above an erased one) and P(an erased one is above one that never saw it).
+
+        Neither is 1 by right: an erasure may leave all of it, or nothing. A second one near 0.5 says that by this
+        metric the erasures look like retrained models, which other metrics may contradict.
+        """
+        return separation(self.knows, self.asked), separation(self.asked, self.never)
+
+    @property
     def demoted(self) -> bool:
         """Whether the metric is shown and enters no claim."""
         return self.auc is not None and self.auc < DEMOTED_BELOW
@@ -130,11 +139,14 @@ def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float 
 
 def table(rows: Iterable[Faithfulness]) -> str:
     """The rows as a Markdown table, the worst metric first."""
-    lines = ["| probe | metric | AUC | know it | erased | never saw it | |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| probe | metric | AUC | know it over erased | erased over never | know it | erased | never saw it | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: 2.0 if row.auc is None else row.auc):
         groups = (row.knows, row.asked, row.never)
         sides = [", ".join(f"{m} {v:.2f}" for m, v in side.items()) or "none" for side in groups]
         name = f"{row.measure}, {row.family}" if row.family else row.measure
-        auc = "no pair" if row.auc is None else f"{row.auc:.2f}"
-        lines.append(f"| {row.probe} | {name} | {auc} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
+        told = " | ".join("no pair" if auc is None else f"{auc:.2f}" for auc in (row.auc, *row.order))
+        lines.append(f"| {row.probe} | {name} | {told} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
     return "\n".join(lines)

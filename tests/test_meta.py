@@ -50,6 +50,7 @@ def test_an_erasure_stands_between_and_does_not_count():
     rows = said("inversion", "residual", {"unchanged": 1.0, "UCE": 2.0, "retrained": 0.0})
     (row,) = faithfulness(rows, {**KNOWS, "UCE": None})
     assert (row.auc, row.asked) == (1.0, {"UCE": 2.0})
+    assert row.order == (0.0, 1.0)  # the erased one is above both
     assert "| unchanged 1.00 | UCE 2.00 | retrained 0.00 |" in table([row])
 
 
