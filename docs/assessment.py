@@ -3,12 +3,14 @@
     python docs/assessment.py quick runs/assessment
     python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
 
-Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/.
+Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/,
+and beside it an archive of the records that it links to.
 """
 
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ def main(preset: str, out: Path, *probes: str) -> None:
         probes=probes or None,
         out=out,
     )
-    write_report(found, DOCS / "results" / f"superhero-{preset}.html", title=f"Superhero, preset {preset}")
+    results = DOCS / "results"
+    records = archive(out, results / f"superhero-{preset}.records.zip")
+    write_report(found, results / f"superhero-{preset}.html", title=f"Superhero, preset {preset}", records=records.name)
     page = DOCS / "assessment.md"
     text = replace_block(page.read_text("utf-8"), preset, table(found))
     told = meta.table(meta.faithfulness(*meta.trials(found)))
@@ -58,6 +62,14 @@ def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.
         edit = erasure.erase(pipe, suite.concepts, method, keep=suite.kept, apply=False, name=method.upper())
         edit.save_pretrained(folder)
     return erasure.Erasure.from_pretrained(folder)
+
+
+def archive(out: Path, file: Path) -> Path:
+    """Every record behind the numbers of a report, in one file that is the same for the same records."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for one in [out / "records.jsonl", *sorted((out / "probes").rglob("*.jsonl"))]:
+            made.writestr(zipfile.ZipInfo(str(one.relative_to(out))), one.read_bytes(), zipfile.ZIP_DEFLATED)
+    return file
 
 
 def table(found: Assessment) -> str:

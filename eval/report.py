@@ -11,9 +11,10 @@ import dataclasses
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 
@@ -64,30 +65,46 @@ class ClipRow:
     accuracy: Estimate
 
 
-def write_report(found: Evaluation | Assessment, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+def write_report(
+    found: Evaluation | Assessment,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    records: str | None = None,
+) -> Path:
     """Write an evaluation or an assessment as one self-contained HTML file.
 
     Args:
         found: what to report.
         path: file to write, completely or not at all. A folder gets ``report.html``.
         title: heading; by default the name of the target.
+        records: address of the records behind the numbers, an archive of them for a report that is handed on. By
+            default the files are linked that lie beside the report.
 
     Returns:
         The path of the file. It needs no server, no network and no script.
     """
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
-    write_atomically(path, render(found, title=title))
+    write_atomically(path, render(found, title=title, linked=lambda file: records or _beside(path.parent, file)))
     return path
 
 
-def render(found: Evaluation | Assessment, *, title: str | None = None) -> str:
-    """The HTML of the report."""
+def _beside(folder: Path, file: str) -> str:
+    """The link to a file that lies in the report's folder; "" where it does not."""
+    return quote(file) if (folder / file).exists() else ""
+
+
+def render(
+    found: Evaluation | Assessment, *, title: str | None = None, linked: Callable[[str], str] = lambda file: ""
+) -> str:
+    """The HTML of the report; ``linked`` gives the address of a file of records, or ""."""
     if isinstance(found, Evaluation):
-        return environment().get_template("report.html.j2").render(told(found, title))
+        return environment().get_template("report.html.j2").render(told(found, title), linked=linked)
     from erasure.eval import report_assessment  # it stands on this module
 
-    return environment().get_template("assessment.html.j2").render(report_assessment.told(found, title))
+    page = report_assessment.told(found, title)
+    return environment().get_template("assessment.html.j2").render(page, linked=linked)
 
 
 def environment() -> jinja2.Environment:

@@ -10,7 +10,7 @@ import pytest
 from erasure.eval.assessment import Assessment
 from erasure.eval.claims.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
-from erasure.eval.report import SHARE, Scale, along, render, shown
+from erasure.eval.report import SHARE, Scale, along, render, shown, write_report
 from erasure.eval.report_assessment import LEVELS
 from erasure.eval.report_curves import curve_of, curves, operating
 from erasure.eval.report_evidence import block, scale_of
@@ -123,6 +123,20 @@ def test_what_got_through_is_shown_beside_chance(assessment, html, text):
     hit = next(row for row in rows if row.family == "attack" and row.value == 1)
     assert f"<code>{hit.facts['prompt']}</code>" in html
     assert re.search(r"uce, UnlearnDiffAtk S10 Shown for \d+ of 12 sentences; by random tries for \d+", text)
+
+
+def test_records_are_linked_where_they_lie_beside_the_report_or_are_said_to_be(assessment, tmp_path):
+    found = few(assessment, "relearning")
+    file = f"probes/{found.cells[0].probe}/{found.cells[0].model}.jsonl"
+
+    def links(path, **given):
+        page = Page(write_report(found, path, **given).read_text("utf-8"))
+        return {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
+
+    assert links(tmp_path / "alone.html") <= {None}
+    found.save(tmp_path / "run")
+    assert {file, "records.jsonl"} <= links(tmp_path / "run" / "report.html")
+    assert links(tmp_path / "sent.html", records="all.zip") == {"all.zip"}
 
 
 def test_every_probe_says_what_it_allows_and_leaves_its_records(assessment, text):
