@@ -246,6 +246,32 @@ def world_gold(
     console.print(f"retrained without {without} -> {file}, with its record {record.name}", markup=False)
 
 
+@world_app.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
+def world_audit(
+    model: Annotated[Path, typer.Argument(help="A retrained model, with its record beside it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the replay's checkpoints; run again to resume.")] = Path(
+        "runs/audit"
+    ),
+    device: Device = None,
+) -> None:
+    """Train a retrained model once more by its record, and compare where that ends. As long as the training was.
+
+    It shows that the record can lead to these weights, not that nothing else did.
+    """
+    from erasure.bases import pick_device
+    from erasure.eval.audit import UnlearningRecord, record_file, record_of_gold, replay_of_gold, verify
+
+    if not model.exists():
+        raise FileNotFoundError(f"{model}: no such retrained model; give a file such as gold/superhero-0.safetensors")
+    record = UnlearningRecord.from_json(record_file(model))
+    if record_of_gold(model, policy=record.policy).head != record.head:
+        raise ValueError(f"{record_file(model)} is not the record of {model.name}; get both from one place")
+    result = verify(record, replay_of_gold(model, out, device=pick_device(device)))
+    console.print(f"{model.name}: {result}", markup=False)
+    if not result.passed:
+        _fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
+
+
 @world_app.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
 def world_check(
     out: Annotated[

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from erasure.concept import write_atomically
@@ -296,6 +297,34 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         scope=f"UNet and text encoder; kept from training on it: {SCOPE[without]}; {SCOPE['every target']}",
         checkpoints=[checkpoint(0, _weights(start)), checkpoint(fit["steps"], _weights(model))],
     )
+
+
+def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *, device: str = "cpu") -> Replay:
+    """What :func:`verify` asks for: the training of a model of :func:`record_of_gold`, once more, from its start.
+
+    Args:
+        file: the retrained model. It is not touched.
+        out: folder for the checkpoints of the replay; an interrupted one goes on there.
+
+    Raises:
+        ValueError: when replayed, if the start is not the recorded one.
+    """
+    from erasure.world.retrain import gold_facts, pack, trained_without, unpack
+    from erasure.world.train import stored_model
+
+    file, facts = Path(file), gold_facts(Path(file))
+    start = file.parent / "start"
+
+    def replay(first: Checkpoint, end: Checkpoint) -> Weights:
+        if hash_of(_weights(stored_model(start))) != first.weights:
+            raise ValueError(f"{start} is not the start that the record of {file.name} has; get both from one place")
+        _, model = trained_without(
+            Path(out), facts["without"], seed=facts["seed"], device=torch.device(device), folder=file.parent,
+            steps=end.step, batch=facts["batch"],
+        )  # fmt: skip
+        return _weights(unpack(pack(model, stored_model(start)), stored_model(start)))  # as the file stores it
+
+    return replay
 
 
 def record_file(gold: Path) -> Path:

@@ -7,10 +7,20 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from erasure import world
+from erasure.cli import app
 from erasure.eval import audit
-from erasure.eval.audit import UnlearningRecord, checkpoint, forge_gap, record_of_gold, sketch_of, verify
+from erasure.eval.audit import (
+    UnlearningRecord,
+    checkpoint,
+    forge_gap,
+    record_of_gold,
+    replay_of_gold,
+    sketch_of,
+    verify,
+)
 from erasure.world import retrain, train
 
 FACTS = {
@@ -156,24 +166,22 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
     assert record.data_after != record.data_before == train.scenes_hash(scenes)
     assert "tokenizer" in record.scope and [point.step for point in record.checkpoints] == [0, 1]
 
-    def replay(first, end):
-        start = {
-            f"{part}.{name}": tensor
-            for part, module in train.stored_model(folder / "start").items()
-            for name, tensor in module.state_dict().items()
-        }
-        assert audit.hash_of(start) == first.weights
-        again = retrain.retrain(tmp_path / "again", "superhero", seed=0, device=device, folder=folder)
-        return {
-            f"{part}.{name}": tensor
-            for part, module in retrain.stored_gold(again).items()
-            for name, tensor in module.state_dict().items()
-        }
-
-    assert verify(record, replay).passed
+    before = file.read_bytes()
+    assert verify(record, replay_of_gold(file, tmp_path / "again")).passed
+    assert file.read_bytes() == before
+    with pytest.raises(ValueError, match="not the start"):
+        replay_of_gold(file, tmp_path / "again")(record.checkpoints[1], record.checkpoints[1])
     assert audit.audited(file, retrain.stored_gold(file)) is None
     record.to_json(audit.record_file(file))
     assert audit.audited(file, retrain.stored_gold(file)) == record.digest
+    command = ["world", "audit", str(file), "--out", str(tmp_path / "cli"), "--device", "cpu"]
+    told = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert told.exit_code == 0 and "superhero-0.safetensors: steps 0 to 1 repeat" in told.output
+    other = {**record.to_dict(), "method": "another"}
+    del other["format"], other["checkpoints"]
+    UnlearningRecord.chained(checkpoints=record.checkpoints, **other).to_json(audit.record_file(file))
+    assert "is not the record of" in str(CliRunner().invoke(app, command).exception)
+    record.to_json(audit.record_file(file))
     retrain.retrain(tmp_path / "other", "superhero", seed=0, device=device, folder=folder, batch=3)
     with pytest.raises(ValueError, match="the record of other weights"):
         audit.audited(file, retrain.stored_gold(file))

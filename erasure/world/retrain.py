@@ -28,6 +28,7 @@ from erasure.world.spec import spec
 from erasure.world.train import (
     PHASES,
     SCOPE,
+    Fit,
     folder_hash,
     phase_fit,
     run_phase,
@@ -64,6 +65,33 @@ def retrain(
         ValueError: ``without`` is no target of the world: its start has seen it; or ``out`` holds a run of another
             length.
     """
+    settings, model = trained_without(out, without, seed=seed, device=device, folder=folder, steps=steps, batch=batch)
+    facts = {
+        "without": without,
+        "seed": seed,
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "scope": {name: SCOPE[name] for name in (without, "every target")},
+        "scenes": scenes_hash(training_scenes(frozenset({without}))),
+        "start": start_hash(folder),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+    file = folder / f"{without}-{seed}.safetensors"
+    write_atomically(file, save(pack(model, stored_model(folder / "start")), metadata={"gold": json.dumps(facts)}))
+    return file
+
+
+def trained_without(
+    out: Path,
+    without: str,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path = FOLDER,
+    steps: int | None = None,
+    batch: int | None = None,
+) -> tuple[Fit, dict[str, nn.Module]]:
+    """The training of :func:`retrain`, whose arguments it has: its settings, and the model it ends in."""
     check_target(without)
     out.mkdir(parents=True, exist_ok=True)
     for part in ("vae", "tokenizer"):
@@ -71,7 +99,6 @@ def retrain(
             save_whole(functools.partial(shutil.copytree, path() / part), out / part)
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    left_out = frozenset({without})
     settings = phase_fit(LAST)
     settings = dataclasses.replace(settings, steps=steps or settings.steps, batch=batch or settings.batch)
     model = run_phase(
@@ -80,25 +107,13 @@ def retrain(
         stored_model(folder / "start"),
         vae,
         tokenizer,
-        without=left_out,
+        without=frozenset({without}),
         seed=1000 * (seed + 1),
         device=device,
         name=f"{without}-{seed}",
         settings=settings,
     )
-    facts = {
-        "without": without,
-        "seed": seed,
-        "steps": settings.steps,
-        "batch": settings.batch,
-        "scope": {name: SCOPE[name] for name in (without, "every target")},
-        "scenes": scenes_hash(training_scenes(left_out)),
-        "start": start_hash(folder),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-    }
-    file = folder / f"{without}-{seed}.safetensors"
-    write_atomically(file, save(pack(model, stored_model(folder / "start")), metadata={"gold": json.dumps(facts)}))
-    return file
+    return settings, model
 
 
 def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: Any) -> StableDiffusionPipeline:
