@@ -183,11 +183,19 @@ class Assessment:
             audited=tuple(model.name for model in self.models if model.config.get("audit")),
             twins=self.twins,
             detectors=tuple(self.evaluation.detectors),
-            judge=self.settings["judge"],
+            judge=self._judge(),
             sampler=self.settings["sampler"],
             ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
             missing=self.missing,
         )
+
+    def _judge(self) -> str:
+        """The detector that scored, with what its card says of its errors."""
+        name, attribute = self.settings["judge"], self.evaluation.suite.attribute
+        card = self.evaluation.detectors.get(name)
+        measured = {} if card is None else {"sensitivity": card.sensitivity, "specificity": card.specificity}
+        told = [f"{kind} {100 * by[attribute]:.0f} %" for kind, by in measured.items() if by and attribute in by]
+        return f"{name} ({', '.join(told) or 'its own errors were not measured'})"
 
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not speak for; empty without a policy."""

@@ -87,6 +87,18 @@ def test_claims_come_first_and_suppression_is_not_removal_last(page):
     assert page.headings[-3:] == ["Settings", "What was not assessed", "Suppression is not removal"]
 
 
+def test_a_rate_is_told_with_what_is_known_of_the_errors_of_who_judged(assessment):
+    known = assessment.evaluation.detectors[judge := assessment.settings["judge"]]
+    told = {}
+    for measured in (None, {"concept": 0.9}, {"style": 0.9}):
+        card = dataclasses.replace(known, sensitivity=measured, specificity=None)
+        cards = {**assessment.evaluation.detectors, judge: card}
+        changed = dataclasses.replace(assessment.evaluation, detectors=cards)
+        told[str(measured)] = dataclasses.replace(assessment, evaluation=changed).facts().judge
+    assert told["None"] == told["{'style': 0.9}"] == f"{judge} (its own errors were not measured)"
+    assert told["{'concept': 0.9}"] == f"{judge} (sensitivity 90 %)"
+
+
 def test_every_claim_stands_in_its_own_column(assessment, text):
     for report in assessment.claims():
         card = (
