@@ -1,4 +1,4 @@
-# One command each on a fresh clone with nothing but Python 3.11:
+# One command each on a fresh clone, with Python 3.11 or newer and a network for pip:
 #   make demo   the main job: erase a concept from Emoji World, print the table, write the report
 #   make test   everything the continuous integration runs
 # The environment is made once; the stamps in .venv say what is in it, so running again is quick.

@@ -216,7 +216,10 @@ def world_train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline; run again to resume.")],
     device: Device = None,
 ) -> None:
-    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in three phases."""
+    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in three phases.
+
+    Needs npm and a network: the emoji the autoencoder learns from come in npm packages.
+    """
     import torch
 
     from erasure.bases import pick_device

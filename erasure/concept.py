@@ -61,8 +61,8 @@ class Concept:
     Attributes:
         name: what prompts call it, "superhero" or "Van Gogh".
         kind: object | style | identity | nsfw | other. It chooses prompt templates, never the mathematics.
-        synonyms: other words for the same thing. The ``recommended`` presets erase them too, the published codes'
-            (``official-2025...``) the name alone; evaluation always tries them.
+        synonyms: other words for the same thing. The ``recommended`` presets erase them too, the published ones
+            (``official-2025``, ``paper`` ...) the name alone; evaluation always tries them.
         anchor: what to draw instead. ``""`` (default) is the empty prompt. Name a near, harmless neighbour
             ("ninja" for "superhero") when pictures should stay pictures of something.
         neighbours: close things that must survive; also the natural preserve list.

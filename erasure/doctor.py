@@ -27,6 +27,8 @@ from packaging.version import Version
 Status = Literal["ok", "warn", "fail"]
 
 DISTRIBUTION = "diffusion-erasure"
+REPOSITORY = "https://github.com/diffusion-erasure/erasure"
+WORLD, WEIGHTS = "erasure/world/emoji-world", "eval/detectors/weights"  # in a clone
 OLDEST_PYTHON = (3, 11)
 GIB = 2**30
 # Stable Diffusion 1.x in float32 takes about 5 GiB; a run on Emoji World writes some tens of megabytes.
@@ -175,7 +177,7 @@ def check_world() -> Finding:
     folder = Path(__file__).parent / "world" / "emoji-world"
     if (folder / "model_index.json").is_file():
         return Finding("Emoji World", "ok", f"{_size(folder) / 2**20:.0f} MiB")
-    return Finding("Emoji World", "fail", "the default model is missing (world/emoji-world)", _restore())
+    return Finding("Emoji World", "fail", f"the default model is missing ({WORLD})", _restore(WORLD))
 
 
 def check_detectors() -> Finding:
@@ -186,7 +188,7 @@ def check_detectors() -> Finding:
     folder = Path(spec.submodule_search_locations[0]) / "detectors" / "weights"
     if _size(folder):
         return Finding("detectors", "ok", f"{_size(folder) / 2**20:.0f} MiB")
-    return Finding("detectors", "fail", "the weights of the detectors are missing (eval/detectors/weights)", _restore())
+    return Finding("detectors", "fail", f"the weights of the detectors are missing ({WEIGHTS})", _restore(WEIGHTS))
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
@@ -218,11 +220,12 @@ def _pip(*arguments: str) -> str:
     return shlex.join([short, "-m", "pip", "install", *arguments])
 
 
-def _restore() -> str:
-    """An installed wheel has lost files, so install it again; a checkout makes them."""
-    if "site-packages" in Path(__file__).parts:
-        return _pip("--force-reinstall", "--no-deps", DISTRIBUTION)
-    return "erasure world train"
+def _restore(folder: str) -> str:
+    """A clone has its weights in git; a wheel that has lost files is installed again."""
+    clone = Path(__file__).parents[1]
+    if (clone / ".git").exists():
+        return shlex.join(["git", "-C", str(clone), "checkout", "HEAD", "--", folder])
+    return _pip("--force-reinstall", "--no-deps", f"{DISTRIBUTION} @ git+{REPOSITORY}")
 
 
 def _first_line(error: BaseException) -> str:

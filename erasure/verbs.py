@@ -36,7 +36,7 @@ def erase(
         method: "uce" (seconds) or "esd" (minutes); ``erasure methods`` lists all.
         keep: prompts whose pictures must not change; one, or several. Default: the concepts' neighbours. The more
             of the nearby things you name, the less breaks.
-        preset: named settings of the method; "recommended" by default, "official-2025..." for the published code's.
+        preset: named settings of the method; "recommended" by default; `erasure methods` lists the published ones.
         name: name of the erasure; made from concept and method by default.
         checkpoint: folder for the training state of a fine-tune; the same call again resumes it.
         apply: apply the erasure at once. With False the pipeline is left as it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import shlex
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -163,11 +164,31 @@ def test_a_cache_folder_not_made_yet_is_no_fault(machine, monkeypatch, tmp_path)
     assert findings()["disk"].status == "ok"
 
 
-def test_missing_weights(machine):
+def without_weights(machine) -> list[doctor.Finding]:
     (machine.world / "model_index.json").unlink()
     (machine.weights / "concept.safetensors").unlink()
     found = findings()
     assert found["Emoji World"].status == found["detectors"].status == "fail"
+    return [found["Emoji World"], found["detectors"]]
+
+
+def test_missing_weights_are_installed_again(machine):
+    for finding in without_weights(machine):
+        (wanted,) = asked_of_pip(finding.remedy)
+        assert wanted.name == "diffusion-erasure" and wanted.url.startswith("git+https://")
+
+
+def test_missing_weights_come_back_in_a_clone(machine):
+    clone = machine.world.parents[2]
+
+    def git(*words):
+        subprocess.run(["git", "-C", clone, "-c", "user.name=x", "-c", "user.email=x", *words], check=True)
+
+    git("init", "--quiet"), git("add", "--all"), git("commit", "--quiet", "--message", "all")
+    for finding in without_weights(machine):
+        subprocess.run(shlex.split(finding.remedy), check=True)
+    found = findings()
+    assert found["Emoji World"].status == found["detectors"].status == "ok"
 
 
 def test_a_bare_checkout_is_told_to_install(machine, monkeypatch):

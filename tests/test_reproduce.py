@@ -282,7 +282,7 @@ def test_what_is_missing_is_named_and_nothing_is_zero(tmp_path, monkeypatch) -> 
     pipe = tiny_pipeline()
     reasons = {
         "no prompt file of the kind 'i2p'": (BASE, inputs(files={})),
-        "diffusion-erasure\\[nsfw\\]": (BASE, inputs()),
+        "pip install -e '.\\[nsfw\\]'": (BASE, inputs()),
         "no real pictures": (RECIPES["18"], inputs(real=None)),
         "no CLIP; the protocol's is ViT-L-14-336/openai": (RECIPES["18"], inputs(clip=None)),
         "different size .* \\(16 and 5": (RECIPES["18"], inputs(files={"coco_30k": prompts("coco_30k", 5)})),
@@ -419,7 +419,7 @@ def test_it_is_a_detector_whose_threshold_lies_at_one_half(nudenet) -> None:
 
 def test_without_the_package_the_extra_and_its_licence_are_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
-    with pytest.raises(ImportError, match=r"AGPL-3.0.*diffusion-erasure\[nsfw\]"):
+    with pytest.raises(ImportError, match=r"AGPL-3.0.*pip install -e '.\[nsfw\]'"):
         NudeNet()
 
 

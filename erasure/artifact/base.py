@@ -183,8 +183,8 @@ class Erasure(abc.ABC):
         """Write ``erasure_config.json``, ``erasure.safetensors`` and a model card; all of them or none.
 
         Args:
-            system: also write ``system.safetensors``, the regression a closed form solved: megabytes instead of
-                kilobytes. Ask for it when concepts will be added or dropped later with :func:`erasure.resolve`.
+            system: also write ``system.safetensors``, the regression a closed form solved: a ``(d, d)`` matrix and the
+                rows, in float64. Ask for it when concepts will be added or dropped later with :func:`erasure.resolve`.
 
         Raises:
             ValueError: there is no system to write, the name could be read as a path out of a folder, or the folder

@@ -1,4 +1,4 @@
-"""Closed forms: one low-rank matrix multiplied onto every layer that reads the prompt."""
+"""Closed forms: a low-rank matrix multiplied onto the layers that read the prompt."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ BLOCKS = 16  # parts of a layer that are edited one after the other, so that it 
 
 
 class OperatorErasure(Erasure):
-    """``W' = W (I + s U V^T)`` for every text site, with ``U, V`` of shape ``(d, n)``: d the width of the text
-    embeddings, n at most the number of edited embeddings. Kilobytes, whatever the size of the model.
+    """``W' = W (I + s U V^T)`` for every edited text site, with ``U, V`` of shape ``(d, n)``: d the width of the text
+    embeddings, n at most the number of edited embeddings. Its size is that of ``U`` and ``V``, whatever the number of
+    layers: kilobytes where one token is moved, megabytes where all those of several prompts are (``recommended``).
 
     For each edited embedding ``U`` holds where it is moved (anchor minus target), ``V`` how strongly any embedding
     takes part; where fewer columns say the same, they are combinations of these.

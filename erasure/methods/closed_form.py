@@ -224,7 +224,7 @@ class ClosedForm(Method):
         articles: also edit "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
         synonyms: edit the concept's synonyms as well as its name.
         keep_span: which tokens of a kept prompt must not change; ``all`` is the safest.
-        keep_everyday: keep a hundred everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
+        keep_everyday: keep ninety everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
             tokens does not reach what nobody thought to name.
         corpus: file of a Gram matrix over captions (:class:`erasure.methods.gram.Gram`, ``erasure gram``) that must
             not change either; "" for none. Bring one when erasing many concepts at once: twenty took three quarters of

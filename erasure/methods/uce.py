@@ -44,7 +44,7 @@ class UCE(ClosedForm):
     technique: Literal["replace", "tensor"] = "replace"
 
     key: ClassVar[str] = "uce"
-    summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds, kilobytes"
+    summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds"
     reference: ClassVar[Reference] = Reference(
         "Unified Concept Editing in Diffusion Models",
         "Gandikota et al., WACV 2024",

@@ -18,7 +18,7 @@ def path() -> Path:
     folder = Path(__file__).parent / "emoji-world"
     if not (folder / "model_index.json").exists():
         raise FileNotFoundError(
-            f"Emoji World's model is not installed ({folder}); reinstall, or make it with `erasure world train`"
+            f"Emoji World's model is not installed ({folder}); `erasure doctor` prints the command that brings it back"
         )
     return folder
 

@@ -1,7 +1,7 @@
 """NudeNet version 3, as the published protocols count with it. An optional extra.
 
 Licence: the package's metadata says MIT, its repository AGPL-3.0, and its weights were trained with a tool under the
-AGPL. It is therefore no requirement of this library: ``pip install 'diffusion-erasure[nsfw]'`` is your decision.
+AGPL. It is therefore no requirement of this library: ``pip install -e '.[nsfw]'`` in the clone is your decision.
 
 Numbers across papers are not comparable: thresholds from 0.2 to 0.75 and five, eight or nine classes are in use, and
 the bundled detector finds 61 % of true cases at 0.2 but 14 % at 0.7 (a user's measurement, NudeNet issue 159). Version
@@ -145,7 +145,7 @@ def _package() -> Any:
     except ImportError:
         raise ImportError(
             "NudeNet is not installed; it is an extra because its repository is under the AGPL-3.0; "
-            "if that suits you: pip install 'diffusion-erasure[nsfw]'"
+            "if that suits you, in the clone: pip install -e '.[nsfw]'"
         ) from None
     return nudenet
 
