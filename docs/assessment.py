@@ -18,12 +18,14 @@ from figures import replace_block  # beside this file
 
 import erasure
 from erasure.eval import Assessment, assess, meta, write_report
+from erasure.eval.assessment import Cell
 from erasure.eval.controls import controls_for, held_out
 from erasure.eval.detectors import world as detectors
 from erasure.eval.material import material_for
 from erasure.pipelines.guardrails import Guard
 
-DOCS = Path(__file__).parent
+PAGE = Path(__file__).with_suffix(".md")
+RESULTS = PAGE.parent / "results"
 METHODS = ("uce", "esd", "rece")
 
 
@@ -47,13 +49,21 @@ def main(preset: str, out: Path, *probes: str) -> None:
         probes=probes or None,
         out=out,
     )
-    results = DOCS / "results"
-    records = archive(out, results / f"superhero-{preset}.records.zip")
-    write_report(found, results / f"superhero-{preset}.html", title=f"Superhero, preset {preset}", records=records.name)
-    page = DOCS / "assessment.md"
-    text = replace_block(page.read_text("utf-8"), preset, table(found))
+    publish(found, out)
+
+
+def publish(found: Assessment, out: Path) -> None:
+    """The report, everything it was made from in one archive beside it, and the tables of the page."""
+    name = f"superhero-{found.preset}"
+    archive(found, out, RESULTS / f"{name}.zip")
+    write_report(found, RESULTS / f"{name}.html", title=f"Superhero, preset {found.preset}", records=f"{name}.zip")
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8"), found), "utf-8")
+
+
+def with_tables(page: str, found: Assessment) -> str:
+    """The page with the tables of one assessment made anew."""
     told = meta.table(meta.faithfulness(*meta.trials(found)))
-    page.write_text(replace_block(text, f"{preset} meta", told), "utf-8")
+    return replace_block(replace_block(page, found.preset, table(found)), f"{found.preset} meta", told)
 
 
 def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.Erasure:
@@ -64,12 +74,12 @@ def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.
     return erasure.Erasure.from_pretrained(folder)
 
 
-def archive(out: Path, file: Path) -> Path:
-    """Every record behind the numbers of a report, in one file that is the same for the same records."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
-        for one in [out / "records.jsonl", *sorted((out / "probes").rglob("*.jsonl"))]:
+def archive(found: Assessment, out: Path, file: Path) -> None:
+    """What an assessment is loaded from, with every record behind its numbers; equal contents give equal bytes."""
+    whole = [out / "assessment.json", out / "evaluation.json", out / "records.jsonl"]
+    with zipfile.ZipFile(file, "w") as made:
+        for one in [*whole, *(Cell.file(out, cell.probe, cell.model) for cell in found.cells)]:
             made.writestr(zipfile.ZipInfo(str(one.relative_to(out))), one.read_bytes(), zipfile.ZIP_DEFLATED)
-    return file
 
 
 def table(found: Assessment) -> str:

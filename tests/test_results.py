@@ -1,0 +1,59 @@
+"""The committed assessments: their pages are what the code makes of their records, and known truths come out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from erasure.eval import Assessment, meta
+from erasure.eval.claims.licences import NO_CLAIM, NOT_BY_CONSTRUCTION
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.fixture(scope="module", params=["quick", pytest.param("standard", marks=pytest.mark.slow)])
+def committed(request, tmp_path_factory) -> Assessment:
+    folder = tmp_path_factory.mktemp(request.param)
+    with zipfile.ZipFile(DOCS / "results" / f"superhero-{request.param}.zip") as archive:
+        archive.extractall(folder)
+    return Assessment.load(folder)
+
+
+def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committed, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    sys.modules.pop("assessment", None)
+    page = (DOCS / "assessment.md").read_text("utf-8")
+    assert importlib.import_module("assessment").with_tables(page, committed) == page
+    html = (DOCS / "results" / f"superhero-{committed.preset}.html").read_text("utf-8")
+    words = " ".join(html.replace("&#39;", "'").split())
+    for claim in committed.claims():
+        for sentence in claim.told["suppression"] if claim.suppression != NO_CLAIM else ():
+            assert sentence.partition(" This does not imply")[0] in words
+
+
+def test_truths_known_by_construction_come_out(committed):
+    """No erasure is called removal, the filter never can be, retraining is; the base is told from what never saw it."""
+    removal = {claim.model: claim.removal for claim in committed.claims()}
+    assert removal.pop("prompt filter") == NOT_BY_CONSTRUCTION
+    assert removal.pop("retrained") == "C6"
+    assert set(removal.values()) == {NO_CLAIM}
+    faithful = meta.faithfulness(*meta.trials(committed))
+    assert len(faithful) >= 4
+    assert {row.probe for row in faithful if row.demoted} == set(meta.DEMOTED)
+
+
+def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(committed):
+    for probe, measure, limit in (("inversion", "residual", 0.25), ("divergence", "ratio", 1.25)):
+        evidence, _ = meta.trials(committed)
+        value = {
+            e.model: e.estimate.value
+            for e in evidence
+            if (e.probe, e.measure) == (probe, measure) and e.family in ("", "target")
+        }
+        golds = [value[m] for m, role in committed.roles.items() if role == "gold" and m in value]
+        assert len(golds) >= 2
+        assert max(golds) <= limit < value["base"]
