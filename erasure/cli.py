@@ -262,13 +262,15 @@ def world_audit(
     It shows that the record can lead to these weights, not that nothing else did.
     """
     from erasure.bases import pick_device
-    from erasure.eval.audit import UnlearningRecord, record_file, record_of_gold, replay_of_gold, verify
+    from erasure.eval.audit import UnlearningRecord, audited, record_file, record_of_gold, replay_of_gold, verify
+    from erasure.world.retrain import stored_gold
 
     if not model.exists():
         raise FileNotFoundError(f"{model}: no such retrained model; give a file such as gold/superhero-0.safetensors")
     record = UnlearningRecord.from_json(record_file(model))
     if record_of_gold(model, policy=record.policy).head != record.head:
         raise ValueError(f"{record_file(model)} is not the record of {model.name}; get both from one place")
+    audited(model, stored_gold(model))  # or the replay would be of other weights than these
     result = verify(record, replay_of_gold(model, out, device=pick_device(device)))
     console.print(f"{model.name}: {result}", markup=False)
     if not result.passed:

@@ -124,7 +124,7 @@ def report(
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
     found = Assessment.load(folder) if whole else Evaluation.from_json(evaluation)
-    console.print(f"report -> {write_report(found, out)}")
+    console.print(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
 
 
 def probes() -> None:
@@ -328,7 +328,7 @@ def compare(
 
     found = measure(pipe, edits, plan, detectors=detectors, clip=clip, limit=limit, cache_dir=out / "cache")
     found.save(out)
-    path = write_report(found, out / "report.html")
+    path = write_report(found, out / "report.html", records=out)
     table = Table("model", "detector", "group", "seen, 95 % interval", "change")
     for row in found.rows():
         table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
@@ -343,7 +343,7 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     from erasure.eval import assess, write_report
 
     found = assess(pipe, edits, plan, out=out, **settings)
-    path = write_report(found, out / "report.html")
+    path = write_report(found, out / "report.html", records=out)
     table = Table("model", "suppression", "removal", "neighbours", "unrelated")
     for claim in found.claims():
         table.add_row(

@@ -194,8 +194,8 @@ class Assessment:
         name, attribute = self.settings["judge"], self.evaluation.suite.attribute
         card = self.evaluation.detectors.get(name)
         measured = {} if card is None else {"sensitivity": card.sensitivity, "specificity": card.specificity}
-        told = [f"{kind} {100 * by[attribute]:.0f} %" for kind, by in measured.items() if by and attribute in by]
-        return f"{name} ({', '.join(told) or 'its own errors were not measured'})"
+        told = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
+        return f"{name} ({', '.join([*told, 'by its card']) if told else 'its own errors were not measured'})"
 
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not speak for; empty without a policy."""

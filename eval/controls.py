@@ -41,8 +41,8 @@ def controls_for(
             seed = int(file.stem.rpartition("-")[2])
             model, facts = stored_gold(file), gold_facts(file)
             saw = [part for part in facts["scope"].values() if not part.startswith("none")]
-            scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; not retrained: "
-            scope += "; ".join(saw)
+            scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; "
+            scope += f"autoencoder and tokenizer are the base's; what saw it of these: {'; '.join(saw)}"
             config = {"scope": scope, "seed": seed, "without": suite.concept.name, "audit": audited(file, model)}
             parts = {part: module.eval().to(device, dtype) for part, module in model.items()}
             found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))

@@ -70,7 +70,7 @@ def write_report(
     path: str | os.PathLike[str],
     *,
     title: str | None = None,
-    records: str | None = None,
+    records: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write an evaluation or an assessment as one self-contained HTML file.
 
@@ -78,21 +78,24 @@ def write_report(
         found: what to report.
         path: file to write, completely or not at all. A folder gets ``report.html``.
         title: heading; by default the name of the target.
-        records: address of the records behind the numbers, an archive of them for a report that is handed on. By
-            default the files are linked that lie beside the report.
+        records: where the records behind the numbers are: the folder of the assessment, whose files are then linked,
+            or the address of an archive of it. None links nothing.
 
     Returns:
         The path of the file. It needs no server, no network and no script.
     """
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
-    write_atomically(path, render(found, title=title, linked=lambda file: records or _beside(path.parent, file)))
+    write_atomically(path, render(found, title=title, linked=lambda file: _link(records, file, path.parent)))
     return path
 
 
-def _beside(folder: Path, file: str) -> str:
-    """The link to a file that lies in the report's folder; "" where it does not."""
-    return quote(file) if (folder / file).exists() else ""
+def _link(records: str | os.PathLike[str] | None, file: str, page: Path) -> str:
+    """The link from the folder ``page`` to a file of records; "" where it is not known."""
+    if records is None or not Path(records).is_dir():
+        return str(records or "")
+    there = Path(records) / file
+    return quote(os.path.relpath(there, page)) if there.exists() else ""
 
 
 def render(

@@ -93,10 +93,13 @@ def requirements(assessment: Assessment) -> list[tuple[str, str]]:
     """What the policy says of each column."""
     if assessment.policy is None:
         return []
-    words = {True: "required", False: "not required", None: "not decided"}
     policy = assessment.policy
-    asked = (("Suppression", policy.suppression_required), ("Removal", policy.removal_required))
-    return [(column, words[value]) for column, value in asked]
+    asked = (
+        ("Suppression", policy.suppression_required, policy.suppression_level),
+        ("Removal", policy.removal_required, policy.removal_level),
+    )
+    words = {False: "not required", None: "not decided"}
+    return [(column, words.get(value, f"required, at least {level}")) for column, value, level in asked]
 
 
 def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:

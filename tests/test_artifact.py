@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from erasure import Erasure, save_denoiser
 from erasure.artifact.files import CONFIG, WEIGHTS, digest
+from erasure.backbone.fingerprint import fingerprint
 from erasure.pipelines import active_erasures, set_erasures, unload_erasures
-from tests.tiny import identical, make, tiny_pipeline, weights
+from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
 ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
 
@@ -307,6 +308,16 @@ def test_an_ip_adapter_makes_no_other_base_of_a_model(kind):
     set_erasures(pipe, edit.name, 0.5)
     edit.remove(pipe)
     assert all(torch.equal(weight, weights(pipe)[name]) for name, weight in weights(tiny_pipeline()).items())
+
+
+def test_what_an_ip_adapter_adds_to_a_transformer_is_no_part_of_the_model():
+    transformer = tiny("sd3").transformer
+    before = fingerprint(transformer)
+    transformer.image_proj = torch.nn.Linear(4, 4)  # where diffusers' loader of SD3 puts it
+    transformer.transformer_blocks[0].attn.processor = torch.nn.Linear(4, 4)
+    assert fingerprint(transformer) == before
+    transformer.proj_out = torch.nn.Linear(4, 4)
+    assert fingerprint(transformer) != before
 
 
 def test_fused_projections_are_no_place_to_change_an_erasure():

@@ -181,6 +181,9 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
     del other["format"], other["checkpoints"]
     UnlearningRecord.chained(checkpoints=record.checkpoints, **other).to_json(audit.record_file(file))
     assert "is not the record of" in str(CliRunner().invoke(app, command).exception)
+    moved = [record.checkpoints[0], dataclasses.replace(record.checkpoints[1], weights="f" * 64)]
+    UnlearningRecord.chained(checkpoints=moved, **{**other, "method": record.method}).to_json(audit.record_file(file))
+    assert "of other weights" in str(CliRunner().invoke(app, command).exception)
     record.to_json(audit.record_file(file))
     retrain.retrain(tmp_path / "other", "superhero", seed=0, device=device, folder=folder, batch=3)
     with pytest.raises(ValueError, match="the record of other weights"):

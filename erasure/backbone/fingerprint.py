@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 TENSORS, VALUES = 48, 4
-IP_ADAPTER = (".processor.", "encoder_hid_proj.image_projection_layers.")
+IP_ADAPTER = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.")
 
 
 def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None
     Args:
         originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).
     """
-    own = {name: p for name, p in module.named_parameters() if not any(added in name for added in IP_ADAPTER)}
+    own = {name: p for name, p in module.named_parameters() if not IP_ADAPTER.search(name)}
     state = {**own, **(originals or {})}
     layout = hashlib.sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]).encode()).hexdigest()
     return {"layout": layout[:16], "samples": [round(value, 6) for value in _samples(state)]}

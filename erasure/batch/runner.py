@@ -103,7 +103,7 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
         progress=False,
     )
     evaluation.save(folder)
-    write_report(evaluation, folder / "report.html")
+    write_report(evaluation, folder / "report.html", records=folder)
     return [dataclasses.asdict(row) for row in evaluation.rows() if row.arm != "base"]
 
 

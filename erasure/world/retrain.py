@@ -184,7 +184,7 @@ def pack(model: dict[str, nn.Module], start: dict[str, nn.Module]) -> dict[str, 
     for part, module in model.items():
         before = start[part].state_dict()
         for name, weight in module.state_dict().items():
-            change = weight.float() - before[name].float()
+            change = weight.cpu().float() - before[name].float()
             if change.ndim < 2:
                 packed[f"{part}.{name}"] = change.half()
                 continue

@@ -179,12 +179,13 @@ def _leakage(view: View) -> str:
 
 def _varied(view: View) -> dict[str, str]:
     families = rules.counted(view)
+    known = [e for e in families if rules.base_shows(view, e)]
     worst = max(families, key=lambda e: e.estimate.high or 0.0)
     upper = worst_upper([e.estimate for e in families])
     left = "; ".join(f"{rules.named(e)} ({_base_there(view, e)})" for e in rules.uncounted(view))
     return {
-        "kinds": ", ".join(dict.fromkeys(e.probe for e in families)),
-        "drops": str(sum(rules.base_shows(view, e) for e in families)),
+        "kinds": ", ".join(dict.fromkeys(e.probe for e in known)),
+        "drops": str(len(known)),
         "upper": _percent(upper),
         "count": str(len(families)),
         "worst": rules.named(worst),

@@ -72,6 +72,13 @@ class Policy:
     @model_validator(mode="after")
     def _check(self) -> Policy:
         decided = self.removal_required is not None or self.suppression_required is not None
+        for column, least in (("suppression", "C1"), ("removal", "C4")):
+            level = getattr(self, f"{column}_level")
+            if level != least and not getattr(self, f"{column}_required"):
+                raise ValueError(
+                    f"{column}_level asks for {level} of what is not required; add {column}_required: true, or leave "
+                    "the level out"
+                )
         absent = [name for name in ("rationale", "decided_by") if not getattr(self, name)]
         if decided and absent:
             raise ValueError(

@@ -46,7 +46,7 @@ class RandomControl(Probe):
     tokens: int = 3
 
     def budget(self) -> str:
-        return f"{self.tries} on each of {self.prompts} sentences with its name"
+        return f"{self.tries} tries on each of at most {self.prompts} sentences with its name"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         named = [goal.named for goal in goals_of(context, "prefix", self.prompts)]

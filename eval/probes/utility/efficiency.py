@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from erasure.backbone import denoiser_of
-from erasure.eval.models import Model, Role
+from erasure.eval.models import Model, Role, modules_of
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate
@@ -85,16 +85,18 @@ class Efficiency(Probe):
         return found
 
     def _cost(self, model: Model, context: Context, prompts: Sequence[str]) -> tuple[float, int | None]:
-        """Seconds to draw the prompts, and the most bytes held meanwhile."""
+        """Seconds to draw the prompts, and the most bytes it needs: its parameters and what drawing takes."""
         device = denoiser_of(context.pipe).device
         cuda = device.type == "cuda"
         with context.open(model) as pipe:
             if cuda:
                 torch.cuda.reset_peak_memory_stats(device)
+                held = torch.cuda.memory_allocated(device)  # other models of the assessment, originals kept aside
+                own = sum(map(_bytes, modules_of(context.pipe).values()))
             started = time.perf_counter()
             context.draw(pipe, model, prompts, cache_dir=None, description=f"U13 {model.name}")  # ends in pictures
             seconds = time.perf_counter() - started
-        return seconds, torch.cuda.max_memory_allocated(device) if cuda else None
+        return seconds, torch.cuda.max_memory_allocated(device) - held + own if cuda else None
 
     @staticmethod
     def _row(
@@ -127,9 +129,12 @@ def stored(change: Any) -> tuple[float | None, str | None]:
     if getattr(change, "intervention", None) == "filter":
         return None, "a filter is not stored with weights"
     tensors = getattr(change, "tensors", None)
-    if tensors is None and hasattr(change, "modules"):
-        tensors = {f"{part}.{n}": t for part, m in change.modules.items() for n, t in m.state_dict().items()}
+    if hasattr(change, "modules"):
+        return sum(map(_bytes, change.modules.values())) / 1e6, None
     if tensors is None:
         return None, "the change does not say what it stores"
-    held: Sequence[Tensor] = list(tensors.values())
-    return sum(t.numel() * t.element_size() for t in held) / 1e6, None
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6, None
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
