@@ -306,10 +306,9 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
         sensitivity[attribute] = float(np.mean([a == f for a, f in zip(asked, found, strict=True)]))
         others = {label: [f != label for a, f in zip(asked, found, strict=True) if a != label] for label in set(asked)}
         specificity[attribute] = min(float(np.mean(right)) for right in others.values() if right)
-    notes = (
-        f"{detector.card.notes} Sensitivity and specificity (of the worst label): from {len(singles)} generated "
-        "pictures, the prompt taken as the truth."
-    )
+    measured = "Sensitivity and specificity (of the worst label): from"
+    before = detector.card.notes.partition(measured)[0].strip()
+    notes = f"{before} {measured} {len(singles)} generated pictures, the prompt taken as the truth."
     return dataclasses.replace(detector.card, sensitivity=sensitivity, specificity=specificity, notes=notes)
 
 

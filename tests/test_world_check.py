@@ -135,6 +135,8 @@ def test_calibration_counts_misses() -> None:
     )
     card = calibrated(Oracle(asked), scenario(lost))
     assert card.sensitivity["concept"] == pytest.approx(0.5)
+    again = types.SimpleNamespace(card=card, labels=Oracle(asked).labels, scores=Oracle(asked).scores)
+    assert calibrated(again, scenario(lost)).notes == card.notes  # said once
     assert card.specificity["concept"] == 1.0  # a white picture is called nothing, and no concept
     others = [ask.text in lost for ask in asked if ask.figure == "concept" and ask.style != labels("style")[0]]
     assert card.specificity["style"] == pytest.approx(1 - np.mean(others))  # it gets the first style, rightly or not
