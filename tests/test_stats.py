@@ -219,3 +219,13 @@ def test_copies_of_a_picture_narrow_nothing():
     alone = residual(after, [1.0] * 18, [before], clusters)
     many = residual(after, [1.0] * 18, [before] * 3, clusters)
     assert many.high >= alone.high - 0.02  # three controls that agree say no more about the eighteen pictures
+
+
+def test_a_residual_where_base_and_controls_hardly_differ_has_no_interval_rather_than_a_huge_one():
+    """Three controls whose mean is the base's rate in many draws, up to rounding."""
+    names = [f"prompt {i}" for i in range(14) for _ in range(3)]
+    base = [float(i % 7 < 4) for i in range(42)]
+    never = [[float((i + k) % 7 < 4) for i in range(42)] for k in (1, 2)] + [[float(i % 7 < 3) for i in range(42)]]
+    found = residual([float(i % 5 < 2) for i in range(42)], base, never, names)
+    assert found.value is not None
+    assert found.low is None or max(abs(found.low), abs(found.high)) < 1e6
