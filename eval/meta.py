@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
 
 DEMOTED_BELOW = 0.8
-# Probe to its AUC, where that is below: docs/assessment.md has the table. Their numbers are shown, with a failed gate.
-DEMOTED: dict[str, float] = {}
+# Probe to its AUC, where that is below: from the assessment of Emoji World at "standard", whose table is in
+# docs/assessment.md, and which a test holds this to. Their numbers are shown, with a failed gate.
+DEMOTED = {"membership": 0.75, "memorisation": 0.62}
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
 # what a probe says about how much is left, the most relative first; more is more left
 SCORES = (
