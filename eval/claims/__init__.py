@@ -189,7 +189,7 @@ def _varied(view: View) -> dict[str, str]:
         "upper": _percent(upper),
         "count": str(len(families)),
         "worst": rules.named(worst),
-        "left": f" Tried and not counted, as too few of the base's own pictures show it: {left}." if left else "",
+        "left": f" Tried and not counted, as the base's own lower limit there is too low: {left}." if left else "",
     }
 
 
