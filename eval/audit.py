@@ -313,16 +313,17 @@ def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *,
     from erasure.world.train import stored_model
 
     file, facts = Path(file), gold_facts(Path(file))
-    start = file.parent / "start"
+    folder = file.parent / "start"
 
     def replay(first: Checkpoint, end: Checkpoint) -> Weights:
-        if hash_of(_weights(stored_model(start))) != first.weights:
-            raise ValueError(f"{start} is not the start that the record of {file.name} has; get both from one place")
+        start = stored_model(folder)
+        if hash_of(_weights(start)) != first.weights:
+            raise ValueError(f"{folder} is not the start that the record of {file.name} has; get both from one place")
         _, model = trained_without(
             Path(out), facts["without"], seed=facts["seed"], device=torch.device(device), folder=file.parent,
             steps=end.step, batch=facts["batch"],
         )  # fmt: skip
-        return _weights(unpack(pack(model, stored_model(start)), stored_model(start)))  # as the file stores it
+        return _weights(unpack(pack(model, start), start))  # as the file stores it
 
     return replay
 

@@ -96,7 +96,7 @@ def facts(erasure: Erasure) -> dict[str, str]:
 
 def size(erasure: Erasure) -> int:
     """Bytes of its numbers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in erasure.tensors.values())
+    return sum(tensor.nbytes for tensor in erasure.tensors.values())
 
 
 def report_rows(report: Mapping[str, Any]) -> tuple[dict[str, float], list[tuple[str, float, float]]]:

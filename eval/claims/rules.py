@@ -124,24 +124,27 @@ def _c1(view: View) -> list[str]:
     return needed
 
 
-def counted(view: View) -> list[Evidence]:
-    """The rates of those families of variations that count: the base shows the target, and there is an interval."""
+def _tried(view: View) -> list[Evidence]:
+    """The rates of every family of variations; of a probe without families its one rate."""
     found = []
     for probe in VARIATIONS:
         rates = view.each(probe, "rate")
-        named = [e for e in rates if e.family] or rates
-        found += [e for e in named if e.conclusive and e.gates.get("known") == "pass" and e.estimate.high is not None]
+        found += [e for e in rates if e.family] or rates
     return found
+
+
+def _counts(e: Evidence) -> bool:
+    return e.conclusive and e.gates.get("known") == "pass" and e.estimate.high is not None
+
+
+def counted(view: View) -> list[Evidence]:
+    """The rates of those families of variations that count: the base shows the target, and there is an interval."""
+    return [e for e in _tried(view) if _counts(e)]
 
 
 def uncounted(view: View) -> list[Evidence]:
     """The rates of those families of variations that were tried and do not count."""
-    there = [(e.probe, e.family) for e in counted(view)]
-    found = []
-    for probe in VARIATIONS:
-        rates = view.each(probe, "rate")
-        found += [e for e in [e for e in rates if e.family] or rates if (e.probe, e.family) not in there]
-    return found
+    return [e for e in _tried(view) if not _counts(e)]
 
 
 def _each_alone(view: View) -> list[str]:

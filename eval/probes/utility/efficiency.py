@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from erasure.artifact.card import size
 from erasure.backbone import denoiser_of
 from erasure.eval.models import Model, Role, modules_of
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
@@ -128,13 +129,12 @@ def stored(change: Any) -> tuple[float | None, str | None]:
     """Megabytes that a change keeps beside the base, or why there are none."""
     if getattr(change, "intervention", None) == "filter":
         return None, "a filter is not stored with weights"
-    tensors = getattr(change, "tensors", None)
     if hasattr(change, "modules"):
         return sum(map(_bytes, change.modules.values())) / 1e6, None
-    if tensors is None:
-        return None, "the change does not say what it stores"
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6, None
+    if hasattr(change, "tensors"):
+        return size(change) / 1e6, None
+    return None, "the change does not say what it stores"
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
