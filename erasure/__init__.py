@@ -19,7 +19,7 @@ _LAZY = {
     "Suite": "erasure.concept",
     "Erasure": "erasure.artifact",
     "save_denoiser": "erasure.artifact",
-    "erase": "erasure.verbs",
+    "erase": "erasure.api",
     "resolve": "erasure.methods.resolve",
 }
 _MODULES = {"world", "methods", "pipelines", "eval"}
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from erasure.artifact import Erasure, save_denoiser
     from erasure.concept import Concept, Suite
     from erasure.methods.resolve import resolve
-    from erasure.verbs import erase
+    from erasure.api import erase
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.models import Applied
 from erasure.eval.records import BASE, Evaluation, Record
 from erasure.eval.stats import Estimate, difference, rate
-from erasure.verbs import erase
+from erasure.api import erase
 
 Way = Literal["together", "in turn"]
 ALONE = "1 alone"

@@ -20,7 +20,7 @@ from erasure.bases import load_base
 from erasure.batch.recipe import Cell, Recipe
 from erasure.concept import write_atomically
 from erasure.methods import method_class
-from erasure.verbs import erase
+from erasure.api import erase
 
 RESULT = "result.json"
 
