@@ -468,6 +468,13 @@ class Backbone(abc.ABC):
             )
         yield from heard
 
+    def steps_of(self, num_inference_steps: int) -> int:
+        """How often the denoiser is called in a trajectory: second-order schedulers take more steps than asked for."""
+        scheduler = separate(self.pipe).scheduler
+        shifted = getattr(scheduler.config, "use_dynamic_shifting", False)
+        scheduler.set_timesteps(num_inference_steps, **({"mu": 1.0} if shifted else {}))
+        return len(scheduler.timesteps)
+
     def _moment(self, call: Call, n: int) -> tuple[Tensor, Tensor]:
         """``x (n, ...)`` and ``t (n,)`` of a call; with guidance in one batch, its two halves hold the same."""
         t = torch.as_tensor(call.inputs[self.time_argument])

@@ -144,6 +144,11 @@ class Method(abc.ABC):
         return dataclasses.asdict(self)
 
 
+def expanded(phrases: Sequence[str], *, articles: bool) -> list[str]:
+    """Phrases as every method takes them, targets and kept ones alike: with articles, "a ninja" beside "ninja"."""
+    return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if articles else phrases))
+
+
 def check_supported(method: Method, backbone: Backbone) -> None:
     """Refuse a model the method does not work on, before any work."""
     if method.architectures is not None and backbone.architecture not in method.architectures:
