@@ -23,7 +23,7 @@ from erasure.backbone.unet import Selector
 from erasure.concept import Concept, with_article
 from erasure.methods.base import Count, Method, Reference, check_moved, check_request, check_supported
 from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
-from erasure.precision import autocast
+from erasure.runtime import autocast
 
 SELECTORS: dict[str, Selector] = {
     "x": "cross_attention",
