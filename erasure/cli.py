@@ -222,7 +222,7 @@ def world_train(
     """
     import torch
 
-    from erasure.bases import pick_device
+    from erasure.runtime import pick_device
     from erasure.world.train import train
 
     console.print(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
@@ -240,8 +240,8 @@ def world_gold(
     """Retrain Emoji World without a target, from the start that never saw it. Needs a clone of the repository."""
     import torch
 
-    from erasure.bases import pick_device
     from erasure.eval.audit import record_file, record_of_gold
+    from erasure.runtime import pick_device
     from erasure.world.retrain import retrain
 
     file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)), steps=steps, batch=batch)
@@ -261,8 +261,8 @@ def world_audit(
 
     It shows that the record can lead to these weights, not that nothing else did.
     """
-    from erasure.bases import pick_device
     from erasure.eval.audit import UnlearningRecord, audited, record_file, record_of_gold, replay_of_gold, verify
+    from erasure.runtime import pick_device
     from erasure.world.retrain import stored_gold
 
     if not model.exists():

@@ -179,11 +179,11 @@ def reproduce(
 ) -> None:
     """Measure a published number again, with your own weights and prompt files. Base rows first."""
     from erasure.artifact import Erasure
-    from erasure.bases import pick_device
     from erasure.eval.detectors.imagenet import ImageNet
     from erasure.eval.prompt_files import load
     from erasure.eval.reproduce import RECIPES, Inputs, Pictures
     from erasure.eval.reproduce import reproduce as measure
+    from erasure.runtime import pick_device
 
     if list_rows or row is None:
         console.print(rows_table(RECIPES))
@@ -272,8 +272,8 @@ def rows_table(recipes: Mapping[str, Any]) -> Table:
 
 def open_clip_model(device: str | None) -> Callable[[str], Any]:
     """Opens "model/weights", when it is asked for."""
-    from erasure.bases import pick_device
     from erasure.eval.detectors.clip import ClipDetector
+    from erasure.runtime import pick_device
 
     def opened(name: str) -> ClipDetector:
         model, _, weights = name.partition("/")

@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
     from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
-    from erasure.bases import load_base
+    from erasure.runtime import load_base
 
     edit = Erasure.from_pretrained(erasure)
     if scale is not None and format in ("lora", "kohya", "single-file"):
@@ -66,8 +66,8 @@ def gram(
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
-    from erasure.bases import load_base
     from erasure.methods.gram import Gram
+    from erasure.runtime import load_base
 
     if span not in SPANS:
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")

@@ -24,7 +24,7 @@ from erasure.eval.models import Applied, Model, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash, weights_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
-from erasure.precision import autocast_for
+from erasure.runtime import autocast_for
 
 PACKAGES = (
     "diffusion-erasure",
@@ -94,7 +94,7 @@ def evaluate(
             one more set of base pictures. Give it a ``name`` attribute.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
-        autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.precision`.
+        autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
 
     Raises:

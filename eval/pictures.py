@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from erasure import precision
+from erasure import runtime
 from erasure.backbone import denoiser_of
 from erasure.concept import write_atomically
 
@@ -66,7 +66,7 @@ def generate(
         cache_dir: folder for finished pictures; None keeps nothing. A corrupt file in it is drawn again.
         progress: show a progress bar.
         autocast: bfloat16 arithmetic, recorded in the cache key. Much faster where the processor has it and much slower
-            elsewhere (see :mod:`erasure.precision`); off when pictures must match a float32 run.
+            elsewhere (see :mod:`erasure.runtime`); off when pictures must match a float32 run.
         description: what the progress bar says.
         prompt_embeds: ``(n, length, d)`` text conditioning in the place of what the prompts say, which then only name
             the noise. Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
@@ -98,7 +98,7 @@ def generate(
     total = len(prompts) * len(seeds)
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
-    with bar, _quiet(pipe), precision.autocast(pipe.device, autocast):
+    with bar, _quiet(pipe), runtime.autocast(pipe.device, autocast):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):

@@ -28,7 +28,7 @@ from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.records import fingerprint
-from erasure.precision import autocast_for
+from erasure.runtime import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
 PICTURES: dict[str, dict[str, int | None]] = {

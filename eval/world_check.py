@@ -22,7 +22,7 @@ from erasure.eval.detectors.classifier import both_present
 from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.stats import Estimate, rate
-from erasure.precision import autocast_for
+from erasure.runtime import autocast_for
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from erasure.precision import autocast
+from erasure.runtime import autocast
 
 
 @dataclasses.dataclass(frozen=True)

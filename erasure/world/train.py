@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasure.concept import write_atomically
-from erasure.precision import autocast
+from erasure.runtime import autocast
 from erasure.world.artwork import artwork, build, strangers
 from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene

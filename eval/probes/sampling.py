@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from erasure import precision
+from erasure import runtime
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Role
@@ -131,7 +131,7 @@ class DDIM:
         split, steps = split or self.split, list(enumerate(self.steps))[start:stop]
         empty = self.denoiser.text([""]) if self.guidance_scale > 1 and any(prompts) else None
         out = []
-        with precision.autocast(x.device, self.autocast):
+        with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
                 part, text = x[rows], self.denoiser.text(prompts[rows])
                 for i, step in steps:

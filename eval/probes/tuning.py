@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasure import precision
+from erasure import runtime
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, modules_of
@@ -115,7 +115,7 @@ def learn(
     for mark in marks:
         for step in range(done, mark):
             # Without autocast's cache, which would go on using the first step's copy of the weights.
-            with torch.enable_grad(), precision.autocast(device, cache_enabled=False):
+            with torch.enable_grad(), runtime.autocast(device, cache_enabled=False):
                 value = loss(generator)
             optimiser.zero_grad()
             value.backward()
