@@ -22,8 +22,9 @@ from erasure.backbone.text import Text
 from erasure.backbone.unet import Selector
 from erasure.concept import Concept, with_article
 from erasure.methods.base import Count, Method, Reference, check_moved, check_request, check_supported
-from erasure.methods.guidance import Training, TrajectoryBank, batch_of, pick, train
+from erasure.methods.guidance import TrajectoryBank, batch_of, pick
 from erasure.precision import autocast
+from erasure.train import Checkpoint, Draw, Training, check_trainable, train
 
 SELECTORS: dict[str, Selector] = {
     "x": "cross_attention",
@@ -120,7 +121,11 @@ class ESD(Method):
 
         Args:
             keep: prompts whose predictions are held, when ``retain`` is above 0.
-            checkpoint: folder for the training state; the same call resumes an interrupted run.
+            checkpoint: folder for the training state; the same call resumes an interrupted run, bank included.
+
+        Raises:
+            ValueError: the request cannot be trained, or ``checkpoint`` holds another run or a damaged one.
+            Diverged: the loss stopped being a number.
         """
         check_supported(self, backbone)
         check_request(concepts, keep)
@@ -133,6 +138,7 @@ class ESD(Method):
             )
         prompts = [prompt for concept in concepts for prompt in self.prompts(concept)]
         parameters = backbone.parameters(SELECTORS[self.variant])
+        check_trainable(parameters, [backbone.denoiser])
         if any(concept.anchor for concept in concepts):
             warnings.warn("ESD has no anchor: it pushes away from the concept and not towards anything", stacklevel=3)
         if keep and not self.retain:
@@ -144,14 +150,15 @@ class ESD(Method):
             "keep": list(keep),
             "base": fingerprint(backbone.denoiser),
         }
+        # opened first: a checkpoint that is of no use says so before anything is sampled
+        state = None if checkpoint is None else Checkpoint.open(checkpoint, json.dumps(run))
         with self._precision(backbone), backbone.evaluating():
             deltas = train(
-                backbone.denoiser,
                 parameters,
-                self.objective(backbone, prompts, keep, progress=progress),
-                Training(self.iterations, self.lr, self.seed),
-                key=json.dumps(run),
-                folder=checkpoint,
+                self.objective(backbone, prompts, keep, checkpoint=state, progress=progress),
+                training=self.training,
+                modules=[backbone.denoiser],
+                checkpoint=state,
                 progress=progress,
             )
         config = new_config(
@@ -166,22 +173,34 @@ class ESD(Method):
         config["report"] = {"relative_change": check_moved(deltas, dict(parameters))}
         return DeltaErasure(self.name_for(concepts), config, deltas)
 
+    @property
+    def training(self) -> Training:
+        """How the student is trained: by plain Adam at a constant rate."""
+        precision = "auto" if self.autocast else "float32"
+        return Training(self.iterations, self.lr, seed=self.seed, batch_size=self.batch_size, precision=precision)
+
     def objective(
-        self, backbone: UNetBackbone, prompts: Sequence[str], keep: Sequence[str], *, progress: bool = True
-    ) -> Callable[[torch.Generator], Tensor]:
-        """Sample the banks from the base as it stands; the loss of one step, on rows that its generator draws."""
+        self,
+        backbone: UNetBackbone,
+        prompts: Sequence[str],
+        keep: Sequence[str],
+        *,
+        checkpoint: Checkpoint | None = None,
+        progress: bool = True,
+    ) -> Callable[[Draw], Tensor]:
+        """Sample the banks from the base as it stands, or read them; the loss of one step, on rows that it draws."""
         text, empty = backbone.encode(prompts).text, backbone.encode([""]).text
         base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
-        bank = self._bank(backbone, base, empty, progress)
+        bank = self._bank("bank", backbone, base, empty, checkpoint, progress)
         targets = self._targets(backbone, bank, text)
         held = backbone.encode(keep).text if keep else None
-        held_bank = self._bank(backbone, held, empty, progress) if held is not None else None
+        held_bank = self._bank("kept", backbone, held, empty, checkpoint, progress) if held is not None else None
 
-        def loss(generator: torch.Generator) -> Tensor:
-            value = step_loss(backbone, bank, targets, base, pick(bank, self.batch_size, generator))
+        def loss(draw: Draw) -> Tensor:
+            value = step_loss(backbone, bank, targets, base, pick(bank, self.batch_size, draw.generator))
             if held is None or held_bank is None:
                 return value
-            kept = pick(held_bank, self.batch_size, generator)
+            kept = pick(held_bank, self.batch_size, draw.generator)
             return value + self.retain * step_loss(backbone, held_bank, held_bank.conditional, held, kept)
 
         return loss
@@ -191,18 +210,30 @@ class ESD(Method):
         phrases = concept.phrases if self.synonyms else (concept.name,)
         return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if self.articles else phrases))
 
-    def _bank(self, backbone: UNetBackbone, text: Text, empty: Text, progress: bool) -> TrajectoryBank:
-        return TrajectoryBank.sample(
-            backbone,
-            text,
-            empty,
-            trajectories=self.trajectories,
-            keep=self.keep_steps,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            seed=self.seed,
-            progress=progress,
-        )
+    def _bank(
+        self,
+        name: str,
+        backbone: UNetBackbone,
+        text: Text,
+        empty: Text,
+        checkpoint: Checkpoint | None,
+        progress: bool,
+    ) -> TrajectoryBank:
+        def sample() -> dict[str, Tensor]:
+            bank = TrajectoryBank.sample(
+                backbone,
+                text,
+                empty,
+                trajectories=self.trajectories,
+                keep=self.keep_steps,
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                seed=self.seed,
+                progress=progress,
+            )
+            return bank.tensors()
+
+        return TrajectoryBank(**(sample() if checkpoint is None else checkpoint.keep(name, sample)))
 
     @torch.no_grad()
     def _targets(self, backbone: UNetBackbone, bank: TrajectoryBank, text: Text) -> Tensor:
