@@ -18,6 +18,8 @@ BUILT_IN = {
     "time": "erasure.methods.time:TIME",
     "speed": "erasure.methods.speed:SPEED",
     "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
+    "double-projections": "erasure.methods.double_projections:DoubleProjections",
+    "cure": "erasure.methods.cure:CURE",
     "esd": "erasure.methods.esd:ESD",
 }
 

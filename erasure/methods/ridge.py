@@ -343,8 +343,8 @@ def condensed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(x) <= x.shape[1]:
         return x, y
-    q, r = torch.linalg.qr(x.double())
-    return r, q.T @ y.double()
+    q, r = torch.linalg.qr(x.cpu().double())
+    return r, q.T @ y.cpu().double()
 
 
 def gathered(pairs: Iterable[tuple[Tensor, Tensor]], *, limit: int = APART) -> tuple[Tensor, Tensor, tuple[int, ...]]:
