@@ -168,8 +168,10 @@ class OperatorErasure(WeightErasure):
                 raise ValueError(f"the config's system of {space} is malformed; the file was altered; get it again")
             width = len(self.tensors[f"{space}.u"])
             shapes = dict.fromkeys((f"{space}.targets", f"{space}.anchors"), (sum(fact["rows"]), width))
-            shapes |= {f"{space}.kept.{i}": (width, width) for i in range(fact["kept"])}
             found = {n: tuple(t.shape) for n, t in self.system.items() if n.startswith(f"{space}.")}
+            for name in (f"{space}.kept.{i}" for i in range(fact["kept"])):  # a matrix, or rows: at most d of them
+                rows = min(found.get(name, (width,))[0], width)
+                shapes[name] = (rows, width)
             if found != shapes:
                 raise ValueError(f"a system of {space} holds {shapes}; got {found}; the file was altered; get it again")
         if extra := [name for name in self.system if name.split(".")[0] not in facts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from erasure.concept import Concept, with_article
 from erasure.methods.base import Reference
 from erasure.methods.closed_form import ClosedForm, encoded, stretched
 from erasure.methods.gram import Gram
+from erasure.methods.ridge import Kept, condensed
 
 # Thirty plain sentences, because the words around a concept know it differently in each. Some go on after the concept:
 # a causal text encoder tells only what follows.
@@ -203,10 +204,12 @@ class MACECFR(ClosedForm):
 
     def concept_rows(
         self, backbone: Backbone, concepts: Sequence[Concept], space: Space
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if space == "pooled":  # one vector a sentence: nothing stands around the concept
-            return super().concept_rows(backbone, concepts, space)
-        return [self.sentence_rows(backbone, self.prompt_pairs(concept), space) for concept in concepts]
+            yield from super().concept_rows(backbone, concepts, space)
+            return
+        for concept in concepts:
+            yield self.sentence_rows(backbone, self.prompt_pairs(concept), space)
 
     def sentence_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
@@ -244,12 +247,12 @@ class MACECFR(ClosedForm):
             other = own
         return torch.cat([a[:before], a_end[:n], own]), torch.cat([b[:before], b_end[:n], other])
 
-    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Tensor:
+    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """``s (G + w G_domain)``, with the keep list in the domain."""
         prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
-        domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).matrices[space]
+        domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.domain:
-            domain = domain + Gram.load(self.domain).check(backbone).matrices[space]
+            domain = domain + Gram.load(self.domain).check(backbone).kept[space]
         general = super().kept(backbone, [], space)
         s = self.preserve_scale ** (2 if self.preserve_scale_squared else 1)
         return s * (general + self.domain_scale * domain)
@@ -265,14 +268,3 @@ def common(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
     rest = shorter - before
     after = next((i for i in range(rest) if a[-1 - i] != b[-1 - i]), rest)
     return before, after
-
-
-def condensed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """At most ``d`` rows that ask the same as the ``n``: with ``X = Q R``, the pairs ``R`` and ``Q^T Y``.
-
-    Only ``X^T X`` and ``Y^T X`` enter the solution, and ``R^T R = X^T X``, ``(Q^T Y)^T R = Y^T X``.
-    """
-    if len(x) <= x.shape[1]:
-        return x, y
-    q, r = torch.linalg.qr(x)
-    return r, q.T @ y

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from erasure.artifact import DeltaErasure, Erasure
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, check_moved
-from erasure.methods.closed_form import ClosedForm, cholesky, joined, normal_matrix
+from erasure.methods.closed_form import ClosedForm, joined
+from erasure.methods.ridge import Kept, cholesky, normal_matrix
 
 EXPANSIONS = {
     "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
@@ -82,7 +82,7 @@ class UCE(ClosedForm):
             ]
         return pairs
 
-    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Tensor:
+    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         keep = ["", *keep] if self.retain_empty else keep
         total = super().kept(backbone, keep, space)
         share = max(0.1, 1 / max(len(keep), 1)) if self.preserve_rule == "share" else 1.0
