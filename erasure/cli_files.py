@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
+
+from erasure.io import sha256_file, writing_folder
 
 Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
 console = Console()
@@ -180,23 +181,17 @@ def _save_pipeline(pipe: Any, out: Path) -> Path:
     """Write a whole pipeline into a new folder, completely or not at all."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty; give a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        pipe.save_pretrained(Path(temporary) / out.name)
-        if out.exists():
-            out.rmdir()
-        (Path(temporary) / out.name).rename(out)
+    with writing_folder(out, last="model_index.json") as temporary:
+        pipe.save_pretrained(temporary)
     return out
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and hash of the files of numbers and facts; none for an erasure on the hub."""
-    import hashlib
-
     from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
 
     found = [folder / name for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).is_file()]
-    return {file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()) for file in found}
+    return {file.name: (file.stat().st_size, sha256_file(file)) for file in found}
 
 
 def _number(value: float | None) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
+
+from erasure.io import dump_yaml, load_yaml, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -291,40 +291,4 @@ class Suite:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the suite as YAML, completely or not at all."""
-        text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
-        write_atomically(Path(path), text)
-
-
-def load_yaml(kind: Any, path: Path) -> Any:
-    """Read a YAML file into a pydantic type; every fault is one line that names the file and the key."""
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not readable as YAML ({' '.join(str(error).split())}); is the file complete?"
-        ) from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{path}: {where}: {message}") from None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_atomically(path, dump_yaml(dataclasses.asdict(self)))  # type: ignore[call-overload]

@@ -86,7 +86,16 @@ def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -
             with contextlib.suppress(OSError):  # somebody else made it meanwhile
                 temporary.rename(folder)
                 return
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+        _move(temporary, folder, last)
+
+
+def _move(source: Path, folder: Path, last: str | None) -> None:
+    """Move files into a folder one by one, those of folders within it too."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name == last):
+        if file.is_dir():
+            _move(file, folder / file.name, None)
+        else:
             os.replace(file, folder / file.name)
 
 
@@ -145,7 +154,7 @@ def _digest(hasher: Any, content: Content) -> Any:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str | os.PathLike[str], *, largest: int) -> bytes:
+def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> bytes:
     """The content of a regular file of at most ``largest`` bytes.
 
     Raises:

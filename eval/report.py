@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 import jinja2
 
-from erasure.concept import write_atomically
 from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
 from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
+from erasure.io import write_atomically
 
 if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment

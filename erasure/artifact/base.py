@@ -19,6 +19,7 @@ from erasure.artifact.stack import Layer, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
+from erasure.io import writing_folder
 
 Allow = Literal["same-text-encoder"]
 
@@ -198,11 +199,7 @@ class Erasure(abc.ABC):
         if not system:
             config.pop("system", None)
         blobs = files.pack(config, self.tensors, self.system if system else {})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            for name, raw in {**blobs, files.CARD: self.card().encode()}.items():
-                (Path(temporary) / name).write_bytes(raw)
-            files.write_folder(folder, Path(temporary))
+        files.write(folder, {**blobs, files.CARD: self.card().encode()})
         return folder
 
     @classmethod
@@ -341,10 +338,8 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    with writing_folder(folder, last="config.json") as temporary:
         denoiser_of(pipe).save_pretrained(temporary)
-        files.move(Path(temporary), folder, last="config.json")
     return folder
 
 

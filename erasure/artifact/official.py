@@ -21,7 +21,8 @@ from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.export import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import Concept, write_atomically
+from erasure.concept import Concept
+from erasure.io import write_atomically
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import shutil
 import time
 import traceback
@@ -18,7 +17,7 @@ from rich.table import Table
 from erasure.artifact import Erasure
 from erasure.bases import load_base
 from erasure.batch.recipe import Cell, Recipe
-from erasure.concept import write_atomically
+from erasure.io import parse_json, read_bytes, write_json
 from erasure.methods import method_class
 from erasure.verbs import erase
 
@@ -55,7 +54,7 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
                     "traceback": traceback.format_exc(),
                 }
             finished |= {"cell": cell.key, "seconds": time.perf_counter() - began, "recipe": _facts(cell)}
-            write_atomically(folder / RESULT, json.dumps(finished, indent=2, ensure_ascii=False, default=str))
+            write_json(folder / RESULT, finished, default=str)
         else:
             finished["skipped"] = True
         results[cell.key] = finished
@@ -118,7 +117,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 def _finished(path: Path) -> dict[str, Any] | None:
     try:
-        result = json.loads(path.read_text("utf-8"))
+        result = parse_json(read_bytes(path))
     except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "done" else None

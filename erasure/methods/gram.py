@@ -20,7 +20,7 @@ from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
 from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
-from erasure.concept import write_atomically
+from erasure.io import parse_json, write_atomically
 
 BATCH = 64  # captions encoded at a time
 
@@ -125,7 +125,7 @@ class Gram:
             raise FileNotFoundError(f"no corpus at {path}; make one with `erasure gram CAPTIONS --out {path}`")
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["gram"])
+                facts = parse_json(file.metadata()["gram"])
                 matrices: Any = {space: file.get_tensor(space) for space in facts["counts"]}
         except (SafetensorError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path}: not a Gram matrix, or damaged; make it again with `erasure gram`") from None

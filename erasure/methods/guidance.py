@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from erasure.backbone import UNetBackbone
 from erasure.backbone.text import Text
-from erasure.concept import write_atomically
+from erasure.io import sha256, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +218,7 @@ class _Checkpoint:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.step = folder, 0
-        self.digest = hashlib.sha256(key.encode()).hexdigest()
+        self.digest = sha256(key)
         self.path = folder / "training.safetensors"
 
     def load(self, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Adam) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from erasure.io import writing
 from erasure.precision import autocast
 
 
@@ -144,6 +144,5 @@ def _save(
         "average": {name: module.state_dict() for name, module in average.items()},
         "optimizer": optimizer.state_dict(),
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with writing(path) as partial:
+        torch.save(state, partial)

@@ -7,9 +7,8 @@ import functools
 import importlib.resources
 from collections.abc import Iterable
 
-import yaml
-
 from erasure.concept import with_article
+from erasure.io import parse_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ def spec() -> WorldSpec:
     Raises:
         ValueError: two concepts share a name, or a held-out pair or target names nothing in the world.
     """
-    raw = yaml.safe_load(importlib.resources.files("erasure.world").joinpath("world.yaml").read_text("utf-8"))
+    raw = parse_yaml(importlib.resources.files("erasure.world").joinpath("world.yaml").read_text("utf-8"))
     concepts = {
         name: Emoji(name, str(code), family, es, description, tuple(synonyms))
         for name, (code, family, es, description, *synonyms) in raw["concepts"].items()
