@@ -10,7 +10,7 @@ from typing import Any
 from erasure.artifact import Erasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept, Suite, listed
+from erasure.concept import Concept, Suite, listed, nfc
 from erasure.methods import method_class
 from erasure.methods.base import check_supported
 
@@ -67,7 +67,7 @@ def erase(
             "off with their handle's remove() first"
         )
     everything = (neighbour for c in concepts for neighbour in c.neighbours)
-    keep = list(dict.fromkeys(everything)) if keep is None else listed(keep)
+    keep = list(dict.fromkeys(everything)) if keep is None else list(map(nfc, listed(keep)))
     if not keep and recipe.needs_keep:
         warnings.warn(
             f"{method} with these settings also changes neighbours unless told what to keep; pass keep=[...]",

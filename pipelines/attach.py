@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
-from erasure.artifact.base import Allow
+from erasure.artifact.base import Allow, check_scales
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space, backbone_of
 
@@ -105,15 +105,11 @@ class Attached:
         Raises:
             ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
         """
-        factors = [scales] * len(self.edits) if isinstance(scales, int | float) else list(scales)
-        if len(factors) != len(self.edits):
-            raise ValueError(
-                f"{len(self.edits)} erasures but {len(factors)} scales; give one scale for all, or one each"
-            )
+        factors = check_scales(scales, len(self.edits))
         named = None if rows is None else [[e if isinstance(e, str) else e.name for e in row] for row in rows]
         if unknown := sorted({name for row in named or [] for name in row} - set(self.edits)):
             raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
-        self._scales = dict(zip(self.edits, map(float, factors), strict=True))
+        self._scales = dict(zip(self.edits, factors, strict=True))
         self._rows, self._images = named, num_images_per_prompt
         used = {*self.edits} if named is None else {name for row in named for name in row}
         self._in_force = {name for name in used if self._scales[name]}  # the others cost a server nothing

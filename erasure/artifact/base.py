@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import os
 import tempfile
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from erasure.artifact import files
@@ -19,9 +21,10 @@ from erasure.artifact.stack import Layer, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
-from erasure.io import writing_folder
+from erasure.io import shown, writing_folder
 
 Allow = Literal["same-text-encoder"]
+LARGEST_SCALE = 10_000
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +76,7 @@ class Erasure(abc.ABC):
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
+        scale = check_scale(scale)
         backbone = backbone_of(pipe)
         stack = stack_of(pipe)
         self.check_base(backbone, allow=allow)
@@ -106,11 +110,18 @@ class Erasure(abc.ABC):
                 interrupted the model is half edited and has to be loaded again; by default nothing is lost.
             allow: as in :meth:`apply`; not needed where it is applied already.
         """
+        scale = None if scale is None else check_scale(scale)
         stack = stack_of(pipe)
         layer = stack.layers.get(self.name)
         if low_memory:
+            strength = 1.0 if scale is None else scale
             self.check_base(backbone_of(pipe), allow=allow)
-            stack.burn(Layer(self, 1.0 if scale is None else scale))
+            weights = dict(backbone_of(pipe).denoiser.named_parameters())
+            for name in self.parameter_names:
+                self.edit(
+                    name, weights[name].detach(), strength
+                )  # refuses what overflows, before a weight is written
+            stack.burn(Layer(self, strength))
         elif layer is None or layer.erasure is not self:
             self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
         elif scale is not None:
@@ -249,6 +260,46 @@ class Erasure(abc.ABC):
     def card(self) -> str:
         """The model card: what was done to which model, and what that does not show."""
         return card(self)
+
+
+def check_scale(scale: Any) -> float:
+    """A scale as a number.
+
+    Raises:
+        ValueError: it is none, not finite, or beyond 10,000 in size: nothing is meant by that, and weights overflow.
+    """
+    try:
+        value = math.nan if isinstance(scale, str | bytes) else float(scale)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = math.nan
+    if not abs(value) <= LARGEST_SCALE:
+        raise ValueError(
+            f"a scale is a number up to {LARGEST_SCALE:,}; got {shown(scale)}; 0 is the unmodified model, 1 the edit"
+        )
+    return value
+
+
+def check_scales(scales: Any, count: int, *, of: str = "erasures") -> list[float]:
+    """One scale each, from one for all or a sequence of them; see :func:`check_scale`."""
+    if isinstance(scales, str | bytes) or not hasattr(scales, "__len__") or getattr(scales, "ndim", 1) == 0:
+        return [check_scale(scales)] * count
+    if len(scales) != count:
+        raise ValueError(f"{count} {of} but {len(scales)} scales; give one scale for all, or one each")
+    return [check_scale(scale) for scale in scales]
+
+
+def check_finite(name: str, weight: Tensor, edited: Tensor) -> Tensor:
+    """An edited weight, unless it holds NaN or infinity where the weight had numbers: it could not be taken off again.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not torch.isfinite(edited).all() and (torch.isfinite(weight) & ~torch.isfinite(edited)).any():
+        raise ValueError(
+            f"{name}: the edited weight overflows {str(weight.dtype).removeprefix('torch.')}; got values beyond "
+            f"{torch.finfo(weight.dtype).max:.3g}; use a smaller scale, or a pipeline in float32 or bfloat16"
+        )
+    return edited
 
 
 def exact(tensor: Tensor) -> Tensor:

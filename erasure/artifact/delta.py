@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact
+from erasure.artifact.base import Erasure, check_finite, exact
 
 
 class DeltaErasure(Erasure):
@@ -26,7 +26,8 @@ class DeltaErasure(Erasure):
                 f"{name}: the erasure has shape {tuple(delta.shape)}, the model {tuple(weight.shape)}; wrong base model"
             )
         w = exact(weight)
-        return (w + scale * delta.to(w.device, w.dtype)).to(weight.device, weight.dtype)
+        edited = (w + scale * delta.to(w.device, w.dtype)).to(weight.device, weight.dtype)
+        return check_finite(name, weight, edited)
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         return tuple(self.tensors[name].shape) == shape

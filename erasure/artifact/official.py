@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact, new_config
+from erasure.artifact.base import Erasure, check_scale, exact, new_config
 from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.export import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
@@ -39,6 +39,7 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     weights = base_weights(backbone)
+    scale = check_scale(scale)
     tensors = {name: edit.edit(name, weights[name], scale).cpu().contiguous() for name in edit.parameter_names}
     write_atomically(Path(path), save(tensors, metadata={"format": "pt"}))
     return Path(path)

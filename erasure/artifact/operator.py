@@ -7,9 +7,10 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure
+from erasure.artifact.base import Erasure, check_finite
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
+from erasure.io import shown
 
 BLOCKS = 16  # parts of a layer that are edited one after the other, so that it never takes twice its memory
 
@@ -60,7 +61,7 @@ class OperatorErasure(Erasure):
         for block, out in zip(part.split(rows), edited[:, columns].split(rows), strict=True):
             w = block.to(precise)
             out.copy_(torch.addmm(w, w @ u, v.T, alpha=scale))
-        return edited
+        return check_finite(name, weight, edited)
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         site = name.removesuffix(".weight")
@@ -149,7 +150,8 @@ class OperatorErasure(Erasure):
         flat = any(len(shape) != 2 or 0 in shape for shape in shapes.values())
         if missing or wrong or narrow or flat or set(shapes) - allowed:
             raise ValueError(
-                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shapes}; not such a file"
+                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shown(shapes)}; "
+                "not such a file"
             )
 
     def _check_system(self) -> None:
@@ -163,12 +165,17 @@ class OperatorErasure(Erasure):
                 raise ValueError(f"the config's system of {space} is malformed; the file was altered; get it again")
             width = len(self.tensors[f"{space}.u"])
             shapes = dict.fromkeys((f"{space}.targets", f"{space}.anchors"), (sum(fact["rows"]), width))
-            shapes |= {f"{space}.kept.{i}": (width, width) for i in range(fact["kept"])}
+            kept = min(fact["kept"], len(self.system) + 1)  # one more than there can be is as wrong as a billion
+            shapes |= {f"{space}.kept.{i}": (width, width) for i in range(kept)}
             found = {n: tuple(t.shape) for n, t in self.system.items() if n.startswith(f"{space}.")}
             if found != shapes:
-                raise ValueError(f"a system of {space} holds {shapes}; got {found}; the file was altered; get it again")
+                raise ValueError(
+                    f"a system of {space} holds {shown(shapes)}; got {shown(found)}; the file was altered; get it again"
+                )
         if extra := [name for name in self.system if name.split(".")[0] not in facts]:
-            raise ValueError(f"tensors of no space in the system; got {extra}; the file was altered; get it again")
+            raise ValueError(
+                f"tensors of no space in the system; got {shown(extra)}; the file was altered; get it again"
+            )
 
     def _space_of(self, tensor: str) -> str:
         stem = tensor.rpartition(".")[0]

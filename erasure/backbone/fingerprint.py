@@ -42,10 +42,15 @@ def _samples(state: dict[str, Tensor]) -> Iterable[float]:
 
 
 def matches(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two fingerprints are of one model, up to the rounding of float16 or bfloat16."""
-    if a.get("layout") != b.get("layout") or len(a["samples"]) != len(b["samples"]):
+    """Whether two fingerprints are of one model, up to the rounding of float16 or bfloat16.
+
+    In float64: what overflows there fits no model. Without samples of at least one tensor it is no fingerprint.
+    """
+    if a.get("layout") != b.get("layout"):
         return False
-    x, y = torch.tensor(a["samples"]), torch.tensor(b["samples"])
+    x, y = (torch.tensor(each.get("samples", []), dtype=torch.float64) for each in (a, b))
+    if len(x) != len(y) or len(x) < VALUES or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return False
     return bool(((x - y).abs() <= 0.01 * torch.maximum(x.abs(), y.abs()) + 1e-5).all())
 
 

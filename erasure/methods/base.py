@@ -6,7 +6,6 @@ import abc
 import dataclasses
 import math
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Self
@@ -17,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from erasure.artifact import Erasure
 from erasure.backbone import ARCHITECTURES, Backbone, UNetBackbone
 from erasure.concept import Concept, naming, same, with_article
+from erasure.io import NAME, folder_name
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -97,7 +97,7 @@ class Method(abc.ABC):
     def name_for(self, concepts: Sequence[Concept]) -> str:
         """The default name of an erasure made with this method; it may stand in a path."""
         named = "+".join(concept.name for concept in concepts)
-        return re.sub(r"[/\\~]|\.\.", "-", named).strip() + f"-{self.key}"
+        return f"{folder_name(named, longest=NAME - len(self.key) - 1)}-{self.key}"
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""

@@ -30,6 +30,14 @@ class Background:
     es: str
 
 
+# Captions that the shipped model was trained on; what they are today decides what a retraining sees.
+CAPTIONED = {
+    "eucalyptus climber": "an eucalyptus climber",
+    "undead walker": "a undead walker",
+    "electric strings": "an electric strings",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Emoji:
     """One concept of the world: its artwork's code point and everything captions may call it."""
@@ -45,7 +53,7 @@ class Emoji:
         """Noun phrases by kind, each ready to stand in a caption."""
         return {
             "name": (with_article(self.name),),
-            "synonym": tuple(with_article(synonym) for synonym in self.synonyms),
+            "synonym": tuple(CAPTIONED.get(synonym) or with_article(synonym) for synonym in self.synonyms),
             "description": (self.description,),
             "spanish": (self.es,),
         }
