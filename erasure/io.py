@@ -268,8 +268,8 @@ def dump_yaml(value: Any) -> str:
 def fault_of(error: Any) -> str:
     """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is wrong``."""
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the file"
-    return f"{printable(where)}: {printable(first['msg'].removeprefix('Value error, '), limit=400)}"
+    fault = printable(first["msg"].removeprefix("Value error, "), limit=400)
+    return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -387,7 +387,6 @@ def folder_name(text: str, *, longest: int = NAME) -> str:
     return name or "unnamed"
 
 
-# Marks, joiners and what else is seen or needed to write a language stay: C1 "cannot be seen" is not "does harm".
 KEPT = frozenset("\u200c\u200d")  # joiners: emoji, Persian, Hindi
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, bidirectional and other formats, half characters, separators
 

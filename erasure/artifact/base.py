@@ -118,9 +118,7 @@ class Erasure(abc.ABC):
             self.check_base(backbone_of(pipe), allow=allow)
             weights = dict(backbone_of(pipe).denoiser.named_parameters())
             for name in self.parameter_names:
-                self.edit(
-                    name, weights[name].detach(), strength
-                )  # refuses what overflows, before a weight is written
+                self.edit(name, weights[name].detach(), strength)  # refuses what overflows, before a weight is written
             stack.burn(Layer(self, strength))
         elif layer is None or layer.erasure is not self:
             self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
