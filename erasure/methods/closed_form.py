@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
-from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
-from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
+from erasure.backbone import Backbone, Site, Space
 from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
-from erasure.methods.base import Method, check_request
+from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 
-TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content", "all"]
+TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
 CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number
 
 # A sample of what prompts are about. An edit of padding tokens reaches every prompt, so something has to stand for
@@ -48,7 +47,7 @@ EVERYDAY = tuple(
 def encoded(backbone: Backbone, prompts: Sequence[str], span: Span = "all") -> Iterator[Conditioning]:
     """Prompts as conditioning, a chunk at a time; without padding where the span has none."""
     for i in range(0, len(prompts), CHUNK):
-        yield backbone.encode(prompts[i : i + CHUNK], padded=span in PADDED)
+        yield backbone.read(prompts[i : i + CHUNK], padded=span in PADDED)
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
@@ -123,7 +122,6 @@ class ClosedForm(Method):
     corpus_scale: float = 1000.0
     pooled: bool = False
 
-    architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
     files: ClassVar[tuple[str, ...]] = ("corpus",)
 
     def settings(self) -> dict[str, Any]:
@@ -133,45 +131,52 @@ class ClosedForm(Method):
     def needs_keep(self) -> bool:
         return self.token_span not in ("last_subject", "content")
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if self.pooled and "pooled" not in backbone.spaces:
+            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        if self.corpus:
+            Gram.load(self.corpus).check(backbone)
+
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
-        check_request(concepts, keep)
-        everyday = self.everyday(concepts)
-        config = new_config(backbone, method=self.key, settings=self.settings(), concepts=concepts, keep=keep)
-        config["keep_everyday"] = everyday
-        config["prompts"] = list(dict.fromkeys(t for concept in concepts for t, _ in self.prompt_pairs(concept)))
-        config["spaces"], config["system"] = {}, {}
+        everyday = self.everyday(request.concepts)
+        keep = [*request.keep, *everyday]
         tensors: dict[str, Tensor] = {}
         system: dict[str, Tensor] = {}
+        spaces: dict[str, Any] = {}
+        systems: dict[str, Any] = {}
         reports: dict[str, Any] = {}
-        for space in self.spaces(backbone):
-            solution, problem = self.solve(backbone, concepts, [*keep, *everyday], space)
+        for space in self.spaces():
+            solution, problem = self.solve(backbone, request.concepts, keep, space)
             sites = self.sites(backbone, space)
-            config["spaces"][space] = space_config(backbone, space, list(sites))
+            spaces[space] = space_config(backbone, space, list(sites))
             tensors |= solution.tensors(space)
             if problem and problem.concept_rows:
-                config["system"][space], part = self.system(problem, space)
+                systems[space], part = self.system(problem, space)
                 system |= part
-            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space) | solution.notes
-        config["report"] = reports.pop("hidden") | reports
-        if not system:
-            del config["system"]
-        return OperatorErasure(self.name_for(concepts), config, tensors, system)
+            measured = quick_report(backbone, solution, sites, request.concepts, request.keep, space)
+            reports[space] = measured | solution.notes
+        config = self.record(
+            backbone,
+            request,
+            keep_everyday=everyday,
+            prompts=list(dict.fromkeys(t for concept in request.concepts for t, _ in self.prompt_pairs(concept))),
+            spaces=spaces,
+            report=reports.pop("hidden") | reports,
+            **({"system": systems} if systems else {}),
+            **self.facts(request),
+        )
+        return OperatorErasure(self.name_for(request), config, tensors, system)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def spaces(self, backbone: Backbone) -> tuple[Space, ...]:
+    def facts(self, request: Request) -> dict[str, Any]:
+        """Facts of the method's own, for the record."""
+        return {}
+
+    def spaces(self) -> tuple[Space, ...]:
         """The embedding spaces to edit."""
-        if self.pooled and "pooled" not in backbone.spaces:
-            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
         return ("hidden", "pooled") if self.pooled else ("hidden",)
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
@@ -256,7 +261,7 @@ class ClosedForm(Method):
         """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""
         span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
         parts = []
-        for segment in backbone.encode([""]).segments:
+        for segment in backbone.read([""]).segments:
             word = segment.take(span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
             parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
         return parts
@@ -268,7 +273,7 @@ class ClosedForm(Method):
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""
-        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
+        prompts = expanded(keep, articles=self.articles)
         total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)

@@ -19,7 +19,7 @@ from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
 from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
-from erasure.concept import write_atomically
+from erasure.io import parse_json, write_atomically
 from erasure.methods.ridge import SKETCH, Accumulator, Kept
 
 BATCH = 64  # captions encoded at a time
@@ -66,7 +66,7 @@ class Gram:
         sums: dict[Space, Accumulator] = {}
         counts: dict[Space, int] = {}
         for space in spaces or backbone.spaces:
-            width = next(iter(backbone.text_sites(space).values())).weight.shape[1]
+            width = backbone.width(space)
             sums[space], counts[space] = Accumulator(width), 0
         captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
@@ -121,7 +121,7 @@ class Gram:
             raise FileNotFoundError(f"no corpus at {path}; make one with `erasure gram CAPTIONS --out {path}`")
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["gram"])
+                facts = parse_json(file.metadata()["gram"])
                 lost = facts.pop("lost", {})  # of sketches; files from before there were any have matrices alone
                 kept: Any = {s: Kept(file.get_tensor(s), s in lost, lost.get(s, 0.0)) for s in facts["counts"]}
         except (SafetensorError, KeyError, TypeError, ValueError):
@@ -133,7 +133,7 @@ def _fitting(backbone: Backbone, captions: list[str], span: Span, left_out: list
     """The conditioning of those captions that fit, None if none does; the others are added to ``left_out``."""
     while captions:
         try:
-            return backbone.encode(captions, padded=span in PADDED)
+            return backbone.read(captions, padded=span in PADDED)
         except TooLong as error:
             left_out += error.prompts
             captions = [caption for caption in captions if caption not in error.prompts]

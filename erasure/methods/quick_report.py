@@ -85,7 +85,7 @@ def quick_report(
 
 
 def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
-    conditioning = backbone.encode([with_article(p) for p in prompts], padded=False)
+    conditioning = backbone.read([with_article(p) for p in prompts], padded=False)
     if space == "pooled":
         return torch.cat(conditioning.pooled_rows()).float()
     return torch.cat([r for span in ("last_subject", "eos") for r in conditioning.take(span)]).float()

@@ -14,10 +14,9 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept, naming, with_article
-from erasure.methods.base import Reference
+from erasure.methods.base import Reference, Request
 from erasure.methods.closed_form import ClosedForm, rows
 from erasure.methods.gram import Gram
 from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
@@ -137,34 +136,26 @@ class SPEED(ClosedForm):
         """Whether each layer has a retain set of its own."""
         return self.prior_filter or self.augment > 0
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
         if self.preserve_scale != 1.0:
             raise ValueError(
                 f"SPEED gives what is kept no weight; got preserve_scale={self.preserve_scale}; leave it at 1 and "
                 "lower threshold instead"
             )
-        edit = super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
-        texts = self.texts([*keep, *self.everyday(concepts)])
-        edit.config["retained"] = len(without(texts, concepts))
-        edit.config["named_a_target"] = len(texts) - edit.config["retained"]
-        return edit
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        texts = self.texts([*request.keep, *self.everyday(request.concepts)])
+        retained = len(without(texts, request.concepts))
+        return {"retained": retained, "named_a_target": len(texts) - retained}
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
         """Keys, values or both; architectures whose text layers are neither have them all edited."""
         sites = super().sites(backbone, space)
-        chosen = tuple(f"to_{letter}" for letter in self.layers)
-        known = any(name.endswith(("to_k", "to_v")) for name in sites)
-        return {name: site for name, site in sites.items() if not known or name.endswith(chosen)}
+        chosen = [role for letter, role in (("k", "key"), ("v", "value")) if letter in self.layers]
+        return {name: site for name, site in sites.items() if site.role not in ("key", "value") or site.role in chosen}
 
     def texts(self, keep: Sequence[str]) -> list[str]:
         """Everything that is to be kept, in words."""
@@ -191,7 +182,7 @@ class SPEED(ClosedForm):
 
     def _empty(self, backbone: Backbone, space: Space) -> list[Tensor]:
         """The embeddings of the empty prompt, ``(length, d)`` for each text encoder; one row in the pooled space."""
-        conditioning = backbone.encode([""])
+        conditioning = backbone.read([""])
         pooled = [] if conditioning.pooled is None else [conditioning.pooled]
         parts = pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
         return [part.cpu().double() for part in parts]
