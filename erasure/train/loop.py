@@ -73,6 +73,11 @@ class Run:
         self._device, self._modules = self._tensors[0].device, list(modules)
         self._dtype = compute_dtype(training.precision, self._device, self._modules)
         self._processes = launched()
+        if self._processes is not None and self._processes.device.type != self._device.type:
+            raise ValueError(
+                f"the processes compute on {self._processes.device.type}, but what is trained is on {self._device}; "
+                f"move the model to {self._processes.device}, or set ACCELERATE_USE_CPU=1"
+            )
         self._progress, self._title = progress and self.main, title
         self._optimizer = training.build(self._tensors)
         for group in self._optimizer.param_groups:
