@@ -423,7 +423,8 @@ def markdown(text: Any, *, limit: int | None = 200) -> str:
     """Foreign text as itself in Markdown, in a paragraph or the cell of a table: no emphasis, links, HTML or cells."""
     text = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", printable(text, limit=limit))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"^([#+=-])|^(\d+)([.)])", lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", text)
+    text = re.sub(r"^(?=(#+|[-+=]+)(\s|$))", r"\\", text)  # a heading, a list or a line under a heading
+    return re.sub(r"^(\d+)(?=[.)](\s|$))", r"\1\\", text)
 
 
 def rich_text(text: Any, *, limit: int | None = 200) -> Any:
