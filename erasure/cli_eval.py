@@ -308,7 +308,7 @@ def check_names(named: list[str]) -> None:
 
 def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dict[str, Any]:
     """Erasures of a suite's target, named after their methods and kept in ``folder``; fine-tunes resume there."""
-    from erasure.verbs import erase
+    from erasure.api import erase
 
     edits: dict[str, Any] = {}
     for method in methods:

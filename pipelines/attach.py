@@ -1,22 +1,21 @@
-"""Erasures on the prompt instead of on the weights: nothing is written, and every prompt of a batch can have its own.
+"""Erasures on the text instead of on the weights: nothing is written, and every prompt of a batch can have its own.
 
-Every layer that reads the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well be
-put on the text itself, once a step: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
+Every layer that receives the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well
+be put on the input of those layers: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import Allow
-from erasure.artifact.stack import stack_of
-from erasure.backbone import Backbone, Space, backbone_of
+from erasure.artifact.stack import check_scale, stack_of
+from erasure.backbone import Backbone, Site, Space, backbone_of
 
 Rows = Sequence[Sequence[Erasure | str]]
 
@@ -66,7 +65,7 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
         raise ValueError(
             f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead"
         )
-    for space, facts in edit.config["spaces"].items():
+    for space, facts in edit.spaces.items():
         absent = sorted(set(backbone.text_sites(space)) - set(facts["sites"]))
         own = [site for site in facts["sites"] if f"{site}.v" in edit.tensors]
         if absent or own:
@@ -91,9 +90,20 @@ class Attached:
         if len(set(names)) < len(names):
             raise ValueError(f"two erasures of one name; got {names}; rename one of them")
         self.edits = {edit.name: edit for edit in edits}
+        self._mapped: dict[int, tuple[Tensor, Tensor]] = {}  # of one denoiser call: keys and values share their input
+        self._batch = 1
+        self._latents = backbone.latent_argument
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
-        self._signature = inspect.signature(backbone.denoiser.forward)
-        self._handle = backbone.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        spaces: dict[str, Space] = {space: space for space in backbone.spaces}
+        self._handles = [
+            site.linear.register_forward_pre_hook(self._hook(site, space))
+            for space in spaces.values()
+            if any(space in edit.spaces for edit in edits)
+            for site in backbone.text_sites(space).values()
+        ]
+        for denoiser in backbone.denoiser_parts.values():
+            self._handles.append(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._handles.append(denoiser.register_forward_hook(self._end, always_call=True))
         self._stack = stack_of(backbone)
         self._stack.attached.append(self)
 
@@ -106,6 +116,8 @@ class Attached:
             ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
         """
         factors = [scales] * len(self.edits) if isinstance(scales, int | float) else list(scales)
+        for factor in factors:
+            check_scale(factor)
         if len(factors) != len(self.edits):
             raise ValueError(
                 f"{len(self.edits)} erasures but {len(factors)} scales; give one scale for all, or one each"
@@ -120,7 +132,8 @@ class Attached:
 
     def remove(self) -> None:
         """Take the erasures off. Calling it again does nothing."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         if self in self._stack.attached:
             self._stack.attached.remove(self)
 
@@ -130,26 +143,37 @@ class Attached:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
-        """Map the denoiser's text inputs: one vector a token, and one a prompt where an erasure edits that."""
-        bound = self._signature.bind(*args, **kwargs)
-        inputs = bound.arguments
-        if inputs.get("encoder_hidden_states") is not None:
-            inputs["encoder_hidden_states"] = self._map(inputs["encoder_hidden_states"], "hidden")
-        if inputs.get("pooled_projections") is not None:  # Stable Diffusion 3, FLUX
-            inputs["pooled_projections"] = self._map(inputs["pooled_projections"], "pooled")
-        added: Mapping[str, Any] = inputs.get("added_cond_kwargs") or {}
-        if added.get("text_embeds") is not None:  # Stable Diffusion XL
-            inputs["added_cond_kwargs"] = {**added, "text_embeds": self._map(added["text_embeds"], "pooled")}
-        return bound.args, bound.kwargs
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents = kwargs.get(self._latents, args[0] if args else None)
+        self._batch = len(latents) if latents is not None else 1
+        self._mapped.clear()
 
-    def _map(self, x: Tensor, space: Space) -> Tensor:
-        # W T1 T2 x: what was applied last meets the text first.
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._mapped.clear()
+
+    def _hook(self, site: Site, space: Space) -> Any:
+        """What maps the input of one layer: all of it, or the columns that hold the text."""
+
+        def hook(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, *others = args
+            if id(x) not in self._mapped:  # the tensor is kept beside the result, so that no other takes its identity
+                self._mapped[id(x)] = x, self._map(x, site, space)
+            return self._mapped[id(x)][1], *others
+
+        return hook
+
+    def _map(self, x: Tensor, site: Site, space: Space) -> Tensor:
+        columns = slice(*(site.columns or (None,)))
+        part = x[..., columns]
+        # W T1 T2 x: the one applied last meets the text first.
         for name, edit in reversed(self.edits.items()):
-            if space in edit.config["spaces"]:
-                scale = self._scale(name, x)
-                x = edit.map(x, space, scale) if name in self._in_force else x
-        return x
+            if space in edit.spaces and name in self._in_force:
+                part = edit.map(part, space, self._scale(name, part))
+        if site.columns is None:
+            return part
+        whole = x.clone()
+        whole[..., columns] = part
+        return whole
 
     def _scale(self, name: str, x: Tensor) -> float | Tensor:
         """One scale, or one for each row: rows are prompts, each repeated for its pictures, all again for guidance."""
@@ -157,12 +181,14 @@ class Attached:
             return self._scales[name]
         once = torch.tensor([self._scales[name] * (name in row) for row in self._rows], device=x.device)
         once = once.repeat_interleave(self._images)
-        if len(once) == 0 or len(x) % len(once):
+        if len(once) == 0 or self._batch % len(once) or len(x) % self._batch:
             raise ValueError(
                 f"rows for {len(self._rows)} prompts with {self._images} pictures each, but the denoiser got a batch "
-                f"of {len(x)}; give one row a prompt, and num_images_per_prompt as the pipeline has it"
+                f"of {self._batch} ({len(x)} rows of text); give one row a prompt, and num_images_per_prompt as the "
+                "pipeline has it; models that read all prompts as one sequence take no rows"
             )
-        return once.repeat(len(x) // len(once)).reshape(-1, *[1] * (x.dim() - 1))
+        each = once.repeat(self._batch // len(once)).repeat_interleave(len(x) // self._batch)  # frames of a video
+        return each.reshape(-1, *[1] * (x.dim() - 1))
 
 
 __all__ = ["Attached", "attach_erasures"]

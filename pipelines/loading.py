@@ -54,9 +54,10 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
     if len(factors) != len(wanted):
         raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
-    refuse_unknown(stack, wanted)
     scale = dict(zip(wanted, factors, strict=True))
-    stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
+    with stack.locked():
+        refuse_unknown(stack, wanted)
+        stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
 
 
 def active_erasures(pipe: Any) -> dict[str, float]:
@@ -76,6 +77,7 @@ def unload_erasures(pipe: Any, names: str | Sequence[str] | None = None) -> None
         ValueError: a name is not loaded.
     """
     stack = stack_of(pipe)
-    gone = list(stack.layers) if names is None else listed(names)
-    refuse_unknown(stack, gone)
-    stack.set({name: layer for name, layer in stack.layers.items() if name not in gone})
+    with stack.locked():
+        gone = list(stack.layers) if names is None else listed(names)
+        refuse_unknown(stack, gone)
+        stack.set({name: layer for name, layer in stack.layers.items() if name not in gone})

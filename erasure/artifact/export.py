@@ -20,6 +20,7 @@ from erasure.artifact.base import Erasure, exact
 from erasure.artifact.operator import OperatorErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
+from erasure.backbone.base import parameters_by_name
 from erasure.concept import write_atomically
 
 Layout = Literal["diffusers", "kohya"]
@@ -78,9 +79,9 @@ def export_lora(
 
 
 def base_weights(backbone: Backbone) -> dict[str, Tensor]:
-    """The denoiser's parameters as they are without the erasures on them."""
-    own = {name: parameter.detach() for name, parameter in backbone.denoiser.named_parameters()}
-    return {**own, **stack_of(backbone).originals}
+    """The parameters of every part, by qualified name, as they are without the erasures on them."""
+    own = parameters_by_name(backbone.components, backbone.denoiser_name)
+    return {**{name: parameter.detach() for name, parameter in own.items()}, **stack_of(backbone).originals}
 
 
 def _of_operator(edit: OperatorErasure, backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,62 +16,35 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from erasure.artifact.config import FORMAT, Config
+from erasure.artifact.kinds import KINDS
 from erasure.concept import Concept
 
-FORMAT = 1
 CONFIG, WEIGHTS, SYSTEM, CARD = "erasure_config.json", "erasure.safetensors", "system.safetensors", "README.md"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DEPTH = 32  # of nested JSON; ours needs seven
 LARGEST = 2**26  # bytes of a config; a keep list of a million words stays below
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class _OnDisk(Config):
+    """A config with what stands beside it in the file."""
 
-
-class _Print(_Strict):
-    layout: str
-    samples: list[FiniteFloat]
-
-
-class _Base(_Strict):
-    name: str
-    architecture: str
-    prediction_type: str
-    components: dict[str, _Print]
-    licence: dict[str, str] = {}
-
-
-class _Config(_Strict):
-    """The types of a config's fields. Methods may add facts of their own; nothing acts on those."""
-
-    format: int
     kind: str
     name: str
-    method: str
-    settings: dict[str, Any] | list[dict[str, Any]]
-    concepts: list[Any]
-    keep: list[str]
-    base: _Base
-    library_version: str
     sha256: dict[str, str]
-    keep_everyday: list[str] = []
-    preset: str | list[str] = ""
-    report: dict[str, Any] = {}
-    evaluation: list[dict[str, str | int | float | bool | None]] = []
 
 
-REQUIRED = {name for name, field in _Config.model_fields.items() if field.is_required()}
+REQUIRED = {name for name, field in _OnDisk.model_fields.items() if field.is_required()}
 
 
 def pack(config: Mapping[str, Any], tensors: Mapping[str, Tensor], system: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -82,14 +55,14 @@ def pack(config: Mapping[str, Any], tensors: Mapping[str, Tensor], system: Mappi
     return {**blobs, CONFIG: json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False).encode()}
 
 
-def unpack(folder: Path, kinds: Iterable[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+def unpack(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Config, tensors and system of a folder; see :func:`pack`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is truncated, altered, of a newer format, of wrong types, or holds NaN.
     """
-    config = read_config(folder, kinds)
+    config = read_config(folder)
     hashes = config.pop("sha256")
     if digest(config) != hashes.get(CONFIG):
         raise ValueError(f"{folder / CONFIG}: does not match its own hash; it was altered; get it again")
@@ -102,7 +75,7 @@ def unpack(folder: Path, kinds: Iterable[str]) -> tuple[dict[str, Any], dict[str
     return config, tensors, system
 
 
-def read_config(folder: Path, kinds: Iterable[str]) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The config of a folder, its fields of the right types. Its hash is not checked here."""
     path = folder / CONFIG
     try:
@@ -118,11 +91,11 @@ def read_config(folder: Path, kinds: Iterable[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure"
         )
-    known = sorted(kinds)
+    known = sorted(KINDS.available())
     if not isinstance(config["kind"], str) or config["kind"] not in known:
         raise ValueError(f"{path}: unknown kind {config['kind']!r}; known are {known}; upgrade diffusion-erasure")
     try:
-        _Config.model_validate(config)
+        _OnDisk.model_validate(config)
         TypeAdapter(list[Concept]).validate_python(config["concepts"])
     except ValidationError as error:
         first = error.errors()[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure
 from erasure.artifact.stack import stack_of
-from erasure.backbone import UNetBackbone, backbone_of
+from erasure.backbone import backbone_of
 
 KINDS = ("resnets", "attentions")
 RESNET = {
@@ -64,7 +64,7 @@ def export_single_file(pipe: Any, path: str | os.PathLike[str], edit: Erasure | 
         ValueError: not Stable Diffusion 1.x / 2.x, or its U-Net has blocks the layout has no name for.
     """
     backbone = backbone_of(pipe)
-    if type(backbone) is not UNetBackbone:
+    if backbone.architecture != "sd-unet":
         raise ValueError(
             f"the original layout is for Stable Diffusion 1.x / 2.x; this is {backbone.architecture}; "
             "export the pipeline's folder instead"

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from erasure.api import erase
 from erasure.artifact import Erasure
 from erasure.batch.recipe import Cell, Recipe
 from erasure.concept import write_atomically
 from erasure.methods import method_class
 from erasure.runtime import load_base
-from erasure.verbs import erase
 
 RESULT = "result.json"
 

@@ -1,0 +1,128 @@
+"""Transformers that read one text encoder: each is a class of names.
+
+The pipeline's own ``encode_prompt`` encodes. Where a prompt's words stand among the tokens (behind a chat template,
+before an end token, between paddings) is read off the ids that its text encoder receives.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.backbone.base import Backbone, Site, Space
+from erasure.backbone.listen import Call, listening
+from erasure.backbone.sd3 import named_sites
+from erasure.backbone.text import Conditioning, Segment, in_batches, refuse_long
+
+
+class TransformerBackbone(Backbone):
+    """One transformer (or two), one text encoder, one layer by which the text enters.
+
+    Args:
+        max_sequence_length: tokens a prompt is padded or cut to, by default the pipeline's own number. Encoders see
+            their padding, so give what you draw with.
+
+    Class attributes:
+        entry, norm: names of the first linear layer that receives the text, and of the norm in front of it.
+        encoded: what the values of ``encode_prompt`` are, in order: names of :class:`Text`'s parts, None for others.
+        encode_call: further arguments of ``encode_prompt``.
+        lowercases: whether the pipeline changes the prompt to lower case.
+        default_length: the pipeline's own ``max_sequence_length``.
+    """
+
+    entry: ClassVar[str]
+    norm: ClassVar[str | None] = None
+    encoded: ClassVar[tuple[str | None, ...]] = ("hidden",)
+    encode_call: ClassVar[dict[str, Any]] = {"do_classifier_free_guidance": False}
+    lowercases: ClassVar[bool] = False
+    default_length: ClassVar[int] = 512
+
+    def __init__(self, pipe: Any, *, max_sequence_length: int | None = None) -> None:
+        self.max_sequence_length = max_sequence_length or self.default_length
+        super().__init__(pipe)
+
+    def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
+        """The layer that embeds the tokens."""
+        return named_sites(denoiser, space, hidden=self.entry, norm=self.norm)
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
+        """As the pipeline's ``encode_prompt``; every prompt's words, and the tail behind them, are found by their ids."""
+        return in_batches(self._batch, prompts, self.batch_size)
+
+    def _batch(self, prompts: list[str]) -> Conditioning:
+        parts, ids, lengths = self._spoken(prompts)
+        empty = self._empty_ids
+        written = [row[length[0] : length[1]].tolist() for row, length in zip(ids, lengths, strict=True)]
+        found = [words_between(row, empty) for row in written]
+        self._refuse_cut(prompts, found)
+        offset = [self.row_of(length[0], ids.shape[1], parts["hidden"].shape[1]) for length in lengths]
+        starts = tuple(max(a + o, 0) for (a, _), o in zip(found, offset, strict=True))
+        ends = tuple(b + o for (_, b), o in zip(found, offset, strict=True))
+        mask = parts.get("mask")
+        hidden = parts["hidden"]
+        stops = tuple(map(int, mask.bool().sum(dim=1))) if mask is not None else (hidden.shape[1],) * len(prompts)
+        # ids of the rows the denoiser reads: what a template's prefix loses at the front is lost here, too
+        shown = ids[:, -hidden.shape[1] :] if ids.shape[1] >= hidden.shape[1] else ids
+        return Conditioning(hidden, (Segment(hidden, shown, starts, ends, stops),), parts.get("pooled"), mask)
+
+    def row_of(self, first: int, tokens: int, rows: int) -> int:
+        """The row of the token that stands first in the text encoder's input, behind any padding on the left.
+
+        Args:
+            first: position of that token in the encoder's input.
+            tokens, rows: lengths of the encoder's input and of what the denoiser receives.
+        """
+        return first - (tokens - rows)
+
+    def _spoken(self, prompts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor, list[tuple[int, int]]]:
+        """The parts of the text, the encoder's token ids, and where each prompt's own ids begin and end."""
+        heard: list[Call] = []
+        with listening({"text_encoder": self.pipe.text_encoder}, before=heard.append):
+            values = self.encode_prompt(list(prompts))
+        parts = {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
+        ids = torch.cat([call.inputs["input_ids"] for call in heard])
+        masks = [call.inputs.get("attention_mask") for call in heard]
+        tokens = self.pipe.tokenizer
+        real = ids != tokens.pad_token_id if any(m is None for m in masks) else torch.cat(masks).bool()  # type: ignore[arg-type]
+        lengths = [(int(row.int().argmax()), int(len(row) - row.flip(0).int().argmax())) for row in real]
+        return parts, ids.cpu(), lengths
+
+    def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
+        """The pipeline's own ``encode_prompt``, with as many of our arguments as it has."""
+        known = inspect.signature(self.pipe.encode_prompt).parameters
+        call = {"device": self.device, "max_sequence_length": self.max_sequence_length, **self.encode_call}
+        return self.pipe.encode_prompt(prompt=prompts, **{k: v for k, v in call.items() if k in known})
+
+    @functools.cached_property
+    def _empty_ids(self) -> list[int]:
+        _, ids, ((start, stop),) = self._spoken([""])
+        return ids[0, start:stop].tolist()
+
+    def _refuse_cut(self, prompts: Sequence[str], found: Sequence[tuple[int, int]]) -> None:
+        """Raise for prompts of which the pipeline cut words away."""
+        texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
+        plain = [len(ids) for ids in self.pipe.tokenizer(texts, add_special_tokens=False).input_ids]
+        room = [b - a for a, b in found]
+        cut = [p for p, n, have in zip(prompts, plain, room, strict=True) if have + 1 < n]  # a border may join tokens
+        if cut:
+            counts = [n + len(self._empty_ids) for p, n in zip(prompts, plain, strict=True) if p in cut]
+            refuse_long(cut, counts, length=min(counts) - 1, name="tokenizer")
+
+
+def words_between(ids: Sequence[int], empty: Sequence[int]) -> tuple[int, int]:
+    """Where the words of a prompt begin and end in its ids, given those of the empty prompt: the template."""
+    shorter = min(len(ids), len(empty))
+    before = next((i for i in range(shorter) if ids[i] != empty[i]), shorter)
+    rest = min(len(ids), len(empty)) - before
+    after = next((i for i in range(rest) if ids[-1 - i] != empty[-1 - i]), rest)
+    return before, len(ids) - after
+
+
+__all__ = ["TransformerBackbone", "words_between"]
