@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from erasure.backbone import parts_of
+from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
 
 LARGEST = 1e4  # of a scale; published ones reach 15
@@ -324,9 +324,7 @@ def _write(parameter: nn.Parameter, tensor: Tensor) -> None:
 
 def stack_of(pipe: Any) -> Stack:
     """The stack of a pipeline or backbone, compiled or not; empty if nothing was ever applied."""
-    return Stack(
-        getattr(pipe, "pipe", pipe) if not hasattr(pipe, "unet") and not hasattr(pipe, "transformer") else pipe
-    )
+    return Stack(pipe.pipe if isinstance(pipe, Backbone) else pipe)
 
 
 def refuse_attached(pipe: Any) -> None:

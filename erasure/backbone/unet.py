@@ -41,8 +41,7 @@ class UNetBackbone(Backbone):
         super().__init__(pipe)
 
     def check_sites(self) -> None:
-        config = self.unet.config
-        if getattr(config, "dual_cross_attention", False):
+        if getattr(getattr(self.unet, "config", None), "dual_cross_attention", False):
             raise ValueError(
                 "this UNet splits its text between two attentions (dual_cross_attention); it is not supported"
             )
@@ -70,7 +69,7 @@ class UNetBackbone(Backbone):
         for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
             if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
                 return {name: Site(projection, "entry")}
-        if getattr(denoiser.config, "encoder_hid_dim_type", None) not in (None, "text_proj", "ip_image_proj"):
+        if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (None, "text_proj", "ip_image_proj"):
             return {}
         return {
             f"{name}.{layer}": Site(getattr(module, layer), role)

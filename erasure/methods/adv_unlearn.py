@@ -11,12 +11,11 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import Student, Weights
-from erasure.train import Draw
+from erasure.train import Checkpoint, Draw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

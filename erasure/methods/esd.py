@@ -12,12 +12,11 @@ from torch import Tensor
 from erasure.artifact import Erasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import LowRank, Student, Weights
-from erasure.train import Draw
+from erasure.train import Checkpoint, Draw
 
 SELECTORS = {"x": "cross_attention", "x-strict": "cross_attention_kv", "u": "not_cross_attention", "all": "all"}
 

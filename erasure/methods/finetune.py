@@ -16,11 +16,12 @@ from erasure.artifact import Erasure
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
-from erasure.train import Draw, Precision, Run, Schedule, Training, casting, compute_dtype, trainable
+from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
+from erasure.train.settings import Schedule
+from erasure.train.trainable import casting, compute_dtype
 
 Loss = Callable[[Draw], Tensor]
 

@@ -15,11 +15,10 @@ from erasure.artifact.config import Config
 from erasure.artifact.gated import GatedErasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.base import Count, Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import LowRank, Student
-from erasure.train import Draw
+from erasure.train import Checkpoint, Draw
 
 
 class GatedStudent(LowRank):

@@ -18,7 +18,7 @@ from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.removal.latent_inversion import LatentInversion
 from erasure.eval.probes.removal.membership import t_error
 from erasure.eval.probes.sampling import DDIM
-from erasure.eval.probes.tuning import Lesson, learn, lent
+from erasure.eval.probes.tuning import Lesson, learn, tuned
 from erasure.eval.reproduce.measures import Estimates, Job, Tally, batches, drawn
 from erasure.eval.stats import Estimate, auc, rate
 
@@ -40,7 +40,7 @@ def inversion(job: Job) -> Tally:
     images = list((own or job.draw(rows[: told["pictures"]], erased=False))[: told["pictures"]])
     job.facts |= {"learnt_on": len(images), "pictures": "given" if own else "drawn by the base"}
     seen = dict[int, float | None]()
-    with opened(job.pipe, job.change), lent(job.pipe):
+    with opened(job.pipe, job.change), tuned(job.pipe):
         denoiser = Denoiser(job.pipe)
         caption = FreeWords(job.pipe, [CAPTION], count=1)
         start = job.pipe.tokenizer(told["start"], add_special_tokens=False).input_ids
@@ -48,7 +48,7 @@ def inversion(job: Job) -> Tally:
         lesson = Lesson(
             denoiser, denoiser.latents(images), lambda chosen: caption.text(word, [0] * len(chosen)), told["batch_size"]
         )
-        for _ in learn([word], lesson.loss, marks=(told["steps"],), lr=told["lr"], seed=0):
+        for _ in learn({"word": word}, lesson.loss, pipe=job.pipe, marks=(told["steps"],), lr=told["lr"], seed=0):
             pass  # the only mark is the end
         free = FreeWords(job.pipe, sentences, count=1)
         for part in batches(range(len(rows)), rows, job.inputs.batch_size):

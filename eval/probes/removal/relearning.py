@@ -13,7 +13,7 @@ from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, examples_of, learn, lent, look
+from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of
 from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, difference, rate
 
@@ -87,8 +87,8 @@ class Relearning(Probe):
             lesson = captioned(denoiser, examples, self.batch_size)
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with lent(context.pipe, denoiser.backbone.parameters(self.parameters)) as trained:
-                    for step in learn(trained, lesson.loss, marks=marks, lr=self.lr, seed=run):
+                with tuned(context.pipe, denoiser.backbone.parameters(self.parameters)) as trained:
+                    for step in learn(trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=f"step {step}", seeds=seeds, facts=facts)
         return found

@@ -14,7 +14,7 @@ from erasure.eval.probes.attacking import any_hits, excess
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, examples_of, learn, lent, look, random_words
+from erasure.eval.probes.tuning import Lesson, examples_of, learn, look, random_words, tuned
 from erasure.eval.probes.weigh import Rows, contrasts
 from erasure.eval.stats import rate
 
@@ -89,7 +89,7 @@ class SoftPrompt(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         examples = examples_of(context, self.pictures)
         keys, found = [example.key for example in examples], []
-        with context.open(model), lent(context.pipe):
+        with context.open(model), tuned(context.pipe):
             denoiser = Denoiser(context.pipe)
             free = FreeWords(context.pipe, [self.prompt] * len(examples), count=self.words)
             latents = denoiser.latents([example.image for example in examples])
@@ -113,7 +113,7 @@ class SoftPrompt(Probe):
         vectors = random_words(free, seed).requires_grad_()
         lesson = Lesson(denoiser, x, lambda rows: free.text(vectors, [0]).repeat(len(rows)), self.batch_size)
         marks = [round(self.steps * (number + 1) / self.tries) for number in range(self.tries)]
-        steps = learn([vectors], lesson.loss, marks=marks, lr=self.lr, seed=seed)
+        steps = learn({"words": vectors}, lesson.loss, pipe=denoiser.pipe, marks=marks, lr=self.lr, seed=seed)
         return torch.stack([vectors.detach().clone() for _ in steps])
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
