@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import warnings
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from erasure import runtime
 from erasure.backbone import denoiser_of
-from erasure.concept import write_atomically
+from erasure.io import blake2b, seed_of, sha256_json, tensor_bytes, write_atomically
 
 T = TypeVar("T")
 WEIGHT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
@@ -136,8 +135,7 @@ def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
 
 
 def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{stream}\0{seed}\0{prompt}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator("cpu").manual_seed(seed_of(f"{stream}\0{seed}\0{prompt}") >> 1)
 
 
 def weights_hash(pipe: Any) -> str:
@@ -145,21 +143,14 @@ def weights_hash(pipe: Any) -> str:
 
     Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes a few seconds.
     """
-    digest = hashlib.blake2b(digest_size=20)
-    for part in WEIGHT_PARTS:
-        module = getattr(pipe, part, None)
-        if module is None:
-            continue
-        for name, tensor in sorted(module.state_dict().items()):
-            hash_tensor(digest, f"{part}.{name}", tensor)
-    return digest.hexdigest()
-
-
-def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    """Put a tensor into a digest of ``hashlib``: its name, dtype, shape and bytes."""
-    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-    flat: Any = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    parts = ((part, getattr(pipe, part, None)) for part in WEIGHT_PARTS)
+    tensors = (
+        (f"{part}.{name}", tensor)
+        for part, module in parts
+        if module is not None
+        for name, tensor in sorted(module.state_dict().items())
+    )
+    return blake2b((piece for name, tensor in tensors for piece in tensor_bytes(name, tensor)), size=20)
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
@@ -172,7 +163,7 @@ def evenly(items: Sequence[T], count: int | None) -> list[T]:
 def image_hash(image: Image.Image) -> str:
     """BLAKE2b of the RGB pixels."""
     rgb = image.convert("RGB")
-    return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+    return blake2b(repr(rgb.size).encode() + rgb.tobytes(), size=16)
 
 
 def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
@@ -192,8 +183,7 @@ def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
 
 
 def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
-    text = json.dumps({**common, "prompt": prompt, "seed": seed}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_json({**common, "prompt": prompt, "seed": seed}, default=str, spaced=True)
 
 
 def _read(file: Path | None) -> Image.Image | None:
