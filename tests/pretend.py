@@ -4,10 +4,10 @@
 ...     pipe = pipe.to("cuda")                  # pipe.device is cuda:0 from here on
 ...     erase(pipe, "superhero", "uce")         # raises DeviceFault where tensors of two devices meet
 
-The device belongs to the storage, so views, parameters and ``.data`` have it without being asked. Two modes keep it right:
-one below autograd, which sees every operation with its tensors (also those of a backward pass) and hands the device on to
-what comes out; and one at Python's surface, where devices are asked for (``device=``, ``.to``, ``.cpu``) and read
-(``.device``). The rules are those of torch:
+The device belongs to the storage, so views, parameters and ``.data`` have it without being asked. Two modes keep it
+right: one below autograd, which sees every operation with its tensors (also those of a backward pass) and hands the
+device on to what comes out; and one at Python's surface, where devices are asked for (``device=``, ``.to``, ``.cpu``)
+and read (``.device``). The rules are those of torch:
 
 - tensors of one operation are on one device, but for CPU tensors without dimensions, which join any;
 - CPU tensors may index others, not the other way round; ``copy_`` may cross;
@@ -48,8 +48,15 @@ class NumpyFault(TypeError):
 def pretend(device: str = "cuda:0") -> Iterator[None]:
     """``device`` exists while this lasts; everything else, and everything outside, is on the CPU."""
     wanted = torch.device(device)
-    generator = _generator_class(wanted)
-    with mock.patch.object(torch, "Generator", generator), _Surface(wanted) as surface, _Operations(surface):
+    # numbers "drawn there" come from the CPU's generator, so its state is the one to keep
+    states = {"get_rng_state": lambda *a: torch.get_rng_state(), "set_rng_state": lambda state, *a: None}
+    nothing = dict.fromkeys(("manual_seed", "manual_seed_all", "synchronize", "empty_cache"), lambda *a: None)
+    with (
+        mock.patch.object(torch, "Generator", _generator_class(wanted)),
+        mock.patch.multiple(torch.cuda, current_device=lambda: 0, **states, **nothing),
+        _Surface(wanted) as surface,
+        _Operations(surface),
+    ):
         yield
 
 
@@ -133,6 +140,8 @@ class _Surface(TorchFunctionMode):
             return answer[0]
         if name in ("numpy", "__array__") and device_of(args[0]) != CPU:
             raise NumpyFault(f"can't convert {device_of(args[0])} device type tensor to numpy; use Tensor.cpu() first")
+        if name == "_parse_to":  # only reads what Module.to was called with
+            return func(*args, **kwargs)
         if func is torch.Tensor.backward:
             return self._backward(*args, **kwargs)
         plain = args, dict(kwargs)
