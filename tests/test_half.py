@@ -11,12 +11,13 @@ import erasure
 from erasure.backbone import backbone_of
 from erasure.methods import available, method_class
 from erasure.methods.base import Request
+from erasure.runtime import load_base
 from tests.tiny import ARCHITECTURES, identical, tiny, weights
 
 HALVES = (torch.float16, torch.bfloat16)
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
-TRAINED = {"esd": SHORT | {"retain": 1.0}, "spm": SHORT, "adv-unlearn": {"iterations": 2}}
+TRAINED = {"esd": SHORT | {"retain": 1.0}, "spm": SHORT, "adv-unlearn": {"iterations": 2}, "sld": {"warmup": 0}}
 CLOSED = ("uce", "rece", "time", "speed", "mace-cfr", "double-projections", "cure")
 
 
@@ -96,7 +97,7 @@ def test_uce_made_in_bfloat16_is_the_one_made_in_float32(architecture):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_an_erasure_of_the_world_is_the_same_from_each_precision(dtype):
-    single, half = erasure.load_base(device="cpu"), erasure.load_base(device="cpu", dtype=dtype)
+    single, half = load_base(device="cpu"), load_base(device="cpu", dtype=dtype)
     assert gap(change(made(half, "uce"), single), change(made(single, "uce"), single)) < 0.01
 
 
@@ -110,12 +111,12 @@ def test_smoke_runs_in_half_precision(dtype, tmp_path):
     from erasure.eval.material import material_for
 
     suite = erasure.Suite.load("superhero")
-    pipe = erasure.load_base(device="cpu", dtype=dtype)
+    pipe = load_base(device="cpu", dtype=dtype)
     edit = erasure.erase(pipe, suite.concepts, "uce", keep=suite.kept, apply=False, progress=False)
-    detectors, judge = detectors_for(suite, device="cpu")
+    (detectors, judge), controls = detectors_for(suite, device="cpu"), controls_for(suite, pipe, "smoke")[:1]
     found = assess(
-        pipe, {"UCE": edit}, suite, preset="smoke", detectors=detectors, controls=controls_for(suite, pipe, "smoke")[:1],
-        clip=judge, material=material_for(suite, None), out=tmp_path, progress=False, autocast=False,
+        pipe, {"UCE": edit}, suite, preset="smoke", detectors=detectors, controls=controls, clip=judge,
+        material=material_for(suite, None), out=tmp_path, progress=False, autocast=False,
     )  # fmt: skip
     raised = {cell.probe: cell.missing for cell in found.cells if cell.missing and "Error" in cell.missing}
     assert not raised
