@@ -95,6 +95,7 @@ class FineTune(Method):
         """Sample the bank, train, and return the erasure. Resumes from the request's checkpoint, if there is one."""
         checkpoint = self.checkpoint(backbone, request)
         student = self.student(backbone)
+        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
             loss = self.objective(backbone, student, request, checkpoint)
@@ -109,7 +110,6 @@ class FineTune(Method):
                 )
                 for _ in run:
                     pass
-                facts = self.record(backbone, request, prompts=self.prompts(request))
                 return student.erasure(self.name_for(request), facts, run.result(), originals)
 
     @abc.abstractmethod
