@@ -74,7 +74,7 @@ class ClassifierGuidance(Probe):
                 )
                 found += context.observe(
                     model,
-                    sampler.denoiser.pictures(latents),
+                    sampler.backbone.pictures(latents),
                     family=_family(scale),
                     clusters=[name for name, _ in keys],
                     seeds=[0] * len(keys),
