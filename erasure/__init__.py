@@ -25,10 +25,10 @@ _LAZY = {
 _MODULES = {"world", "methods", "pipelines", "eval"}
 
 if TYPE_CHECKING:
+    from erasure.api import erase
     from erasure.artifact import Erasure, save_denoiser
     from erasure.concept import Concept, Suite
     from erasure.methods.resolve import resolve
-    from erasure.api import erase
 
 
 def __getattr__(name: str) -> Any:

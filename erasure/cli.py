@@ -77,10 +77,10 @@ def erase(
     dtype: Dtype = None,
 ) -> None:
     """Make an erasure and save it."""
+    from erasure.api import erase as make
     from erasure.artifact import save_denoiser
     from erasure.artifact.files import check_folder
     from erasure.methods import method_class
-    from erasure.api import erase as make
 
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from tqdm.auto import tqdm
 
+from erasure.api import erase
 from erasure.artifact import Erasure
 from erasure.concept import Concept, Suite, write_atomically
 from erasure.eval.compare import evaluate
@@ -22,7 +23,6 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.models import Applied
 from erasure.eval.records import BASE, Evaluation, Record
 from erasure.eval.stats import Estimate, difference, rate
-from erasure.api import erase
 
 Way = Literal["together", "in turn"]
 ALONE = "1 alone"

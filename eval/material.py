@@ -18,7 +18,7 @@ from PIL import Image
 
 from erasure.concept import Suite, same
 from erasure.eval.records import fingerprint
-from erasure.world.fit import step_rng
+from erasure.train import step_rng
 from erasure.world.scenes import Scene, prompt, render, sample_scene
 from erasure.world.spec import spec
 from erasure.world.train import scenes_hash, training_scenes

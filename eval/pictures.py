@@ -98,7 +98,10 @@ def generate(
     total = len(prompts) * len(seeds)
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
-    with bar, _quiet(pipe), runtime.autocast(pipe.device, autocast):
+    # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
+    alone = autocast or pipe.dtype == torch.float32
+    casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
+    with bar, _quiet(pipe), casting:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):

@@ -13,7 +13,7 @@ from PIL import Image
 from erasure.eval.detectors import augment, classifier, train, world
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.world import load
-from erasure.world.fit import step_rng
+from erasure.train import step_rng
 from erasure.world.spec import spec
 
 SHIPPED = ("a", "b", "clip")

@@ -141,7 +141,9 @@ class Erasure(abc.ABC):
         Raises:
             ValueError: they are not, or this kind cannot be composed.
         """
-        raise ValueError(f"a {self.kind} cannot be composed; apply {self.name!r} and {other.name!r} one after the other")
+        raise ValueError(
+            f"a {self.kind} cannot be composed; apply {self.name!r} and {other.name!r} one after the other"
+        )
 
     def check_same_base(self, other: Erasure) -> None:
         """Raise unless both are of one kind and one base model."""
@@ -161,7 +163,9 @@ class Erasure(abc.ABC):
     def _composed_config(self, other: Erasure) -> dict[str, Any]:
         both = {key: [*self.config[key], *other.config[key]] for key in ("concepts", "keep")}
         parts = [self.config, other.config]
-        facts = {key: value for key, value in self.config.plain().items() if key not in ("system", "report", "evaluation")}
+        facts = {
+            key: value for key, value in self.config.plain().items() if key not in ("system", "report", "evaluation")
+        }
         return {
             **facts,
             **both,
@@ -175,9 +179,7 @@ class Erasure(abc.ABC):
             raise ValueError(f"unknown exception; got allow={allow!r}; choose one of {list(get_args(Allow))}")
         found, expected = component_prints(backbone), self.prints
         wrong = [p for p in {**expected, **found} if not matches(expected.get(p, {}), found.get(p, {"layout": ""}))]
-        transferable = (
-            set(wrong) <= set(backbone.denoisers) and self.transfers(backbone) and not self.misfits(backbone)
-        )
+        transferable = set(wrong) <= set(backbone.denoisers) and self.transfers(backbone) and not self.misfits(backbone)
         if wrong and not (transferable and allow):
             part = wrong[0]
             raise ValueError(

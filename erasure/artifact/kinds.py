@@ -17,7 +17,7 @@ KINDS = Registry(
         "delta": "erasure.artifact.delta:DeltaErasure",
         "lora": "erasure.artifact.lora:LoraErasure",
         "gated": "erasure.artifact.gated:GatedErasure",
-        "guidance": "erasure.artifact.guidance:GuidanceErasure",
+        "safe-guidance": "erasure.pipelines.sld:SafeGuidance",
     },
 )
 

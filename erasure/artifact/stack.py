@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from erasure.backbone import parts_of
+from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
 
 LARGEST = 1e4  # of a scale; published ones reach 15
@@ -140,7 +140,9 @@ class Stack:
         with self.locked():
             for layer in layers.values():
                 if absent := {part for part, _ in map(self._split, layer.erasure.parameter_names)} - set(self.parts):
-                    raise ValueError(f"the pipeline has no {sorted(absent)}, which the erasure changes; wrong base model")
+                    raise ValueError(
+                        f"the pipeline has no {sorted(absent)}, which the erasure changes; wrong base model"
+                    )
             plan = [self._plan(part, layers) for part in self.parts]
             before = {name: (part.layers, part.originals) for name, part in self.parts.items()}
             done: list[_Plan] = []
@@ -191,7 +193,9 @@ class Stack:
         """
         with self.locked():
             if hooked := [name for name, layer in self.layers.items() if not layer.erasure.parameter_names]:
-                raise ValueError(f"{hooked} change no weight, so they cannot be fused; remove them, or keep them applied")
+                raise ValueError(
+                    f"{hooked} change no weight, so they cannot be fused; remove them, or keep them applied"
+                )
             for part in self.parts.values():
                 part.layers, part.originals = {}, {}
 
@@ -292,7 +296,12 @@ def check_scale(scale: float) -> float:
     Raises:
         ValueError: it is not: such an edit overwrites the weights with numbers that cannot be undone by another scale.
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or abs(scale) > LARGEST:
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, int | float)
+        or not math.isfinite(scale)
+        or abs(scale) > LARGEST
+    ):
         raise ValueError(
             f"a scale is a finite number of at most {LARGEST:g}; got {scale!r}; 1 is the published edit, 0 none"
         )
@@ -315,7 +324,7 @@ def _write(parameter: nn.Parameter, tensor: Tensor) -> None:
 
 def stack_of(pipe: Any) -> Stack:
     """The stack of a pipeline or backbone, compiled or not; empty if nothing was ever applied."""
-    return Stack(getattr(pipe, "pipe", pipe) if not hasattr(pipe, "unet") and not hasattr(pipe, "transformer") else pipe)
+    return Stack(pipe.pipe if isinstance(pipe, Backbone) else pipe)
 
 
 def refuse_attached(pipe: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from erasure.backbone.checks import parameters_of, refuse_unsafe
-from erasure.backbone.listen import Call, Enough, listening, separate
+from erasure.backbone.drive import Driven, Step
 from erasure.backbone.noise import NoiseModel
 from erasure.backbone.text import Conditioning, Text, evaluating, nonempty, precise
 
@@ -55,26 +54,7 @@ class Site:
         return stop - start
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of a trajectory, as the denoiser saw it.
-
-    Attributes:
-        index: number of the step, from 0.
-        x: ``(n, ...)`` input of the denoiser, scaled as its scheduler wants it.
-        t: ``(n,)`` the time it was given.
-        conditional: ``(n, ...)`` prediction with the prompt.
-        unconditional: ``(n, ...)`` prediction that guidance used beside it; None where there is no such guidance.
-    """
-
-    index: int
-    x: Tensor
-    t: Tensor
-    conditional: Tensor
-    unconditional: Tensor | None
-
-
-class Backbone(abc.ABC):
+class Backbone(Driven):
     """The names and conventions of one architecture, around a diffusers pipeline.
 
     Args:
@@ -90,12 +70,6 @@ class Backbone(abc.ABC):
         denoisers: the pipeline's attributes that hold a denoiser; the first names parameters without a prefix.
         requires: what else a pipeline must have.
         spaces: the embedding spaces that can be edited: ``hidden``, one vector a token, and ``pooled``, one a prompt.
-        latent_argument, time_argument: of the denoiser's ``forward``.
-        text_arguments: denoiser argument to the part of :class:`Text` it receives.
-        prompt_arguments: argument of the pipeline's call to the part of :class:`Text` it takes.
-        guidance: ``cfg`` two predictions; ``embedded`` a number given to the denoiser; ``none`` a distilled model.
-        guidance_argument, no_guidance: the pipeline's argument for it, and its value that switches it off.
-        call: further arguments of the pipeline's call.
         templated: whether a chat template stands around the prompt, so that the default span is words and tail.
     """
 
@@ -104,14 +78,6 @@ class Backbone(abc.ABC):
     denoisers: ClassVar[tuple[str, ...]] = ("transformer",)
     requires: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "scheduler")
     spaces: ClassVar[tuple[Space, ...]] = ("hidden",)
-    latent_argument: ClassVar[str] = "hidden_states"
-    time_argument: ClassVar[str] = "timestep"
-    text_arguments: ClassVar[dict[str, str]] = {"encoder_hidden_states": "hidden"}
-    prompt_arguments: ClassVar[dict[str, str]] = {"prompt_embeds": "hidden"}
-    guidance: ClassVar[Literal["cfg", "embedded", "none"]] = "cfg"
-    guidance_argument: ClassVar[str] = "guidance_scale"
-    no_guidance: ClassVar[float] = 1.0
-    call: ClassVar[dict[str, Any]] = {}
     templated: ClassVar[bool] = False
     batch_size: ClassVar[int] = 16
 
@@ -193,11 +159,6 @@ class Backbone(abc.ABC):
         """``epsilon``, ``v_prediction`` or ``velocity``."""
         return self.noise.prediction_type
 
-    @functools.cached_property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one picture's latents as the denoiser reads them, at the pipeline's own size."""
-        return tuple(self._latents(self.encode([""]).text).shape[1:])
-
     # --- where text enters ------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -226,8 +187,8 @@ class Backbone(abc.ABC):
         """Weights and biases of layers chosen by what they do, by qualified name.
 
         ``cross_attention`` every layer of the attentions that read the text; ``cross_attention_kv`` the layers that
-        receive it; ``not_cross_attention`` the rest; ``attention`` every attention; ``all`` every linear and
-        convolution of the denoisers; ``text_encoder`` those of the text encoders. Norms are never chosen.
+        receive it; ``not_cross_attention`` the rest; ``attention`` every attention; ``blocks`` every layer of the
+        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text encoders. Norms are never chosen.
 
         Raises:
             ValueError: unknown selector, or nothing to train under it.
@@ -250,6 +211,16 @@ class Backbone(abc.ABC):
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
         }
 
+    def _blocks(self) -> set[str]:
+        """Qualified names of the transformers in a U-Net, or of the blocks of a transformer."""
+        return {
+            self.qualified(part, name)
+            for part, module in self.denoiser_parts.items()
+            for name, child in module.named_modules()
+            if (type(child).__name__.startswith("Transformer") and name)
+            or (isinstance(child, nn.ModuleList) and "." not in name and part.startswith("transformer"))
+        }
+
     def _selectors(self) -> dict[str, Callable[[str], bool]]:
         """Which layers each selector takes, by qualified name."""
         sites = self.text_sites()
@@ -270,12 +241,15 @@ class Backbone(abc.ABC):
             "cross_attention_kv": lambda name: name in sites if reading is not attentions else _is_kv(name, attentions),
             "not_cross_attention": lambda name: not within(name, reading),
             "attention": lambda name: within(name, attentions),
+            "blocks": lambda name: within(name, self._blocks()),
             "all": lambda name: True,
         }
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[str], *, padded: bool = True, in_float32: bool = False) -> Conditioning:
+    def encode(
+        self, prompts: Sequence[str], *, padded: bool = True, in_float32: bool = False, grad: bool = False
+    ) -> Conditioning:
         """Text conditioning of prompts, as the denoiser receives it.
 
         The text encoders run in evaluation mode, whatever mode they are in, and are put back.
@@ -285,9 +259,10 @@ class Backbone(abc.ABC):
                 no token behind the first end token.
             in_float32: run half-precision encoders in float32: closed forms solve for what the prompt is, not for its
                 rounding.
+            grad: keep the graph, for methods that train the text encoders.
         """
         encoders = [module for name, module in self.components.items() if name not in self.denoisers]
-        with torch.no_grad(), evaluating(*encoders):
+        with torch.set_grad_enabled(grad), evaluating(*encoders):
             if not in_float32:
                 return self._encode(nonempty(prompts), padded=padded)
             with precise(*encoders):
@@ -308,198 +283,6 @@ class Backbone(abc.ABC):
             return conditioning
         with torch.no_grad(), precise(norm):
             return conditioning.each(lambda hidden: norm(hidden.float()))
-
-    # --- the denoiser -----------------------------------------------------------------------------------------------
-
-    def predict(self, x: Tensor, t: Tensor, text: Text, *, guidance: float | None = None) -> Tensor:
-        """The denoiser's output for inputs ``x (n, ...)`` at times ``t (n,)``; differentiable in all but ``t``.
-
-        Args:
-            guidance: of models with embedded guidance, and of LCM U-Nets; the pipeline's default otherwise. It is no
-                classifier-free guidance.
-        """
-        parts = [self.part_at(float(one)) for one in t] if len(self.denoiser_parts) > 1 else [self.denoiser_name]
-        if len(set(parts)) == 1:
-            return self._predict(parts[0], x, t, text, guidance)
-        out: list[Tensor | None] = [None] * len(x)
-        for part in dict.fromkeys(parts):
-            rows = [i for i, name in enumerate(parts) if name == part]
-            for i, row in zip(rows, self._predict(part, x[rows], t[rows], text[rows], guidance), strict=True):
-                out[i] = row
-        return torch.stack(out)  # type: ignore[arg-type]
-
-    def _predict(self, part: str, x: Tensor, t: Tensor, text: Text, guidance: float | None) -> Tensor:
-        inputs = {**self.template(text, guidance=guidance), **self.text_inputs(text)}
-        inputs |= {self.latent_argument: self.packed(x), self.time_argument: t}
-        output = getattr(self.pipe, part)(**inputs, return_dict=False)
-        return self.output(output[0])
-
-    def part_at(self, t: float) -> str:
-        """The denoiser that a pipeline with two of them uses at a time."""
-        return self.denoiser_name
-
-    def text_inputs(self, text: Text) -> dict[str, Any]:
-        """The denoiser's arguments that hold the text."""
-        return {name: getattr(text, part) for name, part in self.text_arguments.items()}
-
-    def text_of(self, inputs: Mapping[str, Any]) -> Tensor | list[Tensor]:
-        """The token embeddings in the arguments of a denoiser's call."""
-        return inputs[next(name for name, part in self.text_arguments.items() if part == "hidden")]
-
-    def packed(self, x: Tensor) -> Any:
-        """Latents in the form the denoiser takes them."""
-        return x
-
-    def unpacked(self, x: Any) -> Tensor:
-        """Latents of a denoiser's call as one tensor."""
-        return x
-
-    def output(self, raw: Any) -> Tensor:
-        """A prediction as one tensor, without channels that hold a variance."""
-        return raw
-
-    def template(self, text: Text, *, guidance: float | None = None) -> dict[str, Any]:
-        """The denoiser's other arguments (sizes, position ids, guidance embedding), from the pipeline's own call.
-
-        Raises:
-            ValueError: the pipeline cannot be called with text alone, so that inputs would be missing.
-        """
-        key = (len(text), text.hidden.shape[1], guidance, self.dtype)
-        if key not in self._templates:
-            call = self._first_call(text, guidance)
-            taken = {self.latent_argument, self.time_argument, "return_dict", *self.text_inputs(text)}
-            self._templates[key] = {name: value for name, value in call.inputs.items() if name not in taken}
-        return self._templates[key]
-
-    @functools.cached_property
-    def _templates(self) -> dict[tuple[Any, ...], dict[str, Any]]:
-        return {}
-
-    def _latents(self, text: Text) -> Tensor:
-        return self.unpacked(self._first_call(text, None).inputs[self.latent_argument])
-
-    def _first_call(self, text: Text, guidance: float | None) -> Call:
-        """The first call of the denoiser when the pipeline draws ``text`` without classifier-free guidance."""
-        heard: list[Call] = []
-
-        def stop(call: Call) -> None:
-            heard.append(call)
-            raise Enough
-
-        scale = self.no_guidance if self.guidance == "cfg" and guidance is None else guidance
-        with listening(self.denoiser_parts, before=stop):
-            self.draw(text, num_inference_steps=1, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
-        return heard[0]
-
-    @torch.no_grad()
-    def draw(
-        self,
-        text: Text,
-        *,
-        num_inference_steps: int,
-        guidance_scale: float | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Call the pipeline itself on encoded prompts; returns latents. Its scheduler is left as it was."""
-        pipe = separate(self.pipe)
-        arguments = self.prompt_inputs(text) | self.call
-        if guidance_scale is not None:
-            arguments[self.guidance_argument] = guidance_scale
-        if noise is not None:
-            arguments["latents"] = noise
-        try:
-            return pipe(
-                **arguments, num_inference_steps=num_inference_steps, generator=generator, output_type="latent"
-            )[0]
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise ValueError(
-                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a pipeline "
-                "that draws from a prompt: unload what wants more (an IP-Adapter), or use the text-to-image pipeline"
-            ) from error
-
-    def prompt_inputs(self, text: Text) -> dict[str, Any]:
-        """Arguments of the pipeline's call that hold encoded prompts."""
-        return {name: getattr(text, part) for name, part in self.prompt_arguments.items()}
-
-    def trajectory(
-        self,
-        text: Text,
-        noise: Tensor,
-        *,
-        num_inference_steps: int,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
-        stop: int | None = None,
-    ) -> Iterator[Step]:
-        """The steps the pipeline itself takes for some prompts.
-
-        Args:
-            text: ``n`` rows. The unconditional text is the pipeline's own (zeros on SDXL, say).
-            noise: ``(n, *latent_shape)`` standard normal.
-            guidance_scale: the pipeline's default where None; ``no_guidance`` leaves the unconditional prediction out.
-            generator: of schedulers that add noise at every step.
-            stop: yield only the first ``stop`` steps.
-        """
-        heard: list[Step] = []
-
-        def begins(call: Call) -> bool:
-            x, t = self._moment(call, len(text))
-            return not heard or not (torch.equal(heard[-1].x, x) and torch.equal(heard[-1].t, t))
-
-        def before(call: Call) -> None:
-            if stop is not None and len(heard) >= stop and begins(call):
-                raise Enough
-
-        def after(call: Call) -> None:
-            conditional, *unconditional = self._predictions(call, text)
-            if begins(call):
-                heard.append(Step(len(heard), *self._moment(call, len(text)), conditional, *unconditional or (None,)))
-            else:  # guidance by a second call, which comes after the prompt's own in every pipeline
-                heard[-1] = dataclasses.replace(heard[-1], unconditional=conditional)
-
-        with evaluating(*self.denoiser_parts.values()), listening(self.denoiser_parts, before=before, after=after):
-            self.draw(
-                text,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                noise=noise,
-                generator=generator,
-            )
-        yield from heard
-
-    def steps_of(self, num_inference_steps: int) -> int:
-        """How often the denoiser is called in a trajectory: second-order schedulers take more steps than asked for."""
-        scheduler = separate(self.pipe).scheduler
-        shifted = getattr(scheduler.config, "use_dynamic_shifting", False)
-        scheduler.set_timesteps(num_inference_steps, **({"mu": 1.0} if shifted else {}))
-        return len(scheduler.timesteps)
-
-    def _moment(self, call: Call, n: int) -> tuple[Tensor, Tensor]:
-        """``x (n, ...)`` and ``t (n,)`` of a call; with guidance in one batch, its two halves hold the same."""
-        t = torch.as_tensor(call.inputs[self.time_argument])
-        x = self.unpacked(call.inputs[self.latent_argument])[:n]
-        return x.detach().clone(), t.reshape(-1).expand(n).clone() if t.numel() == 1 else t[:n].clone()
-
-    def _predictions(self, call: Call, text: Text) -> list[Tensor]:
-        """The prediction with the prompts; behind it the other one, where guidance makes both in one batch."""
-        out, n = self.output(call.output).detach(), len(text)
-        if len(out) == n:
-            return [out.clone()]
-        first, second = out[:n].clone(), out[n:].clone()
-        return [first, second] if self._prompts_first(call, text) else [second, first]
-
-    def _prompts_first(self, call: Call, text: Text) -> bool:
-        """Whether the first half of a batch is that of the prompts; where both are the same, the second counts."""
-        rows, (mine,) = self.text_of(call.inputs), self.text_list(text[:1])
-        first, second = (
-            row.shape == mine.shape and torch.equal(row, mine.to(row)) for row in (rows[0], rows[len(rows) // 2])
-        )
-        return first and not second
-
-    def text_list(self, text: Text) -> list[Tensor]:
-        """The rows of a text as the elements of :meth:`text_of`."""
-        return list(text.hidden)
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
@@ -576,12 +359,6 @@ class Backbone(abc.ABC):
         return self.predict(x.to(self.dtype), t, text.to(self.dtype)).float()
 
 
-def first_line(error: BaseException) -> str:
-    """A foreign error in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
 def parts_of(pipe: Any) -> dict[str, Any]:
     """Denoisers and text encoders of a pipeline by name, without compiled wrappers."""
     found = {name: module for name in PARTS if (module := getattr(pipe, name, None)) is not None}
@@ -597,6 +374,17 @@ def denoiser_of(pipe: Any) -> Any:
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
     return getattr(module, "_orig_mod", module)
+
+
+def layer_at(backbone: Backbone, name: str) -> Any:
+    """The module of a qualified name.
+
+    Raises:
+        AttributeError, KeyError: there is none.
+    """
+    part, colon, own = name.partition(":")
+    module = backbone.components[part] if colon else backbone.denoiser
+    return module.get_submodule(own if colon else name)
 
 
 def parameters_by_name(parts: Mapping[str, nn.Module], denoiser: str) -> dict[str, nn.Parameter]:

@@ -37,7 +37,9 @@ def _refuse_wrapper(part: str, module: Any) -> None:
             "it again afterwards"
         )
     if not isinstance(module, nn.Module) or not hasattr(module, "dtype"):
-        raise ValueError(f"the {part} is a {type(module).__name__}, no model of diffusers or transformers; load it anew")
+        raise ValueError(
+            f"the {part} is a {type(module).__name__}, no model of diffusers or transformers; load it anew"
+        )
 
 
 def _refuse_module(part: str, module: Any) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from erasure.backbone.base import Backbone, Site, Space
 from erasure.backbone.noise import Flow
 from erasure.backbone.sd3 import named_sites
@@ -53,7 +51,6 @@ class FluxBackbone(Backbone):
             prompts, prompt_2=None, device=self.device, max_sequence_length=length
         )
         return Conditioning(hidden, (Segment.of(hidden, ids, counts, bos=False),), pooled)
-
 
 
 __all__ = ["FluxBackbone"]

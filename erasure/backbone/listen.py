@@ -45,26 +45,16 @@ def listening(parts: Mapping[str, nn.Module], *, before: Any = None, after: Any 
     """
     handles = []
     for part, module in parts.items():
-        signature = inspect.signature(module.forward)
-
-        def named(args: Any, kwargs: Any, signature: inspect.Signature = signature) -> dict[str, Any]:
-            bound = signature.bind(*args, **kwargs)
-            found = dict(bound.arguments)
-            for parameter in signature.parameters.values():  # what a **kwargs collects is named like the rest
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    found |= found.pop(parameter.name, {})
-            return found
-
         if before is not None:
             handles.append(
                 module.register_forward_pre_hook(
-                    lambda m, a, k, part=part, named=named: before(Call(part, named(a, k))), with_kwargs=True
+                    lambda m, a, k, part=part: before(Call(part, named_arguments(m, a, k))), with_kwargs=True
                 )
             )
         if after is not None:
             handles.append(
                 module.register_forward_hook(
-                    lambda m, a, k, out, part=part, named=named: after(Call(part, named(a, k), first(out))),
+                    lambda m, a, k, out, part=part: after(Call(part, named_arguments(m, a, k), first(out))),
                     with_kwargs=True,
                 )
             )
@@ -75,6 +65,16 @@ def listening(parts: Mapping[str, nn.Module], *, before: Any = None, after: Any 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by name; what a ``**kwargs`` collects is named like the rest."""
+    signature = inspect.signature(module.forward)
+    found = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= found.pop(parameter.name, {})
+    return found
 
 
 def first(output: Any) -> Any:
@@ -146,4 +146,4 @@ def holds(x: Tensor, text: Tensor) -> bool:
     return False
 
 
-__all__ = ["Call", "Enough", "first", "holds", "listening", "separate", "text_linears"]
+__all__ = ["Call", "Enough", "first", "holds", "listening", "named_arguments", "separate", "text_linears"]

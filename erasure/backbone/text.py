@@ -52,8 +52,7 @@ class Text:
         length = max(self.hidden.shape[1], other.hidden.shape[1])
         a, b = self.padded(length), other.padded(length)
         parts = [
-            None if x is None or y is None else torch.cat([x, y])
-            for x, y in ((a.pooled, b.pooled), (a.mask, b.mask))
+            None if x is None or y is None else torch.cat([x, y]) for x, y in ((a.pooled, b.pooled), (a.mask, b.mask))
         ]
         return Text(torch.cat([a.hidden, b.hidden]), *parts)
 

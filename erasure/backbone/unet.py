@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -34,13 +34,14 @@ class UNetBackbone(Backbone):
 
     def __init__(self, pipe: Any, *, clip_skip: ClipSkip = None) -> None:
         if clip_skip is not None and clip_skip != "both" and not 0 <= int(clip_skip) < 12:
-            raise ValueError(f"clip_skip is a number of layers, or 'both'; got {clip_skip!r}; give 1 for the last but one")
+            raise ValueError(
+                f"clip_skip is a number of layers, or 'both'; got {clip_skip!r}; give 1 for the last but one"
+            )
         self.clip_skip: ClipSkip = clip_skip or None
         super().__init__(pipe)
 
     def check_sites(self) -> None:
-        config = self.unet.config
-        if getattr(config, "dual_cross_attention", False):
+        if getattr(getattr(self.unet, "config", None), "dual_cross_attention", False):
             raise ValueError(
                 "this UNet splits its text between two attentions (dual_cross_attention); it is not supported"
             )
@@ -75,7 +76,7 @@ class UNetBackbone(Backbone):
         for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
             if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
                 return {name: Site(projection, "entry")}
-        if getattr(denoiser.config, "encoder_hid_dim_type", None) not in (None, "text_proj", "ip_image_proj"):
+        if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (None, "text_proj", "ip_image_proj"):
             return {}
         return {
             f"{name}.{layer}": Site(getattr(module, layer), role)
@@ -115,7 +116,9 @@ class UNetBackbone(Backbone):
             return encoder(ids).last_hidden_state
         states = encoder(ids, output_hidden_states=True).hidden_states
         if skip >= len(states) - 1:
-            raise ValueError(f"clip_skip={skip} is more than this text encoder's {len(states) - 1} layers leave; give less")
+            raise ValueError(
+                f"clip_skip={skip} is more than this text encoder's {len(states) - 1} layers leave; give less"
+            )
         return final_norm(encoder)(states[-(skip + 1)])
 
     def other_layers(self) -> Iterator[UNetBackbone]:
@@ -154,7 +157,9 @@ class SDXLBackbone(UNetBackbone):
         return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, "pooled", columns=(0, width))}
 
     def encoder_widths(self) -> dict[str, int]:
-        present = [e.config for e in (self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None)) if e is not None]
+        present = [
+            e.config for e in (self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None)) if e is not None
+        ]
         second = getattr(self.pipe, "text_encoder_2", None)
         pooled = {} if second is None else {"pooled": second.config.projection_dim}
         return {"hidden": sum(config.hidden_size for config in present)} | pooled
@@ -209,12 +214,7 @@ class SDXLBackbone(UNetBackbone):
             chosen = {name: weight for name, weight in chosen.items() if "block" in name and "emb" not in name}
         return chosen
 
-    def text_inputs(self, text: Text) -> dict[str, Any]:
-        """The token embeddings; the pooled ones stand among ``added_cond_kwargs``, see :meth:`_predict`."""
-        return {"encoder_hidden_states": text.hidden}
-
-    def _predict(self, part: str, x: Tensor, t: Tensor, text: Text, guidance: float | None) -> Tensor:
-        """As on 1.x, for a whole picture: original size and target size its own, nothing cropped."""
-        inputs = {**self.template(text, guidance=guidance), **self.text_inputs(text)}
-        inputs["added_cond_kwargs"] = {**inputs["added_cond_kwargs"], "text_embeds": text.pooled}
-        return self.unet(x, t, **inputs, return_dict=False)[0]
+    def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
+        """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
+        added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
+        return {**super().with_text(inputs, text), "added_cond_kwargs": added}

@@ -22,6 +22,9 @@ METHODS = Registry(
         "speed": "erasure.methods.speed:SPEED",
         "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
         "esd": "erasure.methods.esd:ESD",
+        "spm": "erasure.methods.spm:SPM",
+        "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
+        "sld": "erasure.pipelines.sld:SLD",
     },
 )
 BUILT_IN = METHODS.built_in

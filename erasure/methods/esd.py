@@ -12,12 +12,11 @@ from torch import Tensor
 from erasure.artifact import Erasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import LowRank, Student, Weights
-from erasure.train import Draw
+from erasure.train import Checkpoint, Draw
 
 SELECTORS = {"x": "cross_attention", "x-strict": "cross_attention_kv", "u": "not_cross_attention", "all": "all"}
 
@@ -101,9 +100,7 @@ class ESD(FineTune):
             return LowRank(backbone, selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
         return Weights(backbone, selector)
 
-    def objective(
-        self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None
-    ) -> Loss:
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         text = backbone.encode(self.prompts(request)).text
         base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
         bank = self.bank(backbone, base, request, checkpoint, "bank")

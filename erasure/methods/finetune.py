@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from erasure.artifact import Erasure
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.checkpoint import Checkpoint
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
-from erasure.train import Draw, Precision, Run, Schedule, Training, casting, compute_dtype, trainable
+from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
+from erasure.train.settings import Schedule
+from erasure.train.trainable import casting, compute_dtype
 
 Loss = Callable[[Draw], Tensor]
 
@@ -79,7 +80,9 @@ class FineTune(Method):
     def validate(self, backbone: Backbone, request: Request) -> None:
         super().validate(backbone, request)
         if torch.is_inference_mode_enabled():
-            raise ValueError("training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)")
+            raise ValueError(
+                "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
+            )
         if backbone.guidance == "none":
             raise ValueError(
                 f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
@@ -112,9 +115,7 @@ class FineTune(Method):
                 return student.erasure(self.name_for(request), facts, run.result(), originals)
 
     @abc.abstractmethod
-    def objective(
-        self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None
-    ) -> Loss:
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         """The loss of one step, on rows that its draw chooses. Sampling from the base happens here, before training."""
 
     def student(self, backbone: Backbone) -> Student:
@@ -189,16 +190,12 @@ class FineTune(Method):
         """The guidance that models with embedded guidance are trained with: 1, the plain conditional prediction."""
         return 1.0 if backbone.guidance == "embedded" else None
 
-    def error(
-        self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor
-    ) -> Tensor:
+    def error(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
         """Mean squared error of the student to the targets on chosen rows of a bank."""
         predicted = backbone.predict(*bank.inputs(backbone, text, chosen), guidance=self.trained_guidance(backbone))
         return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
 
-    def holding(
-        self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None
-    ) -> Loss | None:
+    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
         """The error on the keep list, in a bank of its own; None where nothing is kept."""
         kept: Sequence[str] = self.kept(request)
         if not kept:

@@ -15,6 +15,7 @@ from erasure.artifact import DeltaErasure, Erasure, LoraErasure
 from erasure.artifact.config import Config
 from erasure.artifact.hooks import Factors, Gate, factor_shapes, low_rank
 from erasure.backbone import Backbone
+from erasure.backbone.base import layer_at
 from erasure.methods.base import check_moved
 
 
@@ -40,7 +41,9 @@ class Student(abc.ABC):
         yield
 
     @abc.abstractmethod
-    def erasure(self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Erasure:
+    def erasure(
+        self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+    ) -> Erasure:
         """The erasure of a finished training.
 
         Args:
@@ -69,7 +72,9 @@ class Weights(Student):
             return super().modules
         return [module for module in self.backbone.components.values()]
 
-    def erasure(self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Erasure:
+    def erasure(
+        self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+    ) -> Erasure:
         deltas = {key: (weight - originals[key].to(weight.dtype)).cpu() for key, weight in result.items()}
         moved = {"relative_change": check_moved(deltas, dict(originals))}
         return DeltaErasure(name, config.with_facts(sites=list(deltas), report={**config.report, **moved}), deltas)
@@ -113,7 +118,9 @@ class LowRank(Student):
         scale = {"A": 1.0, "B": self.factor}
         return {name: (scale[name[-1]] * tensor).detach().float().cpu().contiguous() for name, tensor in result.items()}
 
-    def erasure(self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Erasure:
+    def erasure(
+        self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+    ) -> Erasure:
         tensors = self.tensors(result)
         config = config.with_facts(sites=list(self.layers))
         edit = LoraErasure(name, config, tensors)
@@ -144,9 +151,7 @@ def layers_of(backbone: Backbone, selector: str) -> dict[str, Any]:
     names = dict.fromkeys(name.rpartition(".")[0] for name in backbone.select(selector))
     found = {}
     for name in names:
-        part, colon, own = name.partition(":")
-        module = backbone.components[part] if colon else backbone.denoiser
-        layer = module.get_submodule(own if colon else name)
+        layer = layer_at(backbone, name)
         if isinstance(layer, nn.Linear | nn.Conv2d) and (isinstance(layer, nn.Linear) or layer.groups == 1):
             found[name] = layer
     return found

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from erasure.concept import write_atomically
+from erasure.train import Training
 from erasure.world import path
 from erasure.world.spec import spec
 from erasure.world.train import (
     PHASES,
     SCOPE,
-    Fit,
     folder_hash,
-    phase_fit,
+    phase_training,
     run_phase,
     save_whole,
     scenes_hash,
@@ -65,12 +65,12 @@ def retrain(
         ValueError: ``without`` is no target of the world: its start has seen it; or ``out`` holds a run of another
             length.
     """
-    settings, model = trained_without(out, without, seed=seed, device=device, folder=folder, steps=steps, batch=batch)
+    training, model = trained_without(out, without, seed=seed, device=device, folder=folder, steps=steps, batch=batch)
     facts = {
         "without": without,
         "seed": seed,
-        "steps": settings.steps,
-        "batch": settings.batch,
+        "steps": training.iterations,
+        "batch": training.batch_size,
         "scope": {name: SCOPE[name] for name in (without, "every target")},
         "scenes": scenes_hash(training_scenes(frozenset({without}))),
         "start": start_hash(folder),
@@ -90,7 +90,7 @@ def trained_without(
     folder: Path = FOLDER,
     steps: int | None = None,
     batch: int | None = None,
-) -> tuple[Fit, dict[str, nn.Module]]:
+) -> tuple[Training, dict[str, nn.Module]]:
     """The training of :func:`retrain`, whose arguments it has: its settings, and the model it ends in."""
     check_target(without)
     out.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,10 @@ def trained_without(
             save_whole(functools.partial(shutil.copytree, path() / part), out / part)
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    settings = phase_fit(LAST)
-    settings = dataclasses.replace(settings, steps=steps or settings.steps, batch=batch or settings.batch)
+    training = phase_training(LAST, 1000 * (seed + 1))
+    training = dataclasses.replace(
+        training, iterations=steps or training.iterations, batch_size=batch or training.batch_size
+    )
     model = run_phase(
         out,
         LAST,
@@ -108,12 +110,12 @@ def trained_without(
         vae,
         tokenizer,
         without=frozenset({without}),
-        seed=1000 * (seed + 1),
+        seed=training.seed,
         device=device,
         name=f"{without}-{seed}",
-        settings=settings,
+        training=training,
     )
-    return settings, model
+    return training, model
 
 
 def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: Any) -> StableDiffusionPipeline:

@@ -38,8 +38,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasure.concept import write_atomically
 from erasure.runtime import autocast
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import artwork, build, strangers
-from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
@@ -91,18 +91,18 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
     drawings = strangers(out / "strangers.npz")
     torch.manual_seed(seed)
     vae: Any = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
-    schedule = Fit(**settings["fit"])
+    training = Training.from_scratch(**settings["fit"], seed=seed)
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(seed, step)
-        x = pixels([stranger_scene(rng, drawings) for _ in range(schedule.batch)]).to(device)
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng()
+        x = pixels([stranger_scene(rng, drawings) for _ in range(training.batch_size)]).to(device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return (y - x).abs().mean() + edges + settings["kl"] * kl
 
-    vae = fit(out / "autoencoder", {"vae": vae}, loss, schedule, seed=seed, device=device)["vae"]
+    vae = train_modules({"vae": vae}, loss, training=training, folder=out / "autoencoder")["vae"]
     with torch.no_grad():
         rng = step_rng(seed, 0, 2)
         sample = pixels([stranger_scene(rng, drawings) for _ in range(512)]).to(device)
@@ -223,9 +223,8 @@ def train_phase(
     model: dict[str, Any],
     tokenizer: CLIPTokenizer,
     data: tuple[list[Scene], Tensor],
-    settings: Fit,
+    training: Training,
     *,
-    seed: int,
     device: torch.device,
     pairs: float | None = None,
     targets: float = 1.0,
@@ -244,14 +243,14 @@ def train_phase(
         unet.set_attn_processor(AttnProcessor())
         text_encoder.set_attn_implementation("eager")
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(seed, step)
-        chosen = rng.choice(len(scenes), size=settings.batch, p=odds)
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng()
+        chosen = rng.choice(len(scenes), size=training.batch_size, p=odds)
         captions = [sample_caption(scenes[i], rng) for i in chosen]
         x = latents[chosen].to(device).float()
         noise = torch.randn(x.shape).to(device)
-        # one timestep from each of `batch` equal parts of the range: less noise in the gradient than independent draws
-        grid = (np.arange(settings.batch) + rng.random(settings.batch)) / settings.batch
+        # one timestep from each of equal parts of the range: less noise in the gradient than independent draws
+        grid = (np.arange(training.batch_size) + rng.random(training.batch_size)) / training.batch_size
         t = torch.from_numpy((grid * len(alphas)).astype(np.int64)).to(device)
         text = text_encoder(tokenize(tokenizer, captions).to(device)).last_hidden_state
         predicted = unet(scheduler.add_noise(x, noise, t), t, text).sample
@@ -259,7 +258,7 @@ def train_phase(
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         return (error * (config()["min_snr"] / snr).clamp(max=1)).mean()
 
-    return fit(folder, {"unet": unet, "text_encoder": text_encoder}, loss, settings, seed=seed, device=device)
+    return train_modules({"unet": unet, "text_encoder": text_encoder}, loss, training=training, folder=folder)
 
 
 def train(out: Path, *, device: torch.device) -> Path:
@@ -292,18 +291,23 @@ def run_phase(
     seed: int,
     device: torch.device,
     name: str | None = None,
-    settings: Fit | None = None,
+    training: Training | None = None,
 ) -> dict[str, Any]:
-    """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``."""
+    """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``.
+
+    Args:
+        seed: of the settings in ``training.yaml``; ``training`` has its own.
+        training: other settings than those.
+    """
     scenes = training_scenes(without)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
-    settings, drawn = settings or phase_fit(phase), config()["drawn"].get(phase, {})
-    return train_phase(out / (name or phase), model, tokenizer, data, settings, seed=seed, device=device, **drawn)
+    training, drawn = training or phase_training(phase, seed), config()["drawn"].get(phase, {})
+    return train_phase(out / (name or phase), model, tokenizer, data, training, device=device, **drawn)
 
 
-def phase_fit(phase: str) -> Fit:
+def phase_training(phase: str, seed: int) -> Training:
     """The settings of one phase's training run."""
-    return Fit(**config()["fit"][phase])
+    return Training.from_scratch(**config()["fit"][phase], seed=seed)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from erasure.eval.detectors.classifier import (
     tensor,
 )
 from erasure.eval.detectors.world import BUILDERS, WEIGHTS, sha256
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import strangers
-from erasure.world.fit import Fit, fit, step_rng
 
 HELD_OUT_SEED = 990  # scenes that measure; no training run draws from it
 
@@ -46,29 +46,33 @@ class Recipe:
         augment: degrades a batch ``(n, 3, 64, 64)``.
         seed: of initial weights, scenes and batches; no two recipes share one.
         scenes, nothing: pictures rendered once before training, with and without something to recognise.
-        fit: the training run. Raise ``steps`` if accuracy on held-out renders falls short; never to fit generations.
+        fit: of :meth:`Training.from_scratch`. Raise ``steps`` if accuracy on held-out renders falls short; never to fit
+            generations.
     """
 
     build: Callable[[], AttributeClassifier]
     augment: Callable[[Tensor, np.random.Generator], Tensor]
     seed: int
-    fit: Fit
+    fit: Mapping[str, Any]
     scenes: int = 12_000
     nothing: int = 4_000
 
 
+FIT = {
+    "batch": 64, "lr": 2e-3, "warmup": 60, "decay": 0.7, "ema": 0.995, "weight_decay": 0.02, "save_every": 200,
+}  # fmt: skip
 RECIPES = {
     "a": Recipe(
         BUILDERS["a"],
         augment_a,
         seed=1,
-        fit=Fit(steps=2600, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.995, weight_decay=0.02, save_every=200),
+        fit={**FIT, "steps": 2600},
     ),
     "b": Recipe(
         BUILDERS["b"],
         augment_b,
         seed=2,
-        fit=Fit(steps=2000, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.995, weight_decay=0.02, save_every=200),
+        fit={**FIT, "steps": 2000},
     ),
 }
 
@@ -98,15 +102,17 @@ def train_classifier(
     torch.manual_seed(recipe.seed)
     model = recipe.build().to(device).train()
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(recipe.seed, step, 11)
-        batch = views[rng.integers(len(views), size=recipe.fit.batch)]
+    training = Training.from_scratch(**recipe.fit, seed=recipe.seed)
+
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng(11)
+        batch = views[rng.integers(len(views), size=training.batch_size)]
         with torch.autocast(device.type, enabled=False):
             x = recipe.augment(tensor(batch.images), rng)
         return attribute_loss(model(x.to(device)), batch)
 
-    average = fit(folder, {"classifier": model}, loss, recipe.fit, seed=recipe.seed, device=device)["classifier"]
-    return cast(AttributeClassifier, average)
+    average = train_modules({"classifier": model}, loss, training=training, folder=folder)
+    return cast(AttributeClassifier, average["classifier"])
 
 
 # --- what was learnt -------------------------------------------------------------------------------------------------

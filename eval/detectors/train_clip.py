@@ -27,13 +27,16 @@ from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
 from erasure.eval.detectors.classifier import tensor
 from erasure.eval.detectors.train import HELD_OUT_SEED, summary
 from erasure.eval.detectors.world import EMPTY, WEIGHTS, clip_detector, sha256, world_phrases
-from erasure.world.fit import Fit, fit, step_rng
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.scenes import Scene, sample_caption
 from erasure.world.train import learn_bpe
 
 SEED = 3
 VOCABULARY = 1200
-FIT = Fit(steps=3200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.995, weight_decay=0.05, save_every=200)
+FIT = {
+    "steps": 3200, "batch": 128, "lr": 1.5e-3, "warmup": 100, "decay": 0.7, "ema": 0.995, "weight_decay": 0.05,
+    "save_every": 200,
+}  # fmt: skip
 SCENES, NOTHINGS = 14_000, 1_000
 CONFIG: dict[str, Any] = {
     "embed_dim": 96,
@@ -81,16 +84,18 @@ def train_clip(out: Path, *, device: torch.device, weights: Path = WEIGHTS) -> D
     model_config = json.loads((folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     model = open_clip.CLIP(**model_config).to(device).train()
 
-    def loss(step: int) -> Tensor:
-        draw = step_rng(SEED, step, 22)
-        chosen = draw.choice(len(images), size=FIT.batch, replace=False)
-        texts = [caption(scenes[i], draw) if i < len(scenes) else str(draw.choice(EMPTY)) for i in chosen]
+    training = Training.from_scratch(**FIT, seed=SEED)
+
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng(22)
+        chosen = rng.choice(len(images), size=training.batch_size, replace=False)
+        texts = [caption(scenes[i], rng) if i < len(scenes) else str(rng.choice(EMPTY)) for i in chosen]
         with torch.autocast(device.type, enabled=False):
             halves = tensor(images[chosen]).chunk(2)
-            x = torch.cat([augment_a(halves[0], draw), augment_b(halves[1], draw)])
+            x = torch.cat([augment_a(halves[0], rng), augment_b(halves[1], rng)])
         return contrastive_loss(model, x.to(device), tokenizer(texts).to(device))
 
-    average = fit(out, {"clip": model}, loss, FIT, seed=SEED, device=device)["clip"]
+    average = train_modules({"clip": model}, loss, training=training, folder=out)["clip"]
     state = {key: value.half().contiguous().cpu() for key, value in average.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return ship_clip(weights)
