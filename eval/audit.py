@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erasure.concept import write_atomically
-from erasure.eval.pictures import hash_tensor
+from erasure import io
+from erasure.io import write_atomically
 
 FORMAT = 1
 SKETCH = 64  # numbers a checkpoint is summed up by
@@ -213,10 +213,7 @@ def checkpoint(step: int, weights: Weights) -> Checkpoint:
 
 def hash_of(weights: Weights) -> str:
     """SHA-256 of names, dtypes, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        hash_tensor(found, name, tensor)
-    return found.hexdigest()
+    return io.sha256(piece for name, tensor in sorted(weights.items()) for piece in io.tensor_bytes(name, tensor))
 
 
 def sketch_of(weights: Weights) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash, weights_hash
+from erasure.eval.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import families
@@ -165,7 +165,7 @@ class Divergence(Probe):
     def _cache_key(self, context: Context, strata: Mapping[str, Sequence[Example]]) -> str:
         shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
         schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
-        whole = repr((weights_hash(context.pipe), self.settings(), shown, schedule, context.batch_size))
+        whole = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
