@@ -41,7 +41,8 @@ from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
-from erasure.methods.closed_form import EVERYDAY, Problem, Solution, joined, rows, solve
+from erasure.methods.closed_form import EVERYDAY, joined, rows
+from erasure.methods.ridge import Problem, Solution, solve
 from erasure.methods.uce import UCE
 from erasure.runtime import load_base
 

@@ -11,7 +11,7 @@ from typing import Any
 from erasure.artifact import Erasure
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept, Suite, listed
+from erasure.concept import Concept, Suite, listed, nfc
 from erasure.methods import method_class
 from erasure.methods.base import Request
 
@@ -60,7 +60,7 @@ def erase(
     everything = (neighbour for c in concepts for neighbour in c.neighbours)
     request = Request(
         concepts=concepts,
-        keep=tuple(dict.fromkeys(everything) if keep is None else listed(keep)),
+        keep=tuple(dict.fromkeys(everything) if keep is None else map(nfc, listed(keep))),
         name=name,
         preset=preset or next(iter(recipe.presets)),
         checkpoint=None if checkpoint is None else Path(checkpoint),

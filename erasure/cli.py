@@ -12,11 +12,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from erasure import cli_eval, cli_files
-from erasure.cli_options import Base, Device, Dtype, Limit, console, open_base
+from erasure.cli_options import Base, Device, Dtype, Limit, open_base
+from erasure.io import fault_of, parse_yaml, printable, shown
+from erasure.terminal import PlainTable, console, say
 
 app = typer.Typer(
     name="erasure",
@@ -93,14 +94,13 @@ def erase(
     edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     size = sum(f.stat().st_size for f in out.iterdir())
-    console.print(
+    say(
         f"{edit.name}: {edit.kind}, {size / 1000:.1f} kB, "
         f"relative weight change {edit.config['report']['relative_change']:.2e} -> {out}",
-        markup=False,
     )
     if unet is not None:
         edit.apply(pipe)
-        console.print(f"whole denoiser -> {save_denoiser(pipe, unet)}", markup=False)
+        say(f"whole denoiser -> {save_denoiser(pipe, unet)}")
 
 
 @app.command(
@@ -138,7 +138,7 @@ def generate(
         for i, row in enumerate(rows):
             for seed, image in enumerate(row):
                 image.save(out / f"{i:03d}-{seed}-{arm}.png")
-    console.print(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}", markup=False)
+    say(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}")
 
 
 app.command(
@@ -173,7 +173,7 @@ def batch(
     plan = Recipe.load(recipe)
     cells = plan.cells()
     if dry_run:
-        table = Table("cell", "base", "concept", "method", "seed")
+        table = PlainTable("cell", "base", "concept", "method", "seed")
         for cell in cells:
             table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
         console.print(table)
@@ -187,7 +187,7 @@ def methods() -> None:
     """List methods, presets and papers."""
     from erasure.methods import available, method_class
 
-    table = Table("method", "what it does", "presets", "paper")
+    table = PlainTable("method", "what it does", "presets", "paper")
     for name in sorted(available()):
         kind = method_class(name)
         table.add_row(
@@ -202,10 +202,12 @@ def doctor() -> None:
     from erasure.doctor import diagnose
 
     findings = diagnose()
-    marks = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
-    table = Table("", "check", "found", "to mend it")
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = PlainTable("", "check", "found", "to mend it")
     for finding in findings:
-        table.add_row(marks[finding.status], finding.name, finding.detail, finding.remedy or "")
+        table.add_row(
+            Text(finding.status, style=colours[finding.status]), finding.name, finding.detail, finding.remedy or ""
+        )
     console.print(table)
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
@@ -225,7 +227,7 @@ def world_train(
     from erasure.runtime import pick_device
     from erasure.world.train import train
 
-    console.print(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
+    say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
 
 
 @world_app.command("gold", epilog="Example: [bold]erasure world gold --without superhero --seed 0[/bold]")
@@ -246,7 +248,7 @@ def world_gold(
 
     file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)), steps=steps, batch=batch)
     record = record_of_gold(file).to_json(record_file(file))
-    console.print(f"retrained without {without} -> {file}, with its record {record.name}", markup=False)
+    say(f"retrained without {without} -> {file}, with its record {record.name}")
 
 
 @world_app.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
@@ -272,7 +274,7 @@ def world_audit(
         raise ValueError(f"{record_file(model)} is not the record of {model.name}; get both from one place")
     audited(model, stored_gold(model))  # or the replay would be of other weights than these
     result = verify(record, replay_of_gold(model, out, device=pick_device(device)))
-    console.print(f"{model.name}: {result}", markup=False)
+    say(f"{model.name}: {result}")
     if not result.passed:
         _fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
 
@@ -298,11 +300,11 @@ def world_check(
         contact_sheet([image for image, _ in doubts], [text for _, text in doubts], out / "disputed.png")
     for detector in eyes:
         calibrated(detector, result).to_json(out / f"{detector.name}.json")
-    table = Table("figure", *result.settings["detectors"])
+    table = PlainTable("figure", *result.settings["detectors"])
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))
     console.print(table)
-    console.print(f"card and contact sheets -> {out}", markup=False)
+    say(f"card and contact sheets -> {out}")
     if not result.passed:
         _fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
 
@@ -324,20 +326,18 @@ def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tup
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
     """``["lamb=0.1", "variant=u"]`` -> ``{"lamb": 0.1, "variant": "u"}``."""
-    import yaml
-
     settings = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set needs key=value; got {pair!r}")
-        settings[key.strip()] = yaml.safe_load(value)
+        settings[key.strip()] = parse_yaml(value)
     return settings
 
 
 def main() -> NoReturn:
     """Run a command. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
-    warnings.showwarning = lambda message, *_, **__: Console(stderr=True).print(f"note: {message}", markup=False)
+    warnings.showwarning = lambda message, *_, **__: say(f"note: {message}", on=Console(stderr=True))
     try:
         app()
         sys.exit(0)
@@ -361,16 +361,13 @@ def _one_line(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        fault = first["msg"].removeprefix("Value error, ")
-        return f"{where}: {fault}; got {first['input']!r}" if where else fault
-    if isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON: {error}"
-    return " ".join(str(error).split())
+        return fault_of(error) + (f"; got {shown(first['input'])}" if first["loc"] else "")
+    return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    text = Text.assemble(("error:", "red"), " ", printable(message, limit=2000))
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

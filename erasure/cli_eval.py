@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from erasure.cli_options import Device, Dtype, Limit, console, open_base
+from erasure.cli_options import Device, Dtype, Limit, open_base
+from erasure.terminal import PlainTable, console, say
 
 FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
 
@@ -124,14 +124,14 @@ def report(
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
     found = Assessment.load(folder) if whole else Evaluation.from_json(evaluation)
-    console.print(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
+    say(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
 
 
 def probes() -> None:
     """List the probes: what each asks, what it is evidence about, and which presets run it."""
     from erasure.eval.probes import HOMES, PRESETS, probe_class
 
-    table = Table("probe", "", "what it asks", "evidence about", "access", "presets")
+    table = PlainTable("probe", "", "what it asks", "evidence about", "access", "presets")
     section = ""
     for name in HOMES:
         kind = probe_class(name)
@@ -215,17 +215,17 @@ def reproduce(
     pipe = open_base(base or RECIPES[row].base, device, dtype)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
-        console.print("The safety checker is off: what the model draws is measured, not what a filter lets through.")
+        say("The safety checker is off: what the model draws is measured, not what a filter lets through.")
     found = measure(row, pipe, inputs, out, arm=arm, change=change)
-    table = Table("metric", "measured, 95 % interval", "published", "band", "verdict")
+    table = PlainTable("metric", "measured, 95 % interval", "published", "band", "verdict")
     for one in found.results:
         low, high = one.band
         measured = one.estimate.reason if one.estimate.value is None else f"{one.estimate:.4g}"
         table.add_row(one.metric, measured, f"{one.published:g}", f"{low:.4g} to {high:.4g}", one.verdict)
     console.print(table)
     for warning in found.warnings:
-        console.print(f"! {warning}", markup=False)
-    console.print(f"results -> {out}", markup=False)
+        say(f"! {warning}")
+    say(f"results -> {out}")
 
 
 def pairs(option: str, form: str, given: Sequence[str] | None, why: str = "") -> dict[str, str]:
@@ -258,9 +258,9 @@ def function_of(source: str) -> Any:
     return found
 
 
-def rows_table(recipes: Mapping[str, Any]) -> Table:
+def rows_table(recipes: Mapping[str, Any]) -> PlainTable:
     """The rows of published numbers."""
-    table = Table("row", "setting", "", "published", "prompt files", "lacks")
+    table = PlainTable("row", "setting", "", "published", "prompt files", "lacks")
     for recipe in recipes.values():
         arms = "\n".join(
             f"{arm}: " + ", ".join(f"{name} {known.value:g}" for name, known in numbers.items())
@@ -329,13 +329,13 @@ def compare(
     found = measure(pipe, edits, plan, detectors=detectors, clip=clip, limit=limit, cache_dir=out / "cache")
     found.save(out)
     path = write_report(found, out / "report.html", records=out)
-    table = Table("model", "detector", "group", "seen, 95 % interval", "change")
+    table = PlainTable("model", "detector", "group", "seen, 95 % interval", "change")
     for row in found.rows():
         table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
     console.print(table)
     for sentence in found.sentences():
-        console.print(f"- {sentence}", markup=False)
-    console.print(f"report -> {path.resolve()}", markup=False)
+        say(f"- {sentence}")
+    say(f"report -> {path.resolve()}")
 
 
 def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
@@ -344,7 +344,7 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
 
     found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html", records=out)
-    table = Table("model", "suppression", "removal", "neighbours", "unrelated")
+    table = PlainTable("model", "suppression", "removal", "neighbours", "unrelated")
     for claim in found.claims():
         table.add_row(
             claim.model, claim.suppression, claim.removal, *(claim.utility[g] for g in ("neighbours", "unrelated"))
@@ -352,9 +352,9 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     console.print(table)
     for claim in found.claims():
         for sentence in claim.sentences:
-            console.print(f"- {sentence}", markup=False)
+            say(f"- {sentence}")
     objections = found.objections()
     for objection in objections:
-        console.print(f"! {objection}", markup=False)
-    console.print(f"report -> {path.resolve()}", markup=False)
+        say(f"! {objection}")
+    say(f"report -> {path.resolve()}")
     return objections

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-console = Console()
+from erasure.io import rich_text
+from erasure.terminal import console
 
 Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
@@ -20,5 +19,5 @@ def open_base(base: str, device: str | None, dtype: str | None = None) -> Any:
     """The base pipeline, with a word of what is going on."""
     from erasure.runtime import load_base
 
-    with console.status(f"loading {escape(base)}"):
+    with console.status(rich_text(f"loading {base}")):
         return load_base(base, device=device, dtype=dtype)

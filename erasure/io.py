@@ -86,7 +86,16 @@ def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -
             with contextlib.suppress(OSError):  # somebody else made it meanwhile
                 temporary.rename(folder)
                 return
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+        _move(temporary, folder, last)
+
+
+def _move(source: Path, folder: Path, last: str | None) -> None:
+    """Move files into a folder one by one, those of folders within it too."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name == last):
+        if file.is_dir():
+            _move(file, folder / file.name, None)
+        else:
             os.replace(file, folder / file.name)
 
 
@@ -145,7 +154,7 @@ def _digest(hasher: Any, content: Content) -> Any:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str | os.PathLike[str], *, largest: int) -> bytes:
+def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> bytes:
     """The content of a regular file of at most ``largest`` bytes.
 
     Raises:
@@ -259,8 +268,8 @@ def dump_yaml(value: Any) -> str:
 def fault_of(error: Any) -> str:
     """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is wrong``."""
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the file"
-    return f"{printable(where)}: {printable(first['msg'].removeprefix('Value error, '), limit=400)}"
+    fault = printable(first["msg"].removeprefix("Value error, "), limit=400)
+    return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -378,7 +387,6 @@ def folder_name(text: str, *, longest: int = NAME) -> str:
     return name or "unnamed"
 
 
-# Marks, joiners and what else is seen or needed to write a language stay: C1 "cannot be seen" is not "does harm".
 KEPT = frozenset("\u200c\u200d")  # joiners: emoji, Persian, Hindi
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, bidirectional and other formats, half characters, separators
 

@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from erasure.api import erase
 from erasure.artifact import Erasure
-from erasure.concept import Concept, Suite, write_atomically
+from erasure.concept import Concept, Suite
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.models import Applied
 from erasure.eval.records import BASE, Evaluation, Record
 from erasure.eval.stats import Estimate, difference, rate
+from erasure.io import write_atomically
 
 Way = Literal["together", "in turn"]
 ALONE = "1 alone"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import warnings
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from erasure import runtime
 from erasure.backbone import denoiser_of
 from erasure.eval.hashes import weights_hash
-from erasure.io import write_atomically
+from erasure.io import blake2b, seed_of, sha256_json, write_atomically
 
 T = TypeVar("T")
 
@@ -142,8 +141,7 @@ def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
 
 
 def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{stream}\0{seed}\0{prompt}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator("cpu").manual_seed(seed_of(f"{stream}\0{seed}\0{prompt}") >> 1)
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
@@ -156,7 +154,7 @@ def evenly(items: Sequence[T], count: int | None) -> list[T]:
 def image_hash(image: Image.Image) -> str:
     """BLAKE2b of the RGB pixels."""
     rgb = image.convert("RGB")
-    return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+    return blake2b(repr(rgb.size).encode() + rgb.tobytes(), size=16)
 
 
 def _settings_key(pipe: Any, weights: str, **sampler: Any) -> dict[str, Any]:
@@ -176,8 +174,7 @@ def _settings_key(pipe: Any, weights: str, **sampler: Any) -> dict[str, Any]:
 
 
 def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
-    text = json.dumps({**common, "prompt": prompt, "seed": seed}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_json({**common, "prompt": prompt, "seed": seed}, default=str, spaced=True)
 
 
 def _read(file: Path | None) -> Image.Image | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import Allow
-from erasure.artifact.stack import check_scale, stack_of
+from erasure.artifact.stack import check_scales, stack_of
 from erasure.backbone import Backbone, Site, Space, backbone_of
 
 Rows = Sequence[Sequence[Erasure | str]]
@@ -115,17 +115,11 @@ class Attached:
         Raises:
             ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
         """
-        factors = [scales] * len(self.edits) if isinstance(scales, int | float) else list(scales)
-        for factor in factors:
-            check_scale(factor)
-        if len(factors) != len(self.edits):
-            raise ValueError(
-                f"{len(self.edits)} erasures but {len(factors)} scales; give one scale for all, or one each"
-            )
+        factors = check_scales(scales, len(self.edits))
         named = None if rows is None else [[e if isinstance(e, str) else e.name for e in row] for row in rows]
         if unknown := sorted({name for row in named or [] for name in row} - set(self.edits)):
             raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
-        self._scales = dict(zip(self.edits, map(float, factors), strict=True))
+        self._scales = dict(zip(self.edits, factors, strict=True))
         self._rows, self._images = named, num_images_per_prompt
         used = {*self.edits} if named is None else {name for row in named for name in row}
         self._in_force = {name for name in used if self._scales[name]}  # the others cost a server nothing

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from erasure.artifact import Erasure
-from erasure.artifact.base import Allow
+from erasure.artifact.base import Allow, check_scales
 from erasure.artifact.stack import Layer, Stack, stack_of
 from erasure.concept import listed
 
@@ -51,9 +51,7 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     """
     stack = stack_of(pipe)
     wanted = listed(names)
-    factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
-    if len(factors) != len(wanted):
-        raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
+    factors = check_scales(scales, len(wanted), of="names")
     scale = dict(zip(wanted, factors, strict=True))
     with stack.locked():
         refuse_unknown(stack, wanted)

@@ -100,8 +100,15 @@ class SafeGuidance(HookErasure):
         settings = self.config.settings
         numbers = ("warmup", "strength", "threshold", "momentum_scale", "momentum")
         whole = isinstance(settings, dict) and all(isinstance(settings.get(n), int | float) for n in numbers)
-        if set(self.tensors) - {"pooled"} != {"hidden"} or self.tensors["hidden"].dim() != 3 or self.system or not whole:
-            raise ValueError("safe guidance holds the concept's embeddings and SLD's settings; got others; get it again")
+        if (
+            set(self.tensors) - {"pooled"} != {"hidden"}
+            or self.tensors["hidden"].dim() != 3
+            or self.system
+            or not whole
+        ):
+            raise ValueError(
+                "safe guidance holds the concept's embeddings and SLD's settings; got others; get it again"
+            )
 
 
 class Steering:

@@ -19,7 +19,7 @@ def pipe():
 def test_it_is_the_sum_over_every_token(pipe):
     gram = Gram.of(backbone_of(pipe), CAPTIONS)
     x = backbone_of(pipe).encode(CAPTIONS).hidden.flatten(0, 1).double()
-    torch.testing.assert_close(gram.matrices["hidden"], x.T @ x)
+    torch.testing.assert_close(gram.kept["hidden"].matrix(), x.T @ x)
     assert gram.counts["hidden"] == 77 * len(CAPTIONS)
 
 
@@ -28,7 +28,7 @@ def test_parts_add_up_to_the_whole_and_survive_a_file(pipe, tmp_path):
     Gram.of(backbone, CAPTIONS[:4]).save(tmp_path / "a.safetensors")
     both = Gram.load(tmp_path / "a.safetensors").check(backbone) + Gram.of(backbone, iter(CAPTIONS[4:]))
     whole = Gram.of(backbone, CAPTIONS)
-    torch.testing.assert_close(both.matrices["hidden"], whole.matrices["hidden"])
+    torch.testing.assert_close(both.kept["hidden"].matrix(), whole.kept["hidden"].matrix())
     assert both.counts == whole.counts and both.span == whole.span
 
 
@@ -124,7 +124,7 @@ def test_captions_that_are_too_long_are_left_out_and_counted(pipe):
     backbone, long = backbone_of(pipe), "a cat and a ninja " * 40
     with pytest.warns(UserWarning, match="2 captions are longer than the text encoder reads.*begins with 'a cat"):
         gram = Gram.of(backbone, [CAPTIONS[0], long, *CAPTIONS[1:], long])
-    torch.testing.assert_close(gram.matrices["hidden"], Gram.of(backbone, CAPTIONS).matrices["hidden"])
+    torch.testing.assert_close(gram.kept["hidden"].matrix(), Gram.of(backbone, CAPTIONS).kept["hidden"].matrix())
     with pytest.warns(UserWarning, match="1 captions are longer"):
         assert Gram.of(backbone, [long]).counts["hidden"] == 0
     with pytest.raises(ValueError) as error:

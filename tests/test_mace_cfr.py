@@ -5,10 +5,10 @@ import torch
 
 from erasure import Concept, world
 from erasure.backbone import backbone_of
-from erasure.methods.closed_form import Problem, solve
 from erasure.methods.gram import Gram
-from erasure.methods.mace_cfr import MACECFR, STYLES, THINGS, common, condensed
+from erasure.methods.mace_cfr import MACECFR, STYLES, THINGS, common
 from erasure.methods.resolve import resolve
+from erasure.methods.ridge import Problem, condensed, solve
 from tests.reference import mace_cfr as reference
 from tests.test_speed import WIDE, change_error, changes, double
 from tests.test_uce import edited_weights, relative_error

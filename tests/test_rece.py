@@ -6,8 +6,8 @@ import torch
 from erasure import Concept
 from erasure.artifact import Erasure
 from erasure.backbone import backbone_of
-from erasure.methods.closed_form import Problem, compressed, solve
 from erasure.methods.rece import RECE, gram_of, revive
+from erasure.methods.ridge import Problem, compressed, solve
 from tests.reference import rece as reference
 from tests.test_uce import edited_weights, relative_error
 from tests.tiny import make, tiny, tiny_pipeline

@@ -6,7 +6,7 @@ import torch
 from erasure import Concept, world
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
-from erasure.methods.closed_form import Problem, cholesky, solve
+from erasure.methods.ridge import Problem, cholesky, solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
 from tests.reference import uce_2023 as reference_2023

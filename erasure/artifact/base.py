@@ -22,6 +22,7 @@ from erasure.backbone import Backbone, backbone_of, denoiser_of
 from erasure.backbone.base import parameters_by_name
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
+from erasure.io import writing_folder
 
 Allow = Literal["same-text-encoder"]
 
@@ -85,7 +86,7 @@ class Erasure(abc.ABC):
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
-        check_scale(scale)
+        scale = check_scale(scale)
         backbone = backbone_of(pipe)
         stack = stack_of(pipe)
         with stack.locked():
@@ -123,6 +124,7 @@ class Erasure(abc.ABC):
                 interrupted the model is half edited and has to be loaded again; by default nothing is lost.
             allow: as in :meth:`apply`; not needed where it is applied already.
         """
+        scale = None if scale is None else check_scale(scale)
         stack = stack_of(pipe)
         with stack.locked():
             layer = stack.layers.get(self.name)
@@ -222,11 +224,7 @@ class Erasure(abc.ABC):
         if not system:
             config.pop("system", None)
         blobs = files.pack(config, self.tensors, self.system if system else {})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            for name, raw in {**blobs, files.CARD: self.card().encode()}.items():
-                (Path(temporary) / name).write_bytes(raw)
-            files.write_folder(folder, Path(temporary))
+        files.write(folder, {**blobs, files.CARD: self.card().encode()})
         return folder
 
     @classmethod
@@ -397,10 +395,8 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    with writing_folder(folder, last="config.json") as temporary:
         denoiser_of(pipe).save_pretrained(temporary)
-        files.move(Path(temporary), folder, last="config.json")
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
@@ -67,7 +67,7 @@ class Config(_Strict):
     @classmethod
     def of(cls, facts: Any) -> Config:
         """From plain data, or itself."""
-        return facts if isinstance(facts, Config) else cls.model_validate({**facts})
+        return facts if isinstance(facts, Config) else cls.model_validate({k: _json(v) for k, v in facts.items()})
 
     def plain(self) -> dict[str, Any]:
         """Plain data, without the fields that were never set."""
@@ -95,6 +95,13 @@ class Config(_Strict):
     def get(self, key: str, default: Any = None) -> Any:
         """A fact as plain data, or ``default``."""
         return self.plain().get(key, default)
+
+
+def _json(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(part) for key, part in value.items()}
+    return [_json(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 __all__ = ["FORMAT", "Base", "Config", "Print"]

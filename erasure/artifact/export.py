@@ -21,7 +21,7 @@ from erasure.artifact.operator import OperatorErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import parameters_by_name
-from erasure.concept import write_atomically
+from erasure.io import write_atomically
 
 Layout = Literal["diffusers", "kohya"]
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for

@@ -42,9 +42,7 @@ class GatedErasure(HookErasure):
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)
         layers = {site: layer_at(backbone, site) for site in self.sites}
-        factors = {
-            site: tuple(f.to(layer.weight.device) for f in self.factors(site)) for site, layer in layers.items()
-        }
+        factors = {site: tuple(f.to(layer.weight.device) for f in self.factors(site)) for site, layer in layers.items()}
         gate = Gate(self, backbone, scale)
         handles = low_rank(layers, factors, gate)  # type: ignore[arg-type]
         handles.hooks += gate.listen()
@@ -64,12 +62,17 @@ class GatedErasure(HookErasure):
         return found
 
     def check_tensors(self) -> None:
-        wanted = {f"{site}.{key}" for site in self.sites for key in ("lora_A", "lora_B")} | {"gate.concept", "gate.empty"}
+        wanted = {f"{site}.{key}" for site in self.sites for key in ("lora_A", "lora_B")} | {
+            "gate.concept",
+            "gate.empty",
+        }
         shapes = {name: tuple(t.shape) for name, t in self.tensors.items()}
         gate = shapes.get("gate.concept", ()), shapes.get("gate.empty", ())
         whole = len(gate[0]) == 3 and gate[0][1:] == gate[1]
         if not self.sites or set(shapes) != wanted or not whole or self.system:
-            raise ValueError("a gated erasure holds lora_A and lora_B of its sites and its gate; got others; get it again")
+            raise ValueError(
+                "a gated erasure holds lora_A and lora_B of its sites and its gate; got others; get it again"
+            )
 
 
 class Gate:

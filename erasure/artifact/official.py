@@ -1,7 +1,8 @@
 """The files the published codes write: whole edited tensors by parameter name, nothing else.
 
-UCE and SPEED write ``<module>.weight`` of the layers they edit, ESD every parameter it trained, both as safetensors and
-both with diffusers' own names. A file says neither which model it is of nor what it erases, so that has to be told.
+Names are diffusers' own. UCE writes ``<module>.weight`` of the layers it edits, ESD every parameter it trained, both as
+safetensors; SPEED the layers it edits, and RECE and UCE's code of 2023 the whole UNet, as ``.pt``. A file says neither
+which model it is of nor what it erases, so the caller does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,14 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact, new_config
+from erasure.artifact.base import Erasure, check_scale, exact, new_config
 from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.export import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
+from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import Concept, write_atomically
+from erasure.concept import Concept
+from erasure.io import write_atomically
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
+INVERSE = 1e-3  # relative error of the whole edit that the float32 inverse in the published codes may have left
+WRAPPERS = ("state_dict", "model_state_dict", "unet")  # keys under which a checkpoint may hold the tensors
 
 
 def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, scale: float = 1.0) -> Path:
@@ -38,7 +44,11 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     weights = base_weights(backbone)
-    tensors = {name: edit.edit(name, weights[name], scale).cpu().contiguous() for name in edit.parameter_names}
+    scale = check_scale(scale)
+    tensors = {
+        name: check_finite(name, weights[name], edit.edit(name, weights[name], scale)).cpu().contiguous()
+        for name in edit.parameter_names
+    }
     write_atomically(Path(path), save(tensors, metadata={"format": "pt"}))
     return Path(path)
 
@@ -54,11 +64,14 @@ def import_official(
 ) -> Erasure:
     """Read such a file as an erasure.
 
-    Where the edited tensors are exactly ``W T`` with one matrix ``T`` for all layers that read the text, as UCE's are
-    in float32, the result is an operator of that rank; otherwise it is the differences to the base.
+    Where the edited tensors are ``W T`` with one matrix ``T`` for all layers that read the text, as UCE's and RECE's
+    are, the result is an operator: of the rank that explains the edit to float32's precision or, because those codes
+    invert a matrix in float32, to 1e-3. The report's ``relative_error`` says how much of it is not in the operator.
+    Otherwise it is the differences to the base. Tensors that equal the base's are left out.
 
     Args:
-        path: a safetensors file. Pickles (.pt, .ckpt) are refused: reading one runs its code.
+        path: a safetensors file, or what ``torch.save`` wrote of a dictionary of tensors. Of a pickle only tensors are
+            read: no code in it runs.
         pipe: the model the file was made from, nothing applied.
         concept: what it erases; the file does not say.
         method: how it was made: "uce", "esd", "speed" ...
@@ -83,29 +96,34 @@ def import_official(
         )
     several = [concept] if isinstance(concept, str | Concept) else concept
     concepts = [Concept.of(c) for c in several]
-    deltas = {n: (exact(t).cpu() - exact(weights[n]).cpu()).float() for n, t in tensors.items()}
-    if not any(delta.any() for delta in deltas.values()):
+    changed = {n: t for n, t in tensors.items() if not torch.equal(t, weights[n].cpu().to(t.dtype))}
+    deltas = {n: (exact(t) - exact(weights[n]).cpu()).float() for n, t in changed.items()}
+    if not deltas:
         raise ValueError(f"{path}: equals the model; nothing is erased in it, or it is already in the model's weights")
     settings = {"imported_from": Path(path).name}
     config = new_config(backbone, method=method, settings=settings, concepts=concepts, keep=keep)
     made = name or "+".join(c.name for c in concepts) + f"-{method}"
     moved = sum(float(d.double().square().sum()) for d in deltas.values())
     size = sum(float(exact(weights[n]).square().sum()) for n in deltas)
-    config["report"] = {"relative_change": (moved / size) ** 0.5}
-    single = all(tensor.dtype.itemsize >= 4 for tensor in tensors.values())
-    factors = _as_operator(backbone, deltas) if single else None
-    if factors is None:
-        return DeltaErasure(made, {**config, "sites": list(deltas)}, deltas)
-    config["spaces"] = {"hidden": space_config(backbone, "hidden")}
-    config["report"]["rank"] = factors[0].shape[1]
-    return OperatorErasure(made, config, {"hidden.u": factors[0], "hidden.v": factors[1]})
+    report: dict[str, Any] = {"relative_change": (moved / size) ** 0.5}
+    single = all(tensor.dtype.itemsize >= 4 for tensor in changed.values())
+    found = _as_operator(backbone, deltas) if single else None
+    if found is None:
+        return DeltaErasure(made, config.with_facts(sites=list(deltas), report=report), deltas)
+    u, v, error = found
+    config = config.with_facts(
+        spaces={"hidden": space_config(backbone, "hidden")},
+        report={**report, "rank": u.shape[1], "relative_error": error},
+    )
+    return OperatorErasure(made, config, {"hidden.u": u, "hidden.v": v})
 
 
-def _as_operator(backbone: Backbone, deltas: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """``U, V`` with ``D_l = W_l U V^T`` up to rounding for every layer that reads the text, if there are any.
+def _as_operator(backbone: Backbone, deltas: dict[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+    """``U, V`` with ``D_l = W_l U V^T`` for every layer that reads the text, if there are any, and the relative error.
 
     ``M = U V^T`` is the least-squares solution of ``W_l M = D_l`` over all layers, ``G M = sum_l W_l^T D_l`` with
-    ``G = sum_l W_l^T W_l``, both ``(d, d)``.
+    ``G = sum_l W_l^T W_l``, both ``(d, d)``. The rank is the least that leaves no more than rounding or, where none up
+    to half the width does, no more than ``INVERSE``.
     """
     sites, weights = backbone.text_sites("hidden"), base_weights(backbone)
     if set(deltas) != {f"{site}.weight" for site in sites}:
@@ -118,32 +136,49 @@ def _as_operator(backbone: Backbone, deltas: dict[str, Tensor]) -> tuple[Tensor,
     if noise > 1e-6 * whole:
         return None  # so small an edit that rounding hides its rank
     left, values, turned = torch.linalg.svd(torch.linalg.lstsq(g, right).solution)
-    for rank in range(1, len(values) // 2 + 1):
-        root = values[:rank].sqrt()
-        u, v = left[:, :rank] * root, turned[:rank].T * root
-        # sum_l |D_l - W_l U V^T|^2, multiplied out so that no layer is visited
-        missed = whole - 2 * float((u * (right @ v)).sum()) + float(((u.T @ g @ u) * (v.T @ v)).sum())
-        if missed <= noise:
-            return u.float(), v.float()
+    us, vs = left * values.sqrt(), turned.T * values.sqrt()
+    half = max(len(values) // 2, 1)
+    # sum_l |D_l - W_l U V^T|^2 for every rank, multiplied out so that no layer is visited
+    inner = (us * (right @ vs)).sum(dim=0).cumsum(0)
+    outer = ((us.T @ g @ us) * (vs.T @ vs)).cumsum(0).cumsum(1).diagonal()
+    missed = (whole - 2 * inner + outer)[:half].clamp(min=0)
+    for allowed in (noise, INVERSE**2 * whole):
+        if len(enough := (missed <= allowed).nonzero()):
+            rank = int(enough[0]) + 1
+            error = (float(missed[rank - 1]) / whole) ** 0.5
+            return us[:, :rank].float(), vs[:, :rank].float(), error
     return None
 
 
 def _read(path: Path, denoiser: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}; give the safetensors file an official code wrote")
+        raise FileNotFoundError(f"no file at {path}; give the file an official code wrote")
     try:
         tensors = load(path.read_bytes())
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"{path}: not a safetensors file; pickles (.pt, .ckpt) are not read, as that runs their code; convert it "
-            "first, in a place you trust it in"
-        ) from None
-    tensors = {name.removeprefix(f"{denoiser}."): tensor for name, tensor in tensors.items()}
+        tensors = _unpickled(path)
+    tensors = {name.removeprefix("module.").removeprefix(f"{denoiser}."): t for name, t in tensors.items()}
     if not tensors:
         raise ValueError(f"{path}: holds no tensors; give the file an official code wrote")
     if bad := next((n for n, t in tensors.items() if not t.is_floating_point() or not torch.isfinite(t).all()), None):
         raise ValueError(f"{path}: {bad} holds NaN, infinity or no floats; the file is broken; make it again")
     return tensors
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors ``torch.save`` wrote, by name; nothing else is unpickled."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise ValueError(
+            f"{path}: neither a safetensors file nor a torch.save of tensors alone; other pickles are not read, as "
+            "that runs their code; save the tensors by name, in a place you trust the file in"
+        ) from None
+    while isinstance(found, dict) and len(found) == 1 and (key := next(iter(found))) in WRAPPERS:
+        found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
+        raise ValueError(f"{path}: holds no dictionary of tensors by name; give the file an official code wrote")
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 __all__ = ["export_official", "import_official"]

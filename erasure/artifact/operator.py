@@ -11,6 +11,7 @@ from torch import Tensor
 from erasure.artifact.base import Erasure, WeightErasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
+from erasure.io import shown
 
 BLOCKS = 16  # parts of a layer that are edited one after the other, so that it never takes twice its memory
 
@@ -154,7 +155,8 @@ class OperatorErasure(WeightErasure):
         flat = any(len(shape) != 2 or 0 in shape for shape in shapes.values())
         if missing or wrong or narrow or flat or set(shapes) - allowed:
             raise ValueError(
-                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shapes}; not such a file"
+                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shown(shapes)}; "
+                "not such a file"
             )
 
     def _check_system(self) -> None:
@@ -168,12 +170,20 @@ class OperatorErasure(WeightErasure):
                 raise ValueError(f"the config's system of {space} is malformed; the file was altered; get it again")
             width = len(self.tensors[f"{space}.u"])
             shapes = dict.fromkeys((f"{space}.targets", f"{space}.anchors"), (sum(fact["rows"]), width))
-            shapes |= {f"{space}.kept.{i}": (width, width) for i in range(fact["kept"])}
             found = {n: tuple(t.shape) for n, t in self.system.items() if n.startswith(f"{space}.")}
+            for name in (
+                f"{space}.kept.{i}" for i in range(min(fact["kept"], len(self.system) + 1))
+            ):  # a matrix, or rows: at most d of them
+                rows = min(found.get(name, (width,))[0], width)
+                shapes[name] = (rows, width)
             if found != shapes:
-                raise ValueError(f"a system of {space} holds {shapes}; got {found}; the file was altered; get it again")
+                raise ValueError(
+                    f"a system of {space} holds {shown(shapes)}; got {shown(found)}; the file was altered; get it again"
+                )
         if extra := [name for name in self.system if name.split(".")[0] not in facts]:
-            raise ValueError(f"tensors of no space in the system; got {extra}; the file was altered; get it again")
+            raise ValueError(
+                f"tensors of no space in the system; got {shown(extra)}; the file was altered; get it again"
+            )
 
     def _space_of(self, tensor: str) -> str:
         stem = tensor.rpartition(".")[0]

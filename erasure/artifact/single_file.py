@@ -18,6 +18,7 @@ from torch import Tensor
 from erasure.artifact.base import Erasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
+from erasure.io import writing
 
 KINDS = ("resnets", "attentions")
 RESNET = {
@@ -175,14 +176,9 @@ def _write(pipe: Any, path: Path) -> None:
     vae = autoencoder(pipe.vae.state_dict(), levels=levels)
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
     tensors |= text_encoder(pipe.text_encoder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with writing(path) as temporary:
         save_file(whole, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 __all__ = ["export_single_file", "original_names"]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
+from erasure.io import shown
 
-LARGEST = 1e4  # of a scale; published ones reach 15
+LARGEST_SCALE = 10_000  # published ones reach 15
 
 
 class Handle(Protocol):
@@ -180,10 +181,14 @@ class Stack:
                 raise ValueError(f"{list(self.layers)} are applied already, over copies; fuse or remove them first")
             if not layer.erasure.parameter_names:
                 raise ValueError(f"{layer.erasure.name!r} changes no weight, so it cannot be fused; apply it instead")
-            for name in layer.erasure.parameter_names:
-                part, own = self._split(name)
-                parameter = self._parameters(part, [own])[own]
-                _write(parameter, _finite(name, layer.erasure.edit(name, parameter.detach(), layer.scale), parameter))
+            names = {name: self._split(name) for name in layer.erasure.parameter_names}
+            parameters = {name: self._parameters(part, [own])[own] for name, (part, own) in names.items()}
+            for write in (False, True):  # refuse what overflows before a weight is written
+                for name, parameter in parameters.items():
+                    now = parameter.detach()
+                    edited = check_finite(name, now, layer.erasure.edit(name, now, layer.scale))
+                    if write:
+                        _write(parameter, edited)
 
     def forget(self) -> None:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more.
@@ -273,7 +278,7 @@ class _Plan:
         for own, parameter in self.parameters.items():
             original = {**self.part.originals, **self.kept}[own]
             name = self.qualified[own]
-            _write(parameter, _finite(name, stacked(name, original, self.layers), original))
+            _write(parameter, check_finite(name, original, stacked(name, original, self.layers)))
 
     def undo(self) -> None:
         for own, parameter in self.parameters.items():
@@ -290,29 +295,42 @@ def stacked(name: str, original: Tensor, layers: Mapping[str, Layer]) -> Tensor:
     return weight
 
 
-def check_scale(scale: float) -> float:
-    """The scale of an erasure, if it is a finite number within reason.
+def check_scale(scale: Any) -> float:
+    """A scale as a number.
 
     Raises:
-        ValueError: it is not: such an edit overwrites the weights with numbers that cannot be undone by another scale.
+        ValueError: it is none, not finite, or beyond 10,000 in size: nothing is meant by that, and weights overflow.
     """
-    if (
-        isinstance(scale, bool)
-        or not isinstance(scale, int | float)
-        or not math.isfinite(scale)
-        or abs(scale) > LARGEST
-    ):
+    try:
+        value = math.nan if isinstance(scale, str | bytes) else float(scale)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = math.nan
+    if not abs(value) <= LARGEST_SCALE:
         raise ValueError(
-            f"a scale is a finite number of at most {LARGEST:g}; got {scale!r}; 1 is the published edit, 0 none"
+            f"a scale is a number up to {LARGEST_SCALE:,}; got {shown(scale)}; 0 is the unmodified model, 1 the edit"
         )
-    return float(scale)
+    return value
 
 
-def _finite(name: str, edited: Tensor, original: Tensor) -> Tensor:
-    """The edited tensor, unless the edit brought infinities into it."""
-    if not torch.isfinite(edited).all() and torch.isfinite(original).all():
+def check_scales(scales: Any, count: int, *, of: str = "erasures") -> list[float]:
+    """One scale each, from one for all or a sequence of them; see :func:`check_scale`."""
+    if isinstance(scales, str | bytes) or not hasattr(scales, "__len__") or getattr(scales, "ndim", 1) == 0:
+        return [check_scale(scales)] * count
+    if len(scales) != count:
+        raise ValueError(f"{count} {of} but {len(scales)} scales; give one scale for all, or one each")
+    return [check_scale(scale) for scale in scales]
+
+
+def check_finite(name: str, weight: Tensor, edited: Tensor) -> Tensor:
+    """An edited weight, unless it holds NaN or infinity where the weight had numbers: it could not be taken off again.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not torch.isfinite(edited).all() and (torch.isfinite(weight) & ~torch.isfinite(edited)).any():
         raise ValueError(
-            f"the edit of {name} overflows {edited.dtype}; nothing was changed; use a smaller scale or float32 weights"
+            f"{name}: the edited weight overflows {str(weight.dtype).removeprefix('torch.')}; got values beyond "
+            f"{torch.finfo(weight.dtype).max:.3g}; use a smaller scale, or a pipeline in float32 or bfloat16"
         )
     return edited
 

@@ -76,7 +76,11 @@ class UNetBackbone(Backbone):
         for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
             if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
                 return {name: Site(projection, "entry")}
-        if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (None, "text_proj", "ip_image_proj"):
+        if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (
+            None,
+            "text_proj",
+            "ip_image_proj",
+        ):
             return {}
         return {
             f"{name}.{layer}": Site(getattr(module, layer), role)

@@ -21,6 +21,8 @@ METHODS = Registry(
         "time": "erasure.methods.time:TIME",
         "speed": "erasure.methods.speed:SPEED",
         "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
+        "double-projections": "erasure.methods.double_projections:DoubleProjections",
+        "cure": "erasure.methods.cure:CURE",
         "esd": "erasure.methods.esd:ESD",
         "spm": "erasure.methods.spm:SPM",
         "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",

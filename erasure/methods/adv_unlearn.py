@@ -84,9 +84,7 @@ class AdvUnlearn(FineTune):
     def student(self, backbone: Backbone) -> Student:
         return Weights(backbone, "text_encoder")
 
-    def objective(
-        self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None
-    ) -> Loss:
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         prompts, kept = self.prompts(request), self.kept(request)
         bank = self.bank(backbone, backbone.encode(prompts).text, request, checkpoint, "bank")
         held = self.bank(backbone, backbone.encode(kept).text, request, checkpoint, "kept") if kept else None
@@ -111,9 +109,7 @@ class AdvUnlearn(FineTune):
         """The prompts of chosen rows by the encoder as it is now, with its graph."""
         return backbone.encode([prompts[i] for i in bank.prompt[chosen].tolist()], grad=True).text
 
-    def distance(
-        self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor
-    ) -> Tensor:
+    def distance(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
         """Mean squared error of the denoiser to the targets with one text a row."""
         x = bank.x[chosen].to(backbone.device, backbone.dtype)
         predicted = backbone.predict(x, bank.t[chosen].to(backbone.device), text.to(x.dtype))

@@ -18,7 +18,7 @@ from erasure.artifact.base import new_config
 from erasure.artifact.config import Config
 from erasure.backbone import Backbone, architectures
 from erasure.concept import Concept, naming, same, with_article
-from erasure.io import folder_name
+from erasure.io import NAME, folder_name
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -125,7 +125,8 @@ class Method(abc.ABC):
 
     def name_for(self, request: Request) -> str:
         """The name the request gives, or one of concepts and method, which may be a folder's."""
-        return request.name or folder_name("+".join(concept.name for concept in request.concepts) + f"-{self.key}")
+        named = "+".join(concept.name for concept in request.concepts)
+        return request.name or f"{folder_name(named, longest=NAME - len(self.key) - 1)}-{self.key}"
 
     def record(self, backbone: Backbone, request: Request, **facts: Any) -> Config:
         """The config of the erasure it made, with facts of the method's own."""

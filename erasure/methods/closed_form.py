@@ -1,25 +1,13 @@
-"""The ridge regression every closed form of the cross-attention family solves, once for all layers.
+"""What the closed forms share: from words to embeddings, from a solution to an erasure.
 
-Erasing asks that each layer W send the target embeddings X_e where it used to send the anchors Y_e, keep what it does
-to the embeddings X_p, and otherwise stay as it is:
-
-    min_W'  a_e |W' X_e - W Y_e|^2 + a_p |W' X_p - W X_p|^2 + lambda |W' - W|^2
-
-Its solution is W' = W T with one matrix for every layer,
-
-    T = I + U V^T,   U = Y_e - X_e,   V^T = a_e X_e^T D^-1,   D = lambda I + a_e X_e X_e^T + a_p X_p X_p^T
-
-(the preserve terms cancel in T - I), so the edit has at most as many dimensions as there are erased embeddings. What is
-kept enters through its Gram matrix alone: ten words or ten million captions are one d x d matrix.
+The mathematics is in :mod:`erasure.methods.ridge`: one matrix T = I + U V^T for every layer that reads the text.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -27,16 +15,16 @@ import torch
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
-from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
-from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
+from erasure.backbone import Backbone, Site, Space
 from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
-from erasure.methods.base import Method, check_request
+from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.quick_report import quick_report
+from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 
-TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content", "all"]
+TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
 CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number
 
 # A sample of what prompts are about. An edit of padding tokens reaches every prompt, so something has to stand for
@@ -53,126 +41,13 @@ EVERYDAY = tuple(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What one space's ridge regression is asked.
-
-    Attributes:
-        targets, anchors: ``(n, d)`` embeddings to move and where to move them, row by row.
-        kept: ``(d, d)`` weighted Gram matrix ``a_p X_p X_p^T`` of the embeddings whose image must not change.
-        lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
-        erase_scale: weight of one erased embedding.
-        concept_rows: how many of the rows each concept has, in order.
-    """
-
-    targets: Tensor
-    anchors: Tensor
-    kept: Tensor
-    lamb: float
-    erase_scale: float = 1.0
-    concept_rows: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """``T = I + U V^T``: ``u, v`` of shape ``(d, n)`` in float64, and the condition number of the system solved.
-
-    ``site_v`` holds the right factors of methods that solve for each layer on its own, ``notes`` what a method has to
-    add to the quick report.
-    """
-
-    u: Tensor
-    v: Tensor
-    condition: float
-    site_v: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def matrix(self) -> Tensor:
-        return torch.eye(len(self.u), dtype=self.u.dtype, device=self.u.device) + self.u @ self.v.T
-
-    def smallest(self) -> Solution:
-        """With as few columns as ``T`` needs; itself, a column still a pair, where it has no more than that."""
-        u, v = compressed(self.u, self.v)
-        return dataclasses.replace(self, u=u, v=v) if u.shape[1] < self.u.shape[1] else self
-
-    def tensors(self, space: Space) -> dict[str, Tensor]:
-        """The factors as an :class:`OperatorErasure` stores them, in float32."""
-        right = {f"{site}.v": v for site, v in self.site_v.items()} or {f"{space}.v": self.v}
-        return {name: t.float().cpu().contiguous() for name, t in {f"{space}.u": self.u, **right}.items()}
-
-
-def compressed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The same ``U V^T`` in as few columns as it needs, so that the file is no larger than the edit.
-
-    Both factors ``(d, n)`` go through a thin QR, the small product of what is left through an SVD; singular values
-    below 1e-7 of the largest, the precision of the float32 in which factors are stored, are dropped.
-    """
-    (q_u, r_u), (q_v, r_v) = torch.linalg.qr(u), torch.linalg.qr(v)
-    left, values, right = torch.linalg.svd(r_u @ r_v.T)
-    n = max(int((values > 1e-7 * values[0]).sum()), 1)
-    root = values[:n].sqrt()
-    return q_u @ (left[:, :n] * root), q_v @ (right[:n].T * root)
-
-
-def solve(problem: Problem) -> Solution:
-    """Solve for the one matrix that edits every layer, by Cholesky in float64 on the CPU.
-
-    A system too ill-conditioned for that (lambda 0 and fewer embeddings than dimensions) gets a ridge of 1e-8 of its
-    mean eigenvalue, with a warning.
-
-    Raises:
-        ValueError: the rows do not pair up, or lambda is negative.
-    """
-    x, y, kept = (t.cpu().double() for t in (problem.targets, problem.anchors, problem.kept))
-    if x.shape != y.shape:
-        raise ValueError(f"every target needs one anchor; got {tuple(x.shape)} and {tuple(y.shape)}; pair the rows")
-    if problem.lamb < 0:
-        raise ValueError(f"lambda must not be negative; got {problem.lamb}; use 0.5, or more for a gentler edit")
-    factor, condition = cholesky(normal_matrix(x, kept, problem.lamb, problem.erase_scale))
-    v = problem.erase_scale * torch.cholesky_solve(x.T, factor)
-    return Solution((y - x).T, v, condition)
-
-
-def normal_matrix(x: Tensor, kept: Tensor, lamb: float, erase_scale: float) -> Tensor:
-    """``D = lambda I + a_e X^T X + K (d, d)`` for targets ``x (n, d)`` and the weighted Gram matrix of what is kept."""
-    d = erase_scale * x.T @ x + kept
-    d.diagonal().add_(lamb)
-    return d
-
-
-def cholesky(d: Tensor) -> tuple[Tensor, float]:
-    """Cholesky factor of a symmetric positive semi-definite matrix, with a ridge if it needs one; condition number."""
-    factor, failed = torch.linalg.cholesky_ex(d)
-    condition = math.inf if failed else condition_number(d, factor)
-    if condition >= 1e13:
-        ridge = 1e-8 * float(d.diagonal().mean())
-        warnings.warn(f"the system is singular; a ridge of {ridge:.1e} was added; use a lambda above 0", stacklevel=3)
-        d = d + ridge * torch.eye(len(d), dtype=d.dtype, device=d.device)
-        factor = torch.linalg.cholesky(d)
-        condition = condition_number(d, factor)
-    return factor, condition
-
-
-def condition_number(d: Tensor, factor: Tensor, *, steps: int = 20) -> float:
-    """Largest by smallest eigenvalue, by power iteration on ``D`` and on its inverse.
-
-    All eigenvalues would take several times as long as the solution they judge.
-    """
-    x = y = torch.randn(len(d), 4, dtype=d.dtype, generator=torch.Generator().manual_seed(0))
-    for _ in range(steps):
-        x, y = torch.linalg.qr(d @ x).Q, torch.linalg.qr(torch.cholesky_solve(y, factor)).Q
-    largest = torch.linalg.eigvalsh(x.T @ d @ x)[-1]
-    return float(largest * torch.linalg.eigvalsh(y.T @ torch.cholesky_solve(y, factor))[-1])
-
-
 # --- from words to rows ----------------------------------------------------------------------------------------------
 
 
 def encoded(backbone: Backbone, prompts: Sequence[str], span: Span = "all") -> Iterator[Conditioning]:
     """Prompts as conditioning, a chunk at a time; without padding where the span has none."""
     for i in range(0, len(prompts), CHUNK):
-        yield backbone.encode(prompts[i : i + CHUNK], padded=span in PADDED)
+        yield backbone.read(prompts[i : i + CHUNK], padded=span in PADDED)
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
@@ -247,7 +122,6 @@ class ClosedForm(Method):
     corpus_scale: float = 1000.0
     pooled: bool = False
 
-    architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
     files: ClassVar[tuple[str, ...]] = ("corpus",)
 
     def settings(self) -> dict[str, Any]:
@@ -257,45 +131,52 @@ class ClosedForm(Method):
     def needs_keep(self) -> bool:
         return self.token_span not in ("last_subject", "content")
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if self.pooled and "pooled" not in backbone.spaces:
+            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        if self.corpus:
+            Gram.load(self.corpus).check(backbone)
+
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
-        check_request(concepts, keep)
-        everyday = self.everyday(concepts)
-        config = new_config(backbone, method=self.key, settings=self.settings(), concepts=concepts, keep=keep)
-        config["keep_everyday"] = everyday
-        config["prompts"] = list(dict.fromkeys(t for concept in concepts for t, _ in self.prompt_pairs(concept)))
-        config["spaces"], config["system"] = {}, {}
+        everyday = self.everyday(request.concepts)
+        keep = [*request.keep, *everyday]
         tensors: dict[str, Tensor] = {}
         system: dict[str, Tensor] = {}
+        spaces: dict[str, Any] = {}
+        systems: dict[str, Any] = {}
         reports: dict[str, Any] = {}
-        for space in self.spaces(backbone):
-            problem = self.problem(backbone, concepts, [*keep, *everyday], space)
-            solution, sites = self.solve(backbone, problem, space), self.sites(backbone, space)
-            config["spaces"][space] = space_config(backbone, space, list(sites))
+        for space in self.spaces():
+            solution, problem = self.solve(backbone, request.concepts, keep, space)
+            sites = self.sites(backbone, space)
+            spaces[space] = space_config(backbone, space, list(sites))
             tensors |= solution.tensors(space)
-            if type(self).solve is ClosedForm.solve:  # nothing else decides the result: it can be solved again
-                config["system"][space], part = self.system(problem, space)
+            if problem and problem.concept_rows:
+                systems[space], part = self.system(problem, space)
                 system |= part
-            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space) | solution.notes
-        config["report"] = reports.pop("hidden") | reports
-        if not system:
-            del config["system"]
-        return OperatorErasure(self.name_for(concepts), config, tensors, system)
+            measured = quick_report(backbone, solution, sites, request.concepts, request.keep, space)
+            reports[space] = measured | solution.notes
+        config = self.record(
+            backbone,
+            request,
+            keep_everyday=everyday,
+            prompts=list(dict.fromkeys(t for concept in request.concepts for t, _ in self.prompt_pairs(concept))),
+            spaces=spaces,
+            report=reports.pop("hidden") | reports,
+            **({"system": systems} if systems else {}),
+            **self.facts(request),
+        )
+        return OperatorErasure(self.name_for(request), config, tensors, system)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def spaces(self, backbone: Backbone) -> tuple[Space, ...]:
+    def facts(self, request: Request) -> dict[str, Any]:
+        """Facts of the method's own, for the record."""
+        return {}
+
+    def spaces(self) -> tuple[Space, ...]:
         """The embedding spaces to edit."""
-        if self.pooled and "pooled" not in backbone.spaces:
-            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
         return ("hidden", "pooled") if self.pooled else ("hidden",)
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
@@ -313,21 +194,35 @@ class ClosedForm(Method):
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
-        found = self.concept_rows(backbone, concepts, space)
+        targets, anchors, counts = gathered(self.concept_rows(backbone, concepts, space))
         kept = self.kept(backbone, keep, space)
-        return Problem(*joined(found), kept, self.lamb, self.erase_scale, tuple(len(x) for x, _ in found))
+        apart = counts if sum(counts) == len(targets) else ()
+        return Problem(targets, anchors, kept, self.lamb, self.erase_scale, apart)
 
     def concept_rows(
         self, backbone: Backbone, concepts: Sequence[Concept], space: Space
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Embeddings to move and where to, ``(n, d)`` each, for every concept."""
-        pairs = [self.prompt_pairs(concept) for concept in concepts]
-        found = iter(self.pair_rows(backbone, list(itertools.chain(*pairs)), space))
-        return [joined(itertools.islice(found, len(some))) for some in pairs]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Embeddings to move and where to, ``(n, d)`` each, of one concept after the other.
 
-    def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
-        """The solution of the space's problem. A method that overrides this cannot be solved jointly with others."""
-        return solve(problem).smallest()
+        As many concepts are encoded at a time as have ``CHUNK`` prompts together.
+        """
+        pairs = [self.prompt_pairs(concept) for concept in concepts]
+        totals = list(itertools.accumulate(map(len, pairs)))
+        for _, group in itertools.groupby(range(len(pairs)), key=lambda i: (totals[i] - 1) // CHUNK):
+            several = [pairs[i] for i in group]
+            found = iter(self.pair_rows(backbone, list(itertools.chain(*several)), space))
+            yield from (joined(itertools.islice(found, len(own))) for own in several)
+
+    def solve(
+        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
+    ) -> tuple[Solution, Problem | None]:
+        """The edit of one space, and the regression it is the whole solution of, if it is one of one regression.
+
+        :func:`erasure.resolve` solves such regressions jointly, unless they have so many rows that those of the
+        concepts were not kept apart (:func:`~erasure.methods.ridge.gathered`).
+        """
+        problem = self.problem(backbone, concepts, keep, space)
+        return solve(problem).smallest(), problem
 
     def system(self, problem: Problem, space: Space) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The problem as :func:`erasure.resolve` reads it."""
@@ -335,7 +230,7 @@ class ClosedForm(Method):
         tensors = {
             f"{space}.targets": weight * problem.targets.cpu().double(),
             f"{space}.anchors": weight * problem.anchors.cpu().double(),
-            f"{space}.kept.0": problem.kept.cpu().double(),
+            f"{space}.kept.0": Kept.of(problem.kept).data,
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors
 
@@ -366,7 +261,7 @@ class ClosedForm(Method):
         """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""
         span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
         parts = []
-        for segment in backbone.encode([""]).segments:
+        for segment in backbone.read([""]).segments:
             word = segment.take(span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
             parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
         return parts
@@ -376,12 +271,12 @@ class ClosedForm(Method):
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
         return [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
 
-    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Tensor:
-        """Weighted Gram matrix ``(d, d)`` of what must not move: the keep list and the corpus."""
-        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
-        total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).matrices[space]
+    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
+        """What must not move, weighted: the keep list and the corpus."""
+        prompts = expanded(keep, articles=self.articles)
+        total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)
             weight = self.corpus_scale / corpus.counts[space] if self.corpus_scale else 1.0
-            total = total + weight * corpus.matrices[space]
+            total = total + weight * corpus.kept[space]
         return total

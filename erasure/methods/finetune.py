@@ -98,9 +98,7 @@ class FineTune(Method):
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
             loss = self.objective(backbone, student, request, checkpoint)
-            with trainable(
-                student.parameters, student.modules, gradient_checkpointing=self.gradient_checkpointing
-            ) as originals:
+            with trainable(student.parameters, student.modules) as originals:
                 run = Run(
                     student.parameters,
                     loss,

@@ -1,4 +1,4 @@
-"""What must be kept, as a Gram matrix: bounded memory for any number of captions, additive, saved and reused."""
+"""What must be kept, summed up: bounded memory for any number of captions, additive, saved and reused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
 from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
-from erasure.concept import write_atomically
+from erasure.io import parse_json, write_atomically
+from erasure.methods.ridge import SKETCH, Accumulator, Kept
 
 BATCH = 64  # captions encoded at a time
 
@@ -29,16 +29,18 @@ BATCH = 64  # captions encoded at a time
 class Gram:
     """``sum_j x_j x_j^T`` over the embeddings of captions.
 
-    Two Grams over parts of a corpus add up to that of the whole, so that many processes can share the work.
+    Two Grams over parts of a corpus add up to that of the whole, so that many processes can share the work. Where
+    embeddings are wider than ``ridge.WIDE`` it is a sketch: at most ``ridge.SKETCH`` rows with the directions of most
+    energy, exact for up to as many embeddings.
 
     Attributes:
-        matrices: space to the float64 matrix ``(d, d)``.
+        kept: space to the float64 matrix ``(d, d)``, or to the rows of the sketch.
         counts: space to the number of embeddings in it.
         span: which tokens of each caption were counted.
         encoders: fingerprints of the text encoders.
     """
 
-    matrices: dict[Space, Tensor]
+    kept: dict[Space, Kept]
     counts: dict[Space, int]
     span: Span
     encoders: dict[str, Any]
@@ -61,39 +63,34 @@ class Gram:
             span: ``all`` (default) counts every token, padding included: what the layers really see.
             spaces: by default every space the architecture has.
         """
-        matrices: dict[Space, Tensor] = {}
+        sums: dict[Space, Accumulator] = {}
         counts: dict[Space, int] = {}
         for space in spaces or backbone.spaces:
-            width = next(iter(backbone.text_sites(space).values())).weight.shape[1]
-            matrices[space], counts[space] = torch.zeros(width, width, dtype=torch.float64), 0
+            width = backbone.width(space)
+            sums[space], counts[space] = Accumulator(width), 0
         captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
             conditioning = _fitting(backbone, batch, span, left_out)
             if conditioning is None:
                 continue
-            for space in matrices:
-                rows = conditioning.take(span) if space == "hidden" else conditioning.pooled_rows()
-                x = torch.cat(rows).cpu().double()
-                matrices[space].addmm_(x.T, x)
-                counts[space] += len(x)
+            for space, total in sums.items():
+                rows = torch.cat(conditioning.take(span) if space == "hidden" else conditioning.pooled_rows())
+                total.add(rows)
+                counts[space] += len(rows)
         if left_out:
             warnings.warn(
                 f"{len(left_out)} captions are longer than the text encoder reads and were left out; the first one "
                 f"begins with {left_out[0][:40]!r}",
                 stacklevel=2,
             )
-        return cls(matrices, counts, span, _encoders(backbone))
+        return cls({space: total.kept() for space, total in sums.items()}, counts, span, _encoders(backbone))
 
     def __add__(self, other: Gram) -> Gram:
-        if (
-            self.span != other.span
-            or self.matrices.keys() != other.matrices.keys()
-            or not self._same_encoders(other.encoders)
-        ):
+        if self.span != other.span or self.kept.keys() != other.kept.keys() or not self._same_encoders(other.encoders):
             raise ValueError("these Grams are of different text encoders, token spans or spaces; they do not add up")
-        matrices = {space: matrix + other.matrices[space] for space, matrix in self.matrices.items()}
+        kept = {space: (mine + other.kept[space]).shrunk(SKETCH) for space, mine in self.kept.items()}
         counts = {space: count + other.counts[space] for space, count in self.counts.items()}
-        return dataclasses.replace(self, matrices=matrices, counts=counts)
+        return dataclasses.replace(self, kept=kept, counts=counts)
 
     def check(self, backbone: Backbone) -> Self:
         """Raise unless it was made with the pipeline's text encoders; returns itself."""
@@ -107,12 +104,11 @@ class Gram:
         return self.encoders.keys() == others.keys() and all(matches(e, others[n]) for n, e in self.encoders.items())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file: ``d^2`` numbers in float64 for each space, and what they are of."""
-        facts = {"counts": self.counts, "span": self.span, "encoders": self.encoders}
-        write_atomically(
-            Path(path),
-            save({str(space): matrix for space, matrix in self.matrices.items()}, metadata={"gram": json.dumps(facts)}),
-        )
+        """Write one safetensors file: a float64 matrix for each space, and what they are of."""
+        facts: dict[str, Any] = {"counts": self.counts, "span": self.span, "encoders": self.encoders}
+        facts["lost"] = {space: kept.lost for space, kept in self.kept.items() if kept.low_rank}
+        tensors = {str(space): kept.data.contiguous() for space, kept in self.kept.items()}
+        write_atomically(Path(path), save(tensors, metadata={"gram": json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -125,18 +121,19 @@ class Gram:
             raise FileNotFoundError(f"no corpus at {path}; make one with `erasure gram CAPTIONS --out {path}`")
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["gram"])
-                matrices: Any = {space: file.get_tensor(space) for space in facts["counts"]}
+                facts = parse_json(file.metadata()["gram"])
+                lost = facts.pop("lost", {})  # of sketches; files from before there were any have matrices alone
+                kept: Any = {s: Kept(file.get_tensor(s), s in lost, lost.get(s, 0.0)) for s in facts["counts"]}
         except (SafetensorError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path}: not a Gram matrix, or damaged; make it again with `erasure gram`") from None
-        return cls(matrices, **facts)
+        return cls(kept, **facts)
 
 
 def _fitting(backbone: Backbone, captions: list[str], span: Span, left_out: list[str]) -> Conditioning | None:
     """The conditioning of those captions that fit, None if none does; the others are added to ``left_out``."""
     while captions:
         try:
-            return backbone.encode(captions, padded=span in PADDED)
+            return backbone.read(captions, padded=span in PADDED)
         except TooLong as error:
             left_out += error.prompts
             captions = [caption for caption in captions if caption not in error.prompts]

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.text import Segment
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Reference
+from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, encoded, stretched
 from erasure.methods.gram import Gram
+from erasure.methods.ridge import Kept, condensed
 
 # Thirty plain sentences, because the words around a concept know it differently in each. Some go on after the concept:
 # a causal text encoder tells only what follows.
@@ -156,6 +155,7 @@ class MACECFR(ClosedForm):
             "domain_scale": 8e3,
             "corpus_scale": 0.0,
             "keep_span": "all",
+            "preserve_scale_squared": True,  # as the published runs did, by applying it twice
         },
         "style": {
             "lamb": 0.0,
@@ -163,6 +163,7 @@ class MACECFR(ClosedForm):
             "domain_scale": 8e4,
             "corpus_scale": 0.0,
             "keep_span": "all",
+            "preserve_scale_squared": True,  # as the published runs did, by applying it twice
         },
     }
 
@@ -170,28 +171,20 @@ class MACECFR(ClosedForm):
     def needs_keep(self) -> bool:
         return self.preserve_scale > 0 and not self.domain
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
         if self.token_span != "last_subject":
             raise ValueError(
                 f"MACE-CFR edits the words around the concept; got token_span={self.token_span!r}; leave it out, and "
                 "set include_concept or all_words for more"
             )
-        if bare := next((concept.name for concept in concepts if not concept.anchor), None):
+        if bare := next((concept.name for concept in request.concepts if not concept.anchor), None):
             raise ValueError(
                 f"MACE-CFR needs an anchor, whose sentences have the same words around it; {bare!r} has none; name a "
                 f"near, harmless thing, e.g. Concept({bare!r}, anchor=...) or --anchor"
             )
-        if keep and not (self.preserve_scale and self.domain_scale):
+        if request.keep and not (self.preserve_scale and self.domain_scale):
             warnings.warn("the keep list has no weight: preserve_scale or domain_scale is 0", stacklevel=3)
-        return super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
@@ -203,10 +196,12 @@ class MACECFR(ClosedForm):
 
     def concept_rows(
         self, backbone: Backbone, concepts: Sequence[Concept], space: Space
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if space == "pooled":  # one vector a sentence: nothing stands around the concept
-            return super().concept_rows(backbone, concepts, space)
-        return [self.sentence_rows(backbone, self.prompt_pairs(concept), space) for concept in concepts]
+            yield from super().concept_rows(backbone, concepts, space)
+            return
+        for concept in concepts:
+            yield self.sentence_rows(backbone, self.prompt_pairs(concept), space)
 
     def sentence_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
@@ -244,12 +239,12 @@ class MACECFR(ClosedForm):
             other = own
         return torch.cat([a[:before], a_end[:n], own]), torch.cat([b[:before], b_end[:n], other])
 
-    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Tensor:
+    def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """``s (G + w G_domain)``, with the keep list in the domain."""
-        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
-        domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).matrices[space]
+        prompts = expanded(keep, articles=self.articles)
+        domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.domain:
-            domain = domain + Gram.load(self.domain).check(backbone).matrices[space]
+            domain = domain + Gram.load(self.domain).check(backbone).kept[space]
         general = super().kept(backbone, [], space)
         s = self.preserve_scale ** (2 if self.preserve_scale_squared else 1)
         return s * (general + self.domain_scale * domain)
@@ -265,14 +260,3 @@ def common(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
     rest = shorter - before
     after = next((i for i in range(rest) if a[-1 - i] != b[-1 - i]), rest)
     return before, after
-
-
-def condensed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """At most ``d`` rows that ask the same as the ``n``: with ``X = Q R``, the pairs ``R`` and ``Q^T Y``.
-
-    Only ``X^T X`` and ``Y^T X`` enter the solution, and ``R^T R = X^T X``, ``(Q^T Y)^T R = Y^T X``.
-    """
-    if len(x) <= x.shape[1]:
-        return x, y
-    q, r = torch.linalg.qr(x)
-    return r, q.T @ y

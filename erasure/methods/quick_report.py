@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept, same, with_article
 from erasure.methods.base import check_change
-
-if TYPE_CHECKING:
-    from erasure.methods.closed_form import Solution
+from erasure.methods.ridge import Solution, gram_root
 
 GENERIC = ("a photo", "a tree by a river", "a red car in a city", "a bowl of fruit on a table", "a portrait of a woman")
 MOST = 64  # prompts of a group that are looked at
@@ -59,13 +57,13 @@ def quick_report(
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in x}
     changed = size = 0.0
     shared = solution.v.float().to(device)
-    root = _root(shared)
+    root = gram_root(shared)
     for name, site in sites.items():
         w = site.weight.float()
         own = solution.site_v.get(name)
         v = shared if own is None else own.float().to(device)
         wu = w @ u
-        changed += float((wu @ (root if own is None else _root(v))).square().sum())
+        changed += float((wu @ (root if own is None else gram_root(v))).square().sum())
         size += float(w.square().sum())
         for group, rows in x.items():
             before = rows @ w.T
@@ -77,7 +75,7 @@ def quick_report(
         "relative_change": check_change(math.sqrt(changed / size)),
         "condition": solution.condition,
         "rank": u.shape[1],
-        "norm": float((solution.u @ _root(solution.v)).norm()),
+        "norm": solution.norm,
     }
     for group, total in totals.items():
         moved_by, cosine_to = (total / len(sites)).tolist()
@@ -87,16 +85,10 @@ def quick_report(
 
 
 def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
-    conditioning = backbone.encode([with_article(p) for p in prompts], padded=False)
+    conditioning = backbone.read([with_article(p) for p in prompts], padded=False)
     if space == "pooled":
         return torch.cat(conditioning.pooled_rows()).float()
     return torch.cat([r for span in ("last_subject", "eos") for r in conditioning.take(span)]).float()
-
-
-def _root(v: Tensor) -> Tensor:
-    """``R (n, n)`` with ``R R^T = V^T V``, so that ``|A V^T| = |A R|`` without forming ``A V^T``."""
-    values, vectors = torch.linalg.eigh((v.T @ v).cpu().double())
-    return (vectors * values.clamp(min=0).sqrt()).to(v)
 
 
 def _warn(report: Mapping[str, Any]) -> None:

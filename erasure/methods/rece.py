@@ -14,25 +14,12 @@ from torch import Tensor
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference
-from erasure.methods.closed_form import Problem, Solution, TokenSpan, cholesky, compressed, joined, solve
+from erasure.methods.closed_form import TokenSpan, joined
+from erasure.methods.ridge import Kept, Problem, Solution, cholesky, solve
 from erasure.methods.uce import UCE
 
 Closure = Literal["regzero", "standardreg", "surrogatereg"]
 OFFICIAL = UCE.presets["official-2023"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Revival(Problem):
-    """UCE's problem, and what the epochs after it need.
-
-    Attributes:
-        concepts, guides: ``(n, d)`` embeddings that must not come back, and where what revives them is moved.
-        epoch_kept: ``(d, d)`` weighted Gram matrix of what must not change in an epoch.
-    """
-
-    concepts: Tensor
-    guides: Tensor
-    epoch_kept: Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,19 +93,35 @@ class RECE(UCE):
         "object-easy": {**OFFICIAL, "reg": 0.1, "epochs": 1},
     }
 
-    def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Revival:
+    def solve(
+        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
+    ) -> tuple[Solution, None]:
+        """UCE's edit followed by every epoch's, as one matrix."""
         if self.technique != "replace":
             raise ValueError("RECE's rounds need one matrix for all layers; got technique='tensor'; use 'replace'")
-        start = super().problem(backbone, concepts, keep, space)
-        epoch = self._epoch()
+        start, epoch = self.problem(backbone, concepts, keep, space), self._epoch()
         pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        c, guides = joined(epoch.pair_rows(backbone, pairs, space))
-        if (guides - c).norm() <= 1e-6 * c.norm():
+        c, y = (rows.cpu().double() for rows in joined(epoch.pair_rows(backbone, pairs, space)))
+        if (y - c).norm() <= 1e-6 * c.norm():
             raise ValueError(
                 f"target and anchor are the same to the text encoder; got {pairs[0]}; choose another anchor"
             )
         kept = epoch.kept(backbone, keep, space)
-        return Revival(**vars(start), concepts=c, guides=guides, epoch_kept=kept)
+        solution = solve(start)
+        held = start.targets.cpu().double() if self.hold else c[:0]
+        g = gram_of(self.sites(backbone, space).values())
+        reg = self.reg * (float(g.diagonal().mean()) if self.relative else 1.0)
+        rounds, whole = [], distance(g, y, c)
+        for _ in range(self.epochs):
+            before = solution.matrix
+            c_adv = revive(before, g, c, y, reg=reg, closure=self.closure)
+            hold = kept + Kept.rows_of(held, self.erase_scale)
+            step = solve(Problem(c_adv, y, hold, self.epoch_lamb, self.erase_scale))
+            held = torch.cat([held, c_adv]) if self.hold else held
+            solution = solution.then(step)
+            seen = {"erased": (before, c), "revived": (before, c_adv), "erased_again": (solution.matrix, c_adv)}
+            rounds.append({name: distance(g, x @ t.T, c) / whole for name, (t, x) in seen.items()})
+        return dataclasses.replace(solution.smallest(), notes={"epochs": rounds}), None
 
     def _epoch(self) -> RECE:
         """The settings of one epoch's edit, read as a method of its own."""
@@ -129,25 +132,6 @@ class RECE(UCE):
             preserve_scale=self.epoch_preserve_scale,
             preserve_rule="fixed",
         )
-
-    def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
-        """UCE's edit followed by every epoch's, as one matrix."""
-        assert isinstance(problem, Revival)
-        c, y, kept = (t.cpu().double() for t in (problem.concepts, problem.guides, problem.epoch_kept))
-        solution = solve(problem)
-        held = problem.targets.cpu().double() if self.hold else c[:0]
-        g = gram_of(self.sites(backbone, space).values())
-        reg = self.reg * (float(g.diagonal().mean()) if self.relative else 1.0)
-        rounds, whole = [], distance(g, y, c)
-        for _ in range(self.epochs):
-            before = solution.matrix
-            c_adv = revive(before, g, c, y, reg=reg, closure=self.closure)
-            step = solve(Problem(c_adv, y, kept + self.erase_scale * held.T @ held, self.epoch_lamb, self.erase_scale))
-            held = torch.cat([held, c_adv]) if self.hold else held
-            solution = after(solution, step)
-            seen = {"erased": (before, c), "revived": (before, c_adv), "erased_again": (solution.matrix, c_adv)}
-            rounds.append({name: distance(g, x @ t.T, c) / whole for name, (t, x) in seen.items()})
-        return dataclasses.replace(solution.smallest(), notes={"epochs": rounds})
 
 
 def gram_of(sites: Iterable[Site]) -> Tensor:
@@ -173,13 +157,6 @@ def revive(t: Tensor, g: Tensor, c: Tensor, y: Tensor, *, reg: float, closure: C
     factor, _ = cholesky((a + a.T) / 2 + reg * torch.eye(len(a), dtype=a.dtype))  # symmetric but for rounding
     right = c @ b.T + (reg * y if closure == "standardreg" else 0)
     return torch.cholesky_solve(right.T, factor).T
-
-
-def after(first: Solution, second: Solution) -> Solution:
-    """``T_1 T_2``: the second edit made on the weights the first one left. The worse condition number stands."""
-    u = torch.cat([first.u, second.u + first.u @ (first.v.T @ second.u)], dim=1)
-    v = torch.cat([first.v, second.v], dim=1)
-    return Solution(*compressed(u, v), max(first.condition, second.condition))
 
 
 def distance(g: Tensor, x: Tensor, c: Tensor) -> float:

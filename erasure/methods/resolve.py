@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from erasure.artifact import OperatorErasure
 from erasure.backbone import Space
 from erasure.concept import Concept
 from erasure.methods.base import check_request
-from erasure.methods.closed_form import Problem, solve
+from erasure.methods.ridge import Kept, Problem, solve
 
 
 def resolve(
@@ -68,10 +70,10 @@ def resolve(
     for space in edits[0].config["spaces"]:
         ridge = _ridge([edit.config["system"][space]["lamb"] for edit in edits], lamb)
         x, y, rows, kept = _joined(edits, space, dropping)
-        solution = solve(Problem(x, y, sum(kept, torch.zeros_like(kept[0])), ridge)).smallest()
+        solution = solve(Problem(x, y, reduce(add, kept), ridge)).smallest()
         tensors |= solution.tensors(space)
         system |= {f"{space}.targets": x, f"{space}.anchors": y}
-        system |= {f"{space}.kept.{i}": gram for i, gram in enumerate(kept)}
+        system |= {f"{space}.kept.{i}": gram.data for i, gram in enumerate(kept)}
         facts[space] = {"lamb": ridge, "rows": rows, "kept": len(kept)}
         report[space] = {"condition": solution.condition, "rank": len(x)}
     config = {
@@ -98,21 +100,27 @@ def _check(edit: OperatorErasure, first: OperatorErasure) -> None:
 
 def _joined(
     edits: Sequence[OperatorErasure], space: Space, dropping: Sequence[Sequence[bool]]
-) -> tuple[Tensor, Tensor, list[int], list[Tensor]]:
-    """Targets and anchors ``(n, d)``, rows per concept, and the distinct Gram matrices."""
+) -> tuple[Tensor, Tensor, list[int], list[Kept]]:
+    """Targets and anchors ``(n, d)``, rows per concept, and the distinct sums of what is kept."""
     x: list[Tensor] = []
     y: list[Tensor] = []
-    kept: list[Tensor] = []
+    kept: list[Kept] = []
     for edit, drops in zip(edits, dropping, strict=True):
         facts = edit.config["system"][space]
         if len(facts["rows"]) != len(drops):
             raise ValueError(f"{edit.name!r} does not say which rows are whose; make it again")
         for all_rows, some in ((edit.system[f"{space}.targets"], x), (edit.system[f"{space}.anchors"], y)):
             some += [part for part, drop in zip(all_rows.split(facts["rows"]), drops, strict=True) if not drop]
-        for gram in (edit.system[f"{space}.kept.{i}"].double() for i in range(facts["kept"])):
-            if not any((gram - other).norm() <= 1e-6 * other.norm() for other in kept):
+        for tensor in (edit.system[f"{space}.kept.{i}"].double() for i in range(facts["kept"])):
+            # a matrix is square; rows are fewer than the embedding is wide
+            gram = Kept(tensor, low_rank=tensor.shape[0] < tensor.shape[1])
+            if not any(_equal(gram, other) for other in kept):
                 kept.append(gram)
     return torch.cat(x), torch.cat(y), [len(part) for part in x], kept
+
+
+def _equal(a: Kept, b: Kept) -> bool:
+    return a.data.shape == b.data.shape and bool((a.data - b.data).norm() <= 1e-6 * b.data.norm())
 
 
 def _ridge(theirs: Sequence[float], given: float | None) -> float:

@@ -14,30 +14,35 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept, naming, with_article
-from erasure.methods.base import Reference
-from erasure.methods.closed_form import ClosedForm, Problem, Solution, cholesky, compressed, joined, rows
+from erasure.methods.base import Reference, Request
+from erasure.methods.closed_form import ClosedForm, rows
 from erasure.methods.gram import Gram
+from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
 
 Positive = Annotated[float, Field(gt=0)]
 CENTROIDS = 3  # of the empty prompt's end and padding tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Retention(Problem):
-    """What one space's null-space edit is asked. ``kept`` is the sum over what is kept without being looked at.
+class Retention:
+    """What one space's null-space edit must not change.
 
     Attributes:
-        count: how many embeddings ``kept`` stands for.
+        kept: the sum over what is kept without being looked at, and ``count``, how many embeddings it stands for.
         retain: ``(m, d)`` embeddings each layer filters and augments for itself.
         invariants: ``(k, d)`` embeddings that must not move at all.
     """
 
+    kept: Kept
     count: float
     retain: Tensor
     invariants: Tensor
+
+    def moment(self, total: Tensor, count: float) -> Tensor:
+        """``R = mean c c^T (d, d)`` of all that is kept, with what a layer keeps of ``retain`` summed up."""
+        return (self.kept.matrix() + total) / (self.count + count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,42 +136,36 @@ class SPEED(ClosedForm):
         """Whether each layer has a retain set of its own."""
         return self.prior_filter or self.augment > 0
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
         if self.preserve_scale != 1.0:
             raise ValueError(
                 f"SPEED gives what is kept no weight; got preserve_scale={self.preserve_scale}; leave it at 1 and "
                 "lower threshold instead"
             )
-        edit = super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
-        texts = self.texts([*keep, *self.everyday(concepts)])
-        edit.config["retained"] = len(without(texts, concepts))
-        edit.config["named_a_target"] = len(texts) - edit.config["retained"]
-        return edit
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        texts = self.texts([*request.keep, *self.everyday(request.concepts)])
+        retained = len(without(texts, request.concepts))
+        return {"retained": retained, "named_a_target": len(texts) - retained}
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
         """Keys, values or both; architectures whose text layers are neither have them all edited."""
         sites = super().sites(backbone, space)
-        chosen = tuple(f"to_{letter}" for letter in self.layers)
-        known = any(name.endswith(("to_k", "to_v")) for name in sites)
-        return {name: site for name, site in sites.items() if not known or name.endswith(chosen)}
+        chosen = [role for letter, role in (("k", "key"), ("v", "value")) if letter in self.layers]
+        return {name: site for name, site in sites.items() if site.role not in ("key", "value") or site.role in chosen}
 
     def texts(self, keep: Sequence[str]) -> list[str]:
         """Everything that is to be kept, in words."""
         listed = [*keep, *map(with_article, keep)] if self.articles else keep
         return list(dict.fromkeys([*listed, *(read_texts(self.retain) if self.retain else [])]))
 
-    def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Retention:
-        targets, anchors = joined(self.concept_rows(backbone, concepts, space))
+    def retention(
+        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
+    ) -> Retention:
+        """What must not change: the keep list, the retain set, the corpus, and the empty prompt."""
         texts = without(self.texts(keep), concepts)
         empty = self._empty(backbone, space)
         kept, count = self._corpus(backbone, space)
@@ -177,36 +176,40 @@ class SPEED(ClosedForm):
             retain = torch.cat(rows(backbone, texts, self.keep_span, space))
         elif texts:  # nobody looks at them one by one, so their number does not matter
             gram = Gram.of(backbone, texts, span=self.keep_span, spaces=(space,))
-            kept, count = kept + gram.matrices[space], count + gram.counts[space]
+            kept, count = kept + gram.kept[space], count + gram.counts[space]
         k = torch.cat([invariants(tokens) for tokens in empty])
-        return Retention(targets, anchors, kept, self.lamb, self.erase_scale, count=count, retain=retain, invariants=k)
+        return Retention(kept=kept, count=count, retain=retain.cpu().double(), invariants=k)
 
     def _empty(self, backbone: Backbone, space: Space) -> list[Tensor]:
         """The embeddings of the empty prompt, ``(length, d)`` for each text encoder; one row in the pooled space."""
-        conditioning = backbone.encode([""])
+        conditioning = backbone.read([""])
         pooled = [] if conditioning.pooled is None else [conditioning.pooled]
         parts = pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
         return [part.cpu().double() for part in parts]
 
-    def _corpus(self, backbone: Backbone, space: Space) -> tuple[Tensor, float]:
+    def _corpus(self, backbone: Backbone, space: Space) -> tuple[Kept, float]:
         """The corpus as a sum of outer products, and how many embeddings it stands for."""
         kept = super().kept(backbone, [], space)
         if not self.corpus:
             return kept, 0.0
         return kept, self.corpus_scale or Gram.load(self.corpus).counts[space]
 
-    def solve(self, backbone: Backbone, problem: Problem, space: Space) -> Solution:
+    def solve(
+        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
+    ) -> tuple[Solution, None]:
         """``U`` and ``V``, or a ``V`` for each layer."""
-        assert isinstance(problem, Retention)
-        x, y, c = (t.cpu().double() for t in (problem.targets, problem.anchors, problem.retain))
-        b = problem.erase_scale / len(x) * x.T  # (d, n): S_tt = B X and S_at - S_tt = U B^T
-        s_tt, unit = b @ x, float(x.square().mean()) if self.relative else 1.0
+        x, y, counts = gathered(self.concept_rows(backbone, concepts, space))
+        x, y, n = x.cpu().double(), y.cpu().double(), sum(counts)
+        must_stay = self.retention(backbone, concepts, keep, space)
+        c = must_stay.retain
+        b = self.erase_scale / n * x.T  # (d, n): S_tt = B X and S_at - S_tt = U B^T
+        s_tt, unit = b @ x, float(x.square().sum()) / (n * x.shape[1]) if self.relative else 1.0
         u, b = compressed((y - x).T, b)
         tuned = {"rho": self.retain_scale * unit, "threshold": self.threshold * unit, "lamb": self.lamb}
         if not self.by_layer:
-            r = (problem.kept + c.T @ c) / (problem.count + len(c))
-            v, condition, free = null_space_factor(r, s_tt, b, problem.invariants, **tuned)
-            return Solution(u, v, condition, notes={"free_directions": free})  # one matrix for every layer
+            r = must_stay.moment(c.T @ c, len(c))
+            v, condition, free = null_space_factor(r, s_tt, b, must_stay.invariants, **tuned)
+            return Solution(u, v, condition, notes={"free_directions": free}), None  # one matrix for every layer
         plain = torch.linalg.solve(unit * torch.eye(len(s_tt), dtype=s_tt.dtype) + s_tt, b)  # E = W U plain^T
         generator = torch.Generator().manual_seed(self.seed)
         noise = unit**0.5 * torch.randn(len(c), self.augment, generator=generator, dtype=torch.float64)
@@ -214,13 +217,12 @@ class SPEED(ClosedForm):
         conditions, frees = [], []
         for name, site in self.sites(backbone, space).items():
             w = site.weight.cpu().double()
-            total, count = second_moment(w, c, w @ u, plain, noise, prior_filter=self.prior_filter)
-            r = (problem.kept + total) / (problem.count + count)
-            site_v[name], condition, free = null_space_factor(r, s_tt, b, problem.invariants, **tuned)
+            r = must_stay.moment(*second_moment(w, c, w @ u, plain, noise, prior_filter=self.prior_filter))
+            site_v[name], condition, free = null_space_factor(r, s_tt, b, must_stay.invariants, **tuned)
             conditions.append(condition)
             frees.append(free)
         mean = torch.stack(list(site_v.values())).mean(dim=0)
-        return Solution(u, mean, max(conditions), site_v, notes={"free_directions": min(frees)})
+        return Solution(u, mean, max(conditions), site_v, notes={"free_directions": min(frees)}), None
 
 
 # --- the mathematics -------------------------------------------------------------------------------------------------

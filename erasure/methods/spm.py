@@ -100,9 +100,7 @@ class SPM(FineTune):
     def student(self, backbone: Backbone) -> GatedStudent:
         return GatedStudent(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
 
-    def objective(
-        self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None
-    ) -> Loss:
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         assert isinstance(student, GatedStudent)  # our own
         text, empty = backbone.encode(self.prompts(request)).text, backbone.encode([""]).text
         student.concept, student.empty = text, empty

@@ -8,7 +8,6 @@ Bourtoule et al. 2021). It is stored as its difference from the start, in eight 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from erasure.concept import write_atomically
+from erasure.io import parse_json, write_atomically, writing_folder
 from erasure.train import Training
 from erasure.world import path
 from erasure.world.spec import spec
@@ -32,7 +31,6 @@ from erasure.world.train import (
     folder_hash,
     phase_training,
     run_phase,
-    save_whole,
     scenes_hash,
     stored_model,
     training_scenes,
@@ -96,7 +94,8 @@ def trained_without(
     out.mkdir(parents=True, exist_ok=True)
     for part in ("vae", "tokenizer"):
         if not (out / part).exists():
-            save_whole(functools.partial(shutil.copytree, path() / part), out / part)
+            with writing_folder(out / part) as new:
+                shutil.copytree(path() / part, new, dirs_exist_ok=True)
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     training = phase_training(LAST, 1000 * (seed + 1))
@@ -164,7 +163,7 @@ def gold_facts(file: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(file, "pt") as opened:
-            facts: dict[str, Any] = json.loads(opened.metadata()["gold"])
+            facts: dict[str, Any] = parse_json(opened.metadata()["gold"])
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise ValueError(f"{file.name}: not a retrained model, or damaged; get it again") from None
     return facts

@@ -13,21 +13,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -36,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from erasure.concept import write_atomically
+from erasure.io import parse_yaml, sha256, sha256_file, write_json, writing, writing_folder
 from erasure.runtime import autocast
 from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import artwork, build, strangers
@@ -57,23 +53,12 @@ SCOPE = {
 @functools.cache
 def config() -> dict:
     """``training.yaml``."""
-    return yaml.safe_load(importlib.resources.files("erasure.world").joinpath("training.yaml").read_text("utf-8"))
+    return parse_yaml(importlib.resources.files("erasure.world").joinpath("training.yaml").read_text("utf-8"))
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures as a float tensor ``(n, 3, h, w)`` in [-1, 1]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def save_whole(save: Callable[[Path], object], path: Path) -> None:
-    """Save under a temporary name and rename: what bears the name is complete, whoever else writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        save(partial)
-        if path.is_dir():
-            return  # another run was quicker, with the same
-        os.replace(partial, path)
 
 
 # --- the autoencoder -------------------------------------------------------------------------------------------------
@@ -108,7 +93,8 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
         sample = pixels([stranger_scene(rng, drawings) for _ in range(512)]).to(device)
         spread = torch.cat([vae.encode(x).latent_dist.mean for x in sample.split(64)]).std().item()
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
-    save_whole(vae.save_pretrained, final)
+    with writing_folder(final) as folder:
+        vae.save_pretrained(folder)
     return vae
 
 
@@ -134,7 +120,8 @@ def train_tokenizer(out: Path) -> CLIPTokenizer:
         scenes = (sample_scene(rng, list(world.concepts), list(world.styles), pairs=0.2) for _ in range(50_000))
         vocabulary, merges = learn_bpe((sample_caption(scene, rng) for scene in scenes), settings["vocabulary"])
         length = settings["config"]["max_position_embeddings"]
-        save_whole(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained, final)
+        with writing_folder(final) as folder:
+            CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(final)
 
 
@@ -200,7 +187,8 @@ def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.dev
             x = pixels([render(scene) for scene in scenes[i : i + 100]]).to(device)
             parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
-    save_whole(lambda path: torch.save(latents, path), cache)
+    with writing(cache) as partial:
+        torch.save(latents, partial)
     return latents
 
 
@@ -271,12 +259,14 @@ def train(out: Path, *, device: torch.device) -> Path:
         if not (out / phase / "text_encoder").exists():
             model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
             for name, module in model.items():
-                save_whole(module.half().save_pretrained, out / phase / name)
+                with writing_folder(out / phase / name) as folder:
+                    module.half().save_pretrained(folder)
             shutil.rmtree(out / f"{phase}-pipeline", ignore_errors=True)
         model = stored_model(out / phase)
         if not (out / f"{phase}-pipeline").exists():
-            save_whole(functools.partial(export, model=model, vae=vae, tokenizer=tokenizer), out / f"{phase}-pipeline")
-    write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
+            with writing_folder(out / f"{phase}-pipeline") as folder:
+                export(folder, model=model, vae=vae, tokenizer=tokenizer)
+    write_json(out / "manifest.json", manifest(out))
     return out / f"{list(PHASES)[-1]}-pipeline"
 
 
@@ -354,7 +344,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return sha256("\n".join(texts))
 
 
 def scenes_hash(scenes: list[Scene]) -> str:
@@ -364,12 +354,12 @@ def scenes_hash(scenes: list[Scene]) -> str:
 
 def artwork_hash() -> str:
     drawings = sorted(artwork().items())
-    return digest(*(f"{key}{hashlib.sha256(image.tobytes()).hexdigest()}" for key, image in drawings))
+    return digest(*(f"{key}{sha256(image.tobytes())}" for key, image in drawings))
 
 
 def folder_hash(folder: Path) -> str:
     files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))  # what file managers leave counts not
-    return digest(*(f"{f.name}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files))
+    return digest(*(f"{f.name}{sha256_file(f)}" for f in files))
 
 
 def export(folder: Path, model: dict[str, Any], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:

@@ -30,7 +30,8 @@ from erasure.eval.detectors.classifier import (
     probabilities,
     tensor,
 )
-from erasure.eval.detectors.world import BUILDERS, WEIGHTS, sha256
+from erasure.eval.detectors.world import BUILDERS, WEIGHTS
+from erasure.io import sha256_file
 from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import strangers
 
@@ -153,7 +154,7 @@ def ship(name: str, model: nn.Module, figures: dict[str, float], *, weights: Pat
     card = DetectorCard(
         name=f"world-{name}",
         version="1",
-        weights_sha256=sha256(path),
+        weights_sha256=sha256_file(path),
         preprocessing="RGB, resized to 64x64 (bicubic) if needed, scaled to [-1, 1]",
         labels={attribute: labels(attribute) for attribute in ATTRIBUTES},
         notes=summary(figures),

@@ -26,7 +26,8 @@ from erasure.eval.detectors.augment import augment_a, augment_b, draw_scenes, no
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
 from erasure.eval.detectors.classifier import tensor
 from erasure.eval.detectors.train import HELD_OUT_SEED, summary
-from erasure.eval.detectors.world import EMPTY, WEIGHTS, clip_detector, sha256, world_phrases
+from erasure.eval.detectors.world import EMPTY, WEIGHTS, clip_detector, world_phrases
+from erasure.io import read_json, sha256_file
 from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.scenes import Scene, sample_caption
 from erasure.world.train import learn_bpe
@@ -81,7 +82,7 @@ def train_clip(out: Path, *, device: torch.device, weights: Path = WEIGHTS) -> D
     images = np.concatenate([scene_views(scenes).images, nothing_views(rng, NOTHINGS).images])
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     torch.manual_seed(SEED)
-    model_config = json.loads((folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    model_config = read_json(folder / "open_clip_config.json")["model_cfg"]
     model = open_clip.CLIP(**model_config).to(device).train()
 
     training = Training.from_scratch(**FIT, seed=SEED)
@@ -118,7 +119,7 @@ def ship_clip(weights: Path = WEIGHTS) -> DetectorCard:
     card = DetectorCard(
         name="world-clip",
         version="1",
-        weights_sha256=sha256(weights / "clip" / "open_clip_model.safetensors"),
+        weights_sha256=sha256_file(weights / "clip" / "open_clip_model.safetensors"),
         preprocessing="open_clip's own for the folder: RGB, 64x64 (bicubic), scaled to [-1, 1]",
         labels={attribute: tuple(phrases) for attribute, phrases in world_phrases().items()},
     )

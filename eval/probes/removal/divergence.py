@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observati
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate, mean, ratio
+from erasure.io import sha256
 
 EMPTY = "target, empty prompt"
 KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened once and not for every model
@@ -166,7 +166,7 @@ class Divergence(Probe):
         shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
         schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
         whole = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
-        return hashlib.sha256(whole.encode()).hexdigest()
+        return sha256(whole)
 
 
 def away(row: Observation, golds: Sequence[str]) -> float | None:

@@ -1,0 +1,93 @@
+"""Double Projections: move a concept onto its anchor, and leave the span of what is kept exactly as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from erasure.backbone import Backbone, Space
+from erasure.concept import Concept
+from erasure.methods.base import Reference
+from erasure.methods.closed_form import ClosedForm, TokenSpan
+from erasure.methods.projections import double_projection, proxy, subspace
+from erasure.methods.ridge import Solution, gathered
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoubleProjections(ClosedForm):
+    """For targets ``C`` and anchors ``C*``, columns of shape ``(d, n)``,
+
+        W' = W T,   T = I + (C* - C)(R^T R + rho I)^-1 R^T,   R = (I - P) C
+
+    with ``P`` the projector on the span of what is kept (the keep list, the everyday nouns and the corpus), or on its
+    directions of most energy. ``T`` leaves that span exactly as it is. It is the limit of UCE for endless weights of
+    what is kept and no ridge.
+
+    What decides is the rank of the preserved span: the embeddings of whole prompts fill every direction a little, and
+    what lies in the span cannot be moved. The report says how much of the targets is left outside of it (``residual``,
+    ``|R| / |C|``) and the span's rank. The settings it shares with other closed forms are those of
+    :class:`~erasure.methods.closed_form.ClosedForm`; ``lamb`` and ``erase_scale`` have no part in it.
+
+    Attributes:
+        energy: share of the energy of what is kept that the preserved span holds. Lower it when the target survives,
+            raise it when neighbours suffer.
+        rank: number of directions of the preserved span, instead of a share; 0 for the share.
+        ridge: the ``|r| / |c|`` at which a direction of the concept is moved half way; 0 moves all of them whole.
+        floor: least ``|r| / |c|`` of each moved embedding, below which the erasure is refused unless there is a ridge.
+        proxy: move each target to its projection on the preserved span instead of to the anchor.
+    """
+
+    keep_span: TokenSpan = "all"
+    energy: Share = 0.9999
+    rank: Annotated[int, Field(ge=0)] = 0
+    ridge: Annotated[float, Field(ge=0)] = 0.0
+    floor: Annotated[float, Field(ge=0)] = 0.02
+    proxy: bool = False
+
+    key: ClassVar[str] = "double-projections"
+    summary: ClassVar[str] = "closed form that leaves the span of what is kept exactly as it is; seconds"
+    reference: ClassVar[Reference] = Reference(
+        "Closed-Form Concept Erasure via Double Projections",
+        "Zhang et al., CVPR 2026",
+        "2604.10032",
+        "",
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {
+            "token_span": "subject_to_end",
+            "articles": True,
+            "synonyms": True,
+            "keep_everyday": True,
+            "energy": 0.999,
+            "ridge": 0.05,
+        },
+        "paper": {"keep_span": "last_subject", "energy": 1.0, "proxy": True},
+    }
+
+    def solve(
+        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
+    ) -> tuple[Solution, None]:
+        if (self.lamb, self.erase_scale) != (ClosedForm.lamb, ClosedForm.erase_scale):
+            raise ValueError(
+                f"Double Projections weighs nothing; got lamb={self.lamb}, erase_scale={self.erase_scale}; leave them "
+                "out, and set ridge or energy instead"
+            )
+        targets, anchors, _ = gathered(self.concept_rows(backbone, concepts, space))
+        x, y = targets.cpu().double(), anchors.cpu().double()
+        basis = subspace(self.kept(backbone, keep, space), energy=self.energy, rank=self.rank)
+        if self.proxy:
+            y = proxy(x, basis)
+        solution = double_projection(x, y, basis, floor=self.floor, ridge=self.ridge)
+        if solution.notes["moved"] < 0.5:
+            warnings.warn(
+                f"what is kept holds all but {solution.notes['residual']:.2g} of the concept's length, and the ridge lets "
+                f"{solution.notes['moved']:.0%} of that move; lower ridge or energy, or keep less",
+                stacklevel=4,
+            )
+        return solution.smallest(), None
