@@ -43,8 +43,14 @@ OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """What every arm of one evaluation shares."""
+class Comparison:
+    """What every arm of one evaluation shares.
+
+    Attributes:
+        prompts, seeds: what is drawn; every prompt with every seed.
+        detectors, clip: who looks at it.
+        options: of :func:`erasure.eval.pictures.generate`.
+    """
 
     suite: Suite
     prompts: tuple[Prompt, ...]
@@ -121,7 +127,7 @@ def evaluate(
         "hash_weights": hash_weights,
     }  # fmt: skip
     prompts = limited(suite.prompts(), limit)
-    job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
+    job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
     notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
     before = hash_weights(pipe)
     _rehearse(pipe, job, models[1:], before)
@@ -136,9 +142,9 @@ def evaluate(
             notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
         if model.role == "erased" and model.kind in ("weights", "adapter"):
             notes += _told(model.name, model.change, suite)
-        rows = _records(model.name, job, images)
+        rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))
-        pictures += _pictures(job, images, rows)
+        pictures += grid_of(job, images, rows)
         distances += _distances(model.name, job, images, reference, extractor)
         records += rows
     return Evaluation(
@@ -153,7 +159,7 @@ def evaluate(
     )
 
 
-def _draw(pipe: Any, job: _Job, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
+def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
     """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
     with model.on(pipe) as drawn:
         after = before if model.change is None else job.options["hash_weights"](pipe)
@@ -191,7 +197,7 @@ def _check_unmodified(pipe: Any) -> None:
         )
 
 
-def _rehearse(pipe: Any, job: _Job, models: Sequence[Model], before: str) -> None:
+def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
     """Apply and remove every change once: one that fails should do so before hours of drawing, not after."""
     for model in models:
         with model.on(pipe):
@@ -207,7 +213,7 @@ def limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
     return tuple(p for group in groups for p in evenly(group, limit))
 
 
-def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
+def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
     notes = []
     if limit is not None:
         notes.append(f"Limited to {limit} prompts per group: for testing only, not evidence.")
@@ -237,7 +243,8 @@ def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
     return [f"{name} was made with {known} and told to keep {' and '.join(counts)}."]
 
 
-def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
+def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
+    """What the detectors see in the pictures of one arm: a row for each prompt, a picture for each seed."""
     flat = [
         (prompt, seed, image)
         for prompt, row in zip(job.prompts, images, strict=True)
@@ -270,7 +277,7 @@ def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> li
 
 
 def _judged(
-    job: _Job,
+    job: Comparison,
     clip: ClipDetector,
     flat: Sequence[tuple[Prompt, int, Image.Image]],
     verdicts: Mapping[str, Sequence[Verdict]],
@@ -314,7 +321,7 @@ def _nothing(
     return [concepts[i] == NOTHING for i in detector.scores(images, "concept").argmax(-1)]
 
 
-def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
+def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
     """The pictures of the grid: the first seed of prompts chosen by their place in the suite, never by looks."""
     chosen = []
     for group, count in GRID.items():
@@ -328,11 +335,11 @@ def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Seque
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
 
 
-def _kept(job: _Job) -> list[int]:
+def _kept(job: Comparison) -> list[int]:
     return [i for i, prompt in enumerate(job.prompts) if prompt.group != "target"]
 
 
-def _reference(pipe: Any, job: _Job) -> list[Image.Image]:
+def _reference(pipe: Any, job: Comparison) -> list[Image.Image]:
     """Base pictures of the kept prompts, drawn with other seeds."""
     seeds = [seed + OTHER_SEEDS for seed in job.seeds]
     rows = job.draw(pipe, [job.prompts[i] for i in _kept(job)], seeds=seeds, description=f"{BASE}, other seeds")
@@ -341,7 +348,7 @@ def _reference(pipe: Any, job: _Job) -> list[Image.Image]:
 
 def _distances(
     arm: str,
-    job: _Job,
+    job: Comparison,
     images: Sequence[Sequence[Image.Image]],
     reference: Sequence[Image.Image],
     extractor: torch.nn.Module | None,
@@ -353,7 +360,7 @@ def _distances(
     return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
 
 
-def _settings(pipe: Any, job: _Job, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
+def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
     """All that is needed to do it again."""
     scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     return {

@@ -90,11 +90,11 @@ class RingABell(Attack):
         return found
 
     def _candidates(self, words: FreeWords, p: Tensor, v_c: Tensor, goal: Goal) -> list[Candidate]:
-        best = [self._fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
+        best = [self.fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
         ranked = [candidate for rank in zip(*best, strict=True) for candidate in rank]
         return ranked[: self.tries]
 
-    def _fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
+    def fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
         """The best distinct candidates of one genetic search."""
         known, g = vocabulary(words.tokenizer), generator_of("bell", goal.named, str(eta))
         half = self.population // 2
