@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from erasure.backbone import denoiser_of
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
 from erasure.eval.claims.policy import Policy
@@ -53,13 +54,13 @@ class AddNoise:
 
     def apply(self, pipe) -> None:
         generator = torch.Generator().manual_seed(7)
-        for name, tensor in pipe.unet.state_dict().items():
-            if "attn2.to_v" in name or "conv_out" in name:
+        for name, tensor in denoiser_of(pipe).state_dict().items():
+            if "attn2.to_v" in name or "conv_out" in name or name.startswith("context_embedder"):
                 self._kept[name] = tensor.clone()
                 tensor += self.scale * torch.randn(tensor.shape, generator=generator)
 
     def remove(self, pipe) -> None:
-        state = pipe.unet.state_dict()
+        state = denoiser_of(pipe).state_dict()
         for name, tensor in self._kept.items():
             state[name].copy_(tensor + (0 if self.faithful else 1e-6))
         self._kept.clear()

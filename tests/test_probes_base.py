@@ -10,7 +10,7 @@ import torch
 from erasure.eval.material import FolderMaterial, WorldMaterial
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
-from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
+from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import residual

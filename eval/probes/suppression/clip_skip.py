@@ -38,7 +38,7 @@ class ClipSkip(PromptProbe):
 
     def __post_init__(self) -> None:
         if not self.skips or min(self.skips) < 1:
-            raise ValueError(f"layers to leave out are counted from 1; got {self.skips}; give (1,) for the last but one")
+            raise ValueError(f"layers to leave out are counted from 1; got {self.skips}; (1,) is the last")
 
     def asks(self, context: Context) -> list[Ask]:
         pipe, suite = context.pipe, context.suite
