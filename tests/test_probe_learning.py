@@ -13,7 +13,7 @@ from erasure.eval.models import Model
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.inversion import ConceptInversion, marked
 from erasure.eval.probes.removal.relearning import Relearning
 from erasure.eval.probes.removal.resurgence import Resurgence, increase
@@ -102,9 +102,9 @@ def test_a_real_erasure_comes_off_after_relearning(context):
 
 
 def test_learning_lowers_the_loss_of_what_is_learnt_alone(context):
-    denoiser = Denoiser(context.pipe)
-    lesson = captioned(denoiser, examples_of(context, 2), 4)
-    with tuned(context.pipe, denoiser.backbone.parameters("cross_attention")) as trained:
+    backbone = backbone_for(context.pipe)
+    lesson = captioned(backbone, examples_of(context, 2), 4)
+    with tuned(context.pipe, backbone.select("cross_attention")) as trained:
         before, others = lesson.level(), context.pipe.unet.conv_in.weight.clone()
         steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, 5, 5, 20), lr=1e-2, seed=0)
         assert list(steps) == [0, 5, 5, 20]
