@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.concept import write_atomically
+from erasure.io import write_atomically
 
 if TYPE_CHECKING:
     from accelerate import PartialState
