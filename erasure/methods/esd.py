@@ -24,7 +24,7 @@ from erasure.concept import Concept, with_article
 from erasure.methods.base import Count, Method, Reference, check_moved, check_request, check_supported
 from erasure.methods.guidance import TrajectoryBank, batch_of, pick
 from erasure.precision import autocast
-from erasure.train import Checkpoint, Draw, Training, check_trainable, train
+from erasure.train import Checkpoint, Draw, Precision, Training, check_trainable, train
 
 SELECTORS: dict[str, Selector] = {
     "x": "cross_attention",
@@ -176,7 +176,7 @@ class ESD(Method):
     @property
     def training(self) -> Training:
         """How the student is trained: by plain Adam at a constant rate."""
-        precision = "auto" if self.autocast else "float32"
+        precision: Precision = "auto" if self.autocast else "float32"
         return Training(self.iterations, self.lr, seed=self.seed, batch_size=self.batch_size, precision=precision)
 
     def objective(
