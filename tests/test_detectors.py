@@ -129,10 +129,11 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_step_of_training_changes_the_weights_and_a_finished_run_is_kept(name: str, tmp_path) -> None:
     recipe = train.RECIPES[name]
-    tiny = dataclasses.replace(recipe, scenes=8, nothing=4, fit=dataclasses.replace(recipe.fit, steps=1, batch=8))
+    one = dataclasses.replace(recipe.training, iterations=1, batch_size=8)
+    tiny = dataclasses.replace(recipe, scenes=8, nothing=4, training=one)
     cpu = torch.device("cpu")
     trained = train.train_classifier(tiny, tmp_path, None, device=cpu).state_dict()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training.seed)
     fresh = recipe.build().state_dict()
     assert any(not torch.equal(trained[key], fresh[key]) for key in fresh)
     again = train.train_classifier(tiny, tmp_path, None, device=cpu).state_dict()
