@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from erasure.artifact import Erasure
-from erasure.artifact.base import Allow, check_scales
-from erasure.artifact.stack import Layer, Stack, stack_of
+from erasure.artifact.base import Allow
+from erasure.artifact.stack import Layer, Stack, check_scales, stack_of
 from erasure.concept import listed
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from erasure import world
+from erasure.train import Training, train_modules
 from erasure.world import train
 from erasure.world.artwork import _is_stranger, artwork
-from erasure.world.fit import Fit, fit
 from erasure.world.scenes import Scene, place, prompt, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
@@ -102,7 +102,9 @@ def test_a_scene_is_drawn_where_it_says():
 
 
 def test_training_resumed_equals_training_uninterrupted(tmp_path):
-    settings = Fit(steps=6, batch=1, lr=0.1, warmup=1, decay=0.5, ema=0.9, weight_decay=0.0, save_every=2)
+    training = Training.from_scratch(
+        steps=6, batch=1, lr=0.1, warmup=1, decay=0.5, ema=0.9, weight_decay=0.0, save_every=2
+    )
 
     def line():
         torch.manual_seed(0)
@@ -111,12 +113,12 @@ def test_training_resumed_equals_training_uninterrupted(tmp_path):
     def run(folder, stop=None):
         model = line()
 
-        def loss(step):
-            if step == stop:
+        def loss(draw):
+            if draw.step == stop:
                 raise KeyboardInterrupt
-            return model(torch.randn(4, 3)).square().mean()
+            return model(torch.randn(4, 3, generator=draw.generator)).square().mean()
 
-        return fit(folder, {"m": model}, loss, settings, seed=0, device=torch.device("cpu"))["m"]
+        return train_modules({"m": model}, loss, training=training, folder=folder)["m"]
 
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -169,13 +171,13 @@ def test_encoded_scenes_are_cached_whole_and_belong_to_their_autoencoder(tmp_pat
 def test_training_under_other_settings_is_refused(tmp_path):
     def run(lr):
         model = torch.nn.Linear(2, 1)
-        settings = Fit(steps=2, batch=1, lr=lr, warmup=1, decay=0.0, ema=0.9, weight_decay=0.0, save_every=1)
-        return fit(
-            tmp_path, {"m": model}, lambda s: model(torch.ones(2)).sum(), settings, seed=0, device=torch.device("cpu")
+        training = Training.from_scratch(
+            steps=2, batch=1, lr=lr, warmup=1, decay=0.0, ema=0.9, weight_decay=0.0, save_every=1
         )
+        return train_modules({"m": model}, lambda draw: model(torch.ones(2)).sum(), training=training, folder=tmp_path)
 
     run(0.1)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="another run"):
         run(0.2)
 
 
