@@ -17,9 +17,30 @@ DENOISERS: dict[str, str] = {
     "UNet3DConditionModel": "erasure.backbone.unet:UNetBackbone",
     "SD3Transformer2DModel": "erasure.backbone.sd3:SD3Backbone",
     "FluxTransformer2DModel": "erasure.backbone.flux:FluxBackbone",
+    "Flux2Transformer2DModel": "erasure.backbone.joint:Flux2Backbone",
+    "QwenImageTransformer2DModel": "erasure.backbone.joint:QwenImageBackbone",
+    "ZImageTransformer2DModel": "erasure.backbone.joint:ZImageBackbone",
+    "WanTransformer3DModel": "erasure.backbone.joint:WanBackbone",
+    "ChromaTransformer2DModel": "erasure.backbone.joint:ChromaBackbone",
+    "PixArtTransformer2DModel": "erasure.backbone.cross:PixArtBackbone",
+    "SanaTransformer2DModel": "erasure.backbone.cross:SanaBackbone",
+    "Lumina2Transformer2DModel": "erasure.backbone.cross:Lumina2Backbone",
+    "AuraFlowTransformer2DModel": "erasure.backbone.cross:AuraFlowBackbone",
+    "CogView4Transformer2DModel": "erasure.backbone.cross:CogView4Backbone",
+    "LTXVideoTransformer3DModel": "erasure.backbone.cross:LTXBackbone",
 }
-# One class of denoiser, several architectures: U-Nets by what they are conditioned on beside the text.
+# Where one class of denoiser serves several architectures, the pipeline's class decides.
+PIPELINES: dict[str, str] = {
+    "Flux2KleinPipeline": "erasure.backbone.joint:Flux2KleinBackbone",
+    "KolorsPipeline": "erasure.backbone.kolors:KolorsBackbone",
+}
 SDXL = "erasure.backbone.unet:SDXLBackbone"
+# Known, and not supported: why.
+REFUSED: dict[str, str] = {
+    "HunyuanDiT2DModel": "its pooled text is read by layers that are never called, so no edit of it could be checked",
+    "HiDreamImageTransformer2DModel": "every block reads another layer of Llama through a projection of its own",
+    "Flux3Transformer2DModel": "it has modular pipelines alone, whose calls take one prompt",
+}
 
 
 def backbone_class(target: str) -> type[Backbone]:
@@ -30,7 +51,7 @@ def backbone_class(target: str) -> type[Backbone]:
 
 def architectures() -> dict[str, type[Backbone]]:
     """Every architecture by its name; imports them all."""
-    classes = [backbone_class(target) for target in dict.fromkeys([*DENOISERS.values(), SDXL])]
+    classes = [backbone_class(target) for target in dict.fromkeys([*DENOISERS.values(), *PIPELINES.values(), SDXL])]
     return {backbone.architecture: backbone for backbone in classes}
 
 
@@ -45,11 +66,20 @@ def backbone_of(pipe: Any) -> Any:
     unet, transformer = (getattr(pipe, name, None) for name in ("unet", "transformer"))
     denoiser = unet if unet is not None else transformer
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # the backbone refuses what is compiled
+    denoiser = getattr(denoiser, "module", denoiser)  # and what is wrapped
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in PIPELINES:
+            return backbone_class(PIPELINES[kind.__name__])(pipe)
     if unet is not None and getattr(getattr(denoiser, "config", None), "addition_embed_type", None) == "text_time":
         return backbone_class(SDXL)(pipe)
-    for kind in type(getattr(denoiser, "module", denoiser)).__mro__:
+    for kind in type(denoiser).__mro__:
         if kind.__name__ in DENOISERS:
             return backbone_class(DENOISERS[kind.__name__])(pipe)
+        if kind.__name__ in REFUSED:
+            raise ValueError(
+                f"{type(pipe).__name__} is not supported: {REFUSED[kind.__name__]}; see docs/architectures.md for those "
+                "that are"
+            )
     if unet is not None:
         return backbone_class(DENOISERS["UNet2DConditionModel"])(pipe)
     found = "no denoiser" if denoiser is None else f"a {type(denoiser).__name__}"

@@ -59,6 +59,8 @@ class Backbone(Driven):
 
     Args:
         pipe: the pipeline. It is never changed here.
+        call: further arguments of the pipeline's call, such as ``height``, ``width`` and ``num_frames``: the size at
+            which trajectories are sampled and models trained. The pipeline's own by default.
 
     Raises:
         ValueError: the pipeline is in a state in which an edit would be lost or wrong (fused, quantised, offloaded,
@@ -81,8 +83,9 @@ class Backbone(Driven):
     templated: ClassVar[bool] = False
     batch_size: ClassVar[int] = 16
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, *, call: Mapping[str, Any] | None = None) -> None:
         self.pipe = pipe
+        self.call = {**type(self).call, **(call or {})}
         names = (self.denoisers[0], *self.requires)
         missing = [name for name in names if getattr(pipe, name, None) is None]
         if self.denoisers[0] not in missing:

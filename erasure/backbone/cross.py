@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from erasure.backbone.base import Site, Space
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import Flow, NoiseModel, diffusion_of
 
@@ -28,9 +28,9 @@ class PixArtBackbone(TransformerBackbone):
     prompt_arguments = MASKED
     call = {"use_resolution_binning": False}
 
-    def __init__(self, pipe: Any, *, max_sequence_length: int | None = None) -> None:
-        lengths = {"PixArtAlphaPipeline": 120}
-        super().__init__(pipe, max_sequence_length=max_sequence_length or lengths.get(type(pipe).__name__, 300))
+    def __init__(self, pipe: Any, *, max_sequence_length: int | None = None, **options: Any) -> None:
+        length = 120 if type(pipe).__name__ == "PixArtAlphaPipeline" else 300
+        super().__init__(pipe, max_sequence_length=max_sequence_length or length, **options)
 
     @property
     def noise(self) -> NoiseModel:
@@ -68,10 +68,6 @@ class SanaBackbone(TransformerBackbone):
             complex_human_instruction=instruction,
         )
 
-    def row_of(self, first: int, tokens: int, rows: int) -> int:
-        """The start token is row 0; the rest of the instruction but its last token is left out."""
-        return super().row_of(first, tokens, rows)
-
 
 class Lumina2Backbone(TransformerBackbone):
     """Lumina 2: Gemma 2 behind a system prompt, through ``RMSNorm, linear``; time runs backwards."""
@@ -85,6 +81,7 @@ class Lumina2Backbone(TransformerBackbone):
     text_arguments = MASKED_TEXT
     prompt_arguments = MASKED
     noise = Flow("one_minus_sigma", sign=-1)
+    guidance_calls = True
     templated = True
 
 
@@ -109,10 +106,23 @@ class CogView4Backbone(TransformerBackbone):
     pipelines = "CogView4"
     entry = "patch_embed.text_proj"
     default_length = 1024
+    guidance_calls = True
+    latent_dtype = torch.float32
     noise = Flow("thousandths")
 
-    def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
-        return super().sites_of(denoiser, space)
+
+class LTXBackbone(TransformerBackbone):
+    """LTX-Video: T5 tokens through ``linear, GELU, linear``; latents are packed. One step is too few for its scheduler."""
+
+    architecture = "ltx"
+    pipelines = "LTX-Video"
+    entry = "caption_projection.linear_1"
+    encoded = ("hidden", "mask")
+    default_length = 128
+    text_arguments = MASKED_TEXT
+    prompt_arguments = MASKED
+    noise = Flow("thousandths")
+    latent_dtype = torch.float32
 
 
-__all__ = ["AuraFlowBackbone", "CogView4Backbone", "Lumina2Backbone", "PixArtBackbone", "SanaBackbone"]
+__all__ = ["AuraFlowBackbone", "CogView4Backbone", "LTXBackbone", "Lumina2Backbone", "PixArtBackbone", "SanaBackbone"]

@@ -45,6 +45,9 @@ class Driven(abc.ABC):
         guidance_calls: whether classifier-free guidance calls the denoiser twice a step, instead of with a double batch.
         guidance_argument, no_guidance: the pipeline's argument for it, and its value that switches it off.
         call: further arguments of the pipeline's call.
+        null_prompt: what the pipeline's guidance compares with, where it has to be given; None where the pipeline adds
+            it by itself.
+        latent_dtype: of latents that the pipeline is given; the denoiser's by default.
     """
 
     pipe: Any
@@ -56,7 +59,9 @@ class Driven(abc.ABC):
     guidance_calls: ClassVar[bool] = False
     guidance_argument: ClassVar[str] = "guidance_scale"
     no_guidance: ClassVar[float] = 1.0
-    call: ClassVar[dict[str, Any]] = {}
+    call: dict[str, Any] = {}
+    null_prompt: ClassVar[str | None] = None
+    latent_dtype: ClassVar[torch.dtype | None] = None
 
     @property
     @abc.abstractmethod
@@ -89,7 +94,8 @@ class Driven(abc.ABC):
             guidance: of models with embedded guidance, and of LCM U-Nets; the pipeline's default otherwise. It is no
                 classifier-free guidance.
         """
-        parts = [self.part_at(float(one)) for one in t] if len(self.denoiser_parts) > 1 else [self.denoiser_name]
+        several = len(self.denoiser_parts) > 1
+        parts = [self.part_at(float(one)) for one in t] if several else [self.denoiser_name]
         if len(set(parts)) == 1:
             return self._predict(parts[0], x, t, text, guidance)
         out: list[Tensor | None] = [None] * len(x)
@@ -163,7 +169,7 @@ class Driven(abc.ABC):
 
         scale = self.no_guidance if self.guidance == "cfg" and guidance is None else guidance
         with listening(self.denoiser_parts, before=stop):
-            self.draw(text, num_inference_steps=1, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
+            self.draw(text, num_inference_steps=2, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
         return heard[0]
 
     @torch.no_grad()
@@ -181,17 +187,24 @@ class Driven(abc.ABC):
         arguments = self.prompt_inputs(text) | self.call
         if guidance_scale is not None:
             arguments[self.guidance_argument] = guidance_scale
+        if self.null_prompt is not None and guidance_scale != self.no_guidance:
+            null = self.encode([self.null_prompt]).text.repeat(len(text))
+            arguments |= {f"negative_{name}": value for name, value in self.prompt_inputs(null).items()}
         if noise is not None:
-            arguments["latents"] = noise
+            arguments["latents"] = self.call_latents(noise.to(self.latent_dtype or noise.dtype))
         try:
             return pipe(
                 **arguments, num_inference_steps=num_inference_steps, generator=generator, output_type="latent"
             )[0]
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a pipeline "
                 "that draws from a prompt: unload what wants more (an IP-Adapter), or use the text-to-image pipeline"
             ) from error
+
+    def call_latents(self, noise: Tensor) -> Tensor:
+        """Latents in the shape that the pipeline's call takes."""
+        return noise
 
     def prompt_inputs(self, text: Text) -> dict[str, Any]:
         """Arguments of the pipeline's call that hold encoded prompts."""

@@ -28,9 +28,9 @@ class FluxBackbone(Backbone):
     guidance = "embedded"
     noise = Flow("sigma")
 
-    def __init__(self, pipe: Any, *, max_sequence_length: int = 512) -> None:
+    def __init__(self, pipe: Any, *, max_sequence_length: int = 512, **options: Any) -> None:
         self.max_sequence_length = max_sequence_length
-        super().__init__(pipe)
+        super().__init__(pipe, **options)
 
     def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
         """The layer that embeds the tokens, or the first of those that embed the pooled vector."""

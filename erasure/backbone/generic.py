@@ -33,6 +33,7 @@ class TransformerBackbone(Backbone):
         encode_call: further arguments of ``encode_prompt``.
         lowercases: whether the pipeline changes the prompt to lower case.
         default_length: the pipeline's own ``max_sequence_length``.
+        reads_padding: whether the denoiser looks at masked tokens all the same.
     """
 
     entry: ClassVar[str]
@@ -41,10 +42,11 @@ class TransformerBackbone(Backbone):
     encode_call: ClassVar[dict[str, Any]] = {"do_classifier_free_guidance": False}
     lowercases: ClassVar[bool] = False
     default_length: ClassVar[int] = 512
+    reads_padding: ClassVar[bool] = False
 
-    def __init__(self, pipe: Any, *, max_sequence_length: int | None = None) -> None:
+    def __init__(self, pipe: Any, *, max_sequence_length: int | None = None, **options: Any) -> None:
         self.max_sequence_length = max_sequence_length or self.default_length
-        super().__init__(pipe)
+        super().__init__(pipe, **options)
 
     def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
         """The layer that embeds the tokens."""
@@ -65,12 +67,17 @@ class TransformerBackbone(Backbone):
         offset = [self.row_of(length[0], ids.shape[1], parts["hidden"].shape[1]) for length in lengths]
         starts = tuple(max(a + o, 0) for (a, _), o in zip(found, offset, strict=True))
         ends = tuple(b + o for (_, b), o in zip(found, offset, strict=True))
-        mask = parts.get("mask")
-        hidden = parts["hidden"]
-        stops = tuple(map(int, mask.bool().sum(dim=1))) if mask is not None else (hidden.shape[1],) * len(prompts)
+        hidden, mask = parts["hidden"], parts.get("mask")
+        stops = self.stops(hidden, mask)
         # ids of the rows the denoiser reads: what a template's prefix loses at the front is lost here, too
         shown = ids[:, -hidden.shape[1] :] if ids.shape[1] >= hidden.shape[1] else ids
         return Conditioning(hidden, (Segment(hidden, shown, starts, ends, stops),), parts.get("pooled"), mask)
+
+    def stops(self, hidden: Tensor, mask: Tensor | None) -> tuple[int, ...]:
+        """For each prompt, the position behind the last token the denoiser reads."""
+        if mask is None or self.reads_padding:
+            return (hidden.shape[1],) * len(hidden)
+        return tuple(map(int, mask.bool().sum(dim=1)))
 
     def row_of(self, first: int, tokens: int, rows: int) -> int:
         """The row of the token that stands first in the text encoder's input, behind any padding on the left.
@@ -86,13 +93,19 @@ class TransformerBackbone(Backbone):
         heard: list[Call] = []
         with listening({"text_encoder": self.pipe.text_encoder}, before=heard.append):
             values = self.encode_prompt(list(prompts))
-        parts = {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
+        parts = {
+            n: value for n, value in zip(self.encoded, values, strict=False) if n is not None and value is not None
+        }
         ids = torch.cat([call.inputs["input_ids"] for call in heard])
         masks = [call.inputs.get("attention_mask") for call in heard]
-        tokens = self.pipe.tokenizer
-        real = ids != tokens.pad_token_id if any(m is None for m in masks) else torch.cat(masks).bool()  # type: ignore[arg-type]
+        real = ids != self.words.pad_token_id if any(m is None for m in masks) else torch.cat(masks).bool()  # type: ignore[arg-type]
         lengths = [(int(row.int().argmax()), int(len(row) - row.flip(0).int().argmax())) for row in real]
         return parts, ids.cpu(), lengths
+
+    @property
+    def words(self) -> Any:
+        """The tokenizer, also where the pipeline holds a processor of text and pictures."""
+        return getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)
 
     def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
         """The pipeline's own ``encode_prompt``, with as many of our arguments as it has."""
@@ -108,7 +121,7 @@ class TransformerBackbone(Backbone):
     def _refuse_cut(self, prompts: Sequence[str], found: Sequence[tuple[int, int]]) -> None:
         """Raise for prompts of which the pipeline cut words away."""
         texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
-        plain = [len(ids) for ids in self.pipe.tokenizer(texts, add_special_tokens=False).input_ids]
+        plain = [len(ids) for ids in self.words(texts, add_special_tokens=False).input_ids]
         room = [b - a for a, b in found]
         cut = [p for p, n, have in zip(prompts, plain, room, strict=True) if have + 1 < n]  # a border may join tokens
         if cut:

@@ -29,9 +29,9 @@ class SD3Backbone(Backbone):
     prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
     noise = Flow("thousandths")
 
-    def __init__(self, pipe: Any, *, max_sequence_length: int = 256) -> None:
+    def __init__(self, pipe: Any, *, max_sequence_length: int = 256, **options: Any) -> None:
         self.max_sequence_length = max_sequence_length
-        super().__init__(pipe)
+        super().__init__(pipe, **options)
 
     def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
         """The layer that embeds the tokens, or the first of those that embed the pooled vector."""

@@ -32,13 +32,13 @@ class UNetBackbone(Backbone):
     latent_argument = "sample"
     batch_size = 64
 
-    def __init__(self, pipe: Any, *, clip_skip: ClipSkip = None) -> None:
+    def __init__(self, pipe: Any, *, clip_skip: ClipSkip = None, **options: Any) -> None:
         if clip_skip is not None and clip_skip != "both" and not 0 <= int(clip_skip) < 12:
             raise ValueError(
                 f"clip_skip is a number of layers, or 'both'; got {clip_skip!r}; give 1 for the last but one"
             )
         self.clip_skip: ClipSkip = clip_skip or None
-        super().__init__(pipe)
+        super().__init__(pipe, **options)
 
     def check_sites(self) -> None:
         if getattr(getattr(self.unet, "config", None), "dual_cross_attention", False):
@@ -50,6 +50,11 @@ class UNetBackbone(Backbone):
     @property
     def unet(self) -> Any:
         return self.pipe.unet
+
+    @property
+    def guidance(self) -> Literal["cfg", "embedded"]:  # type: ignore[override]
+        """Embedded in LCM U-Nets, which take the number as an input."""
+        return "embedded" if getattr(self.unet.config, "time_cond_proj_dim", None) else "cfg"
 
     @property
     def noise(self) -> NoiseModel:
@@ -147,11 +152,7 @@ class SDXLBackbone(UNetBackbone):
         """
         if space == "hidden":
             return super().sites_of(denoiser, space)
-        if getattr(denoiser, "add_embedding", None) is None:
-            return {}
-        numbers = self.numbers * denoiser.config.addition_time_embed_dim
-        width = denoiser.config.projection_class_embeddings_input_dim - numbers
-        return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, "pooled", columns=(0, width))}
+        return pooled_site(denoiser, numbers=self.numbers)
 
     def encoder_widths(self) -> dict[str, int]:
         present = [
@@ -215,3 +216,12 @@ class SDXLBackbone(UNetBackbone):
         """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
         added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
         return {**super().with_text(inputs, text), "added_cond_kwargs": added}
+
+
+def pooled_site(denoiser: Any, *, numbers: int) -> dict[str, Site]:
+    """The columns by which the pooled text enters a U-Net beside so many embedded numbers; empty where it does not."""
+    if getattr(denoiser, "add_embedding", None) is None:
+        return {}
+    others = numbers * denoiser.config.addition_time_embed_dim
+    width = denoiser.config.projection_class_embeddings_input_dim - others
+    return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, "pooled", columns=(0, width))}
