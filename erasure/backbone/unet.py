@@ -94,6 +94,10 @@ class UNetBackbone(Backbone):
         return {} if encoder is None else {"hidden": encoder.config.hidden_size}
 
     @property
+    def encoding(self) -> dict[str, Any]:
+        return {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """How many of the encoder's last layers are left out, for each layer that is read."""
         return (0, 1) if self.clip_skip == "both" else (self.clip_skip or 0,)  # type: ignore[return-value]
@@ -124,7 +128,6 @@ class UNetBackbone(Backbone):
         return final_norm(encoder)(states[-(skip + 1)])
 
     def other_layers(self) -> Iterator[UNetBackbone]:
-        """A backbone for each further layer of the encoder that is to be erased at."""
         for skip in self.layers[1:]:
             yield type(self)(self.pipe, clip_skip=skip)
 

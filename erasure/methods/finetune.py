@@ -94,6 +94,7 @@ class FineTune(Method):
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Sample the bank, train, and return the erasure. Resumes from the request's checkpoint, if there is one."""
         checkpoint = self.checkpoint(backbone, request)
+        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         student = self.student(backbone)
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
@@ -109,7 +110,6 @@ class FineTune(Method):
                 )
                 for _ in run:
                     pass
-                facts = self.record(backbone, request, prompts=self.prompts(request))
                 return student.erasure(self.name_for(request), facts, run.result(), originals)
 
     @abc.abstractmethod
