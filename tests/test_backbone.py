@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 
 from erasure.backbone import backbone_of

@@ -115,9 +115,9 @@ class Backbone(Driven):
                 encoders = " and ".join(name for name in self.components if name not in self.denoisers)
                 lacking = f" ({type(self.pipe).__name__} has no {', '.join(missing)})" if missing else ""
                 raise ValueError(
-                    f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have width "
-                    f"{made[space]}{lacking}, the {self.denoiser_name} reads {read}; load the model's own encoders with "
-                    f"a {self.pipelines} pipeline"
+                    f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have "
+                    f"width {made[space]}{lacking}, the {self.denoiser_name} reads {read}; load the model's own "
+                    f"encoders with a {self.pipelines} pipeline"
                 )
 
     def encoder_widths(self) -> dict[str, int]:

@@ -83,6 +83,11 @@ class FineTune(Method):
             raise ValueError(
                 "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
             )
+        if len(backbone.read_at()) > 1:
+            raise ValueError(
+                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the one "
+                "you draw with"
+            )
         if backbone.guidance == "none":
             raise ValueError(
                 f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
