@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from erasure import Concept, Suite
+from erasure import Concept, Suite, erase
 from erasure.backbone import backbone_of
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Request
@@ -135,8 +135,74 @@ def test_retaining_holds_the_kept_prompts_closer():
     assert drift(retain=5.0) < 0.5 * drift(retain=0.0)
 
 
+class Counted:
+    """Counts a UNet's forward passes: those that sample, and those that train, which it can interrupt."""
+
+    def __init__(self, pipe, stop=None):
+        self.sampled = self.trained = 0
+        self.stop = stop
+        pipe.unet.register_forward_pre_hook(self.count)
+
+    def count(self, module, args):
+        if not torch.is_grad_enabled():
+            self.sampled += 1
+            return
+        self.trained += 1
+        if self.trained == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits_and_samples_nothing_again(tmp_path):
+    settings = {**QUICK, "iterations": 40, "preset": "official-2025-x", "keep": ["a ninja"], "retain": 1.0}
+    whole = make(tiny_pipeline(), "superhero", "esd", progress=False, **settings)
+
+    def run(stop=None):
+        pipe = tiny_pipeline()
+        before, counted, edit = weights(pipe), Counted(pipe, stop), None
+        try:
+            edit = make(pipe, "superhero", "esd", checkpoint=tmp_path, progress=False, **settings)
+        except KeyboardInterrupt:
+            assert stop
+        assert identical(before, weights(pipe))
+        return edit, counted
+
+    _, counted = run(stop=61)  # two passes a step; the state after 25 steps is kept
+    assert counted.sampled and counted.trained == 61
+    resumed, counted = run()
+    assert (counted.sampled, counted.trained) == (0, 30)
+    assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
+
+
+@pytest.mark.parametrize("name", ["training.safetensors", "training-bank.safetensors"])
+def test_a_damaged_checkpoint_is_refused_before_anything_is_sampled(tmp_path, name):
+    settings = {**QUICK, "preset": "official-2025-x", "checkpoint": tmp_path, "progress": False}
+    make(tiny_pipeline(), "superhero", "esd", **settings)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-8])
+    pipe = tiny_pipeline()
+    counted = Counted(pipe)
+    with pytest.raises(ValueError, match=f"{name} is not a complete checkpoint.*delete it"):
+        make(pipe, "superhero", "esd", **settings)
+    assert counted.sampled == counted.trained == 0
+
+
+def test_inference_mode_is_refused_before_anything_is_sampled():
+    pipe = tiny_pipeline()
+    counted = Counted(pipe)
+    with torch.inference_mode(), pytest.raises(ValueError, match="leave it"):
+        erase(pipe, "superhero", method="esd", progress=False, **QUICK)
+    assert counted.sampled == counted.trained == 0
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    pipe = tiny_pipeline()
+    make(pipe, "superhero", "esd", preset="official-2025-x", checkpoint=tmp_path, **QUICK, progress=False)
+    with pytest.raises(ValueError, match="another run"):
+        make(pipe, "ninja", "esd", preset="official-2025-x", checkpoint=tmp_path, **QUICK, progress=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_trains_in_float32_and_comes_back_bit_for_bit(dtype):
+def test_half_precision_trains_float32_copies_and_comes_back_bit_for_bit(dtype):
     pipe = tiny_pipeline().to(dtype)
     before = weights(pipe)
     edit = make(pipe, "superhero", "esd", preset="official-2025-x-strict", **{**QUICK, "lr": 5e-5}, progress=False)

@@ -63,6 +63,13 @@ class UNetBackbone(Backbone):
             raise ValueError(f"{type(self.pipe.scheduler).__name__} keeps no cumulative alphas; use DDIMScheduler")
         return diffusion_of(self.pipe.scheduler, device=self.device)
 
+    def middle(self) -> nn.Module:
+        """The mid-block."""
+        return self.unet.mid_block
+
+    def middle_mean(self, output: Tensor) -> Tensor:
+        return output.float().mean(dim=(2, 3))
+
     # --- where text enters ------------------------------------------------------------------------------------------
 
     def sites_of(self, denoiser: nn.Module, space: Space) -> dict[str, Site]:

@@ -230,7 +230,7 @@ class ClosedForm(Method):
         tensors = {
             f"{space}.targets": weight * problem.targets.cpu().double(),
             f"{space}.anchors": weight * problem.anchors.cpu().double(),
-            f"{space}.kept.0": Kept.of(problem.kept).data,
+            f"{space}.kept.0": Kept.of(problem.kept).smallest.data,
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors
 

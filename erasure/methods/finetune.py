@@ -21,7 +21,7 @@ from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
 from erasure.train.settings import Schedule
-from erasure.train.trainable import casting, compute_dtype
+from erasure.train.modules import casting, compute_dtype
 
 Loss = Callable[[Draw], Tensor]
 
@@ -101,6 +101,7 @@ class FineTune(Method):
         checkpoint = self.checkpoint(backbone, request)
         facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         student = self.student(backbone)
+        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
             loss = self.objective(backbone, student, request, checkpoint)
