@@ -176,22 +176,24 @@ def test_composed_adapters_of_two_ranks_are_one_lora(tmp_path):
 @FOUR
 def test_a_gated_adapter_is_a_lora_without_its_gate_and_says_so(architecture, tmp_path):
     pipe = tiny(architecture)
-    base = draw(pipe, ["spiderman"])
+    base = draw(pipe, ["spiderman"], guidance_scale=1.0)
     edit = make(pipe, "superhero", "spm", **{**TRAINED, "lr": 0.03})
     with pytest.warns(UserWarning, match="acts on every prompt"):
         file = export_lora(edit, pipe, tmp_path)
     assert metadata(file)["gate"] == "left out"
     edit.apply(pipe)
-    gated = draw(pipe, ["spiderman"])
+    gated = draw(pipe, ["spiderman"], guidance_scale=1.0)
     edit.remove(pipe)
     open_gate = LoraErasure(
         "open", edit.config, {name: t for name, t in edit.tensors.items() if not name.startswith("gate.")}
     )
     open_gate.apply(pipe)
-    expected = draw(pipe, ["spiderman"])
+    expected = draw(pipe, ["spiderman"], guidance_scale=1.0)
     open_gate.remove(pipe)
     pipe.load_lora_weights(str(tmp_path))
-    torch.testing.assert_close(draw(pipe, ["spiderman"]), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(
+        draw(pipe, ["spiderman"], guidance_scale=1.0), expected, rtol=0, atol=1e-4 * expected.abs().max().item()
+    )
     moved = [(picture - base).abs().max().item() for picture in (gated, expected)]
     assert 0 < moved[0] < moved[1]
 

@@ -103,6 +103,8 @@ class Gate:
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:
         """``m`` of one prompt's embeddings ``(length, d)``, a scalar in [0, 1]."""
+        if not row.any():  # what SDXL's guidance has in the place of the empty prompt
+            return row.new_zeros((), dtype=torch.float32)
         empty, concept = self.empty.to(row.device), self.concept.to(row.device)
         length = min(len(row), len(empty))
         prompt = (row[:length].float() - empty[:length]).flatten()
