@@ -65,9 +65,7 @@ def test_prompts_of_a_probe_that_are_cut_are_left_out_with_the_reason():
     assert {row.value in (0.0, 1.0) for row in rows if len(row.cluster) < 200} == {True}
     assert all("longer than the text encoder reads" in row.reason for row in rows if row.value is None)
     (level,) = (
-        e.estimate
-        for e in probe_class("description")().weigh({"base": rows}, {"base": "base"})
-        if e.measure == "rate"
+        e.estimate for e in probe_class("description")().weigh({"base": rows}, {"base": "base"}) if e.measure == "rate"
     )
     known = [row.value for row in rows if row.value is not None]
     assert level.value == pytest.approx(sum(known) / len(known)) and level.excluded == len(rows) - len(known)
@@ -92,5 +90,3 @@ def test_prompts_are_read_once_for_all_models():
     finally:
         handle.remove()
     assert first and len(calls) == first
-
-
