@@ -95,8 +95,7 @@ def _other_kind(path: Path, start: bytes) -> str:
     if path.suffix in PICKLES or start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
         return (
             f"{path} is a pickle, which can run code when it is opened; only safetensors files are opened: "
-            "get that form of the model, or convert it where you trust it (`python -m safetensors.convert`, or "
-            "diffusers' save_pretrained)"
+            "get that form of the model, or, where you trust it, load it with diffusers and save_pretrained() it"
         )
     if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"{path} is a web page, not a model: the address was a page's; download the file itself"
@@ -173,6 +172,12 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     return plain
 
 
+def shared_prefix(names: Iterable[str]) -> str:
+    """The first part of every name, "model.", where all begin with the same one; else empty."""
+    firsts = {name.partition(".")[0] for name in names}
+    return f"{firsts.pop()}." if len(firsts) == 1 else ""
+
+
 def refuse_quantised(where: Any, tensors: Tensors) -> None:
     """Refuse weights that mean nothing without a quantiser's scales.
 
@@ -215,5 +220,6 @@ __all__ = [
     "not_a_model",
     "read_header",
     "refuse_quantised",
+    "shared_prefix",
     "unwrapped",
 ]
