@@ -17,7 +17,7 @@ from rich.text import Text
 from erasure import cli_eval, cli_files
 from erasure.cli_options import Base, Device, Dtype, Limit, open_base
 from erasure.io import fault_of, parse_yaml, printable, shown
-from erasure.terminal import PlainTable, console, say
+from erasure.terminal import PlainTable, console, lines, say
 
 app = typer.Typer(
     name="erasure",
@@ -191,7 +191,10 @@ def methods() -> None:
     for name in sorted(available()):
         kind = method_class(name)
         table.add_row(
-            name, kind.summary, "\n".join(kind.presets), f"{kind.reference.venue}\narXiv {kind.reference.arxiv}"
+            name,
+            kind.summary,
+            lines(*kind.presets),
+            lines(kind.reference.venue, f"arXiv {kind.reference.arxiv}"),
         )
     console.print(table)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli_options import Device, Dtype, Limit, open_base
-from erasure.terminal import PlainTable, console, say
+from erasure.terminal import PlainTable, console, lines, say
 
 FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
 
@@ -262,11 +262,13 @@ def rows_table(recipes: Mapping[str, Any]) -> PlainTable:
     """The rows of published numbers."""
     table = PlainTable("row", "setting", "", "published", "prompt files", "lacks")
     for recipe in recipes.values():
-        arms = "\n".join(
+        arms = (
             f"{arm}: " + ", ".join(f"{name} {known.value:g}" for name, known in numbers.items())
             for arm, numbers in recipe.arms.items()
         )
-        table.add_row(recipe.row, recipe.setting, recipe.confidence, arms, ", ".join(recipe.files), recipe.lacks)
+        table.add_row(
+            recipe.row, recipe.setting, recipe.confidence, lines(*arms), ", ".join(recipe.files), recipe.lacks
+        )
     return table
 
 

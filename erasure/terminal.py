@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from erasure.io import HARMFUL, printable, rich_text
+from erasure.io import HARMFUL, rich_text
 
 LONGEST = 2_000  # characters of one cell
 console = Console()
@@ -21,7 +21,9 @@ class PlainTable(Table):
 
     def __init__(self, *headers: str, **settings: Any) -> None:
         title = settings.pop("title", None)
-        super().__init__(*map(_plain, headers), title=_plain(title), **settings)
+        super().__init__(title=_plain(title), **settings)
+        for header in headers:
+            self.add_column(_plain(header))
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*map(_plain, cells), **settings)
@@ -40,8 +42,10 @@ def print_json(content: Any) -> None:
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def lines(*texts: str) -> Text:
+    """Several lines in one cell."""
+    return Text("\n").join(rich_text(text, limit=LONGEST) for text in texts)
+
+
 def _plain(cell: Any) -> Any:
-    """A string as text, its lines kept."""
-    if not isinstance(cell, str):
-        return cell
-    return Text("\n".join(printable(line, limit=LONGEST) for line in cell[:LONGEST].split("\n")))
+    return rich_text(cell, limit=LONGEST) if isinstance(cell, str) else cell

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 
 from erasure import runtime
 from erasure.backbone import denoiser_of
-from erasure.io import blake2b, seed_of, sha256_json, tensor_bytes, write_atomically
+from erasure.eval.hashes import weights_hash
+from erasure.io import blake2b, seed_of, sha256_json, write_atomically
 
 T = TypeVar("T")
-WEIGHT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,8 @@ def generate(
     autocast: bool = False,
     description: str = "pictures",
     prompt_embeds: torch.Tensor | None = None,
+    clip_skip: int | None = None,
+    hash_weights: Callable[[Any], str] = weights_hash,
 ) -> list[list[Image.Image]]:
     """Draw every prompt with every seed on a stock text-to-image pipeline.
 
@@ -69,6 +71,9 @@ def generate(
         description: what the progress bar says.
         prompt_embeds: ``(n, length, d)`` text conditioning in the place of what the prompts say, which then only name
             the noise. Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
+        clip_skip: layers of the text encoder that are left out, for pipelines whose call has it.
+        hash_weights: the weights' part of the cache key; a run that draws often passes one
+            :class:`~erasure.eval.hashes.WeightHashes`.
 
     Returns:
         One list of pictures per prompt, in the order of ``seeds``.
@@ -84,7 +89,8 @@ def generate(
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
     sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    common = _settings_key(pipe, autocast=autocast, **sampler) if cache_dir is not None else {}
+    sampler |= {} if clip_skip is None else {"clip_skip": clip_skip}
+    common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
     answer: list[list[Image.Image | None]] = [[None] * len(seeds) for _ in prompts]
     todo: list[_Job] = []
     for row, prompt in enumerate(prompts):
@@ -138,21 +144,6 @@ def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed_of(f"{stream}\0{seed}\0{prompt}") >> 1)
 
 
-def weights_hash(pipe: Any) -> str:
-    """BLAKE2b of every tensor of the denoiser, text encoders and autoencoder: name, dtype, shape and bytes.
-
-    Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes a few seconds.
-    """
-    parts = ((part, getattr(pipe, part, None)) for part in WEIGHT_PARTS)
-    tensors = (
-        (f"{part}.{name}", tensor)
-        for part, module in parts
-        if module is not None
-        for name, tensor in sorted(module.state_dict().items())
-    )
-    return blake2b((piece for name, tensor in tensors for piece in tensor_bytes(name, tensor)), size=20)
-
-
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
     """At most ``count`` of the items, spread evenly over them, in their order; all of them for None."""
     if count is None or len(items) <= count:
@@ -166,13 +157,13 @@ def image_hash(image: Image.Image) -> str:
     return blake2b(repr(rgb.size).encode() + rgb.tobytes(), size=16)
 
 
-def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
+def _settings_key(pipe: Any, weights: str, **sampler: Any) -> dict[str, Any]:
     """What all pictures of one call depend on."""
     config = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     denoiser = denoiser_of(pipe)
     side = getattr(denoiser.config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
     return {
-        "weights": weights_hash(pipe),
+        "weights": weights,
         "pipeline": type(pipe).__name__,
         "scheduler": [type(pipe.scheduler).__name__, json.dumps(config, sort_keys=True, default=str)],
         "size": [denoiser.config.in_channels, side, getattr(pipe, "vae_scale_factor", None)],

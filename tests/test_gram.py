@@ -1,11 +1,18 @@
 """Gram matrices of what is kept: additive, bounded, tied to their text encoder; and the report without pictures."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from erasure import Concept
+import erasure
+from erasure import Concept, Erasure
 from erasure.backbone import backbone_of
+from erasure.methods import ridge
 from erasure.methods.gram import Gram
+from erasure.methods.ridge import Kept
 from tests.tiny import make, tiny_pipeline
 
 CAPTIONS = [f"a {noun} and a {other}" for noun in ("cat", "ninja", "wizard") for other in ("batman", "photo", "style")]
@@ -92,6 +99,71 @@ def test_files_that_are_no_gram_are_refused(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ValueError, match="not a Gram"):
         Gram.load(tmp_path / "bad.safetensors")
+
+
+# --- wide text encoders ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Widths count as wide from 17 on, as if a (d, d) matrix were too large."""
+    monkeypatch.setattr(ridge, "WIDE", 16)
+
+
+def test_a_wide_corpus_is_rows_that_survive_a_file_and_add_up(wide, pipe, tmp_path):
+    backbone = backbone_of(pipe)
+    rows = Gram.of(backbone, CAPTIONS, span="last_subject")
+    x = torch.cat(backbone.encode(CAPTIONS).take("last_subject")).double()
+    assert rows.kept["hidden"].low_rank
+    torch.testing.assert_close(rows.kept["hidden"].data, x, rtol=1e-5, atol=1e-5)
+    Gram.of(backbone, CAPTIONS[:4], span="last_subject").save(tmp_path / "a.safetensors")
+    both = Gram.load(tmp_path / "a.safetensors").check(backbone)
+    both += Gram.of(backbone, CAPTIONS[4:], span="last_subject")
+    assert both.kept["hidden"].low_rank and both.counts == rows.counts
+    torch.testing.assert_close(both.kept["hidden"].matrix(), rows.kept["hidden"].matrix(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_remembers_what_its_sketch_lost(pipe, tmp_path):
+    gram = Gram.of(backbone_of(pipe), CAPTIONS, span="last_subject")
+    sketch = Kept(gram.kept["hidden"].rows(), low_rank=True).shrunk(3)
+    dataclasses.replace(gram, kept={"hidden": sketch}).save(tmp_path / "sketch")
+    again = Gram.load(tmp_path / "sketch").kept["hidden"]
+    assert again.lost == sketch.lost > 0 and torch.equal(again.data, sketch.data) and again.low_rank
+
+
+def test_files_from_before_sketches_are_read(pipe, tmp_path):
+    gram = Gram.of(backbone_of(pipe), CAPTIONS)
+    facts = {"counts": gram.counts, "span": gram.span, "encoders": gram.encoders}
+    save_file({"hidden": gram.kept["hidden"].data}, tmp_path / "old", metadata={"gram": json.dumps(facts)})
+    assert torch.equal(Gram.load(tmp_path / "old").kept["hidden"].matrix(), gram.kept["hidden"].matrix())
+
+
+@pytest.mark.parametrize("method", ["uce", "time", "rece", "speed", "mace-cfr", "double-projections", "cure"])
+@pytest.mark.filterwarnings("ignore:.*move .* times as much")
+def test_every_closed_form_is_the_same_edit_whether_what_is_kept_is_rows_or_a_matrix(method, monkeypatch):
+    pipe = tiny_pipeline(width=128)
+    asked = Concept("superhero", anchor="ninja"), ["batman", "wizard", "the cat"]
+
+    def edit():
+        made = make(pipe, asked[0], method, keep=asked[1], keep_span="last_subject", keep_everyday=False)
+        site = next(iter(made.site_spaces))
+        return made.factors(site)[0].double() @ made.factors(site)[1].double().T
+
+    narrow = edit()
+    monkeypatch.setattr(ridge, "WIDE", 16)
+    assert float((edit() - narrow).norm()) < 1e-5 * float(narrow.norm())
+
+
+def test_a_regression_with_rows_is_solved_jointly_and_saved(wide, tmp_path):
+    pipe = tiny_pipeline(width=128)
+    a, b = (make(pipe, c, "uce", preset="official-2025", keep=["batman", "wizard"]) for c in ("superhero", "van gogh"))
+    assert a.system["hidden.kept.0"].shape == (2, 128)
+    together = make(pipe, ["superhero", "van gogh"], "uce", preset="official-2025", keep=["batman", "wizard"])
+    loaded = [Erasure.from_pretrained(e.save_pretrained(tmp_path / e.name, system=True)) for e in (a, b)]
+    joint = erasure.resolve(loaded)
+    for edit in (joint, erasure.resolve([joint]), erasure.resolve([together])):
+        got, expected = (e.tensors["hidden.u"] @ e.tensors["hidden.v"].T for e in (edit, together))
+        assert float((got - expected).norm()) < 1e-5 * float(expected.norm())
 
 
 # --- the quick report ------------------------------------------------------------------------------------------------

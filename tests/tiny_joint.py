@@ -378,9 +378,10 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors(part)
 
 
-def text_arguments(pipe: Any) -> dict[str, list[torch.Tensor]]:
+def text_arguments(pipe: Any, **settings: Any) -> dict[str, list[torch.Tensor]]:
     """The arguments of the first denoiser call that differ between two prompts and the same noise."""
-    a, b = (calls(pipe, prompt)[0][1] for prompt in ("a superhero", "the cat in the style of van gogh"))
+    prompts = ("a superhero", "the cat in the style of van gogh")
+    a, b = (calls(pipe, prompt, **settings)[0][1] for prompt in prompts)
     pairs = {name: (list(tensors(a[name])), list(tensors(b[name]))) for name in a}
     same = {
         name: len(x) == len(y) and all(p.shape == q.shape and torch.equal(p, q) for p, q in zip(x, y, strict=True))
@@ -393,14 +394,14 @@ def rows(values: Iterator[torch.Tensor] | list[torch.Tensor]) -> set[bytes]:
     return {row.tobytes() for value in values for row in value.detach().float().flatten(0, -2).numpy()}
 
 
-def entry_linears(pipe: Any) -> dict[str, str]:
+def entry_linears(pipe: Any, **settings: Any) -> dict[str, str]:
     """{"part:path of an nn.Linear": "argument" or "argument behind path of a norm"}: who reads the text unmixed.
 
     Read from a draw: every row of the module's input is, bit for bit, a row of a text argument or of a norm's output
     on one.
     """
     known: dict[str, set[bytes]] = {}
-    for name, values in text_arguments(pipe).items():
+    for name, values in text_arguments(pipe, **settings).items():
         floats = [value for value in values if value.is_floating_point() and value.ndim > 1]
         known |= {name: rows(floats)} if floats else {}
     found: dict[str, str] = {}
@@ -421,7 +422,7 @@ def entry_linears(pipe: Any) -> dict[str, str]:
         for name, module in denoiser.named_modules()
     ]
     try:
-        draw(pipe, "a superhero")
+        draw(pipe, "a superhero", **settings)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -91,7 +91,7 @@ class Backbone(Driven):
         if self.denoisers[0] not in missing:
             refuse_unsafe(self.components)
             self.check_sites()
-            self.check_widths()
+            self.check_widths(missing)
         if missing:
             raise ValueError(
                 f"not a {self.pipelines} pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
@@ -106,17 +106,18 @@ class Backbone(Driven):
                 "read text where theirs do; this model is not supported"
             )
 
-    def check_widths(self) -> None:
+    def check_widths(self, missing: Sequence[str] = ()) -> None:
         """Raise unless the text encoders' embeddings have the width that the denoiser reads."""
         made = self.encoder_widths()
         for space in self.spaces:
             read = next(iter(self.text_sites(space).values())).width
             if space in made and made[space] != read:
-                encoders = [name for name in self.components if name not in self.denoisers]
+                encoders = " and ".join(name for name in self.components if name not in self.denoisers)
+                lacking = f" ({type(self.pipe).__name__} has no {', '.join(missing)})" if missing else ""
                 raise ValueError(
-                    f"the text encoders do not fit the {self.denoiser_name}; {' and '.join(encoders)} make {space} "
-                    f"embeddings of width {made[space]}, the {self.denoiser_name} reads {read}; load the model's own "
-                    "encoders"
+                    f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have "
+                    f"width {made[space]}{lacking}, the {self.denoiser_name} reads {read}; load the model's own "
+                    f"encoders with a {self.pipelines} pipeline"
                 )
 
     def encoder_widths(self) -> dict[str, int]:
@@ -275,6 +276,19 @@ class Backbone(Driven):
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """The architecture's part of :meth:`encode`."""
 
+    def other_layers(self) -> Iterator[Backbone]:
+        """A backbone for each further layer of the text encoder that is to be erased at."""
+        return iter(())
+
+    def read_at(self, space: Space = "hidden") -> list[Backbone]:
+        """Itself and :meth:`other_layers`; pooled embeddings come from one layer, whatever token embeddings do."""
+        return [self, *(self.other_layers() if space == "hidden" else ())]
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How prompts are encoded where that is not the pipeline's default, for configs and cards."""
+        return {}
+
     def read(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Token embeddings at the input of the layers that receive them: behind the norm, where one stands before.
 
@@ -292,7 +306,7 @@ class Backbone(Driven):
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
         """Clean latents ``(n, *latent_shape)`` float32: means of the autoencoder's posterior, at the model's own size."""
-        vae = self._autoencoder()
+        vae = self.autoencoder
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
         parts = []
         for i in range(0, len(images), batch_size):
@@ -302,28 +316,34 @@ class Backbone(Driven):
                 for im in batch
             ]
             x = torch.from_numpy(np.stack([np.asarray(im) for im in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            posterior = vae.encode(x.to(vae.device, vae.dtype)).latent_dist
+            encoded = vae.encode(x.to(vae.device, vae.dtype))
+            mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent  # Sana's has no spread
             shift = getattr(vae.config, "shift_factor", None) or 0.0
-            parts.append(((posterior.mean - shift) * vae.config.scaling_factor).float())
+            parts.append(((mean - shift) * vae.config.scaling_factor).float())
         return torch.cat(parts)
 
     @torch.no_grad()
     def pictures(self, latents: Tensor, *, batch_size: int = 32) -> list[Image.Image]:
         """Pictures of clean latents ``(n, *latent_shape)``."""
-        vae, out = self._autoencoder(), []
+        vae, out = self.autoencoder, []
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         for part in latents.split(batch_size):
             decoded = vae.decode((part / vae.config.scaling_factor + shift).to(vae.dtype)).sample
             out += self.pipe.image_processor.postprocess(decoded.detach().float().cpu(), output_type="pil")
         return out
 
-    def _autoencoder(self) -> Any:
-        """The autoencoder, where its latents are what the denoiser reads."""
+    @property
+    def autoencoder(self) -> Any:
+        """The autoencoder, where its latents are what the denoiser reads.
+
+        Raises:
+            ValueError: they are not.
+        """
         vae = getattr(self.pipe, "vae", None)
         if vae is None or len(self.latent_shape) != 3 or not hasattr(vae.config, "scaling_factor"):
             raise ValueError(
-                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; probes of real pictures "
-                "are for Stable Diffusion 1, 2, XL and 3"
+                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put through "
+                "the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
             )
         return vae
 
@@ -331,6 +351,25 @@ class Backbone(Driven):
         """Squared error of the prediction for each row, ``(n,)``; differentiable in the model and in ``text``."""
         predicted = self.predict_float(self.noise.mix(x0, eps, t), t, text)
         return (predicted - self.noise.target(x0, eps, t)).square().flatten(1).mean(dim=1)
+
+    def middle(self) -> nn.Module:
+        """The module in the middle of the denoiser: the middle one of its longest row of blocks."""
+        rows = [child for child in self.denoiser.children() if isinstance(child, nn.ModuleList)]
+        if not any(map(len, rows)):
+            raise ValueError(f"a {type(self.denoiser).__name__} has no row of blocks, so no middle is known")
+        blocks = max(rows, key=len)
+        return blocks[len(blocks) // 2]
+
+    def middle_mean(self, output: Any) -> Tensor:
+        """``(n, channels)`` float32: what :meth:`middle` returned for the picture, averaged over places.
+
+        Blocks that carry text and picture side by side return both; the picture's has a token for every patch.
+        """
+        parts = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
+        *_, height, width = self.latent_shape
+        patches = height * width // getattr(self.denoiser.config, "patch_size", 1) ** 2
+        picture = next((part for part in parts if part.shape[1] == patches), parts[-1])
+        return picture.float().mean(dim=1)
 
     def predict_float(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
         """:meth:`predict` in and out of float32, whatever the model's precision."""

@@ -62,7 +62,7 @@ class TransformerBackbone(Backbone):
         parts, ids, lengths = self._spoken(prompts)
         empty = self._empty_ids
         written = [row[length[0] : length[1]].tolist() for row, length in zip(ids, lengths, strict=True)]
-        found = [words_between(row, empty) for row in written]
+        found = [words_between(row, empty) if row != empty else (self._place, self._place) for row in written]
         self._refuse_cut(prompts, found)
         offset = [self.row_of(length[0], ids.shape[1], parts["hidden"].shape[1]) for length in lengths]
         starts = tuple(max(a + o, 0) for (a, _), o in zip(found, offset, strict=True))
@@ -118,10 +118,16 @@ class TransformerBackbone(Backbone):
         _, ids, ((start, stop),) = self._spoken([""])
         return ids[0, start:stop].tolist()
 
+    @functools.cached_property
+    def _place(self) -> int:
+        """Where words would stand in the ids of the empty prompt."""
+        _, ids, ((start, stop),) = self._spoken(["a"])
+        return words_between(ids[0, start:stop].tolist(), self._empty_ids)[0]
+
     def _refuse_cut(self, prompts: Sequence[str], found: Sequence[tuple[int, int]]) -> None:
         """Raise for prompts of which the pipeline cut words away."""
         texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
-        plain = [len(ids) for ids in self.words(texts, add_special_tokens=False).input_ids]
+        plain = [len(self.words.tokenize(text)) for text in texts]
         room = [b - a for a, b in found]
         cut = [p for p, n, have in zip(prompts, plain, room, strict=True) if have + 1 < n]  # a border may join tokens
         if cut:

@@ -36,6 +36,10 @@ class NoiseModel(abc.ABC):
         """``(x0, eps)``: the clean latents and the noise that a prediction at ``x`` stands for."""
 
     @abc.abstractmethod
+    def clean(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The latents that ``x`` was mixed from, given the noise in it."""
+
+    @abc.abstractmethod
     def times(self, u: Tensor) -> Tensor:
         """Times for ``u (n,)`` in [0, 1): 0 is the cleanest, 1 pure noise."""
 
@@ -69,6 +73,10 @@ class Diffusion(NoiseModel):
         if self.prediction_type == "epsilon":
             return (x - (1 - a).sqrt() * prediction) / a.sqrt(), prediction
         return a.sqrt() * x - (1 - a).sqrt() * prediction, a.sqrt() * prediction + (1 - a).sqrt() * x
+
+    def clean(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        a = self._alpha(t, x)
+        return (x - (1 - a).sqrt() * eps) / a.sqrt()
 
     def times(self, u: Tensor) -> Tensor:
         return (u * len(self.alphas)).long()
@@ -107,6 +115,10 @@ class Flow(NoiseModel):
     def split(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         s, velocity = self._sigma(t, x), self.sign * prediction
         return x - s * velocity, x + (1 - s) * velocity
+
+    def clean(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        s = self._sigma(t, x)
+        return (x - s * eps) / (1 - s)
 
     def times(self, u: Tensor) -> Tensor:
         return {"thousandths": 1000 * u, "sigma": u, "one_minus_sigma": 1 - u}[self.time]

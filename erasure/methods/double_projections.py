@@ -84,10 +84,11 @@ class DoubleProjections(ClosedForm):
         if self.proxy:
             y = proxy(x, basis)
         solution = double_projection(x, y, basis, floor=self.floor, ridge=self.ridge)
-        if solution.notes["moved"] < 0.5:
+        residual, moved = solution.notes["residual"], solution.notes["moved"]
+        if moved < 0.5:
             warnings.warn(
-                f"what is kept holds all but {solution.notes['residual']:.2g} of the concept's length, and the ridge lets "
-                f"{solution.notes['moved']:.0%} of that move; lower ridge or energy, or keep less",
+                f"what is kept holds all but {residual:.2g} of the concept's length, and the ridge lets {moved:.0%} of "
+                "that move; lower ridge or energy, or keep less",
                 stacklevel=4,
             )
         return solution.smallest(), None

@@ -76,8 +76,8 @@ def double_projection(
             concept's many tokens are moved.
 
     Returns:
-        The solution, with ``residual`` (``|R| / |C|`` of all targets together), ``least_residual``, ``moved`` (the share
-        of ``|R|^2`` that the ridge lets move) and ``preserved_rank`` in its notes.
+        The solution, with ``residual`` (``|R| / |C|`` of all targets together), ``least_residual``, ``moved`` (the
+        share of ``|R|^2`` that the ridge lets move) and ``preserved_rank`` in its notes.
 
     Raises:
         ValueError: a target lies in the preserved span but for less than the floor, and there is no ridge.

@@ -99,8 +99,8 @@ def _warn(report: Mapping[str, Any]) -> None:
     ):
         if group in report and report[group]["moved"] >= 0.5 * target:
             warnings.warn(
-                f"{group} move {report[group]['moved'] / max(target, 1e-12):.2f} times as much as the target; raise "
-                f"lamb or preserve_scale, or {advice}",
+                f"{group} move {report[group]['moved'] / max(target, 1e-12):.2f} times as much as the target; "
+                f"{advice}, or raise the settings that keep more (lamb and preserve_scale, where they have a part)",
                 stacklevel=4,
             )
 

@@ -76,6 +76,11 @@ class Kept:
     def width(self) -> int:
         return self.data.shape[1]
 
+    @property
+    def smallest(self) -> Kept:
+        """As a matrix where there are at least as many rows as the matrix has."""
+        return Kept(self.matrix(), lost=self.lost) if self.low_rank and len(self.data) >= self.width else self
+
     def matrix(self) -> Tensor:
         """``K (d, d)``."""
         return self.data.T @ self.data if self.low_rank else self.data
@@ -129,17 +134,18 @@ class Kept:
 class Accumulator:
     """Any number of embeddings, a batch at a time, as :class:`Kept`, in bounded memory.
 
-    Up to a width of ``wide`` it is their matrix. Above, an incremental SVD: exact up to ``size`` embeddings; from then
-    on, whenever twice as many rows are there, the ``size`` directions of most energy stay, and ``lost`` of the result
-    bounds the error.
+    Where they are narrow it is their matrix, and otherwise an incremental SVD: exact up to ``size`` embeddings; from
+    then on, whenever twice as many rows are there, the ``size`` directions of most energy stay, and ``lost`` of the
+    result bounds the error.
 
     Args:
         width: d, of the embeddings.
+        wide: widths above this are wide; ``WIDE`` by default.
         size: rows of the sketch. Raise it when ``lost`` is a noticeable share of the whole.
     """
 
-    def __init__(self, width: int, *, wide: int = WIDE, size: int = SKETCH) -> None:
-        self._low_rank, self._size = width > wide, size
+    def __init__(self, width: int, *, wide: int | None = None, size: int = SKETCH) -> None:
+        self._low_rank, self._size = width > (WIDE if wide is None else wide), size
         self._total = Kept(torch.zeros(0 if self._low_rank else width, width, dtype=torch.float64), self._low_rank)
         self._waiting: list[Tensor] = []
 

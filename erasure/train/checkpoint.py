@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.concept import write_atomically
+from erasure.io import write_atomically
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -123,15 +123,24 @@ def launched() -> PartialState | None:
     """The processes that ``accelerate launch`` or ``torchrun`` started this one among; None where it is alone.
 
     Accelerate's state is a singleton, so a process that is alone is left without one.
+
+    Raises:
+        ValueError: there are others, but accelerate was set up in this process as if there were none.
     """
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not joined and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    count = torch.distributed.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
+    if count < 2:
         return None
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
-    return state if state.num_processes > 1 else None
+    state = PartialState(cpu=bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available())
+    if state.num_processes != count:
+        raise ValueError(
+            f"{count} processes were started, and accelerate knows of {state.num_processes} on {state.device}; set "
+            "ACCELERATE_USE_CPU=1 to train on CPUs, and make no Accelerator or PartialState of other settings before"
+        )
+    return state
 
 
 def _pack(tree: Any, path: str, tensors: dict[str, Tensor], seen: set[int]) -> Any:
@@ -170,5 +179,5 @@ def _content(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

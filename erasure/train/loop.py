@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from erasure.train.checkpoint import Checkpoint, launched
+from erasure.train.modules import casting, check_trainable, checkpointed, compute_dtype, seeded, trainable
 from erasure.train.settings import Draw, Training
-from erasure.train.trainable import casting, check_trainable, checkpointed, compute_dtype, seeded, trainable
 
 LEAST_SCALE = 1.0  # of a float16 loss: gradients that overflow below it are no matter of scale
 
@@ -73,6 +73,11 @@ class Run:
         self._device, self._modules = self._tensors[0].device, list(modules)
         self._dtype = compute_dtype(training.precision, self._device, self._modules)
         self._processes = launched()
+        if self._processes is not None and self._processes.device.type != self._device.type:
+            raise ValueError(
+                f"the processes compute on {self._processes.device.type}, but what is trained is on {self._device}; "
+                f"move the model to {self._processes.device}, or set ACCELERATE_USE_CPU=1"
+            )
         self._progress, self._title = progress and self.main, title
         self._optimizer = training.build(self._tensors)
         for group in self._optimizer.param_groups:

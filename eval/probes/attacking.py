@@ -273,7 +273,7 @@ class Gallery:
         spelled = [self.words.spelled(one.ids, row) for row, one in enumerate(candidates)]
         told: dict[str, Any] = {"seeds": seeds, "description": f"{family} {self.model.name}"}
         if self.pipe is not self.context.pipe:
-            drawn = self.context.draw(self.pipe, self.model, spelled, **told)
+            drawn = self.context.draw(self.pipe, self.model, spelled, cut=True, **told)
         else:
             with torch.no_grad():
                 ids = torch.tensor([one.ids for one in candidates], device=self.words.table.device)

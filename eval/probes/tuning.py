@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, modules_of
 from erasure.eval.probes.base import Context, Missing, Observation
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.train import Diverged, Run, Training, trainable
 
@@ -26,25 +27,25 @@ class Lesson:
     """Real pictures to learn from.
 
     Attributes:
-        denoiser: of the opened pipeline.
+        backbone: of the opened pipeline.
         latents: ``(M, c, h, w)`` float32, encoded once.
         text: conditioning of some of them, by row; differentiable in what is learnt, if that is words.
         batch_size: rows per step, drawn with replacement: a picture comes back at other times and with other noise.
     """
 
-    denoiser: Denoiser
+    backbone: Backbone
     latents: Tensor
     text: Callable[[Tensor], Text]
     batch_size: int
 
     def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
-        """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²``; differentiable."""
+        """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²`` (or v, or velocity); differentiable."""
         n = rows or self.batch_size
         chosen = torch.randint(len(self.latents), (n,), generator=generator)
         # One time from each of n equal parts of the range: less noise in the gradient than from independent draws.
-        t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(self.denoiser.alphas)).long()
+        t = self.backbone.noise.times((torch.arange(n) + torch.rand(n, generator=generator)) / n)
         x = self.latents[chosen]
-        return self.denoiser.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
+        return self.backbone.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
 
     @torch.no_grad()
     def level(self) -> float:
@@ -52,10 +53,11 @@ class Lesson:
         return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
 
 
-def captioned(denoiser: Denoiser, examples: Sequence[Example], batch_size: int) -> Lesson:
+def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) -> Lesson:
     """Pictures with their own captions."""
-    text, latents = denoiser.text([e.caption for e in examples]), denoiser.latents([e.image for e in examples])
-    return Lesson(denoiser, latents, lambda rows: text[rows], batch_size)
+    text = backbone.encode([e.caption for e in examples]).text
+    latents = backbone.latents([e.image for e in examples])
+    return Lesson(backbone, latents, lambda rows: text[rows], batch_size)
 
 
 def examples_of(
