@@ -21,7 +21,7 @@ from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
 from erasure.train.settings import Schedule
-from erasure.train.trainable import casting, compute_dtype
+from erasure.train.modules import casting, compute_dtype
 
 Loss = Callable[[Draw], Tensor]
 
