@@ -20,7 +20,7 @@ def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
-    base: Annotated[str, typer.Option(help="Its base model: emoji-world, a diffusers folder, or a hub id.")] = "",
+    base: Annotated[str, typer.Option(help="Its base model: emoji-world, a diffusers folder, a hub id, or a .safetensors file.")] = "",
     rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
     scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
@@ -56,7 +56,7 @@ def export(
 def gram(
     captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
     out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
-    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a diffusers folder, or a hub id.")],
+    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a diffusers folder, a hub id, or a .safetensors file.")],
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
     add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")] = None,

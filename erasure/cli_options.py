@@ -9,7 +9,7 @@ import typer
 from erasure.io import rich_text
 from erasure.terminal import console
 
-Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, or a hub id.")]
+Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a hub id, or a .safetensors file.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")]
