@@ -42,9 +42,7 @@ Settings: `{settings}`
 
 {report}{evaluation}## What this does and does not do
 
-It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
-information is *removed* from the weights is a different question, which needs different evidence (relearning,
-inversion, comparison with a model retrained without the concept). Nothing in this file claims it. Filters at the
+{effect} Filters at the
 system level complement an erasure and do not replace it, nor it them.
 
 Not assessed here: prompts that describe the concept without naming it, optimised attack prompts, other languages,
@@ -54,6 +52,12 @@ other samplers, fine-tuning afterwards, downstream harm.{advice}
 
 {licence}
 """
+
+WEIGHTS = """It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
+information is *removed* from the weights is a different question, which needs different evidence (relearning,
+inversion, comparison with a model retrained without the concept). Nothing in this file claims it."""
+HOOKS = """It changes no weight: it acts while pictures are drawn, which *suppresses* outputs. Nothing is *removed*. Whoever takes
+it off, or loads the base model without it, has the concept back."""
 
 
 def card(erasure: Erasure) -> str:
@@ -70,6 +74,7 @@ def card(erasure: Erasure) -> str:
         facts="\n".join(f"| {key} | {markdown(value, limit=LONGEST)} |" for key, value in facts(erasure).items()),
         settings=_code(json.dumps(config["settings"], ensure_ascii=False)),
         report=_report(config.get("report") or {}),
+        effect=HOOKS if erasure.intervention == "adapter" else WEIGHTS,
         evaluation=_evaluation(config.get("evaluation") or []),
         advice="" if evaluated else " Run `erasure evaluate` and publish its table with the model.",
         licence=_licence(licence, base),
