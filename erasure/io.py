@@ -387,7 +387,7 @@ def folder_name(text: str, *, longest: int = NAME) -> str:
     return name or "unnamed"
 
 
-KEPT = frozenset("\u200c\u200d")  # joiners: emoji, Persian, Hindi
+KEPT = frozenset("\u200c\u200d\n\t")  # joiners: emoji, Persian, Hindi
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, bidirectional and other formats, half characters, separators
 
 
@@ -405,10 +405,15 @@ def printable(text: Any, *, limit: int | None = 200) -> str:
         text = text[:limit]
     text = " ".join(text.split())
     if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in KEPT else _written_out(c) for c in text)
+        text = visible(text)
         if limit is not None and len(text) > limit:
             text, cut = text[:limit], True
     return f"{text}…" if cut else text
+
+
+def visible(text: str) -> str:
+    """Foreign text of several lines with what harms written out, for places where spaces mean something (HTML)."""
+    return "".join(c if c.isprintable() or c in KEPT else _written_out(c) for c in text)
 
 
 def shown(value: Any, *, limit: int = 200) -> str:
@@ -422,8 +427,8 @@ def shown(value: Any, *, limit: int = 200) -> str:
 def markdown(text: Any, *, limit: int | None = 200) -> str:
     """Foreign text as itself in Markdown, in a paragraph or the cell of a table: no emphasis, links, HTML or cells."""
     text = re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", printable(text, limit=limit))
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"^(?=(#+|[-+=]+)(\s|$))", r"\\", text)  # a heading, a list or a line under a heading
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    text = re.sub(r"^(?=>|(#+|[-+=]+)(\s|$))", r"\\", text)  # a quotation, a heading, a list
     return re.sub(r"^(\d+)(?=[.)](\s|$))", r"\1\\", text)
 
 

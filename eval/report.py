@@ -22,7 +22,7 @@ from markupsafe import Markup
 from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
 from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
-from erasure.io import printable, write_atomically
+from erasure.io import visible, write_atomically
 
 if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
@@ -131,7 +131,7 @@ def environment() -> jinja2.Environment:
 
 def _visible(value: Any) -> Any:
     """What escaping leaves: bidirectional overrides and control characters in names, written out."""
-    return printable(value, limit=None) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ be put on the input of those layers: ``(W T) x = W (T x)``. A server switches er
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -90,8 +91,7 @@ class Attached:
         if len(set(names)) < len(names):
             raise ValueError(f"two erasures of one name; got {names}; rename one of them")
         self.edits = {edit.name: edit for edit in edits}
-        self._mapped: dict[int, tuple[Tensor, Tensor]] = {}  # of one denoiser call: keys and values share their input
-        self._batch = 1
+        self._call = _Call()
         self._latents = backbone.latent_argument
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
         spaces: dict[str, Space] = {space: space for space in backbone.spaces}
@@ -139,20 +139,23 @@ class Attached:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latents = kwargs.get(self._latents, args[0] if args else None)
-        self._batch = len(latents) if latents is not None else 1
-        self._mapped.clear()
+        self._call.batch = len(latents) if latents is not None else 1
+        self._call.mapped.clear()
+        if self._rows is not None:
+            self._check_rows(self._call.batch)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._mapped.clear()
+        self._call.mapped.clear()
 
     def _hook(self, site: Site, space: Space) -> Any:
         """What maps the input of one layer: all of it, or the columns that hold the text."""
 
         def hook(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x, *others = args
-            if id(x) not in self._mapped:  # the tensor is kept beside the result, so that no other takes its identity
-                self._mapped[id(x)] = x, self._map(x, site, space)
-            return self._mapped[id(x)][1], *others
+            mapped = self._call.mapped
+            if id(x) not in mapped:  # the tensor is kept beside the result, so that no other takes its identity
+                mapped[id(x)] = x, self._map(x, site, space)
+            return mapped[id(x)][1], *others
 
         return hook
 
@@ -174,15 +177,28 @@ class Attached:
         if self._rows is None:
             return self._scales[name]
         once = torch.tensor([self._scales[name] * (name in row) for row in self._rows], device=x.device)
-        once = once.repeat_interleave(self._images)
-        if len(once) == 0 or self._batch % len(once) or len(x) % self._batch:
-            raise ValueError(
-                f"rows for {len(self._rows)} prompts with {self._images} pictures each, but the denoiser got a batch "
-                f"of {self._batch} ({len(x)} rows of text); give one row a prompt, and num_images_per_prompt as the "
-                "pipeline has it; models that read all prompts as one sequence take no rows"
-            )
-        each = once.repeat(self._batch // len(once)).repeat_interleave(len(x) // self._batch)  # frames of a video
+        batch, once = self._call.batch, once.repeat_interleave(self._images)
+        self._check_rows(batch, len(x))
+        each = once.repeat(batch // len(once)).repeat_interleave(len(x) // batch)  # frames of a video
         return each.reshape(-1, *[1] * (x.dim() - 1))
+
+    def _check_rows(self, batch: int, texts: int = 0) -> None:
+        """Raise unless a batch of the denoiser, and its rows of text, are those of the prompts."""
+        once = len(self._rows or ()) * self._images
+        if not once or batch % once or texts % batch:
+            raise ValueError(
+                f"rows for {len(self._rows or ())} prompts with {self._images} pictures each, but the denoiser got a "
+                f"batch of {batch}; give one row a prompt, and num_images_per_prompt as the pipeline has it; models "
+                "that read all prompts as one sequence take no rows"
+            )
+
+
+class _Call(threading.local):
+    """One denoiser call, of each thread its own: its batch, and what was mapped (keys and values share their input)."""
+
+    def __init__(self) -> None:
+        self.batch = 1
+        self.mapped: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 __all__ = ["Attached", "attach_erasures"]

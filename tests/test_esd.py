@@ -1,4 +1,4 @@
-"""ESD against the paper's equation; what its trainer promises stands in test_train.py."""
+"""ESD against the paper's equation, step by step, and what it leaves alone."""
 
 import copy
 
@@ -7,11 +7,13 @@ import torch
 
 from erasure import Concept, Suite, erase
 from erasure.backbone import backbone_of
-from erasure.methods import guidance
-from erasure.methods.esd import ESD, step_loss
-from erasure.methods.guidance import TrajectoryBank
+from erasure.methods.bank import TrajectoryBank
+from erasure.methods.base import Request
+from erasure.methods.esd import ESD
+from erasure.train import Draw
 from tests.reference import esd as reference
 from tests.tiny import identical, make, tiny_pipeline, weights
+from tests.tiny_relatives import RELATIVES
 
 QUICK = {"iterations": 6, "lr": 1e-3, "trajectories": 3, "num_inference_steps": 5, "keep_steps": 2, "batch_size": 2}
 
@@ -29,12 +31,12 @@ def test_the_loss_is_the_papers(prediction_type, erase_from):
     backbone, method = backbone_of(pipe), ESD(eta=1.5, erase_from=erase_from)
     text = backbone.encode(["superhero"]).text
     bank = bank_of(backbone, [erase_from or "superhero"])
-    targets = method._targets(backbone, bank, text)
+    targets = method.targets(backbone, bank, text)
     student = tiny_pipeline(prediction_type=prediction_type, seed=7).unet
     theirs = reference.loss(pipe, student, bank.x, bank.t, "superhero", eta=1.5, erase_from=erase_from)
     pipe.unet = student
     asked = backbone.encode([erase_from or "superhero"]).text
-    ours = step_loss(backbone_of(pipe), bank, targets, asked, torch.arange(len(bank)))
+    ours = method.error(backbone_of(pipe), bank, targets, asked, torch.arange(len(bank)))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
@@ -44,7 +46,7 @@ def test_one_training_step_is_one_step_of_the_reference(erase_from):
     backbone, settings = backbone_of(pipe), {**QUICK, "iterations": 1, "erase_from": erase_from}
     edit = make(pipe, "superhero", "esd", preset="official-2025-x", **settings)
     bank = bank_of(backbone, [erase_from or "superhero"])
-    chosen = guidance.pick(bank, 2, torch.Generator().manual_seed(0))
+    chosen = bank.pick(2, Draw(0, 0).generator)
     _, theirs = reference.step(
         pipe, bank.x[chosen], bank.t[chosen], "superhero", list(edit.tensors), eta=2.0, lr=1e-3, erase_from=erase_from
     )
@@ -87,7 +89,9 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"autocast": True}, {"synonyms": True, "articles": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "bfloat16"}, {"synonyms": True, "articles": True}, {"adapter": "lora", "lr": 1e-2}]
+)
 def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
     pipe = tiny_pipeline()
     before = weights(pipe)
@@ -98,12 +102,12 @@ def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
     assert identical(before, weights(pipe))
     text = backbone.encode(["superhero"]).text
     bank = bank_of(backbone, ["superhero"], seed=99)
-    targets = ESD()._targets(backbone, bank, text)
+    targets = ESD().targets(backbone, bank, text)
     everything = torch.arange(len(bank))
     with torch.no_grad():
-        first = step_loss(backbone, bank, targets, text, everything)
+        first = ESD().error(backbone, bank, targets, text, everything)
         edit.apply(pipe)
-        assert step_loss(backbone, bank, targets, text, everything) < 0.9 * first
+        assert ESD().error(backbone, bank, targets, text, everything) < 0.9 * first
 
 
 def test_retaining_holds_the_kept_prompts_closer():
@@ -124,7 +128,7 @@ def test_retaining_holds_the_kept_prompts_closer():
         )
         edit.apply(pipe)
         with torch.no_grad():
-            value = step_loss(backbone, bank, bank.conditional, kept, torch.arange(len(bank)))
+            value = ESD().error(backbone, bank, bank.conditional, kept, torch.arange(len(bank)))
         edit.remove(pipe)
         return value
 
@@ -254,7 +258,7 @@ def test_stochastic_and_second_order_schedulers_are_sampled_whole_and_by_seed(sc
 
 @pytest.mark.parametrize("suite", ["superhero", "twemoji", "van_gogh"])
 def test_no_prompt_of_a_suite_is_needed_to_train_on_it(suite):
-    prompts = ESD.preset().prompts(Suite.load(suite).concept)
+    prompts = ESD.preset().prompts(Request(concepts=(Suite.load(suite).concept,)))
     assert prompts and not any("{" in prompt for prompt in prompts)
 
 
@@ -266,8 +270,17 @@ def test_a_keep_list_that_is_not_used_is_not_recorded():
     assert edit.config["keep"] == []
 
 
-def test_an_inpainting_unet_is_refused_before_anything_is_drawn():
+@pytest.mark.parametrize("relative", ["inpainting", "ip-adapter", "unclip", "upscaler"])
+def test_a_denoiser_that_wants_more_than_text_is_refused_before_anything_is_drawn(relative):
+    pipe, calls = RELATIVES[relative](), []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    before = weights(pipe)
+    with pytest.raises(ValueError, match="cannot be called with text alone"):
+        make(pipe, "superhero", "esd", keep=["ninja"], **QUICK, progress=False)
+    assert not calls and identical(before, weights(pipe))
+
+
+def test_training_inside_inference_mode_is_refused():
     pipe = tiny_pipeline()
-    pipe.unet.register_to_config(in_channels=9)
-    with pytest.raises(ValueError, match="reads 9 channels and predicts 4"):
-        make(pipe, "superhero", "esd", **QUICK)
+    with torch.inference_mode(), pytest.raises(ValueError, match="leave it"):
+        make(pipe, "superhero", "esd", **QUICK, progress=False)

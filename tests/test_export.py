@@ -18,6 +18,7 @@ from erasure.artifact import (
     import_official,
 )
 from erasure.artifact.single_file import original_names
+from erasure.backbone import backbone_of
 from tests.test_operator import assert_same, draw, uce
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
@@ -204,6 +205,83 @@ def test_an_official_file_in_half_precision_or_of_some_layers_stays_a_difference
         assert isinstance(edit, DeltaErasure)
 
 
+class Harmful:
+    """What a pickle can do to whoever opens it."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+def test_no_code_in_a_pickle_runs(tmp_path):
+    pipe = tiny_pipeline()
+    torch.save({"x": Harmful(tmp_path / "ran")}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="that runs their code"):
+        import_official(tmp_path / "x.pt", pipe, concept="superhero", method="rece")
+    assert not (tmp_path / "ran").exists()
+
+
+def float32_uce(pipe):
+    """Edited weights as the published code makes them: in every layer, products and an explicit inverse in float32."""
+    x, y = (backbone_of(pipe).encode([word]).take("last_subject")[0][0] for word in ("superhero", "ninja"))
+    edited = {}
+    for name, site in backbone_of(pipe).text_sites().items():
+        w, eye = site.weight.detach(), torch.eye(len(x))
+        mat1, mat2 = 0.5 * w + torch.outer(w @ y, x), 0.5 * eye + torch.outer(x, x)
+        edited[f"{name}.weight"] = mat1 @ torch.inverse(mat2)
+    return edited
+
+
+def test_a_file_with_the_error_of_a_float32_inverse_is_an_operator_and_says_its_error(tmp_path):
+    pipe = tiny_pipeline(width=128)
+    edited = float32_uce(pipe)
+    save_file(edited, tmp_path / "uce.safetensors")
+    edit = import_official(tmp_path / "uce.safetensors", pipe, concept="superhero", method="uce")
+    assert isinstance(edit, OperatorErasure) and edit.config["report"]["rank"] == 1
+    base = {name: pipe.unet.get_parameter(name).detach() for name in edited}
+    rounding = 2**-23 * sum(float(w.double().square().sum()) for w in base.values()) ** 0.5
+    change = sum(float((edited[n] - w).double().square().sum()) for n, w in base.items()) ** 0.5
+    missed = sum(float((edit.edit(n, w, 1.0) - edited[n]).double().square().sum()) for n, w in base.items()) ** 0.5
+    assert 8 * rounding < missed <= 1e-3 * change
+    assert edit.config["report"]["relative_error"] == pytest.approx(missed / change, rel=0.05)
+
+
+def test_a_change_that_is_one_matrix_only_roughly_stays_a_difference(tmp_path):
+    pipe = tiny_pipeline()
+    tensors, random = load_file(export_official(uce(pipe), pipe, tmp_path / "x")), torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        change = tensor - pipe.unet.get_parameter(name).detach()
+        noise = torch.randn(tensor.shape, generator=random)
+        tensor += 0.01 * noise * change.norm() / noise.norm()
+    save_file(tensors, tmp_path / "noisy.safetensors")
+    edit = import_official(tmp_path / "noisy.safetensors", pipe, concept="superhero", method="uce")
+    assert isinstance(edit, DeltaErasure) and "relative_error" not in edit.config["report"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", ["operator", "delta"])
+def test_a_whole_denoiser_in_torchs_own_format_keeps_only_what_changed(kind, wrapped, tmp_path):
+    pipe = tiny_pipeline()
+    edit = make(pipe, "superhero", "uce", preset="official-2025", keep=["wizard"])
+    edit = edit if kind == "operator" else esd(pipe, "official-2025-x")
+    edit.apply(pipe)
+    whole = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    edit.remove(pipe)
+    torch.save({"unet": {f"module.{n}": t for n, t in whole.items()}} if wrapped else whole, tmp_path / "edited.pt")
+    again = import_official(tmp_path / "edited.pt", pipe, concept="superhero", method="rece")
+    assert again.kind == kind and set(again.parameter_names) == set(edit.parameter_names)
+    again.apply(pipe)
+    for name, tensor in pipe.unet.state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-6)
+    again.remove(pipe)
+    half = {name: tensor.half() for name, tensor in whole.items()}
+    torch.save(half, tmp_path / "half.pt")
+    again = import_official(tmp_path / "half.pt", pipe, concept="superhero", method="rece")
+    assert set(again.parameter_names) == set(edit.parameter_names)  # the base rounded to float16 is no change
+
+
 def test_strange_official_files_are_refused(tmp_path):
     pipe, file = tiny_pipeline(), tmp_path / "x.safetensors"
     name = uce(pipe).parameter_names[0]
@@ -220,9 +298,13 @@ def test_strange_official_files_are_refused(tmp_path):
         save_file(tensors, file)
         with pytest.raises(ValueError, match=fault):
             import_official(file, pipe, concept="superhero", method="uce")
-    torch.save({name: weight}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="pickles"):
-        import_official(tmp_path / "x.pt", pipe, concept="superhero", method="uce")
+    for content in (weight, {name: [1.0]}, {1: weight}, {"unet": {"state_dict": [weight]}}):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match="no dictionary of tensors by name"):
+            import_official(tmp_path / "x.pt", pipe, concept="superhero", method="uce")
+    (tmp_path / "garbage.pt").write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match="neither a safetensors file nor a torch.save"):
+        import_official(tmp_path / "garbage.pt", pipe, concept="superhero", method="uce")
     with pytest.raises(FileNotFoundError):
         import_official(tmp_path / "nowhere", pipe, concept="superhero", method="uce")
 

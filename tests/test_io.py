@@ -253,10 +253,15 @@ def test_foreign_text_does_nothing_where_it_is_printed(text, capsys):
 
 
 def test_markdown_shows_the_text_itself():
-    assert markdown("a | b") == "a \\| b" and markdown("<b>") == "&lt;b&gt;" and markdown("`x`") == "\\`x\\`"
+    assert markdown("a | b") == "a \\| b" and markdown("<b> -> c") == "&lt;b> -> c" and markdown("`x`") == "\\`x\\`"
     assert markdown("[a](https://b)") == "\\[a\\](https://b)" and markdown("# a") == "\\# a"
     assert markdown("to_k of Van Gogh, -0.91") == "to_k of Van Gogh, -0.91"
-    assert markdown("-0.91") == "-0.91" and markdown("- a") == "\\- a" and markdown("1. a") == "1\\. a"
+    assert (
+        markdown("-0.91") == "-0.91"
+        and markdown("- a") == "\\- a"
+        and markdown(">a") == "\\>a"
+        and markdown("1. a") == "1\\. a"
+    )
 
 
 def test_text_that_does_no_harm_stays():

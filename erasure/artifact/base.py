@@ -168,12 +168,11 @@ class Erasure(abc.ABC):
         facts = {
             key: value for key, value in self.config.plain().items() if key not in ("system", "report", "evaluation")
         }
-        return {
-            **facts,
-            **both,
-            "method": "+".join(c["method"] for c in parts),
-            "settings": [c["settings"] for c in parts],
+        each = {
+            key: [one for c in parts if c.get(key) for one in (c[key] if isinstance(c[key], list) else [c[key]])]
+            for key in ("settings", "preset")
         }
+        return {**facts, **both, **each, "method": "+".join(c["method"] for c in parts)}
 
     def check_base(self, backbone: Backbone, *, allow: Allow | None = None) -> None:
         """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""

@@ -97,8 +97,14 @@ def facts(erasure: Erasure) -> dict[str, str]:
         "kind": f"{erasure.kind} ({size(erasure):,} bytes)",
         "concepts": "; ".join(map(_concept, config["concepts"])),
         "kept": kept + (f"; and {len(everyday)} everyday nouns" if everyday else ""),
+        **({"encoding": encoding} if (encoding := _encoding(config.get("encoding") or {})) else {}),
         "library": f"diffusion-erasure {config['library_version']}",
     }
+
+
+def _encoding(settings: Mapping[str, Any]) -> str:
+    """How prompts were encoded where that is not the pipeline's default: draw with the same."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def size(erasure: Erasure) -> int:

@@ -40,6 +40,7 @@ class Config(_Strict):
     Attributes:
         method, preset, settings: what made it; lists where erasures were composed.
         concepts, keep, keep_everyday, prompts: what it was asked.
+        encoding: how prompts were encoded where that is not the pipeline's default (``clip_skip``).
         base: the model it belongs to.
         spaces: of operator erasures: space to sites and columns.
         sites: of other weight changes: the names of the changed parameters or layers.
@@ -58,6 +59,7 @@ class Config(_Strict):
     preset: str | list[str] = ""
     keep_everyday: list[str] = []
     prompts: list[str] = []
+    encoding: dict[str, Any] = {}
     spaces: dict[str, Any] | None = None
     sites: list[str] | None = None
     system: dict[str, Any] | None = None

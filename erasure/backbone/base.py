@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -91,7 +91,7 @@ class Backbone(Driven):
         if self.denoisers[0] not in missing:
             refuse_unsafe(self.components)
             self.check_sites()
-            self.check_widths()
+            self.check_widths(missing)
         if missing:
             raise ValueError(
                 f"not a {self.pipelines} pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
@@ -106,17 +106,18 @@ class Backbone(Driven):
                 "read text where theirs do; this model is not supported"
             )
 
-    def check_widths(self) -> None:
+    def check_widths(self, missing: Sequence[str] = ()) -> None:
         """Raise unless the text encoders' embeddings have the width that the denoiser reads."""
         made = self.encoder_widths()
         for space in self.spaces:
             read = next(iter(self.text_sites(space).values())).width
             if space in made and made[space] != read:
-                encoders = [name for name in self.components if name not in self.denoisers]
+                encoders = " and ".join(name for name in self.components if name not in self.denoisers)
+                lacking = f" ({type(self.pipe).__name__} has no {', '.join(missing)})" if missing else ""
                 raise ValueError(
-                    f"the text encoders do not fit the {self.denoiser_name}; {' and '.join(encoders)} make {space} "
-                    f"embeddings of width {made[space]}, the {self.denoiser_name} reads {read}; load the model's own "
-                    "encoders"
+                    f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have "
+                    f"width {made[space]}{lacking}, the {self.denoiser_name} reads {read}; load the model's own "
+                    f"encoders with a {self.pipelines} pipeline"
                 )
 
     def encoder_widths(self) -> dict[str, int]:
@@ -274,6 +275,19 @@ class Backbone(Driven):
     @abc.abstractmethod
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """The architecture's part of :meth:`encode`."""
+
+    def other_layers(self) -> Iterator[Backbone]:
+        """A backbone for each further layer of the text encoder that is to be erased at."""
+        return iter(())
+
+    def read_at(self, space: Space = "hidden") -> list[Backbone]:
+        """Itself and :meth:`other_layers`; pooled embeddings come from one layer, whatever token embeddings do."""
+        return [self, *(self.other_layers() if space == "hidden" else ())]
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How prompts are encoded where that is not the pipeline's default, for configs and cards."""
+        return {}
 
     def read(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Token embeddings at the input of the layers that receive them: behind the norm, where one stands before.

@@ -37,7 +37,9 @@ class FluxBackbone(Backbone):
         return named_sites(denoiser, space, hidden="context_embedder", pooled="time_text_embed.text_embedder.linear_1")
 
     def encoder_widths(self) -> dict[str, int]:
-        return {"hidden": self.pipe.text_encoder_2.config.d_model, "pooled": self.pipe.text_encoder.config.hidden_size}
+        clip, t5 = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+        hidden = {} if t5 is None else {"hidden": t5.config.d_model}
+        return hidden | ({} if clip is None else {"pooled": clip.config.hidden_size})
 
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """``hidden (n, 512, 4096)`` of T5, ``pooled (n, 768)`` of CLIP."""

@@ -127,7 +127,7 @@ class TransformerBackbone(Backbone):
     def _refuse_cut(self, prompts: Sequence[str], found: Sequence[tuple[int, int]]) -> None:
         """Raise for prompts of which the pipeline cut words away."""
         texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
-        plain = [len(ids) for ids in self.words(texts, add_special_tokens=False).input_ids]
+        plain = [len(self.words.tokenize(text)) for text in texts]
         room = [b - a for a, b in found]
         cut = [p for p, n, have in zip(prompts, plain, room, strict=True) if have + 1 < n]  # a border may join tokens
         if cut:

@@ -38,9 +38,10 @@ class SD3Backbone(Backbone):
         return named_sites(denoiser, space, hidden="context_embedder", pooled="time_text_embed.text_embedder.linear_1")
 
     def encoder_widths(self) -> dict[str, int]:
-        clips = [self.pipe.text_encoder.config.projection_dim, self.pipe.text_encoder_2.config.projection_dim]
-        t5 = self.pipe.text_encoder_3
-        return {"pooled": sum(clips)} | ({"hidden": t5.config.d_model} if t5 is not None else {})
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        *clips, t5 = (getattr(self.pipe, name, None) for name in names)
+        pooled = sum(clip.config.projection_dim for clip in clips if clip is not None)
+        return {"pooled": pooled} | ({"hidden": t5.config.d_model} if t5 is not None else {})
 
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """``hidden (n, 77 + 256, 4096)``, ``pooled (n, 2048)``, both encoders' side by side.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ class UNetBackbone(Backbone):
     batch_size = 64
 
     def __init__(self, pipe: Any, *, clip_skip: ClipSkip = None, **options: Any) -> None:
-        if clip_skip is not None and clip_skip != "both" and not 0 <= int(clip_skip) < 12:
+        if clip_skip not in (None, "both") and (type(clip_skip) is not int or not 0 <= clip_skip < 12):
             raise ValueError(
                 f"clip_skip is a number of layers, or 'both'; got {clip_skip!r}; give 1 for the last but one"
             )
@@ -101,6 +101,10 @@ class UNetBackbone(Backbone):
         return {} if encoder is None else {"hidden": encoder.config.hidden_size}
 
     @property
+    def encoding(self) -> dict[str, Any]:
+        return {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """How many of the encoder's last layers are left out, for each layer that is read."""
         return (0, 1) if self.clip_skip == "both" else (self.clip_skip or 0,)  # type: ignore[return-value]
@@ -123,17 +127,22 @@ class UNetBackbone(Backbone):
         ids = ids.to(encoder.device)
         if not skip:
             return encoder(ids).last_hidden_state
-        states = encoder(ids, output_hidden_states=True).hidden_states
-        if skip >= len(states) - 1:
-            raise ValueError(
-                f"clip_skip={skip} is more than this text encoder's {len(states) - 1} layers leave; give less"
-            )
-        return final_norm(encoder)(states[-(skip + 1)])
+        return final_norm(encoder)(layer_of(encoder(ids, output_hidden_states=True).hidden_states, skip, skip + 1))
 
     def other_layers(self) -> Iterator[UNetBackbone]:
-        """A backbone for each further layer of the encoder that is to be erased at."""
         for skip in self.layers[1:]:
             yield type(self)(self.pipe, clip_skip=skip)
+
+
+def layer_of(states: Sequence[Tensor], skip: int, back: int) -> Tensor:
+    """The hidden state so many from the end.
+
+    Raises:
+        ValueError: ``clip_skip`` leaves out more layers than there are.
+    """
+    if back > len(states):
+        raise ValueError(f"clip_skip={skip} is more than this text encoder's {len(states) - 1} layers leave; give less")
+    return states[-back]
 
 
 def final_norm(encoder: Any) -> nn.Module:
@@ -207,7 +216,8 @@ class SDXLBackbone(UNetBackbone):
         hidden, pooled = [], []
         for batch in zip(ids.split(self.batch_size), ids_2.split(self.batch_size), strict=True):
             both = [e(b.to(e.device), output_hidden_states=True) for e, b in zip(encoders, batch, strict=True)]
-            hidden.append(torch.cat([one.hidden_states[-(self.layers[0] + 2)] for one in both], dim=-1))
+            skip = self.layers[0]
+            hidden.append(torch.cat([layer_of(one.hidden_states, skip, skip + 2) for one in both], dim=-1))
             pooled.append(both[1].text_embeds)
         whole = torch.cat(hidden)
         return Conditioning(whole, (Segment.of(whole, ids, counts),), torch.cat(pooled))

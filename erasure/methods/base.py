@@ -137,6 +137,7 @@ class Method(abc.ABC):
             concepts=request.concepts,
             keep=request.keep,
             preset=request.preset,
+            **({"encoding": backbone.encoding} if backbone.encoding else {}),
             **facts,
         )
 

@@ -210,7 +210,7 @@ class ClosedForm(Method):
         totals = list(itertools.accumulate(map(len, pairs)))
         for _, group in itertools.groupby(range(len(pairs)), key=lambda i: (totals[i] - 1) // CHUNK):
             several = [pairs[i] for i in group]
-            found = iter(self.pair_rows(backbone, list(itertools.chain(*several)), space))
+            found = iter(self.moved_rows(backbone, list(itertools.chain(*several)), space))
             yield from (joined(itertools.islice(found, len(own))) for own in several)
 
     def solve(
@@ -233,6 +233,13 @@ class ClosedForm(Method):
             f"{space}.kept.0": Kept.of(problem.kept).smallest.data,
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors
+
+    def moved_rows(
+        self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
+    ) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`pair_rows` at every layer of the text encoder that is to be erased at."""
+        layers = [self.pair_rows(one, pairs, space) for one in backbone.read_at(space)]
+        return layers[0] if len(layers) == 1 else [joined(each) for each in zip(*layers, strict=True)]
 
     def pair_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space

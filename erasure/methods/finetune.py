@@ -21,7 +21,7 @@ from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
 from erasure.train.settings import Schedule
-from erasure.train.trainable import casting, compute_dtype
+from erasure.train.modules import casting, compute_dtype
 
 Loss = Callable[[Draw], Tensor]
 
@@ -83,6 +83,11 @@ class FineTune(Method):
             raise ValueError(
                 "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
             )
+        if len(backbone.read_at()) > 1:
+            raise ValueError(
+                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the one "
+                "you draw with"
+            )
         if backbone.guidance == "none":
             raise ValueError(
                 f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
@@ -94,6 +99,7 @@ class FineTune(Method):
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Sample the bank, train, and return the erasure. Resumes from the request's checkpoint, if there is one."""
         checkpoint = self.checkpoint(backbone, request)
+        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         student = self.student(backbone)
         facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         dtype = compute_dtype(self.precision, backbone.device, student.modules)

@@ -70,11 +70,15 @@ class Gram:
             sums[space], counts[space] = Accumulator(width), 0
         captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
-            conditioning = _fitting(backbone, batch, span, left_out)
+            fitting, conditioning = _fitting(backbone, batch, span, left_out)
             if conditioning is None:
                 continue
+            more = [one.read(fitting, padded=span in PADDED) for one in backbone.other_layers()]
             for space, total in sums.items():
-                rows = torch.cat(conditioning.take(span) if space == "hidden" else conditioning.pooled_rows())
+                parts = conditioning.pooled_rows() if space == "pooled" else conditioning.take(span)
+                if space == "hidden":
+                    parts += [row for other in more for row in other.take(span)]
+                rows = torch.cat(parts)
                 total.add(rows)
                 counts[space] += len(rows)
         if left_out:
@@ -129,15 +133,17 @@ class Gram:
         return cls(kept, **facts)
 
 
-def _fitting(backbone: Backbone, captions: list[str], span: Span, left_out: list[str]) -> Conditioning | None:
-    """The conditioning of those captions that fit, None if none does; the others are added to ``left_out``."""
+def _fitting(
+    backbone: Backbone, captions: list[str], span: Span, left_out: list[str]
+) -> tuple[list[str], Conditioning | None]:
+    """The captions that fit and their conditioning, None if none does; the others are added to ``left_out``."""
     while captions:
         try:
-            return backbone.read(captions, padded=span in PADDED)
+            return captions, backbone.read(captions, padded=span in PADDED)
         except TooLong as error:
             left_out += error.prompts
             captions = [caption for caption in captions if caption not in error.prompts]
-    return None
+    return [], None
 
 
 def _encoders(backbone: Backbone) -> dict[str, Any]:

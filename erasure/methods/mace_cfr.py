@@ -15,7 +15,7 @@ from erasure.backbone import Backbone, Space
 from erasure.backbone.text import Segment
 from erasure.concept import Concept, with_article
 from erasure.methods.base import Reference, Request, expanded
-from erasure.methods.closed_form import ClosedForm, encoded, stretched
+from erasure.methods.closed_form import ClosedForm, encoded, joined, stretched
 from erasure.methods.gram import Gram
 from erasure.methods.ridge import Kept, condensed
 
@@ -201,7 +201,8 @@ class MACECFR(ClosedForm):
             yield from super().concept_rows(backbone, concepts, space)
             return
         for concept in concepts:
-            yield self.sentence_rows(backbone, self.prompt_pairs(concept), space)
+            pairs = self.prompt_pairs(concept)
+            yield joined([self.sentence_rows(one, pairs, space) for one in backbone.read_at(space)])
 
     def sentence_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space

@@ -173,7 +173,8 @@ class SPEED(ClosedForm):
         if not texts and not count:
             retain = torch.cat([tokens[1:] if len(tokens) > 1 else tokens for tokens in empty])
         elif texts and self.by_layer:
-            retain = torch.cat(rows(backbone, texts, self.keep_span, space))
+            every = backbone.read_at(space)
+            retain = torch.cat([row for one in every for row in rows(one, texts, self.keep_span, space)])
         elif texts:  # nobody looks at them one by one, so their number does not matter
             gram = Gram.of(backbone, texts, span=self.keep_span, spaces=(space,))
             kept, count = kept + gram.kept[space], count + gram.counts[space]
@@ -182,9 +183,10 @@ class SPEED(ClosedForm):
 
     def _empty(self, backbone: Backbone, space: Space) -> list[Tensor]:
         """The embeddings of the empty prompt, ``(length, d)`` for each text encoder; one row in the pooled space."""
-        conditioning = backbone.read([""])
-        pooled = [] if conditioning.pooled is None else [conditioning.pooled]
-        parts = pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
+        parts = []
+        for conditioning in (one.read([""]) for one in backbone.read_at(space)):
+            pooled = [] if conditioning.pooled is None else [conditioning.pooled]
+            parts += pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
         return [part.cpu().double() for part in parts]
 
     def _corpus(self, backbone: Backbone, space: Space) -> tuple[Kept, float]:

@@ -13,8 +13,8 @@ used: it fixes one mixed precision and one accumulation for the whole Python pro
 
 from erasure.train.checkpoint import Checkpoint
 from erasure.train.loop import Diverged, Run, train, train_modules
+from erasure.train.modules import Precision, check_trainable, trainable
 from erasure.train.settings import Draw, Training, step_rng
-from erasure.train.trainable import Precision, check_trainable, trainable
 
 __all__ = [
     "Checkpoint",

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from erasure.train.checkpoint import Checkpoint, launched
+from erasure.train.modules import casting, check_trainable, checkpointed, compute_dtype, seeded, trainable
 from erasure.train.settings import Draw, Training
-from erasure.train.trainable import casting, check_trainable, checkpointed, compute_dtype, seeded, trainable
 
 LEAST_SCALE = 1.0  # of a float16 loss: gradients that overflow below it are no matter of scale
 

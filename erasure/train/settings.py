@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasure.train.trainable import Precision
+from erasure.train.modules import Precision
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts"]
 OPTIMIZERS = {

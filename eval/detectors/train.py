@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import strangers
 
 HELD_OUT_SEED = 990  # scenes that measure; no training run draws from it
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,42 +46,43 @@ class Recipe:
     Attributes:
         build: makes the untrained network.
         augment: degrades a batch ``(n, 3, 64, 64)``.
-        seed: of initial weights, scenes and batches; no two recipes share one.
+        training: the run. Its seed is that of initial weights, scenes and batches, too; no two recipes share one. Raise
+            ``iterations`` if accuracy on held-out renders falls short; never to fit generations.
         scenes, nothing: pictures rendered once before training, with and without something to recognise.
-        fit: of :meth:`Training.from_scratch`. Raise ``steps`` if accuracy on held-out renders falls short; never to fit
-            generations.
     """
 
     build: Callable[[], AttributeClassifier]
-    augment: Callable[[Tensor, np.random.Generator], Tensor]
-    seed: int
-    fit: Mapping[str, Any]
+    augment: Augment
+    training: Training
     scenes: int = 12_000
     nothing: int = 4_000
 
+    @classmethod
+    def named(cls, name: str, augment: Augment, *, steps: int, seed: int) -> Recipe:
+        """The recipe of one of the world's own networks."""
+        training = Training.from_scratch(
+            steps=steps,
+            batch=64,
+            lr=2e-3,
+            warmup=60,
+            decay=0.7,
+            ema=0.995,
+            weight_decay=0.02,
+            save_every=200,
+            seed=seed,
+        )
+        return cls(BUILDERS[name], augment, training)
 
-FIT = {
-    "batch": 64, "lr": 2e-3, "warmup": 60, "decay": 0.7, "ema": 0.995, "weight_decay": 0.02, "save_every": 200,
-}  # fmt: skip
+
 RECIPES = {
-    "a": Recipe(
-        BUILDERS["a"],
-        augment_a,
-        seed=1,
-        fit={**FIT, "steps": 2600},
-    ),
-    "b": Recipe(
-        BUILDERS["b"],
-        augment_b,
-        seed=2,
-        fit={**FIT, "steps": 2000},
-    ),
+    "a": Recipe.named("a", augment_a, steps=2600, seed=1),
+    "b": Recipe.named("b", augment_b, steps=2000, seed=2),
 }
 
 
 def training_views(recipe: Recipe, drawings: np.ndarray | None) -> Views:
     """The pictures a classifier learns from: every combination, 30 % pairs, and a quarter of nothing."""
-    rng = step_rng(recipe.seed, 0, 10)
+    rng = step_rng(recipe.training.seed, 0, 10)
     scenes = scene_views(draw_scenes(rng, recipe.scenes, pairs=0.3))
     return scenes + nothing_views(rng, recipe.nothing, drawings)
 
@@ -100,19 +102,17 @@ def train_classifier(
 ) -> AttributeClassifier:
     """Train or resume one classifier in ``folder``; returns the averaged weights."""
     views = training_views(recipe, drawings)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training.seed)
     model = recipe.build().to(device).train()
-
-    training = Training.from_scratch(**recipe.fit, seed=recipe.seed)
 
     def loss(draw: Draw) -> Tensor:
         rng = draw.rng(11)
-        batch = views[rng.integers(len(views), size=training.batch_size)]
+        batch = views[rng.integers(len(views), size=recipe.training.batch_size)]
         with torch.autocast(device.type, enabled=False):
             x = recipe.augment(tensor(batch.images), rng)
         return attribute_loss(model(x.to(device)), batch)
 
-    average = train_modules({"classifier": model}, loss, training=training, folder=folder)
+    average = train_modules({"classifier": model}, loss, training=recipe.training, folder=folder)
     return cast(AttributeClassifier, average["classifier"])
 
 

@@ -34,10 +34,9 @@ from erasure.world.train import learn_bpe
 
 SEED = 3
 VOCABULARY = 1200
-FIT = {
-    "steps": 3200, "batch": 128, "lr": 1.5e-3, "warmup": 100, "decay": 0.7, "ema": 0.995, "weight_decay": 0.05,
-    "save_every": 200,
-}  # fmt: skip
+TRAINING = Training.from_scratch(
+    steps=3200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.995, weight_decay=0.05, save_every=200, seed=SEED
+)
 SCENES, NOTHINGS = 14_000, 1_000
 CONFIG: dict[str, Any] = {
     "embed_dim": 96,
@@ -85,18 +84,16 @@ def train_clip(out: Path, *, device: torch.device, weights: Path = WEIGHTS) -> D
     model_config = read_json(folder / "open_clip_config.json")["model_cfg"]
     model = open_clip.CLIP(**model_config).to(device).train()
 
-    training = Training.from_scratch(**FIT, seed=SEED)
-
     def loss(draw: Draw) -> Tensor:
         rng = draw.rng(22)
-        chosen = rng.choice(len(images), size=training.batch_size, replace=False)
+        chosen = rng.choice(len(images), size=TRAINING.batch_size, replace=False)
         texts = [caption(scenes[i], rng) if i < len(scenes) else str(rng.choice(EMPTY)) for i in chosen]
         with torch.autocast(device.type, enabled=False):
             halves = tensor(images[chosen]).chunk(2)
             x = torch.cat([augment_a(halves[0], rng), augment_b(halves[1], rng)])
         return contrastive_loss(model, x.to(device), tokenizer(texts).to(device))
 
-    average = train_modules({"clip": model}, loss, training=training, folder=out)["clip"]
+    average = train_modules({"clip": model}, loss, training=TRAINING, folder=out)["clip"]
     state = {key: value.half().contiguous().cpu() for key, value in average.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return ship_clip(weights)

@@ -144,9 +144,13 @@ def casting(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCont
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """PyTorch's global generators, of the CPU and of a device, seeded for the time of a block and put back after it."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.get_device_module(device).manual_seed(seed)
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            if hasattr(module, "device"):  # of several: this one
+                stack.enter_context(module.device(device))
+            stack.callback(module.set_rng_state, module.get_rng_state())
+            module.manual_seed(seed)
         yield
