@@ -180,6 +180,12 @@ class Backbone(Driven):
             for name, site in self.sites_of(module, space).items()
         }
 
+    def other_readers(self) -> dict[str, int]:
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): name to how many layers."""
+        others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
+        layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
+        return {name: count for name, count in layers.items() if count}
+
     def width(self, space: Space = "hidden") -> int:
         """``d``, the width of the embeddings of a space where the denoiser reads them."""
         return next(iter(self.text_sites(space).values())).width

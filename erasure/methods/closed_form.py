@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -135,6 +136,13 @@ class ClosedForm(Method):
         super().validate(backbone, request)
         if self.pooled and "pooled" not in backbone.spaces:
             raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        published = request.preset != "recommended"  # whoever takes a published preset wants that
+        if "pooled" in backbone.spaces and not self.pooled and not published:
+            warnings.warn(
+                f"{backbone.pipelines} also reads the prompt as a pooled embedding, which is not edited and can bring "
+                "some of the concept back; pass pooled=True to edit it as well, or look at the pictures",
+                stacklevel=3,
+            )
         for concept in request.concepts:
             self.pairs(backbone, concept)
         if self.corpus:
