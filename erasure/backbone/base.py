@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from erasure.backbone.checks import parameters_of, refuse_unsafe
 from erasure.backbone.drive import Driven, Step
 from erasure.backbone.noise import NoiseModel
-from erasure.backbone.text import Conditioning, Text, evaluating, nonempty, precise
+from erasure.backbone.text import Conditioning, Text, TooLong, converted, evaluating, nonempty, precise, refuse_long
 
 Space = Literal["hidden", "pooled"]
 Role = Literal["key", "value", "entry", "pooled"]
+SPACE = "▁"  # SentencePiece's
 PARTS = (
     "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"
 )  # fmt: skip
@@ -179,6 +180,12 @@ class Backbone(Driven):
             for name, site in self.sites_of(module, space).items()
         }
 
+    def other_readers(self) -> dict[str, int]:
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): name to how many layers."""
+        others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
+        layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
+        return {name: count for name, count in layers.items() if count}
+
     def width(self, space: Space = "hidden") -> int:
         """``d``, the width of the embeddings of a space where the denoiser reads them."""
         return next(iter(self.text_sites(space).values())).width
@@ -300,6 +307,49 @@ class Backbone(Driven):
             return conditioning
         with torch.no_grad(), precise(norm):
             return conditioning.each(lambda hidden: norm(hidden.float()))
+
+    # --- what the encoders can read -----------------------------------------------------------------------------------
+
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        """Tokenizers that read a prompt by their names on the pipeline, and how many tokens the encoder of each takes."""
+        return {"tokenizer": (self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)}
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Raise unless the text encoders read every prompt to its end. Nothing is encoded.
+
+        Raises:
+            TooLong: they would cut some.
+        """
+        for name, (tokenizer, length) in self.tokenizers().items() if prompts else ():
+            ids = tokenizer(converted(self.pipe, tokenizer, prompts)).input_ids
+            refuse_long(prompts, [len(row) for row in ids], length=length, name=name)
+
+    def fitting(self, prompts: Iterable[str]) -> list[str]:
+        """Those of the prompts that the text encoders read to their end."""
+        left = list(prompts)
+        while True:
+            try:
+                self.check_lengths(left)
+                return left
+            except TooLong as error:
+                cut = set(error.prompts)
+                left = [prompt for prompt in left if prompt not in cut]
+
+    def unknown_word(self, text: str) -> tuple[str, str] | None:
+        """The first word of which a tokenizer knows no part, and the tokenizer's name; None where there is none.
+
+        All such words are one to the model. Tokenizers that spell (CLIP's, Qwen's) know every word.
+        """
+        for name, (tokenizer, _) in self.tokenizers().items():
+            unknown = tokenizer.unk_token_id
+            if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+                continue
+            for word in text.split():
+                pieces = tokenizer(word, add_special_tokens=False).input_ids
+                known = [i for i in pieces if i != unknown and tokenizer.convert_ids_to_tokens(i) != SPACE]
+                if unknown in pieces and not known:
+                    return word, name
+        return None
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 

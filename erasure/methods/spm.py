@@ -102,7 +102,7 @@ class SPM(FineTune):
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         assert isinstance(student, GatedStudent)  # our own
-        text, empty = backbone.encode(self.prompts(request)).text, backbone.encode([""]).text
+        text, empty = backbone.encode(self.prompts(backbone, request)).text, backbone.encode([""]).text
         student.concept, student.empty = text, empty
         bank = self.bank(backbone, text, request, checkpoint, "bank")
         targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)
