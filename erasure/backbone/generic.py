@@ -55,7 +55,7 @@ class TransformerBackbone(Backbone):
     # --- encoding ---------------------------------------------------------------------------------------------------
 
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
-        """As the pipeline's ``encode_prompt``; every prompt's words, and the tail behind them, are found by their ids."""
+        """As the pipeline's ``encode_prompt``; every prompt's words, and the tail behind them, are found by ids."""
         return in_batches(self._batch, prompts, self.batch_size)
 
     def _batch(self, prompts: list[str]) -> Conditioning:
