@@ -71,16 +71,8 @@ class UCE(ClosedForm):
     }
 
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        pairs = super().prompt_pairs(concept)
-        if self.expand_prompts:
-            phrases = concept.phrases if self.synonyms else (concept.name,)
-            templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
-            pairs += [
-                (template.format(phrase), template.format(concept.anchor).strip())
-                for template in templates
-                for phrase in phrases
-            ]
-        return pairs
+        expanded = sentences(concept, synonyms=self.synonyms) if self.expand_prompts else []
+        return [*super().prompt_pairs(concept), *expanded]
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         keep = ["", *keep] if self.retain_empty else keep
@@ -123,3 +115,10 @@ class UCE(ClosedForm):
         facts = {key: value for key, value in config.items() if key not in ("spaces", "system")}
         facts |= {"sites": list(deltas), "report": {"relative_change": check_moved(deltas, parameters)}}
         return DeltaErasure(self.name_for(concepts), facts, deltas)
+
+
+def sentences(concept: Concept, *, synonyms: bool) -> list[tuple[str, str]]:
+    """The concept inside five sentences, and its anchor inside the same."""
+    phrases = concept.phrases if synonyms else (concept.name,)
+    templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
+    return [(template.format(p), template.format(concept.anchor).strip()) for template in templates for p in phrases]
