@@ -1,6 +1,7 @@
 # One command each on a fresh clone, with Python 3.11 or newer and a network for pip:
 #   make demo   the main job: erase a concept from Emoji World, print the table, write the report
 #   make test   everything the continuous integration runs
+#   make gpu-check   for whoever has a GPU: every architecture on it, times and peak memory as JSON, under 8 minutes
 # The environment is made once; the stamps in .venv say what is in it, so running again is quick.
 # Another interpreter: make demo PYTHON=python3.12
 
@@ -9,7 +10,7 @@ PYTHON ?= python3.11
 BIN    := .venv/bin
 FILES  := $(shell find erasure pipelines eval -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types pytest notebooks wheel clean
+.PHONY: demo test lint types pytest notebooks wheel gpu-check clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -62,6 +63,11 @@ types: build/installed
 	cd build/clean/lib/python3*/site-packages && $(CURDIR)/$(BIN)/mypy -p erasure \
 	    --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 	    --python-executable $(CURDIR)/$(BIN)/python
+
+# On a machine without one: make gpu-check DEVICE=cpu
+DEVICE ?= cuda
+gpu-check: .venv/installed-test
+	$(BIN)/python -m benchmarks.gpu_check --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--tiny) --out runs/gpu-check.json
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

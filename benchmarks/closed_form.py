@@ -40,11 +40,11 @@ from erasure.artifact import OperatorErasure
 from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
 from erasure.backbone import Backbone, backbone_of
-from erasure.bases import load_base
 from erasure.concept import Concept
 from erasure.methods.closed_form import EVERYDAY, joined, rows
 from erasure.methods.ridge import Problem, Solution, solve
 from erasure.methods.uce import UCE
+from erasure.runtime import load_base
 
 SD14: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
 SDXL: dict[str, Any] = {

@@ -15,7 +15,7 @@ from erasure.backbone import backbone_of
 from erasure.eval import evaluate
 from erasure.eval.detectors.world import detectors
 from erasure.methods.gram import Gram
-from erasure.world.fit import step_rng
+from erasure.train import step_rng
 from erasure.world.scenes import sample_caption, sample_scene
 from erasure.world.spec import spec
 

@@ -18,7 +18,7 @@ import erasure
 from erasure.concept import Concept, Suite
 from erasure.eval.detectors.world import detectors
 from erasure.eval.mass import in_turn
-from erasure.world.fit import step_rng
+from erasure.train import step_rng
 from erasure.world.spec import spec
 
 PAGE = Path(__file__).with_suffix(".md")

@@ -19,16 +19,16 @@ _LAZY = {
     "Suite": "erasure.concept",
     "Erasure": "erasure.artifact",
     "save_denoiser": "erasure.artifact",
-    "erase": "erasure.verbs",
+    "erase": "erasure.api",
     "resolve": "erasure.methods.resolve",
 }
 _MODULES = {"world", "methods", "pipelines", "eval"}
 
 if TYPE_CHECKING:
+    from erasure.api import erase
     from erasure.artifact import Erasure, save_denoiser
     from erasure.concept import Concept, Suite
     from erasure.methods.resolve import resolve
-    from erasure.verbs import erase
 
 
 def __getattr__(name: str) -> Any:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
+
+from erasure.io import dump_yaml, load_yaml, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -26,20 +27,72 @@ WORLD = "emoji-world"  # the default model, by name
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 
+def nfc(text: str) -> str:
+    """The text in Unicode's composed form: "Beyoncé" is one name, whether its last letter is one character or two."""
+    return unicodedata.normalize("NFC", text)
+
+
+Phrase = Annotated[str, AfterValidator(nfc)]
+
+
+def folded(name: str) -> str:
+    """What two spellings of one name have in common: case, spaces and the form of accents do not count."""
+    return nfc(" ".join(nfc(name).casefold().split()))
+
+
 def same(a: str, b: str) -> bool:
-    """Whether two names are one name: case and surrounding space do not count."""
-    return a.strip().casefold() == b.strip().casefold()
+    """Whether two names are one name; see :func:`folded`."""
+    return folded(a) == folded(b)
 
 
-# Written small in Emoji World, whose captions are: names and plurals that take no article.
+# Names written small and the plural of Emoji World's captions.
 BARE = frozenset({"grapes", "santa", "father christmas", "dracula", "frosty"})
+DETERMINERS = frozenset(
+    "a an the some any my your his her its our their this that these those each every another both several many few "
+    "two three four five six seven eight nine ten eleven twelve someone somebody something anyone anybody anything "
+    "everyone everybody everything nobody nothing".split()
+)
+DEMONYMS = frozenset(  # capitalised, and no names
+    "european american african asian australian british english french german italian spanish russian chinese japanese "
+    "korean indian persian arabian egyptian greek roman dutch swedish swiss mexican brazilian canadian irish scottish "
+    "victorian siamese siberian bengal".split()
+)
+# The sound decides, not the letter: an hour, a unicorn, an umbrella, an x-ray, an 8-bit hero, an 18th-century house.
+VOWEL = re.compile(
+    r"(?!eu|ewe|uni(?![nmd])|u[bcfhjkqrst][aeiou]|ukr|u-|ones?\b|once\b|onesie|ouija)[aeiou]|hour|honest|honou?r|heir"
+    r"|[fhlmnrsx](-|$)|8|(11|18)(\D|$)"
+)
+FUNCTION_WORDS = frozenset("of with in on at and or from for to by under over near that who which made".split())
+PLURALS = frozenset("people men women children police feet teeth geese mice cattle".split())
+SINGULARS = frozenset(  # for all their s
+    "lens news species series canvas ananas atlas gas bias christmas alias cosmos chaos rhinoceros thermos corps "
+    "gallows crossroads headquarters".split()
+)
 
 
 def with_article(noun: str) -> str:
-    """``cat`` -> ``a cat``, ``owl`` -> ``an owl``. Capitalised names (``Spiderman``) take none."""
-    if not noun or noun[0].isupper() or noun in BARE:
+    """``cat`` -> ``a cat``, ``hour`` -> ``an hour``. Names, plurals and what has an article already take none.
+
+    Capitalised words are names (``Spiderman``), but for peoples before a noun (``a European castle``). Only words in
+    Latin letters get an article.
+    """
+    words = noun.casefold().split()
+    if not words or words[0] in DETERMINERS or words[0].isdigit() or noun.casefold() in BARE:
         return noun
-    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+    if noun[0].isupper() and not (words[0] in DEMONYMS and noun.split()[-1][0].islower()):
+        return noun
+    first = unicodedata.normalize("NFD", words[0])  # "éclair" begins like "eclair"
+    if first[0].isalpha() and not "a" <= first[0] <= "z" or _is_plural(words):
+        return noun
+    return f"{'an' if VOWEL.match(first) else 'a'} {noun}"
+
+
+def _is_plural(words: list[str]) -> bool:
+    """Whether the noun that the others are about is one: "grapes in a bowl", but not "man in jeans"."""
+    ends = (i for i, word in enumerate(words) if i and (word in FUNCTION_WORDS or word.endswith("ing")))
+    head = words[next(ends, len(words)) - 1].strip(",.;:!?")
+    regular = head.endswith("s") and len(head) > 3 and not head.endswith(("ss", "us", "is", "'s", "’s"))
+    return head in PLURALS or regular and head not in SINGULARS
 
 
 def listed(values: str | Iterable[str]) -> list[str]:
@@ -49,9 +102,9 @@ def listed(values: str | Iterable[str]) -> list[str]:
 
 def naming(texts: Iterable[str], phrases: Iterable[str]) -> list[str]:
     """The texts that hold one of some phrases as whole words: "A cat, asleep" names a cat, "catfish" does not."""
-    words = "|".join(map(re.escape, phrases))
+    words = "|".join(re.escape(nfc(phrase)) for phrase in phrases)
     named = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
-    return [text for text in texts if named.search(text)]
+    return [text for text in texts if named.search(nfc(text))]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,12 +125,12 @@ class Concept:
         ValueError: the name is empty, the anchor or a neighbour is the concept itself, or a template has no ``{}``.
     """
 
-    name: str
+    name: Phrase
     kind: Kind = "object"
-    synonyms: tuple[str, ...] = ()
-    anchor: str = ""
-    neighbours: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ("{}",)
+    synonyms: tuple[Phrase, ...] = ()
+    anchor: Phrase = ""
+    neighbours: tuple[Phrase, ...] = ()
+    templates: tuple[Phrase, ...] = ("{}",)
 
     @model_validator(mode="after")
     def _check(self) -> Concept:
@@ -93,7 +146,8 @@ class Concept:
                 )
             if any(same(phrase, neighbour) for neighbour in self.neighbours):
                 raise ValueError(
-                    f"the target is among its own neighbours; got {phrase!r} in {list(self.neighbours)}; take it out"
+                    f"the target is among its own neighbours; got {phrase!r} in {shown(list(self.neighbours))}; "
+                    "take it out"
                 )
         for template in self.templates:
             if "{}" not in template:
@@ -139,14 +193,14 @@ class Words:
         ValueError: sentences in a language without names, or a sentence or scene without ``{}``.
     """
 
-    paraphrases: tuple[str, ...] = ()
-    misspellings: tuple[str, ...] = ()
-    descriptions: tuple[str, ...] = ()
-    superclasses: tuple[str, ...] = ()
-    translations: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    sentences: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    beside: tuple[str, ...] = ()
-    scenes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    paraphrases: tuple[Phrase, ...] = ()
+    misspellings: tuple[Phrase, ...] = ()
+    descriptions: tuple[Phrase, ...] = ()
+    superclasses: tuple[Phrase, ...] = ()
+    translations: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
+    sentences: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
+    beside: tuple[Phrase, ...] = ()
+    scenes: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Words:
@@ -188,16 +242,16 @@ class Suite:
     """
 
     version: Literal[1]
-    name: str
+    name: Phrase
     concept: Concept
     base: str = WORLD
     also: tuple[Concept, ...] = ()
-    unrelated: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
+    unrelated: tuple[Phrase, ...] = ()
+    keep: tuple[Phrase, ...] = ()
     words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
     information: Literal["higher-order", "observed", "latent"] = "higher-order"
-    subjects: tuple[str, ...] = ()
+    subjects: tuple[Phrase, ...] = ()
     images_per_prompt: int = 2
     num_inference_steps: int = 25
     guidance_scale: float = 5.0
@@ -212,12 +266,10 @@ class Suite:
         owner: dict[str, str] = {}
         for group, names in groups.items():
             for name in names:
-                if owner.setdefault(name.casefold(), group) != group:
-                    raise ValueError(
-                        f"suite {self.name!r}: {name!r} is in both {owner[name.casefold()]} and {group}; keep one"
-                    )
+                if (other := owner.setdefault(folded(name), group)) != group:
+                    raise ValueError(f"suite {self.name!r}: {name!r} is in both {other} and {group}; keep one")
         for prompt in self.keep:
-            if taken := owner.get(prompt.casefold()):
+            if taken := owner.get(folded(prompt)):
                 raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {taken}; take it out of keep")
         for text in (*self.words.descriptions, *self.words.superclasses):
             for phrase in self.phrases:
@@ -291,40 +343,4 @@ class Suite:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the suite as YAML, completely or not at all."""
-        text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
-        write_atomically(Path(path), text)
-
-
-def load_yaml(kind: Any, path: Path) -> Any:
-    """Read a YAML file into a pydantic type; every fault is one line that names the file and the key."""
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not readable as YAML ({' '.join(str(error).split())}); is the file complete?"
-        ) from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{path}: {where}: {message}") from None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_atomically(path, dump_yaml(dataclasses.asdict(self)))  # type: ignore[call-overload]

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.concept import write_atomically
 from erasure.eval.claims import ClaimReport, Facts, claims
 from erasure.eval.claims.policy import Policy, check
 from erasure.eval.meta import gated
@@ -21,6 +20,7 @@ from erasure.eval.models import Kind, Role
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
 from erasure.eval.records import Evaluation, fingerprint
+from erasure.io import parse_json, printable, read_bytes, write_atomically, write_json
 
 FORMAT = 2
 FILE = "assessment.json"
@@ -89,10 +89,12 @@ class Cell:
             ValueError: half of one.
         """
         try:
-            head, *rows = map(json.loads, file.read_text("utf-8").splitlines())
+            head, *rows = map(parse_json, read_bytes(file).splitlines())
             return cls(**head, rows=tuple(Observation(**row) for row in rows))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not the observations of a probe ({error}); delete it to run it again") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: not the observations of a probe ({printable(error)}); delete it to run it again"
+            ) from None
 
 
 def slug(name: str) -> str:
@@ -224,7 +226,7 @@ class Assessment:
         for cell in self.cells:
             cell.save(folder)
         path = folder / FILE
-        write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        write_json(path, self.to_dict(), indent=1, default=str)
         return path
 
     @classmethod
@@ -240,14 +242,14 @@ class Assessment:
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such assessment; run `erasure evaluate --preset quick` first")
         try:
-            raw = json.loads(file.read_text("utf-8"))
+            raw = parse_json(read_bytes(file))
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {FORMAT} was expected; got {raw['format']!r}")
             models = tuple(ModelCard(**model) for model in raw["models"])
             policy = None if raw["policy"] is None else Policy(**raw["policy"])
             preset, settings, pictures, made_of = (raw[key] for key in ("preset", "settings", "pictures", "cells"))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not an assessment ({error}); is the file complete?") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not an assessment ({printable(error)}); is the file complete?") from None
         evaluation = Evaluation.from_json(folder)
         if evaluation.key != pictures:
             raise ValueError(f"{folder}: its pictures are not {MADE_OF}")

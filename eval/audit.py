@@ -10,8 +10,6 @@ happened, nor that no other data had a part in it: different data can give the s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erasure.concept import write_atomically
-from erasure.eval.pictures import hash_tensor
+from erasure.io import parse_json, printable, read_bytes, seed_of, sha256, sha256_json, tensor_bytes, write_json
 
 FORMAT = 1
 SKETCH = 64  # numbers a checkpoint is summed up by
@@ -127,7 +124,7 @@ class UnlearningRecord:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write the record, completely or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_json(path, self.to_dict(), indent=1)
         return Path(path)
 
     @classmethod
@@ -142,15 +139,17 @@ class UnlearningRecord:
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such record; check the path")
         try:
-            raw = json.loads(file.read_text("utf-8"))
+            raw = parse_json(read_bytes(file))
             if raw.pop("format") != FORMAT:
                 raise ValueError(f"format {FORMAT} was expected")
             if wrong := sorted({f.name for f in dataclasses.fields(cls)} ^ set(raw)):
                 raise ValueError(f"fields that are unknown or lacking: {wrong}")
             points = tuple(Checkpoint(**{**p, "sketch": tuple(p["sketch"])}) for p in raw.pop("checkpoints"))
             return cls(checkpoints=points, deleted=tuple(raw.pop("deleted")), seeds=tuple(raw.pop("seeds")), **raw)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not an audit record ({error}); get it again from who made it") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: not an audit record ({printable(error)}); get it again from who made it"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +212,7 @@ def checkpoint(step: int, weights: Weights) -> Checkpoint:
 
 def hash_of(weights: Weights) -> str:
     """SHA-256 of names, dtypes, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        hash_tensor(found, name, tensor)
-    return found.hexdigest()
+    return sha256(piece for name, tensor in sorted(weights.items()) for piece in tensor_bytes(name, tensor))
 
 
 def sketch_of(weights: Weights) -> tuple[float, ...]:
@@ -227,7 +223,7 @@ def sketch_of(weights: Weights) -> tuple[float, ...]:
     total = np.zeros(SKETCH)
     for name, tensor in sorted(weights.items()):
         flat = tensor.detach().cpu().double().reshape(-1).numpy()
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+        rng = np.random.default_rng(seed_of(name))
         signed = flat * (2.0 * rng.integers(0, 2, len(flat), dtype=np.int8) - 1)
         padded = np.pad(signed, (0, -len(signed) % SKETCH)).reshape(-1, SKETCH)
         total += np.roll(padded.sum(0), int(rng.integers(SKETCH)))  # small tensors do not all fall into the first sums
@@ -236,7 +232,7 @@ def sketch_of(weights: Weights) -> tuple[float, ...]:
 
 def digest(value: Any) -> str:
     """SHA-256 of plain data as canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256_json(value)
 
 
 def head_of(facts: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from erasure.backbone import denoiser_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.hashes import WeightHashes
+from erasure.eval.lengths import refuse_cut
 from erasure.eval.metrics import frechet, kid
 from erasure.eval.models import Applied, Model, check_restored, models_of
-from erasure.eval.pictures import evenly, generate, image_hash, weights_hash
+from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
-from erasure.precision import autocast_for
+from erasure.runtime import autocast_for
 
 PACKAGES = (
     "diffusion-erasure",
@@ -41,8 +43,14 @@ OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """What every arm of one evaluation shares."""
+class Comparison:
+    """What every arm of one evaluation shares.
+
+    Attributes:
+        prompts, seeds: what is drawn; every prompt with every seed.
+        detectors, clip: who looks at it.
+        options: of :func:`erasure.eval.pictures.generate`.
+    """
 
     suite: Suite
     prompts: tuple[Prompt, ...]
@@ -64,6 +72,9 @@ class _Job:
             **{**self.options, **more},
         )
 
+    def check_restored(self, pipe: Any, before: str, name: str) -> None:
+        check_restored(pipe, before, name, hash_weights=self.options["hash_weights"])
+
 
 def evaluate(
     pipe: Any,
@@ -80,6 +91,7 @@ def evaluate(
     autocast: bool | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
+    hash_weights: Callable[[Any], str] | None = None,
 ) -> Evaluation:
     """Compare a pipeline with each of its erasures on a suite.
 
@@ -94,10 +106,12 @@ def evaluate(
             one more set of base pictures. Give it a ``name`` attribute.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
-        autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.precision`.
+        autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
+        hash_weights: a :class:`~erasure.eval.hashes.WeightHashes` that knows the models already.
 
     Raises:
+        TooLong: prompts do not fit the text encoder, which would cut them.
         ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
@@ -107,12 +121,16 @@ def evaluate(
     autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
     seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
-    options = {"batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress}
+    hash_weights = hash_weights or WeightHashes()
+    options = {
+        "batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress,
+        "hash_weights": hash_weights,
+    }  # fmt: skip
     prompts = limited(suite.prompts(), limit)
-    job = _Job(suite, prompts, seeds, tuple(detectors), clip, options)
-    before = weights_hash(pipe)
-    _rehearse(pipe, models[1:], before)
-    notes = _notes(pipe, job, limit)
+    job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
+    notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
+    before = hash_weights(pipe)
+    _rehearse(pipe, job, models[1:], before)
     reference = _reference(pipe, job) if extractor is not None else []
     arms: list[Arm] = []
     records: list[Record] = []
@@ -122,11 +140,11 @@ def evaluate(
         weights, images = _draw(pipe, job, model, before)
         if model.change is not None and weights == before:
             notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
-        if model.change is not None and model.kind == "weights":
+        if model.role == "erased" and model.kind in ("weights", "adapter"):
             notes += _told(model.name, model.change, suite)
-        rows = _records(model.name, job, images)
+        rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))
-        pictures += _pictures(job, images, rows)
+        pictures += grid_of(job, images, rows)
         distances += _distances(model.name, job, images, reference, extractor)
         records += rows
     return Evaluation(
@@ -141,15 +159,15 @@ def evaluate(
     )
 
 
-def _draw(pipe: Any, job: _Job, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
+def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
     """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
     with model.on(pipe) as drawn:
-        after = before if model.change is None else weights_hash(pipe)
+        after = before if model.change is None else job.options["hash_weights"](pipe)
         # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
         uncached = {"cache_dir": None} if model.change is not None and after == before else {}
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
     if model.change is not None:
-        check_restored(pipe, before, model.name)
+        job.check_restored(pipe, before, model.name)
     return after, images
 
 
@@ -172,18 +190,20 @@ def _check(
 
 def _check_unmodified(pipe: Any) -> None:
     """An erasure that is already there would be part of the base, and everything would be measured against it."""
-    if isinstance(getattr(pipe, "unet", None), torch.nn.Module) and (there := list(stack_of(pipe).layers)):
+    stack = stack_of(pipe)
+    if there := [*stack.layers, *(f"an attached {type(handle).__name__}" for handle in stack.attached)]:
         raise ValueError(
-            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe) first"
+            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the remove() "
+            "of what was attached, first"
         )
 
 
-def _rehearse(pipe: Any, models: Sequence[Model], before: str) -> None:
+def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
     """Apply and remove every change once: one that fails should do so before hours of drawing, not after."""
     for model in models:
         with model.on(pipe):
             pass
-        check_restored(pipe, before, model.name)
+        job.check_restored(pipe, before, model.name)
 
 
 def limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
@@ -194,7 +214,7 @@ def limited(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
     return tuple(p for group in groups for p in evenly(group, limit))
 
 
-def _notes(pipe: Any, job: _Job, limit: int | None) -> list[str]:
+def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
     notes = []
     if limit is not None:
         notes.append(f"Limited to {limit} prompts per group: for testing only, not evidence.")
@@ -224,7 +244,8 @@ def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
     return [f"{name} was made with {known} and told to keep {' and '.join(counts)}."]
 
 
-def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
+def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
+    """What the detectors see in the pictures of one arm: a row for each prompt, a picture for each seed."""
     flat = [
         (prompt, seed, image)
         for prompt, row in zip(job.prompts, images, strict=True)
@@ -257,7 +278,7 @@ def _records(arm: str, job: _Job, images: Sequence[Sequence[Image.Image]]) -> li
 
 
 def _judged(
-    job: _Job,
+    job: Comparison,
     clip: ClipDetector,
     flat: Sequence[tuple[Prompt, int, Image.Image]],
     verdicts: Mapping[str, Sequence[Verdict]],
@@ -301,7 +322,7 @@ def _nothing(
     return [concepts[i] == NOTHING for i in detector.scores(images, "concept").argmax(-1)]
 
 
-def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
+def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
     """The pictures of the grid: the first seed of prompts chosen by their place in the suite, never by looks."""
     chosen = []
     for group, count in GRID.items():
@@ -315,11 +336,11 @@ def _pictures(job: _Job, images: Sequence[Sequence[Image.Image]], records: Seque
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
 
 
-def _kept(job: _Job) -> list[int]:
+def _kept(job: Comparison) -> list[int]:
     return [i for i, prompt in enumerate(job.prompts) if prompt.group != "target"]
 
 
-def _reference(pipe: Any, job: _Job) -> list[Image.Image]:
+def _reference(pipe: Any, job: Comparison) -> list[Image.Image]:
     """Base pictures of the kept prompts, drawn with other seeds."""
     seeds = [seed + OTHER_SEEDS for seed in job.seeds]
     rows = job.draw(pipe, [job.prompts[i] for i in _kept(job)], seeds=seeds, description=f"{BASE}, other seeds")
@@ -328,7 +349,7 @@ def _reference(pipe: Any, job: _Job) -> list[Image.Image]:
 
 def _distances(
     arm: str,
-    job: _Job,
+    job: Comparison,
     images: Sequence[Sequence[Image.Image]],
     reference: Sequence[Image.Image],
     extractor: torch.nn.Module | None,
@@ -340,7 +361,7 @@ def _distances(
     return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
 
 
-def _settings(pipe: Any, job: _Job, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
+def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
     """All that is needed to do it again."""
     scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     return {

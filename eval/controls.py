@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.artifact.base import base_name
+from erasure.backbone import denoiser_of
 from erasure.concept import WORLD, Suite
 from erasure.eval.audit import audited
 from erasure.eval.models import Model, Swapped, modules_of, randomised
@@ -33,7 +34,7 @@ def controls_for(
     """
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
-    count, device, dtype = LIMITS[preset], pipe.device, pipe.unet.dtype if hasattr(pipe, "unet") else pipe.dtype
+    count, device, dtype = LIMITS[preset], pipe.device, denoiser_of(pipe).dtype
     found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
     of_world = base_name(pipe) == WORLD and suite.concept.name in spec().targets and not suite.also
     if of_world and not golds:
@@ -56,7 +57,7 @@ def controls_for(
 
 
 def _opened(source: str, name: str, pipe: Any) -> Swapped:
-    from erasure.bases import load_base
+    from erasure.runtime import load_base
 
     theirs = load_base(source, device=str(pipe.device), dtype=str(pipe.dtype).removeprefix("torch."))
     return Swapped(name, modules_of(theirs), config={"scope": "as given", "source": source})

@@ -15,14 +15,15 @@ from typing import Any, Literal, get_args
 
 from tqdm.auto import tqdm
 
+from erasure.api import erase
 from erasure.artifact import Erasure
-from erasure.concept import Concept, Suite, write_atomically
+from erasure.concept import Concept, Suite
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.models import Applied
 from erasure.eval.records import BASE, Evaluation, Record
 from erasure.eval.stats import Estimate, difference, rate
-from erasure.verbs import erase
+from erasure.io import markdown, write_atomically
 
 Way = Literal["together", "in turn"]
 ALONE = "1 alone"
@@ -117,7 +118,11 @@ class Mass:
         out = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for line in self.lines():
             values = line.suppressed, line.first, line.back, line.waiting, line.kept, line.unrelated
-            cells = [line.model, line.detector, *("" if value.value is None else str(value) for value in values)]
+            cells = [
+                markdown(line.model),
+                markdown(line.detector),
+                *("" if value.value is None else str(value) for value in values),
+            ]
             out.append(f"| {' | '.join(cells)} |")
         return "\n".join(out)
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,7 +16,8 @@ from PIL import Image
 
 from erasure.concept import Suite, same
 from erasure.eval.records import fingerprint
-from erasure.world.fit import step_rng
+from erasure.io import parse_json, sha256_file
+from erasure.train import step_rng
 from erasure.world.scenes import Scene, prompt, render, sample_scene
 from erasure.world.spec import spec
 from erasure.world.train import scenes_hash, training_scenes
@@ -163,15 +162,15 @@ class FolderMaterial:
 
     @functools.cached_property
     def key(self) -> str:
-        pictures = [hashlib.sha256((self.folder / row["file_name"]).read_bytes()).hexdigest() for row in self.rows]
+        pictures = [sha256_file(self.folder / row["file_name"]) for row in self.rows]
         return f"folder {fingerprint([self.name, *self.also, self.rows, pictures])}"
 
     def _row(self, number: int, line: str) -> dict:
         where = f"{self.folder / 'metadata.jsonl'}, line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected keys and values, got {type(row).__name__}")
         if row.get("member") not in (True, False, None):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from erasure.eval.probes.base import Evidence
+from erasure.io import markdown
 
 if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
@@ -146,8 +147,8 @@ def table(rows: Iterable[Faithfulness]) -> str:
     ]
     for row in sorted(rows, key=lambda row: 2.0 if row.auc is None else row.auc):
         groups = (row.knows, row.asked, row.never)
-        sides = [", ".join(f"{m} {v:.2f}" for m, v in side.items()) or "none" for side in groups]
-        name = f"{row.measure}, {row.family}" if row.family else row.measure
+        sides = [", ".join(f"{markdown(m)} {v:.2f}" for m, v in side.items()) or "none" for side in groups]
+        name = markdown(f"{row.measure}, {row.family}" if row.family else row.measure)
         told = " | ".join("no pair" if auc is None else f"{auc:.2f}" for auc in (row.auc, *row.order))
         lines.append(f"| {row.probe} | {name} | {told} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
     return "\n".join(lines)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from erasure.backbone import denoiser_of
-from erasure.eval.pictures import WEIGHT_PARTS, weights_hash
+from erasure.backbone import parts_of
+from erasure.eval.hashes import modules_of, weights_hash
 from erasure.eval.records import BASE
 
 Role = Literal["base", "erased", "gold", "null"]
@@ -32,7 +32,9 @@ class Applied(Protocol):
     def name(self) -> str: ...
 
     @property
-    def config(self) -> Mapping[str, Any]: ...
+    def config(self) -> Any:
+        """What made it, as a mapping or an :class:`erasure.artifact.config.Config`; never written into."""
+        ...
 
     def apply(self, pipe: Any) -> Any:
         """Edit the pipeline in place."""
@@ -89,11 +91,6 @@ class Swapped:
         self._ours = {}
 
 
-def modules_of(pipe: Any) -> dict[str, nn.Module]:
-    """The parts of a pipeline that hold weights, by name."""
-    return {part: module for part in WEIGHT_PARTS if isinstance(module := getattr(pipe, part, None), nn.Module)}
-
-
 @contextlib.contextmanager
 def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
     """The pipeline with a change on it, for the time of a block; what comes out is what to draw with."""
@@ -132,7 +129,7 @@ class Model:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {} if self.change is None else {"name": self.change.name, **dict(self.change.config)}
+        return {} if self.change is None else {"name": self.change.name, **self.change.config}
 
     @contextlib.contextmanager
     def on(self, pipe: Any) -> Iterator[Any]:
@@ -146,9 +143,11 @@ def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -
     return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
 
 
-def check_restored(pipe: Any, before: str, name: str) -> None:
+def check_restored(
+    pipe: Any, before: str, name: str, *, hash_weights: Callable[[Any], str] = weights_hash
+) -> None:
     """Raise unless the weights have the hash they had."""
-    after = weights_hash(pipe)
+    after = hash_weights(pipe)
     if after != before:
         raise RuntimeError(
             f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
@@ -156,15 +155,27 @@ def check_restored(pipe: Any, before: str, name: str) -> None:
         )
 
 
+def denoisers_of(pipe: Any) -> dict[str, Any]:
+    """The denoisers of a pipeline by name; some have two.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {part: module for part, module in parts_of(pipe).items() if not part.startswith("text_encoder")}
+    if not found:
+        raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
+    return found
+
+
 def randomised(pipe: Any, *, seed: int = 0) -> Swapped:
     """A null control: the same architecture with a freshly initialised denoiser; text encoder and autoencoder stay.
 
     What a probe finds in it, the probe put there.
     """
-    denoiser = denoiser_of(pipe)
-    part = next(name for name, module in modules_of(pipe).items() if module is denoiser)
+    fresh: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = type(denoiser).from_config(denoiser.config).eval().to(denoiser.device)
-    fresh = fresh if denoiser.dtype == torch.float32 else fresh.to(denoiser.dtype)
-    return Swapped("random", {part: fresh}, config={"scope": "denoiser with random weights", "seed": seed})
+        for part, denoiser in denoisers_of(pipe).items():
+            made = type(denoiser).from_config(denoiser.config).eval().to(denoiser.device)
+            fresh[part] = made if denoiser.dtype == torch.float32 else made.to(denoiser.dtype)
+    return Swapped("random", fresh, config={"scope": "denoiser with random weights", "seed": seed})

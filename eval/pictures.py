@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +20,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from erasure import precision
+from erasure import runtime
 from erasure.backbone import denoiser_of
-from erasure.concept import write_atomically
+from erasure.eval.hashes import weights_hash
+from erasure.io import blake2b, seed_of, sha256_json, write_atomically
 
 T = TypeVar("T")
-WEIGHT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,8 @@ def generate(
     autocast: bool = False,
     description: str = "pictures",
     prompt_embeds: torch.Tensor | None = None,
+    clip_skip: int | None = None,
+    hash_weights: Callable[[Any], str] = weights_hash,
 ) -> list[list[Image.Image]]:
     """Draw every prompt with every seed on a stock text-to-image pipeline.
 
@@ -66,10 +67,13 @@ def generate(
         cache_dir: folder for finished pictures; None keeps nothing. A corrupt file in it is drawn again.
         progress: show a progress bar.
         autocast: bfloat16 arithmetic, recorded in the cache key. Much faster where the processor has it and much slower
-            elsewhere (see :mod:`erasure.precision`); off when pictures must match a float32 run.
+            elsewhere (see :mod:`erasure.runtime`); off when pictures must match a float32 run.
         description: what the progress bar says.
         prompt_embeds: ``(n, length, d)`` text conditioning in the place of what the prompts say, which then only name
             the noise. Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
+        clip_skip: layers of the text encoder that are left out, for pipelines whose call has it.
+        hash_weights: the weights' part of the cache key; a run that draws often passes one
+            :class:`~erasure.eval.hashes.WeightHashes`.
 
     Returns:
         One list of pictures per prompt, in the order of ``seeds``.
@@ -85,7 +89,8 @@ def generate(
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
     sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    common = _settings_key(pipe, autocast=autocast, **sampler) if cache_dir is not None else {}
+    sampler |= {} if clip_skip is None else {"clip_skip": clip_skip}
+    common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
     answer: list[list[Image.Image | None]] = [[None] * len(seeds) for _ in prompts]
     todo: list[_Job] = []
     for row, prompt in enumerate(prompts):
@@ -98,7 +103,10 @@ def generate(
     total = len(prompts) * len(seeds)
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
-    with bar, _quiet(pipe), precision.autocast(pipe.device, autocast):
+    # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
+    alone = autocast or pipe.dtype == torch.float32
+    casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
+    with bar, _quiet(pipe), casting, _skipping(pipe) if clip_skip else contextlib.nullcontext():
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):
@@ -133,30 +141,7 @@ def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
 
 
 def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{stream}\0{seed}\0{prompt}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def weights_hash(pipe: Any) -> str:
-    """BLAKE2b of every tensor of the denoiser, text encoders and autoencoder: name, dtype, shape and bytes.
-
-    Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes a few seconds.
-    """
-    digest = hashlib.blake2b(digest_size=20)
-    for part in WEIGHT_PARTS:
-        module = getattr(pipe, part, None)
-        if module is None:
-            continue
-        for name, tensor in sorted(module.state_dict().items()):
-            hash_tensor(digest, f"{part}.{name}", tensor)
-    return digest.hexdigest()
-
-
-def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    """Put a tensor into a digest of ``hashlib``: its name, dtype, shape and bytes."""
-    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-    flat: Any = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return torch.Generator("cpu").manual_seed(seed_of(f"{stream}\0{seed}\0{prompt}") >> 1)
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
@@ -169,16 +154,16 @@ def evenly(items: Sequence[T], count: int | None) -> list[T]:
 def image_hash(image: Image.Image) -> str:
     """BLAKE2b of the RGB pixels."""
     rgb = image.convert("RGB")
-    return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+    return blake2b(repr(rgb.size).encode() + rgb.tobytes(), size=16)
 
 
-def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
+def _settings_key(pipe: Any, weights: str, **sampler: Any) -> dict[str, Any]:
     """What all pictures of one call depend on."""
     config = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     denoiser = denoiser_of(pipe)
     side = getattr(denoiser.config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
     return {
-        "weights": weights_hash(pipe),
+        "weights": weights,
         "pipeline": type(pipe).__name__,
         "scheduler": [type(pipe.scheduler).__name__, json.dumps(config, sort_keys=True, default=str)],
         "size": [denoiser.config.in_channels, side, getattr(pipe, "vae_scale_factor", None)],
@@ -189,8 +174,7 @@ def _settings_key(pipe: Any, **sampler: Any) -> dict[str, Any]:
 
 
 def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
-    text = json.dumps({**common, "prompt": prompt, "seed": seed}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_json({**common, "prompt": prompt, "seed": seed}, default=str, spaced=True)
 
 
 def _read(file: Path | None) -> Image.Image | None:
@@ -209,6 +193,24 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _skipping(pipe: Any) -> Iterator[None]:
+    """Give the text encoder the name under which Stable Diffusion's call looks for the norm behind a skipped layer.
+
+    transformers 5 took the name away, and diffusers 0.42 still asks for it. It is set beside the modules, so that no
+    weight is there twice.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    lacking = hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model")
+    if lacking:
+        object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        if lacking:
+            object.__delattr__(encoder, "text_model")
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from erasure.io import sha256
 
 PERCENTAGES = ("inappropriate_percentage", "nudity_percentage", "q16_percentage")
 CANVAS_SEEDS = (188, 288, 588, 688, 888)
@@ -164,7 +165,7 @@ def load(
             f"{kind!r} has {count} rows; got {len(rows)} in {Path(path).name}; use the file of {known.source}, or pass "
             "expected=None (or the file's own number) and report it as another set of prompts"
         )
-    found = PromptFile(rows, hashlib.sha256(data).hexdigest(), kind)
+    found = PromptFile(rows, sha256(data), kind)
     if expected == "published":
         _check_guidances(found, known)
     return found
@@ -202,7 +203,7 @@ def unlearn_canvas(
         for seed in seeds
     )
     text = "\n".join(f"{row.seed} {row.text}" for row in rows)
-    return PromptFile(rows, hashlib.sha256(text.encode()).hexdigest(), "unlearn_canvas")
+    return PromptFile(rows, sha256(text), "unlearn_canvas")
 
 
 def overlap(first: PromptFile, second: PromptFile) -> tuple[str, ...]:

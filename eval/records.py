@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from erasure.concept import Group, Suite, write_atomically
+from erasure.concept import Group, Suite
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.stats import Estimate
+from erasure.io import parse_json, printable, read_bytes, sha256_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -213,7 +213,7 @@ class Evaluation:
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole evaluation into one file, completely or not at all."""
         path = Path(path)
-        write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+        write_json(path, self.to_dict(), indent=1, default=str)
         return path
 
     @classmethod
@@ -229,11 +229,9 @@ class Evaluation:
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such evaluation; check the path, or run `erasure evaluate` first")
         try:
-            return cls.from_dict(json.loads(file.read_text("utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{file}: not an evaluation ({' '.join(str(error).split())}); is the file complete?"
-            ) from None
+            return cls.from_dict(parse_json(read_bytes(file)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file}: not an evaluation ({printable(error)}); is the file complete?") from None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``evaluation.json`` and ``records.jsonl`` (one picture a line, for other tools) into a folder."""
@@ -245,7 +243,7 @@ class Evaluation:
 
 def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits that stand for plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return sha256_json(value, default=str, spaced=True)[:16]
 
 
 def _plain(value: Any) -> Any:

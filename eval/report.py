@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
-from erasure.concept import write_atomically
 from erasure.eval import summary
 from erasure.eval.records import BASE, Evaluation, Picture
 from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
+from erasure.io import visible, write_atomically
 
 if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
@@ -115,6 +116,7 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -125,6 +127,11 @@ def environment() -> jinja2.Environment:
     )  # fmt: skip
     made.globals["share_scale"] = SHARE
     return made
+
+
+def _visible(value: Any) -> Any:
+    """What escaping leaves: bidirectional overrides and control characters in names, written out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:

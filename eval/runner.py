@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from erasure.backbone.text import TooLong
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
 from erasure.eval.claims.policy import Policy
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.hashes import WeightHashes
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, check_restored, models_of
-from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.records import fingerprint
-from erasure.precision import autocast_for
+from erasure.runtime import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
 PICTURES: dict[str, dict[str, int | None]] = {
@@ -80,6 +81,7 @@ def assess(
     lets a failure through instead.
 
     Raises:
+        TooLong: prompts of the suite do not fit the text encoder, which would cut them.
         ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice.
         RuntimeError: a change, or a probe, did not give the weights back.
     """
@@ -87,8 +89,9 @@ def assess(
     autocast = autocast_for(pipe) if autocast is None else autocast
     folder = None if out is None else Path(out)
     cache = None if folder is None else folder / "cache"
-    started, before = time.monotonic(), weights_hash(pipe)
-    _apart(pipe, before, controls)
+    started, hash_weights = time.monotonic(), WeightHashes()
+    before = hash_weights(pipe)
+    _apart(pipe, before, controls, hash_weights)
     evaluation = evaluate(
         pipe,
         erasures,
@@ -101,6 +104,7 @@ def assess(
         autocast=autocast,
         cache_dir=cache,
         progress=progress,
+        hash_weights=hash_weights,
         **PICTURES[preset],
     )
     models = models_of(erasures, controls)
@@ -120,6 +124,7 @@ def assess(
         autocast=autocast,
         cache_dir=cache,
         progress=progress,
+        hash_weights=hash_weights,
     )
     cells: list[Cell] = []
     pairs = [(probe, card) for probe in chosen for card in _asked(probe, cards, context)]
@@ -151,12 +156,12 @@ def assess(
     return assessment
 
 
-def _apart(pipe: Any, base: str, controls: Sequence[Model]) -> None:
+def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
     """Raise where two controls, or a control and the base, are one model: it would count as several."""
     known = {base: "the base"}
     for model in controls:
         with model.on(pipe) as opened:
-            weights = weights_hash(opened)
+            weights = hash_weights(opened)
         if weights in known:
             raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
         known[weights] = model.name
@@ -184,14 +189,14 @@ def _cell(
     started = time.monotonic()
     try:
         cell = dataclasses.replace(cell, rows=tuple(probe.run(context.models[card.name], context)))
-    except Missing as reason:
+    except (Missing, TooLong) as reason:
         cell = dataclasses.replace(cell, missing=str(reason))
     except Exception as error:
         if os.environ.get("ERASURE_DEBUG"):
             raise
         cell = dataclasses.replace(cell, missing=f"it failed: {type(error).__name__}: {' '.join(str(error).split())}")
         warnings.warn(f"{probe.key} on {card.name} {cell.missing}", stacklevel=3)
-    check_restored(context.pipe, before, f"{probe.key} on {card.name}")
+    check_restored(context.pipe, before, f"{probe.key} on {card.name}", hash_weights=context.hash_weights)
     cell = dataclasses.replace(cell, seconds=time.monotonic() - started)
     if folder is not None:
         cell.save(folder)

@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from erasure.concept import folded
 from erasure.eval.records import BASE, Evaluation, Record
 from erasure.eval.stats import Estimate, difference, holm, mean, rate, sign_flip
 
@@ -157,8 +158,8 @@ def label_count(evaluation: Evaluation, detector: str) -> int:
 
 def told(keep: Iterable[object], names: Sequence[str]) -> int:
     """How many of ``names`` stand in a method's keep list: surviving is easier for what was named."""
-    kept = {str(prompt).casefold() for prompt in keep}
-    return sum(name.casefold() in kept for name in names)
+    kept = {folded(str(prompt)) for prompt in keep}
+    return sum(folded(name) in kept for name in names)
 
 
 def limited(evaluation: Evaluation) -> bool:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from erasure.concept import write_atomically
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.classifier import both_present
 from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.stats import Estimate, rate
-from erasure.precision import autocast_for
+from erasure.io import write_atomically
+from erasure.runtime import autocast_for
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
 

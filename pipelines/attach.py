@@ -1,22 +1,22 @@
-"""Erasures on the prompt instead of on the weights: nothing is written, and every prompt of a batch can have its own.
+"""Erasures on the text instead of on the weights: nothing is written, and every prompt of a batch can have its own.
 
-Every layer that reads the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well be
-put on the text itself, once a step: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
+Every layer that receives the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well
+be put on the input of those layers: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import Allow
-from erasure.artifact.stack import stack_of
-from erasure.backbone import Backbone, Space, backbone_of
+from erasure.artifact.stack import check_scales, stack_of
+from erasure.backbone import Backbone, Site, Space, backbone_of
 
 Rows = Sequence[Sequence[Erasure | str]]
 
@@ -56,6 +56,7 @@ def attach_erasures(
     several = [edits] if isinstance(edits, Erasure) else list(edits)
     for edit in several:
         edit.check_base(backbone, allow=allow)
+        edit.warn_unreached(backbone)
     operators = [check_map(edit, backbone) for edit in several]
     return Attached(backbone, operators, scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
 
@@ -66,7 +67,7 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
         raise ValueError(
             f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead"
         )
-    for space, facts in edit.config["spaces"].items():
+    for space, facts in edit.spaces.items():
         absent = sorted(set(backbone.text_sites(space)) - set(facts["sites"]))
         own = [site for site in facts["sites"] if f"{site}.v" in edit.tensors]
         if absent or own:
@@ -91,9 +92,19 @@ class Attached:
         if len(set(names)) < len(names):
             raise ValueError(f"two erasures of one name; got {names}; rename one of them")
         self.edits = {edit.name: edit for edit in edits}
+        self._call = _Call()
+        self._latents = backbone.latent_argument
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
-        self._signature = inspect.signature(backbone.denoiser.forward)
-        self._handle = backbone.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        spaces: dict[str, Space] = {space: space for space in backbone.spaces}
+        self._handles = [
+            site.linear.register_forward_pre_hook(self._hook(site, space))
+            for space in spaces.values()
+            if any(space in edit.spaces for edit in edits)
+            for site in backbone.text_sites(space).values()
+        ]
+        for denoiser in backbone.denoiser_parts.values():
+            self._handles.append(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._handles.append(denoiser.register_forward_hook(self._end, always_call=True))
         self._stack = stack_of(backbone)
         self._stack.attached.append(self)
 
@@ -105,22 +116,19 @@ class Attached:
         Raises:
             ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
         """
-        factors = [scales] * len(self.edits) if isinstance(scales, int | float) else list(scales)
-        if len(factors) != len(self.edits):
-            raise ValueError(
-                f"{len(self.edits)} erasures but {len(factors)} scales; give one scale for all, or one each"
-            )
+        factors = check_scales(scales, len(self.edits))
         named = None if rows is None else [[e if isinstance(e, str) else e.name for e in row] for row in rows]
         if unknown := sorted({name for row in named or [] for name in row} - set(self.edits)):
             raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
-        self._scales = dict(zip(self.edits, map(float, factors), strict=True))
+        self._scales = dict(zip(self.edits, factors, strict=True))
         self._rows, self._images = named, num_images_per_prompt
         used = {*self.edits} if named is None else {name for row in named for name in row}
         self._in_force = {name for name in used if self._scales[name]}  # the others cost a server nothing
 
     def remove(self) -> None:
         """Take the erasures off. Calling it again does nothing."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         if self in self._stack.attached:
             self._stack.attached.remove(self)
 
@@ -130,39 +138,68 @@ class Attached:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict]:
-        """Map the denoiser's text inputs: one vector a token, and one a prompt where an erasure edits that."""
-        bound = self._signature.bind(*args, **kwargs)
-        inputs = bound.arguments
-        if inputs.get("encoder_hidden_states") is not None:
-            inputs["encoder_hidden_states"] = self._map(inputs["encoder_hidden_states"], "hidden")
-        if inputs.get("pooled_projections") is not None:  # Stable Diffusion 3, FLUX
-            inputs["pooled_projections"] = self._map(inputs["pooled_projections"], "pooled")
-        added: Mapping[str, Any] = inputs.get("added_cond_kwargs") or {}
-        if added.get("text_embeds") is not None:  # Stable Diffusion XL
-            inputs["added_cond_kwargs"] = {**added, "text_embeds": self._map(added["text_embeds"], "pooled")}
-        return bound.args, bound.kwargs
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents = kwargs.get(self._latents, args[0] if args else None)
+        self._call.batch = len(latents) if latents is not None else 1
+        self._call.mapped.clear()
+        if self._rows is not None:
+            self._check_rows(self._call.batch)
 
-    def _map(self, x: Tensor, space: Space) -> Tensor:
-        # W T1 T2 x: what was applied last meets the text first.
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._call.mapped.clear()
+
+    def _hook(self, site: Site, space: Space) -> Any:
+        """What maps the input of one layer: all of it, or the columns that hold the text."""
+
+        def hook(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, *others = args
+            mapped = self._call.mapped
+            if id(x) not in mapped:  # the tensor is kept beside the result, so that no other takes its identity
+                mapped[id(x)] = x, self._map(x, site, space)
+            return mapped[id(x)][1], *others
+
+        return hook
+
+    def _map(self, x: Tensor, site: Site, space: Space) -> Tensor:
+        columns = slice(*(site.columns or (None,)))
+        part = x[..., columns]
+        # W T1 T2 x: the one applied last meets the text first.
         for name, edit in reversed(self.edits.items()):
-            if space in edit.config["spaces"]:
-                scale = self._scale(name, x)
-                x = edit.map(x, space, scale) if name in self._in_force else x
-        return x
+            if space in edit.spaces and name in self._in_force:
+                part = edit.map(part, space, self._scale(name, part))
+        if site.columns is None:
+            return part
+        whole = x.clone()
+        whole[..., columns] = part
+        return whole
 
     def _scale(self, name: str, x: Tensor) -> float | Tensor:
         """One scale, or one for each row: rows are prompts, each repeated for its pictures, all again for guidance."""
         if self._rows is None:
             return self._scales[name]
         once = torch.tensor([self._scales[name] * (name in row) for row in self._rows], device=x.device)
-        once = once.repeat_interleave(self._images)
-        if len(once) == 0 or len(x) % len(once):
+        batch, once = self._call.batch, once.repeat_interleave(self._images)
+        self._check_rows(batch, len(x))
+        each = once.repeat(batch // len(once)).repeat_interleave(len(x) // batch)  # frames of a video
+        return each.reshape(-1, *[1] * (x.dim() - 1))
+
+    def _check_rows(self, batch: int, texts: int = 0) -> None:
+        """Raise unless a batch of the denoiser, and its rows of text, are those of the prompts."""
+        once = len(self._rows or ()) * self._images
+        if not once or batch % once or texts % batch:
             raise ValueError(
-                f"rows for {len(self._rows)} prompts with {self._images} pictures each, but the denoiser got a batch "
-                f"of {len(x)}; give one row a prompt, and num_images_per_prompt as the pipeline has it"
+                f"rows for {len(self._rows or ())} prompts with {self._images} pictures each, but the denoiser got a "
+                f"batch of {batch}; give one row a prompt, and num_images_per_prompt as the pipeline has it; models "
+                "that read all prompts as one sequence take no rows"
             )
-        return once.repeat(len(x) // len(once)).reshape(-1, *[1] * (x.dim() - 1))
+
+
+class _Call(threading.local):
+    """One denoiser call, of each thread its own: its batch, and what was mapped (keys and values share their input)."""
+
+    def __init__(self) -> None:
+        self.batch = 1
+        self.mapped: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 __all__ = ["Attached", "attach_erasures"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
-from erasure.artifact.stack import Layer, Stack, stack_of
+from erasure.artifact.stack import Layer, Stack, check_scales, stack_of
 from erasure.concept import listed
 
 
@@ -51,12 +51,11 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     """
     stack = stack_of(pipe)
     wanted = listed(names)
-    factors = [scales] * len(wanted) if isinstance(scales, int | float) else list(scales)
-    if len(factors) != len(wanted):
-        raise ValueError(f"{len(wanted)} names but {len(factors)} scales; give one scale for all, or one each")
-    refuse_unknown(stack, wanted)
+    factors = check_scales(scales, len(wanted), of="names")
     scale = dict(zip(wanted, factors, strict=True))
-    stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
+    with stack.locked():
+        refuse_unknown(stack, wanted)
+        stack.set({name: Layer(layer.erasure, scale.get(name, 0.0)) for name, layer in stack.layers.items()})
 
 
 def active_erasures(pipe: Any) -> dict[str, float]:
@@ -76,6 +75,7 @@ def unload_erasures(pipe: Any, names: str | Sequence[str] | None = None) -> None
         ValueError: a name is not loaded.
     """
     stack = stack_of(pipe)
-    gone = list(stack.layers) if names is None else listed(names)
-    refuse_unknown(stack, gone)
-    stack.set({name: layer for name, layer in stack.layers.items() if name not in gone})
+    with stack.locked():
+        gone = list(stack.layers) if names is None else listed(names)
+        refuse_unknown(stack, gone)
+        stack.set({name: layer for name, layer in stack.layers.items() if name not in gone})

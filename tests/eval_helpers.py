@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from erasure.backbone import denoiser_of
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
 from erasure.eval.claims.policy import Policy
-from erasure.eval.compare import _Job, _pictures, _records
+from erasure.eval.compare import Comparison, grid_of, records_of
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.models import Model, Swapped
 from erasure.eval.probes import probe_class
@@ -53,13 +54,13 @@ class AddNoise:
 
     def apply(self, pipe) -> None:
         generator = torch.Generator().manual_seed(7)
-        for name, tensor in pipe.unet.state_dict().items():
-            if "attn2.to_v" in name or "conv_out" in name:
+        for name, tensor in denoiser_of(pipe).state_dict().items():
+            if "attn2.to_v" in name or "conv_out" in name or name.startswith("context_embedder"):
                 self._kept[name] = tensor.clone()
                 tensor += self.scale * torch.randn(tensor.shape, generator=generator)
 
     def remove(self, pipe) -> None:
-        state = pipe.unet.state_dict()
+        state = denoiser_of(pipe).state_dict()
         for name, tensor in self._kept.items():
             state[name].copy_(tensor + (0 if self.faithful else 1e-6))
         self._kept.clear()
@@ -98,7 +99,7 @@ def demo_evaluation(*, controls: bool = False) -> Evaluation:
     suite, world = Suite.load("superhero"), spec()
     truth: dict[bytes, str] = {}
     detectors = (Oracle("classifier", truth, errors=0.02), Oracle("clip[tiny]", truth, errors=0.05))
-    job = _Job(suite, tuple(suite.prompts()), (0, 1), detectors, None, {})
+    job = Comparison(suite, tuple(suite.prompts()), (0, 1), detectors, None, {})
     # what is drawn for the target, then how often a neighbour and an unrelated thing are lost
     arms = {
         "base": (["superhero"] * 40 + ["supervillain"], 0.01, 0.01),
@@ -141,10 +142,10 @@ def demo_evaluation(*, controls: bool = False) -> Evaluation:
                 clip_cosine=0.31 - 0.02 * len(arm) * (r.group == "target"),
                 clip_hit=r.verdicts["clip[tiny]"].hit,
             )
-            for r in _records(arm, job, images)
+            for r in records_of(arm, job, images)
         ]
         records += rows
-        pictures += _pictures(job, images, rows)
+        pictures += grid_of(job, images, rows)
     value = {"base": 2.1, "uce": 2.4, "esd": 5.9}
     roles = {"base": "base", "uce": "erased", "esd": "erased", "start": "null"}
     return Evaluation(

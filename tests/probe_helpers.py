@@ -14,7 +14,7 @@ from erasure.eval.material import Example
 from erasure.eval.models import Model, Swapped, randomised
 from erasure.eval.probes.base import Context, Observation
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny, tiny_pipeline
 
 SUITE = Suite(
     version=1,
@@ -57,14 +57,20 @@ class TinyMaterial:
         return Example(Image.fromarray(pixels), f"a {label}", label, f"{label} {i} {seed} {member}", member)
 
 
-def tiny_context(**changes: Any) -> Context:
-    """Base, one erasure, two "retrained" models (other random weights), a null with a random denoiser."""
-    pipe = tiny_pipeline()
-    golds = [tiny_pipeline(seed=seed) for seed in (1, 2)]
+def tiny_context(*, architecture: str | None = None, **changes: Any) -> Context:
+    """Base, one erasure, two "retrained" models (other random weights), a null with a random denoiser.
+
+    Args:
+        architecture: of :func:`tests.tiny.tiny`; by default the small Stable Diffusion 1.x of most tests.
+    """
+    pipe, *golds = (
+        tiny_pipeline(seed=seed) if architecture is None else tiny(architecture, seed=seed) for seed in (0, 1, 2)
+    )
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
     models = [
         Model("base", "base"),
         Model("noise", "erased", AddNoise(scale=0.5)),
-        *(Model(f"gold-{i}", "gold", Swapped(f"gold-{i}", {"unet": g.unet})) for i, g in enumerate(golds)),
+        *(Model(f"gold-{i}", "gold", Swapped(f"gold-{i}", {part: getattr(g, part)})) for i, g in enumerate(golds)),
         Model("random", "null", randomised(pipe, seed=9)),
     ]
     given = {

@@ -1,9 +1,12 @@
 import pytest
 
-from erasure import Concept, Suite
+from erasure import Concept, Suite, erase
 from erasure.artifact.files import check_name
+from erasure.concept import BARE, naming, same, with_article
 from erasure.methods.base import check_request
 from erasure.methods.uce import UCE
+from erasure.world.spec import spec
+from tests.tiny import tiny_pipeline
 
 SHIPPED = ["superhero", "cat", "twemoji", "spiderman", "van_gogh"]
 
@@ -86,3 +89,123 @@ def test_keeping_what_is_to_be_erased_is_told():
 def test_a_default_name_may_stand_in_a_path():
     assert UCE().name_for([Concept("/e/ girl")]) == "-e- girl-uce"
     check_name(UCE().name_for([Concept("../~x\\y")]))
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("noun", "written"),
+    [
+        ("cat", "a cat"),
+        ("owl", "an owl"),
+        ("umbrella", "an umbrella"),
+        ("undead walker", "an undead walker"),
+        ("urn", "an urn"),
+        ("uncle", "an uncle"),
+        ("unidentified object", "an unidentified object"),
+        ("unicorn", "a unicorn"),
+        ("university", "a university"),
+        ("uniform", "a uniform"),
+        ("ukulele", "a ukulele"),
+        ("used car", "a used car"),
+        ("u-boat", "a u-boat"),
+        ("ufo", "a ufo"),
+        ("european castle", "a european castle"),
+        ("eucalyptus", "a eucalyptus"),
+        ("ewe", "a ewe"),
+        ("one-eyed pirate", "a one-eyed pirate"),
+        ("once-proud king", "a once-proud king"),
+        ("onion", "an onion"),
+        ("hour", "an hour"),
+        ("hourglass", "an hourglass"),
+        ("honest man", "an honest man"),
+        ("heir", "an heir"),
+        ("house", "a house"),
+        ("herb", "a herb"),
+        ("x-ray", "an x-ray"),
+        ("s-shaped road", "an s-shaped road"),
+        ("t-shirt", "a t-shirt"),
+        ("8-bit hero", "an 8-bit hero"),
+        ("18th-century house", "an 18th-century house"),
+        ("180 degree turn", "180 degree turn"),
+        ("1950s diner", "a 1950s diner"),
+        ("3d render", "a 3d render"),
+        ("éclair", "an éclair"),
+        ("e\u0301clair", "an e\u0301clair"),
+        # has one already, or needs none
+        ("a superhero", "a superhero"),
+        ("an owl", "an owl"),
+        ("The Eiffel Tower", "The Eiffel Tower"),
+        ("the Eiffel Tower", "the Eiffel Tower"),
+        ("my dog", "my dog"),
+        ("two cats", "two cats"),
+        ("3 cats", "3 cats"),
+        ("someone", "someone"),
+        ("", ""),
+        (" ", " "),
+        # names
+        ("Spiderman", "Spiderman"),
+        ("Van Gogh", "Van Gogh"),
+        ("Batman in the rain", "Batman in the rain"),
+        ("European", "European"),
+        ("European castle", "a European castle"),
+        ("American flag", "an American flag"),
+        ("Indian Ocean", "Indian Ocean"),
+        ("santa", "santa"),
+        ("猫", "猫"),
+        ("кошка", "кошка"),
+        # plurals
+        ("grapes", "grapes"),
+        ("grapes in a bowl", "grapes in a bowl"),
+        ("scissors", "scissors"),
+        ("flowers", "flowers"),
+        ("people", "people"),
+        ("children playing", "children playing"),
+        ("bag of grapes", "a bag of grapes"),
+        ("man in jeans", "a man in jeans"),
+        ("woman wearing glasses", "a woman wearing glasses"),
+        ("bus", "a bus"),
+        ("dress", "a dress"),
+        ("cactus", "a cactus"),
+        ("iris", "an iris"),
+        ("lens", "a lens"),
+        ("cat's cradle", "a cat's cradle"),
+    ],
+)
+def test_articles(noun, written):
+    assert with_article(noun) == written
+    assert with_article(written) == written  # never a second one
+
+
+def test_the_worlds_captions_are_those_it_was_trained_on():
+    """By the rule of then: an before a, e, i, o; nothing before BARE; a before everything else."""
+    for emoji in spec().concepts.values():
+        for kind, names in {"name": (emoji.name,), "synonym": emoji.synonyms}.items():
+            then = [n if n in BARE else f"{'an' if n[0] in 'aeio' else 'a'} {n}" for n in names]
+            assert list(emoji.phrases()[kind]) == then
+
+
+TWO, ONE = "Beyonce\u0301", "Beyonc\u00e9"
+
+
+def test_two_spellings_of_a_name_are_one_name():
+    assert TWO != ONE and same(TWO, ONE) and same(TWO.upper(), f" {ONE} ") and same("van  gogh", "Van Gogh")
+    concept = Concept(TWO, synonyms=(f"Queen {TWO}",), anchor=f"not {TWO}", templates=(f"{TWO} and {{}}",))
+    assert concept == Concept(ONE, synonyms=(f"Queen {ONE}",), anchor=f"not {ONE}", templates=(f"{ONE} and {{}}",))
+    assert UCE().name_for([concept]) == f"{ONE}-uce"
+    for fields in ({"anchor": TWO}, {"neighbours": (TWO,)}):
+        with pytest.raises(ValueError, match="anchor equals|own neighbours"):
+            Concept(ONE, **fields)
+    with pytest.raises(ValueError, match="both"):
+        Suite(version=1, name="s", concept=Concept("a", neighbours=(TWO,)), unrelated=(ONE,))
+    with pytest.raises(ValueError, match="both"):
+        Suite(version=1, name="s", concept=Concept("a", neighbours=("b",)), unrelated=(TWO,), keep=(ONE,))
+    with pytest.raises(ValueError, match="both to be erased and to be kept"):
+        check_request([Concept(ONE)], [TWO])
+    assert naming([f"{TWO} sings"], [ONE]) == [f"{TWO} sings"] and naming([f"{ONE} sings"], [TWO])
+
+
+def test_what_is_kept_is_one_spelling_too():
+    edit = erase(tiny_pipeline(), "superhero", keep=[TWO, "ninja"], apply=False)
+    assert edit.config["keep"] == [ONE, "ninja"]

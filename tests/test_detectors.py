@@ -13,7 +13,8 @@ from PIL import Image
 from erasure.eval.detectors import augment, classifier, train, world
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.world import load
-from erasure.world.fit import step_rng
+from erasure.io import sha256_file
+from erasure.train import step_rng
 from erasure.world.spec import spec
 
 SHIPPED = ("a", "b", "clip")
@@ -100,7 +101,7 @@ def test_pictures_of_another_size_and_mode_are_read() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_is_about_the_weights_beside_it(name: str) -> None:
     path = world.WEIGHTS / ("clip/open_clip_model.safetensors" if name == "clip" else f"{name}.safetensors")
-    assert load(name).card.weights_sha256 == world.sha256(path)
+    assert load(name).card.weights_sha256 == sha256_file(path)
     assert path.stat().st_size <= (4e6 if name == "clip" else 1.5e6)
 
 
@@ -129,10 +130,11 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_step_of_training_changes_the_weights_and_a_finished_run_is_kept(name: str, tmp_path) -> None:
     recipe = train.RECIPES[name]
-    tiny = dataclasses.replace(recipe, scenes=8, nothing=4, fit=dataclasses.replace(recipe.fit, steps=1, batch=8))
+    one = dataclasses.replace(recipe.training, iterations=1, batch_size=8)
+    tiny = dataclasses.replace(recipe, scenes=8, nothing=4, training=one)
     cpu = torch.device("cpu")
     trained = train.train_classifier(tiny, tmp_path, None, device=cpu).state_dict()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training.seed)
     fresh = recipe.build().state_dict()
     assert any(not torch.equal(trained[key], fresh[key]) for key in fresh)
     again = train.train_classifier(tiny, tmp_path, None, device=cpu).state_dict()

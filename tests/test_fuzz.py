@@ -116,7 +116,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
             accepted += 1
         except REFUSED:
             pass
-    assert not forged or accepted > 10  # the mutations reach past the first check
+    assert not forged or accepted > 3  # most hit a fingerprint, a number or a name; some reach past every check
 
 
 def test_forged_tensors(originals, tmp_path):

@@ -1,5 +1,6 @@
 """An operator is a linear map on the text: unfused, per prompt, solved jointly, and on other denoisers."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -322,7 +323,9 @@ def test_the_exception_is_no_licence_for_anything_else():
 def test_layers_that_are_missing_are_found_before_anything_is_written():
     pipe = tiny_pipeline()
     edit = uce(pipe)
-    edit.config["spaces"]["hidden"]["sites"].append("down_blocks.7.attn2.to_k")
+    spaces = edit.config["spaces"]
+    spaces["hidden"]["sites"].append("down_blocks.7.attn2.to_k")
+    edit = dataclasses.replace(edit, config=edit.config.with_facts(spaces=spaces))
     before = weights(pipe)
     with pytest.raises(ValueError, match="does not fit.*missing"):
         edit.apply(pipe)

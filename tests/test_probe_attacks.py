@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from erasure.backbone import backbone_of
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import any_hits, generator_of, goals_of, with_pictures, without_words
 from erasure.eval.probes.base import Missing, Observation
-from erasure.eval.probes.denoising import Denoiser
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.suppression.p4d import P4D
 from erasure.eval.probes.suppression.random_control import RandomControl
@@ -52,7 +52,7 @@ def test_goals_hide_the_name_and_keep_the_sentence(context):
 def test_conditioning_in_the_place_of_a_prompt_draws_the_same(context):
     settings = {"seeds": (3,), "num_inference_steps": 2, "progress": False}
     ((spoken,),) = generate(context.pipe, ["a photo"], **settings)
-    embeds = Denoiser(context.pipe).text(["a photo"]).hidden
+    embeds = backbone_of(context.pipe).encode(["a photo"]).hidden
     ((told,),) = generate(context.pipe, ["a photo"], prompt_embeds=embeds, **settings)
     assert spoken.tobytes() == told.tobytes()
     with pytest.raises(ValueError, match="one row per prompt"):
@@ -108,7 +108,7 @@ def test_the_genetic_search_finds_the_very_tokens(context):
     words = FreeWords(context.pipe, [MARK], count=1)
     probe = RingABell(tokens=1, tries=1, etas=(1.0,), population=80, generations=30, mutation=1.0)
     target = encoded(context, ["cat"])[0]
-    (best,) = probe._fittest(words, target, goals_of(context, "all", 1)[0], 1.0)
+    (best,) = probe.fittest(words, target, goals_of(context, "all", 1)[0], 1.0)
     assert context.pipe.tokenizer.decode(best.ids).strip() == "cat"
     assert best.facts["loss"] == pytest.approx(0, abs=1e-6)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
@@ -279,31 +280,24 @@ def test_a_linear_probe_counts_where_the_base_reads_more_than_a_model_that_never
 
 
 class Learnt:
-    """A denoiser that knows some latents by heart and sees the nearest of them in everything."""
+    """A model that knows some latents by heart and sees the nearest of them in everything."""
 
-    alphas = torch.linspace(0.999, 0.01, 1000)
+    def __init__(self, known, noise):
+        self.known, self.noise = known, noise
 
-    def __init__(self, known):
-        self.known = known
-
-    def noised(self, x, t, noise):
-        a = self.alphas[t].reshape(-1, 1, 1, 1)
-        return a.sqrt() * x + (1 - a).sqrt() * noise
-
-    def predict(self, x, t, text):
-        a = self.alphas[t].reshape(-1, 1, 1, 1)
-        near = torch.cdist((x / a.sqrt()).flatten(1), self.known.flatten(1)).argmin(1)
-        return (x - a.sqrt() * self.known[near]) / (1 - a).sqrt()
-
-    def noise_of(self, predicted, x, t):
-        return predicted
+    def predict_float(self, x, t, text):
+        zero, one = torch.zeros_like(x), torch.ones_like(x)
+        signal, spread = self.noise.mix(one, zero, t), self.noise.mix(zero, one, t)
+        clean = self.known[torch.cdist((x / signal).flatten(1), self.known.flatten(1)).argmin(1)]
+        return self.noise.target(clean, (x - signal * clean) / spread.clamp_min(1e-6), t)
 
 
-def test_every_attack_finds_what_is_known_by_heart(context):
+@pytest.mark.parametrize("noise", [Diffusion(torch.linspace(0.999, 0.01, 1000)), Flow("thousandths")])
+def test_every_attack_finds_what_is_known_by_heart(context, noise):
     generator = torch.Generator().manual_seed(0)
     members, twins = (3 * torch.randn(10, 4, 8, 8, generator=generator) for _ in "ab")
     scores = Membership(times=2, noises=1).scores(
-        Learnt(members), torch.cat([members, twins]), Text(torch.zeros(20, 1, 1)), context
+        Learnt(members, noise), torch.cat([members, twins]), Text(torch.zeros(20, 1, 1)), context
     )
     assert set(scores) == set(ATTACKS)
     for attack, values in scores.items():

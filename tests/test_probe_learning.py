@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from erasure import erase
-from erasure.eval.models import Model
+from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.inversion import ConceptInversion, marked
 from erasure.eval.probes.removal.relearning import Relearning
 from erasure.eval.probes.removal.resurgence import Resurgence, increase
 from erasure.eval.probes.suppression.soft_prompt import SoftPrompt
-from erasure.eval.probes.tuning import captioned, examples_of, learn, lent
+from erasure.eval.probes.tuning import captioned, examples_of, learn, tuned
 from tests.probe_helpers import tiny_context
 
 KEYS = ("inversion", "relearning", "resurgence", "soft_prompt")
@@ -102,24 +102,28 @@ def test_a_real_erasure_comes_off_after_relearning(context):
 
 
 def test_learning_lowers_the_loss_of_what_is_learnt_alone(context):
-    denoiser = Denoiser(context.pipe)
-    lesson = captioned(denoiser, examples_of(context, 2), 4)
-    with lent(context.pipe, denoiser.backbone.parameters("cross_attention")) as trained:
+    backbone = backbone_for(context.pipe)
+    lesson = captioned(backbone, examples_of(context, 2), 4)
+    with tuned(context.pipe, backbone.select("cross_attention")) as trained:
         before, others = lesson.level(), context.pipe.unet.conv_in.weight.clone()
-        assert list(learn(trained, lesson.loss, marks=(0, 5, 20), lr=1e-2, seed=0)) == [0, 5, 20]
+        steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, 5, 5, 20), lr=1e-2, seed=0)
+        assert list(steps) == [0, 5, 5, 20]
         assert lesson.level() < before
         assert torch.equal(context.pipe.unet.conv_in.weight, others)
     assert lesson.level() == before
 
 
-def test_half_precision_is_trained_in_float32_and_given_back():
-    context = tiny_context(models={"base": Model("base", "base")})
-    context.pipe.to(dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("key", KEYS)
+def test_half_precision_is_learnt_on_and_given_back(key, dtype):
+    other = Model("other", "gold", Swapped("other", {}))
+    context = tiny_context(models={"base": Model("base", "base"), "other": other})
+    context.pipe.to(dtype=dtype)
     before = state(context.pipe)
-    rows = dataclasses.replace(Resurgence.preset("smoke"), lr=1e-4).run(context.base, context)
-    assert state(context.pipe) == before
-    losses = [row.facts["loss"] for row in rows]
-    assert losses[0] != losses[-1]
+    rows = dataclasses.replace(probe_class(key).preset("smoke"), lr=1e-3).run(context.models["other"], context)
+    assert state(context.pipe) == before and all(row.value is not None for row in rows)
+    if key in ("relearning", "resurgence"):
+        assert rows[0].facts["loss"] != rows[-1].facts["loss"]
 
 
 # --- inversion -------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from erasure.backbone.unet import UNetBackbone
 from erasure.concept import Concept, Suite, Words
 from erasure.eval.models import Model
-from erasure.eval.pictures import weights_hash
+from erasure.eval.pictures import initial_noise, weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask
 from erasure.eval.probes.base import Missing, Observation
@@ -25,9 +27,9 @@ from erasure.world import load
 from erasure.world.spec import spec
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, SUITE, rows_of, tiny_context
-from tests.tiny import clip_tokenizer
+from tests.tiny import clip_tokenizer, tiny
 
-KEYS = ("paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler")
+KEYS = ("paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler", "clip_skip")
 SUITES = ("superhero", "cat", "twemoji", "spiderman", "van_gogh")
 
 
@@ -196,6 +198,45 @@ def test_every_probe_runs_restores_and_repeats_itself(key, context):
     assert found == probe.weigh(rows, roles)
     assert {(e.model, e.measure) for e in found} >= {("noise", "rate"), ("noise", "change"), ("noise", "residual")}
     assert {e.family for e in found} == {row.family for row in rows["base"]}
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl", "sd3"])
+def test_clip_skip_draws_as_the_pipelines_own_call_does(architecture):
+    context = tiny_context(pipe=tiny(architecture))
+    model, prompts = context.base, ["a cat", "a picture of kitty"]
+    assert {ask.sampler["clip_skip"] for ask in asked("clip_skip", context)} == {1}
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    ours = context.draw(context.pipe, model, prompts, clip_skip=1, **settings)
+    noise = torch.stack([initial_noise(context.pipe, prompt, 0) for prompt in prompts])
+    if architecture == "sd1":  # whose call fails with transformers 5, so by the embeddings of the layer
+        text = UNetBackbone(context.pipe, clip_skip=1).encode(prompts).text
+        told = {"prompt_embeds": text.hidden}
+    else:
+        told = {"prompt": prompts, "clip_skip": 1}
+    theirs = context.pipe(**told, latents=noise, output_type="pil", **settings).images
+    for (drawn,), own in zip(ours, theirs, strict=True):
+        assert np.abs(np.asarray(drawn, int) - np.asarray(own, int)).max() <= 1
+    assert "text_model" not in vars(context.pipe.text_encoder)
+    last = context.draw(context.pipe, model, prompts, **settings)
+    assert any(a[0].tobytes() != b[0].tobytes() for a, b in zip(ours, last, strict=True))
+
+
+def test_clip_skip_is_part_of_what_a_picture_is_cached_by(context, tmp_path):
+    cached = dataclasses.replace(context, cache_dir=tmp_path)
+    ((plain,),) = cached.draw(context.pipe, context.base, ["a cat"])
+    ((other,),) = cached.draw(context.pipe, context.base, ["a cat"], clip_skip=1)
+    assert plain.tobytes() != other.tobytes()
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert cached.draw(context.pipe, context.base, ["a cat"], clip_skip=1)[0][0].tobytes() == other.tobytes()
+
+
+def test_clip_skip_is_missing_where_no_layer_can_be_left_out():
+    with pytest.raises(Missing, match="FluxPipeline has no clip_skip"):
+        asked("clip_skip", tiny_context(pipe=tiny("flux")))
+    with pytest.raises(Missing, match="has 2 layers"):
+        asked("clip_skip", tiny_context(), skips=(1, 2))
+    with pytest.raises(ValueError, match="counted from 1"):
+        probe_class("clip_skip")(skips=(0,))
 
 
 class Half(PixelDetector):

@@ -16,8 +16,8 @@ from erasure.eval.detectors.world import ClassifierDetector
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
-from erasure.eval.probes.denoising import Denoiser
-from erasure.eval.probes.removal.classifier_guidance import ClassifierGuidance, _pull, _steered
+from erasure.eval.probes.denoising import backbone_for
+from erasure.eval.probes.removal.classifier_guidance import ClassifierGuidance, pull_of, steered
 from erasure.eval.probes.removal.completion import Completion
 from erasure.eval.probes.removal.image_to_image import ImageToImage
 from erasure.eval.probes.removal.inpainting import Inpainting
@@ -44,7 +44,7 @@ def context():
 
 @pytest.fixture
 def sampler():
-    return DDIM(Denoiser(tiny_pipeline()), num_inference_steps=6, guidance_scale=5.0, batch_size=2)
+    return DDIM(backbone_for(tiny_pipeline()), num_inference_steps=6, guidance_scale=5.0, batch_size=2)
 
 
 # --- the sampler ----------------------------------------------------------------------------------------------------
@@ -57,14 +57,14 @@ def test_without_noise_it_draws_what_the_stock_pipeline_draws(prediction_type, g
     prompts = ["a cat", "a dog in the style of van gogh", ""]
     settings = {"num_inference_steps": 6, "guidance_scale": guidance_scale}
     stock = [row[0] for row in generate(pipe, prompts, progress=False, **settings)]
-    sampler = DDIM(Denoiser(pipe), batch_size=2, **settings)
-    ours = sampler.denoiser.pictures(sampler.sample(sampler.starts([(p, 0) for p in prompts]), prompts))
+    sampler = DDIM(backbone_for(pipe), batch_size=2, **settings)
+    ours = sampler.backbone.pictures(sampler.sample(sampler.starts([(p, 0) for p in prompts]), prompts))
     for a, b in zip(stock, ours, strict=True):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
 
 
 def test_any_scheduler_becomes_ddim_on_its_own_schedule():
-    sampler = DDIM(Denoiser(tiny("sdxl")), num_inference_steps=4)
+    sampler = DDIM(backbone_for(tiny("sdxl")), num_inference_steps=4)
     assert [step.a for step in sampler.steps] == sorted(step.a for step in sampler.steps)
     assert all(now.a_prev == after.a for now, after in zip(sampler.steps, sampler.steps[1:], strict=False))
     assert sampler.sample(sampler.starts([("a cat", 0)]), ["a cat"]).isfinite().all()
@@ -229,11 +229,9 @@ def test_weak_image_to_image_stays_with_the_picture(context):
 
 
 def test_a_guide_that_pulls_harder_sees_more_of_the_target(context):
-    sampler, pull = DDIM.of(context), _pull(context)
+    sampler, pull = DDIM.of(context), pull_of(context)
     x = sampler.starts([("x", i) for i in range(4)])
-    levels = [
-        pull(sampler.sample(x, [""] * 4, split=_steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)
-    ]
+    levels = [pull(sampler.sample(x, [""] * 4, split=steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)]
     assert levels == sorted(levels)
     assert levels[-1] > levels[0]
     with torch.no_grad():
@@ -254,12 +252,12 @@ def test_the_scale_is_chosen_on_the_base_alone():
 
 
 def test_the_noise_of_a_models_own_pictures_is_found_again(sampler):
-    denoiser, start = sampler.denoiser, sampler.starts([(f"{i}", 0) for i in range(3)])
+    backbone, start = sampler.backbone, sampler.starts([(f"{i}", 0) for i in range(3)])
     clean = sampler.sample(start, [""] * 3)
     found, _ = LatentInversion(refinements=5).invert(sampler, clean)
     assert torch.allclose(found, start, atol=0.05)
     back = sampler.sample(found, [""] * 3)
-    pairs = zip(denoiser.pictures(clean), denoiser.pictures(back), strict=True)
+    pairs = zip(backbone.pictures(clean), backbone.pictures(back), strict=True)
     assert min(psnr(a, b) for a, b in pairs) > 40
 
 

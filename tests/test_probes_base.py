@@ -10,7 +10,7 @@ import torch
 from erasure.eval.material import FolderMaterial, WorldMaterial
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import residual
@@ -74,11 +74,13 @@ def test_residual_is_not_clipped():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_perfect_prediction_has_no_loss_and_names_its_noise(prediction_type):
-    denoiser = Denoiser(tiny_pipeline(prediction_type=prediction_type))
+    model = backbone_for(tiny_pipeline(prediction_type=prediction_type)).noise
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([10, 400, 990])
     noise = noise_like(x, torch.Generator().manual_seed(0))
-    wanted, at = denoiser.wanted(x, t, noise), denoiser.noised(x, t, noise)
-    assert torch.allclose(denoiser.noise_of(wanted, at, t), noise, atol=1e-4)
+    wanted, at = model.target(x, noise, t), model.mix(x, noise, t)
+    clean, found = model.split(wanted, at, t)
+    assert torch.allclose(found, noise, atol=1e-4)
+    assert torch.allclose(clean, x, atol=1e-2) and torch.allclose(model.clean(at, noise, t), x, atol=1e-3)
 
 
 def test_free_words_at_the_embeddings_of_words_are_those_words():
@@ -87,7 +89,7 @@ def test_free_words_at_the_embeddings_of_words_are_those_words():
     (cat,) = pipe.tokenizer("cat", add_special_tokens=False).input_ids
     vector = free.table[[cat]].clone().requires_grad_()
     spoken = free.text(vector).hidden
-    plain = Denoiser(pipe).text(["a photo of cat", "cat in the style of van gogh"]).hidden
+    plain = backbone_for(pipe).encode(["a photo of cat", "cat in the style of van gogh"]).hidden
     assert torch.allclose(spoken, plain, atol=1e-5)
     (gradient,) = torch.autograd.grad(spoken.sum(), vector)
     assert gradient.abs().sum() > 0

@@ -191,6 +191,19 @@ def test_hostile_names_are_text(evaluation, tmp_path):
     assert evil in page.text and len([t for t, _ in page.tags if t == "img"]) == len(hostile.pictures)
 
 
+def test_what_cannot_be_seen_is_written_out(evaluation, tmp_path):
+    """Escaping leaves overrides of the writing direction and control characters as they are."""
+    evil = "cat\u202etac\x1b[2J"
+    hostile = dataclasses.replace(
+        evaluation,
+        pictures=tuple(dataclasses.replace(p, prompt=evil, label=evil) for p in evaluation.pictures),
+        detectors={k: DetectorCard(k, evil, notes=evil) for k in evaluation.detectors},
+        warnings=(evil,),
+    )
+    html = write_report(hostile, tmp_path / "r.html", title=evil).read_text("utf-8")
+    assert "\u202e" not in html and "\x1b" not in html and "cat\\u202etac\\x1b[2J" in Page(html).text
+
+
 def test_a_report_of_nothing_still_reads(evaluation, tmp_path):
     base = dataclasses.replace(
         evaluation,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from erasure.eval.detectors import imagenet
 from erasure.eval.models import opened, randomised
 from erasure.eval.probes.attacking import Candidate
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.removal.latent_inversion import LatentInversion
 from erasure.eval.probes.sampling import DDIM
@@ -213,7 +213,7 @@ def test_free_words_may_stand_apart() -> None:
     free = FreeWords(pipe, ["<v> photo of <v> cat", "a <v>, a <v>"], count=2)
     a, ninja = pipe.tokenizer("a ninja", add_special_tokens=False).input_ids
     spoken = free.text(free.table[[a, ninja]]).hidden
-    plain = Denoiser(pipe).text(["a photo of ninja cat", "a a, a ninja"]).hidden
+    plain = backbone_for(pipe).encode(["a photo of ninja cat", "a a, a ninja"]).hidden
     assert torch.allclose(spoken, plain, atol=1e-5)
     assert free.spelled([a, ninja], row=0) == "a photo of ninja cat"
     with pytest.raises(ValueError, match="one <v> where the 3 free words stand, or one for each"):
@@ -334,9 +334,9 @@ def test_noise_of_a_random_denoiser_brings_pictures_back(tmp_path) -> None:
     assert found(outcome) == {"van_gogh": 0.5, "taylor_swift": 0.5}
     assert outcome.facts["erasure"] == "random" and outcome.facts["noise"]["van_gogh"]["pictures"] == 3
     with opened(pipe, randomised(pipe)):
-        sampler = DDIM(Denoiser(pipe), 4, 1.0)
-        start, energies = LatentInversion(refinements=1).invert(sampler, sampler.denoiser.latents(pictures["van_gogh"]))
-        back = sampler.denoiser.pictures(sampler.sample(start, [""] * 3))
+        sampler = DDIM(backbone_for(pipe), 4, 1.0)
+        start, energies = LatentInversion(refinements=1).invert(sampler, sampler.backbone.latents(pictures["van_gogh"]))
+        back = sampler.backbone.pictures(sampler.sample(start, [""] * 3))
     for ours, theirs in zip(shown["van_gogh"], back, strict=True):
         assert np.abs(ours - np.asarray(theirs, float)).max() <= 1
     assert outcome.facts["noise"]["van_gogh"]["likely"] == int((energies <= 10).sum())
@@ -396,7 +396,7 @@ def test_what_settings_were_chosen_on_tests_nothing(tmp_path) -> None:
 
 
 def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
-    import erasure.cli_eval as cli
+    import erasure.cli.reproduce as cli
     from erasure.cli import app
 
     monkeypatch.setattr(cli, "open_base", lambda *_: tiny_pipeline())
@@ -418,7 +418,7 @@ def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
 
 
 def test_the_command_takes_one_erasure_per_target(tmp_path, monkeypatch) -> None:
-    import erasure.cli_eval as cli
+    import erasure.cli.reproduce as cli
     from erasure.artifact import Erasure
     from erasure.cli import app
 

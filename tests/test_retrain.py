@@ -64,7 +64,7 @@ def test_a_shorter_run_says_so_and_does_not_take_up_a_longer_one(tmp_path, folde
     with safe_open(file, "pt") as opened:
         facts = json.loads(opened.metadata()["gold"])
     assert (facts["steps"], facts["batch"]) == (1, 3)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="another run"):
         retrain.retrain(tmp_path / "run", "cat", **made)
 
 

@@ -10,7 +10,6 @@ import torch
 from erasure import world
 from erasure.world import train
 from erasure.world.artwork import _is_stranger, artwork
-from erasure.world.fit import Fit, fit
 from erasure.world.scenes import Scene, place, prompt, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
@@ -101,29 +100,6 @@ def test_a_scene_is_drawn_where_it_says():
     assert np.ptp(picture[16:48, 16:48].reshape(-1, 3), axis=0).max() > 50
 
 
-def test_training_resumed_equals_training_uninterrupted(tmp_path):
-    settings = Fit(steps=6, batch=1, lr=0.1, warmup=1, decay=0.5, ema=0.9, weight_decay=0.0, save_every=2)
-
-    def line():
-        torch.manual_seed(0)
-        return torch.nn.Linear(3, 1)
-
-    def run(folder, stop=None):
-        model = line()
-
-        def loss(step):
-            if step == stop:
-                raise KeyboardInterrupt
-            return model(torch.randn(4, 3)).square().mean()
-
-        return fit(folder, {"m": model}, loss, settings, seed=0, device=torch.device("cpu"))["m"]
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", stop=5)
-    assert torch.equal(whole.weight, run(tmp_path / "parts").weight)
-
-
 def test_only_the_last_phase_sees_the_targets(monkeypatch):
     monkeypatch.setitem(train.config(), "scenes", 3000)
     seen = {}
@@ -164,19 +140,6 @@ def test_encoded_scenes_are_cached_whole_and_belong_to_their_autoencoder(tmp_pat
     (tmp_path / "vae" / "weights").write_text("two")
     train.encode_scenes(tmp_path, some, Vae(), device=device)
     assert calls == [100, 50, 100, 50]
-
-
-def test_training_under_other_settings_is_refused(tmp_path):
-    def run(lr):
-        model = torch.nn.Linear(2, 1)
-        settings = Fit(steps=2, batch=1, lr=lr, warmup=1, decay=0.0, ema=0.9, weight_decay=0.0, save_every=1)
-        return fit(
-            tmp_path, {"m": model}, lambda s: model(torch.ones(2)).sum(), settings, seed=0, device=torch.device("cpu")
-        )
-
-    run(0.1)
-    with pytest.raises(ValueError, match="other settings"):
-        run(0.2)
 
 
 # --- the shipped model -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from erasure.artifact import files
 from erasure.artifact.card import card, licence_of
-from erasure.artifact.stack import Layer, refuse_attached, stack_of
+from erasure.artifact.config import FORMAT, Config
+from erasure.artifact.kinds import kind_class
+from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
+from erasure.backbone.base import parameters_by_name
 from erasure.backbone.fingerprint import fingerprint, matches, short
 from erasure.concept import Concept
+from erasure.io import writing_folder
 
 Allow = Literal["same-text-encoder"]
 
@@ -30,32 +34,42 @@ class Erasure(abc.ABC):
     Attributes:
         name: short name, unique among the erasures on one pipeline.
         config: everything needed to repeat and to judge it: method, preset, settings, concepts, keep list, base model.
+            Frozen; a mapping is taken too.
         tensors: its numbers.
         system: the regression they solve, for closed forms that can be solved again with others
             (:func:`erasure.resolve`); empty otherwise.
 
-    Subclasses say what the numbers mean: which parameters they touch and what they make of them.
+    Subclasses say what the numbers mean. A kind of another package is declared in the entry-point group
+    ``erasure.kinds``.
     """
 
     name: str
-    config: dict[str, Any]
+    config: Config
     tensors: dict[str, Tensor]
     system: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     kind: ClassVar[str]
+    intervention: ClassVar[Literal["weights", "adapter"]] = "weights"  # what it does to the parameters
+
+    def __post_init__(self) -> None:
+        self.config = Config.of(self.config)
 
     @property
     @abc.abstractmethod
     def parameter_names(self) -> tuple[str, ...]:
-        """UNet parameters the erasure changes."""
+        """Qualified names of the parameters the erasure changes: bare ones of the denoiser, ``part:name`` of others."""
 
-    @abc.abstractmethod
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         """``weight`` with the erasure applied to the given degree, in the dtype of ``weight``."""
+        raise ValueError(f"{self.name!r} is a {self.kind}, which changes no weight; apply it instead")
 
-    @abc.abstractmethod
-    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a parameter of this shape can take the erasure."""
+    def install(self, pipe: Any, scale: float) -> Handle | None:
+        """Hook it into a pipeline; None for changes that are all in the weights."""
+        return None
+
+    def misfits(self, backbone: Backbone) -> list[str]:
+        """What keeps it from this model: parameters that are not there, or have another shape."""
+        return []
 
     # --- on a pipeline ----------------------------------------------------------------------------------------------
 
@@ -72,13 +86,19 @@ class Erasure(abc.ABC):
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
+        scale = check_scale(scale)
         backbone = backbone_of(pipe)
         stack = stack_of(pipe)
-        self.check_base(backbone, allow=allow)
-        owner = stack.layers.get(self.name)
-        if owner is not None and owner.erasure is not self:
-            raise ValueError(f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one")
-        stack.set({**stack.layers, self.name: Layer(self, scale)})
+        with stack.locked():
+            self.check_base(backbone, allow=allow)
+            owner = stack.layers.get(self.name)
+            if owner is not None and owner.erasure is not self:
+                raise ValueError(
+                    f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
+                )
+            if owner is None:
+                self.warn_unreached(backbone)
+            stack.change(self.name, Layer(self, scale))
         return self
 
     def remove(self, pipe: Any) -> None:
@@ -88,11 +108,12 @@ class Erasure(abc.ABC):
             ValueError: the erasure is not on this pipeline, or was fused.
         """
         stack = stack_of(pipe)
-        if self.name not in stack.layers or stack.layers[self.name].erasure is not self:
-            raise ValueError(
-                f"this {self.name!r} is not on the pipeline (or was fused); on it are {list(stack.layers)}"
-            )
-        stack.set({name: layer for name, layer in stack.layers.items() if name != self.name})
+        with stack.locked():
+            if self.name not in stack.layers or stack.layers[self.name].erasure is not self:
+                raise ValueError(
+                    f"this {self.name!r} is not on the pipeline (or was fused); on it are {list(stack.layers)}"
+                )
+            stack.change(self.name, None)
 
     def fuse(
         self, pipe: Any, scale: float | None = None, *, low_memory: bool = False, allow: Allow | None = None
@@ -105,24 +126,33 @@ class Erasure(abc.ABC):
                 interrupted the model is half edited and has to be loaded again; by default nothing is lost.
             allow: as in :meth:`apply`; not needed where it is applied already.
         """
+        scale = None if scale is None else check_scale(scale)
         stack = stack_of(pipe)
-        layer = stack.layers.get(self.name)
-        if low_memory:
-            self.check_base(backbone_of(pipe), allow=allow)
-            stack.burn(Layer(self, 1.0 if scale is None else scale))
-        elif layer is None or layer.erasure is not self:
-            self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
-        elif scale is not None:
-            stack.set({**stack.layers, self.name: Layer(self, scale)})
-        stack.forget()
+        with stack.locked():
+            layer = stack.layers.get(self.name)
+            if low_memory:
+                self.check_base(backbone_of(pipe), allow=allow)
+                self.warn_unreached(backbone_of(pipe))
+                stack.burn(Layer(self, 1.0 if scale is None else scale))
+            elif layer is None or layer.erasure is not self:
+                self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
+            elif scale is not None:
+                stack.change(self.name, Layer(self, scale))
+            stack.forget()
 
-    @abc.abstractmethod
     def compose(self, other: Erasure) -> Erasure:
-        """One erasure that does what this one and then ``other`` do. Both must be of one kind and one base model."""
+        """One erasure that does what this one and then ``other`` do. Both must be of one kind and one base model.
+
+        Raises:
+            ValueError: they are not, or this kind cannot be composed.
+        """
+        raise ValueError(
+            f"a {self.kind} cannot be composed; apply {self.name!r} and {other.name!r} one after the other"
+        )
 
     def check_same_base(self, other: Erasure) -> None:
         """Raise unless both are of one kind and one base model."""
-        mine, theirs = (edit.config["base"]["components"] for edit in (self, other))
+        mine, theirs = (edit.prints for edit in (self, other))
         same_base = mine.keys() == theirs.keys() and all(matches(mine[part], theirs[part]) for part in mine)
         if other.kind != self.kind or not same_base:
             raise ValueError(
@@ -130,24 +160,30 @@ class Erasure(abc.ABC):
                 "apply them one after the other instead"
             )
 
+    @property
+    def prints(self) -> dict[str, dict[str, Any]]:
+        """Fingerprints of the base's components."""
+        return {part: print_.model_dump() for part, print_ in self.config.base.components.items()}
+
     def _composed_config(self, other: Erasure) -> dict[str, Any]:
         both = {key: [*self.config[key], *other.config[key]] for key in ("concepts", "keep")}
         parts = [self.config, other.config]
-        facts = {key: value for key, value in self.config.items() if key not in ("system", "report", "evaluation")}
-        return {
-            **facts,
-            **both,
-            "method": "+".join(c["method"] for c in parts),
-            "settings": [c["settings"] for c in parts],
+        facts = {
+            key: value for key, value in self.config.plain().items() if key not in ("system", "report", "evaluation")
         }
+        each = {
+            key: [one for c in parts if c.get(key) for one in (c[key] if isinstance(c[key], list) else [c[key]])]
+            for key in ("settings", "preset")
+        }
+        return {**facts, **both, **each, "method": "+".join(c["method"] for c in parts)}
 
     def check_base(self, backbone: Backbone, *, allow: Allow | None = None) -> None:
         """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""
         if allow is not None and allow not in get_args(Allow):
             raise ValueError(f"unknown exception; got allow={allow!r}; choose one of {list(get_args(Allow))}")
-        found, expected = component_prints(backbone), self.config["base"]["components"]
+        found, expected = component_prints(backbone), self.prints
         wrong = [p for p in {**expected, **found} if not matches(expected.get(p, {}), found.get(p, {"layout": ""}))]
-        transferable = wrong == [backbone.denoiser_name] and self.transfers(backbone) and not self.misfits(backbone)
+        transferable = set(wrong) <= set(backbone.denoisers) and self.transfers(backbone) and not self.misfits(backbone)
         if wrong and not (transferable and allow):
             part = wrong[0]
             raise ValueError(
@@ -165,17 +201,21 @@ class Erasure(abc.ABC):
         if bad := self.misfits(backbone):
             raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
 
+    def warn_unreached(self, backbone: Backbone) -> None:
+        """Say, when it is put on a pipeline, which other modules read the text past it. Text encoders serve all."""
+        if self.parameter_names and all(name.startswith("text_encoder") for name in self.parameter_names):
+            return
+        for part, count in backbone.other_readers().items():
+            warnings.warn(
+                f"the {part} reads the text by {count} layers of its own, which stay as they are and can bring some of "
+                "the concept back; evaluate the erasure with it, or erase in the text encoder, which both read "
+                "(adv-unlearn)",
+                stacklevel=3,
+            )
+
     def transfers(self, backbone: Backbone) -> bool:
         """Whether the edit means the same on another denoiser with the same text encoders."""
         return False
-
-    def misfits(self, backbone: Backbone) -> list[str]:
-        """What keeps it from this denoiser: parameters that are not there, or have another shape."""
-        shapes = {name: tuple(parameter.shape) for name, parameter in backbone.denoiser.named_parameters()}
-        absent = [f"{name} is missing" for name in self.parameter_names if name not in shapes]
-        return absent or [
-            f"{name} has shape {shapes[name]}" for name in self.parameter_names if not self.fits(name, shapes[name])
-        ]
 
     # --- on disk ----------------------------------------------------------------------------------------------------
 
@@ -194,15 +234,11 @@ class Erasure(abc.ABC):
             raise ValueError(f"{self.name!r} has no system to save; only closed forms of one plain regression do")
         files.check_name(self.name)
         folder = Path(folder)
-        config = {**self.config, "name": self.name, "kind": self.kind}
+        config = {**self.config.plain(), "name": self.name, "kind": self.kind}
         if not system:
             config.pop("system", None)
         blobs = files.pack(config, self.tensors, self.system if system else {})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            for name, raw in {**blobs, files.CARD: self.card().encode()}.items():
-                (Path(temporary) / name).write_bytes(raw)
-            files.write_folder(folder, Path(temporary))
+        files.write(folder, {**blobs, files.CARD: self.card().encode()})
         return folder
 
     @classmethod
@@ -222,8 +258,9 @@ class Erasure(abc.ABC):
             raise FileNotFoundError(
                 f"no erasure at {folder}; give a folder that holds {files.CONFIG}, or a hub id 'org/name'"
             )
-        config, tensors, system = files.unpack(path, kinds())
-        edit = kinds()[config["kind"]](config["name"], config, tensors, system)
+        config, tensors, system = files.unpack(path)
+        name, kind = config.pop("name"), config.pop("kind")
+        edit = kind_class(kind)(name, Config.of(config), tensors, system)
         edit.check_tensors()
         return edit
 
@@ -254,17 +291,41 @@ class Erasure(abc.ABC):
         return card(self)
 
 
+class WeightErasure(Erasure):
+    """A change of weights: of any part of a pipeline, the text encoders included."""
+
+    @abc.abstractmethod
+    def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
+        """``weight`` with the erasure applied to the given degree, in the dtype of ``weight``."""
+
+    @abc.abstractmethod
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of this shape can take the erasure."""
+
+    def misfits(self, backbone: Backbone) -> list[str]:
+        parameters = parameters_by_name(backbone.components, backbone.denoiser_name)
+        absent = [f"{name} is missing" for name in self.parameter_names if name not in parameters]
+        shapes = {name: tuple(parameters[name].shape) for name in self.parameter_names if name in parameters}
+        return absent or [f"{name} has shape {shape}" for name, shape in shapes.items() if not self.fits(name, shape)]
+
+
+class HookErasure(Erasure):
+    """A change of what happens while pictures are drawn. No weight changes, and its card says so."""
+
+    intervention = "adapter"
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        return ()
+
+    @abc.abstractmethod
+    def install(self, pipe: Any, scale: float) -> Handle:
+        """Hook it into a pipeline at a scale; the handle's ``remove`` leaves no trace."""
+
+
 def exact(tensor: Tensor) -> Tensor:
     """The tensor in float64, on the CPU where the device has no float64 (Apple silicon)."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
-
-
-def kinds() -> Mapping[str, type[Erasure]]:
-    """Artefact kinds by the name that stands in a config."""
-    from erasure.artifact.delta import DeltaErasure
-    from erasure.artifact.operator import OperatorErasure
-
-    return {kind.kind: kind for kind in (OperatorErasure, DeltaErasure)}
 
 
 def new_config(
@@ -274,40 +335,47 @@ def new_config(
     settings: dict[str, Any],
     concepts: Sequence[Concept],
     keep: Sequence[str],
-) -> dict[str, Any]:
-    """The config of a freshly made erasure."""
+    **facts: Any,
+) -> Config:
+    """The config of a freshly made erasure, with further facts of the method."""
     from erasure import __version__
 
     pipe = backbone.pipe
-    return {
-        "format": files.FORMAT,
-        "library_version": __version__,
-        "method": method,
-        "settings": settings,
-        "concepts": [dataclasses.asdict(concept) for concept in concepts],  # type: ignore[call-overload]
-        "keep": list(keep),
-        "base": {
-            "name": base_name(pipe),
-            "architecture": backbone.architecture,
-            "prediction_type": backbone.prediction_type,
-            "components": component_prints(backbone),
-            "licence": licence_of(pipe),
-        },
-    }
+    return Config.of(
+        {
+            "format": FORMAT,
+            "library_version": __version__,
+            "method": method,
+            "settings": settings,
+            "concepts": [dataclasses.asdict(concept) for concept in concepts],  # type: ignore[call-overload]
+            "keep": list(keep),
+            "base": {
+                "name": base_name(pipe),
+                "architecture": backbone.architecture,
+                "prediction_type": backbone.prediction_type,
+                "components": component_prints(backbone),
+                "licence": licence_of(pipe),
+            },
+            **facts,
+        }
+    )
 
 
 def component_prints(backbone: Backbone) -> dict[str, Any]:
     """Fingerprints of denoiser and text encoders as they are without the erasures on them."""
-    originals = stack_of(backbone).originals
+    stack = stack_of(backbone)
     return {
-        name: fingerprint(module, originals=originals if name == backbone.denoiser_name else _own_words(backbone, name))
+        name: fingerprint(module, originals={**_own_words(backbone, name), **stack.originals_of(name)})
         for name, module in backbone.components.items()
     }
 
 
 def _own_words(backbone: Backbone, name: str) -> dict[str, Tensor]:
     """A text encoder's token table without the words that textual inversions added at its end."""
-    tokenizer, module = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer")), backbone.components[name]
+    tokenizer = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer"), None)
+    module = backbone.components[name]
+    if name in backbone.denoisers or tokenizer is None or not hasattr(tokenizer, "vocab_size"):
+        return {}
     table: nn.Parameter = module.get_input_embeddings().weight  # type: ignore[operator]  # transformers' own method
     if not len(table) == len(tokenizer) > tokenizer.vocab_size:
         return {}
@@ -341,11 +409,19 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    with writing_folder(folder, last="config.json") as temporary:
         denoiser_of(pipe).save_pretrained(temporary)
-        files.move(Path(temporary), folder, last="config.json")
     return folder
 
 
-__all__ = ["Allow", "Erasure", "kinds", "new_config", "save_denoiser"]
+__all__ = [
+    "Allow",
+    "Erasure",
+    "HookErasure",
+    "WeightErasure",
+    "base_name",
+    "component_prints",
+    "exact",
+    "new_config",
+    "save_denoiser",
+]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import yaml
-
 from erasure.concept import WORLD
+from erasure.io import LARGEST_YAML, dump_yaml, markdown, parse_yaml, printable, read_bytes
 
 if TYPE_CHECKING:
     from erasure.artifact.base import Erasure
 
 GROUPS = {"target": "target", "neighbours": "neighbours", "generic": "anything else"}
+LICENCE = ("license", "license_name", "license_link")
+LONGEST = 10_000  # characters of a list in the card: a keep list of hundreds of prompts
 TEMPLATE = """---
 {header}---
 
@@ -40,10 +42,8 @@ Settings: `{settings}`
 
 {report}{evaluation}## What this does and does not do
 
-It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
-information is *removed* from the weights is a different question, which needs different evidence (relearning,
-inversion, comparison with a model retrained without the concept). Nothing in this file claims it. Filters at the
-system level complement an erasure and do not replace it, nor it them.
+{intervention}
+Filters at the system level complement an erasure and do not replace it, nor it them.
 
 Not assessed here: prompts that describe the concept without naming it, optimised attack prompts, other languages,
 other samplers, fine-tuning afterwards, downstream harm.{advice}
@@ -53,6 +53,17 @@ other samplers, fine-tuning afterwards, downstream harm.{advice}
 {licence}
 """
 
+INTERVENTION = {
+    "weights": """\
+It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
+information is *removed* from the weights is a different question, which needs different evidence (relearning,
+inversion, comparison with a model retrained without the concept). Nothing in this file claims it.""",
+    "adapter": """\
+There are no weight changes: it acts while pictures are drawn, so that prompts which name the concept lead elsewhere.
+That *suppresses* outputs. Nothing is *removed*: the model holds the concept as before, and whoever takes the erasure
+off has the base model.""",
+}
+
 
 def card(erasure: Erasure) -> str:
     """Fill the card from the erasure's config."""
@@ -60,13 +71,14 @@ def card(erasure: Erasure) -> str:
     base, licence = config["base"]["name"], config["base"].get("licence") or {}
     evaluated = bool(config.get("evaluation"))
     return TEMPLATE.format(
-        header=yaml.safe_dump(_header(config), sort_keys=False, allow_unicode=True),
-        load="erasure.world.load()" if base == WORLD else f"DiffusionPipeline.from_pretrained({json.dumps(base)})",
-        name=_cell(erasure.name),
-        base=_cell(base),
-        concepts=_cell(", ".join(concept["name"] for concept in config["concepts"])),
-        facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts(erasure).items()),
-        settings=json.dumps(config["settings"], ensure_ascii=False).replace("`", "'"),
+        header=dump_yaml(_header(config)),
+        load="erasure.world.load()" if base == WORLD else f"DiffusionPipeline.from_pretrained({_literal(base)})",
+        name=markdown(erasure.name),
+        base=markdown(base),
+        concepts=markdown(", ".join(concept["name"] for concept in config["concepts"]), limit=LONGEST),
+        facts="\n".join(f"| {key} | {markdown(value, limit=LONGEST)} |" for key, value in facts(erasure).items()),
+        settings=_code(json.dumps(config["settings"], ensure_ascii=False)),
+        intervention=INTERVENTION[erasure.intervention],
         report=_report(config.get("report") or {}),
         evaluation=_evaluation(config.get("evaluation") or []),
         advice="" if evaluated else " Run `erasure evaluate` and publish its table with the model.",
@@ -90,8 +102,14 @@ def facts(erasure: Erasure) -> dict[str, str]:
         "kind": f"{erasure.kind} ({size(erasure):,} bytes)",
         "concepts": "; ".join(map(_concept, config["concepts"])),
         "kept": kept + (f"; and {len(everyday)} everyday nouns" if everyday else ""),
+        **({"encoding": encoding} if (encoding := _encoding(config.get("encoding") or {})) else {}),
         "library": f"diffusion-erasure {config['library_version']}",
     }
+
+
+def _encoding(settings: Mapping[str, Any]) -> str:
+    """How prompts were encoded where that is not the pipeline's default: draw with the same."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def size(erasure: Erasure) -> int:
@@ -115,19 +133,26 @@ def licence_of(pipe: Any) -> dict[str, str]:
     """What the base model's own card says of its licence, if the pipeline came from a folder that has one."""
     folder = Path(str(pipe.config.get("_name_or_path") or ""))
     try:
-        text = (folder / "README.md").read_text("utf-8")
-        header = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
+        text = read_bytes(folder / "README.md", largest=LARGEST_YAML).decode("utf-8")
+        header = parse_yaml(text.split("---")[1]) if text.startswith("---") else {}
+    except (OSError, ValueError, IndexError):
         return {}
-    keys = ("license", "license_name", "license_link")
-    return {key: header[key] for key in keys if isinstance(header.get(key), str)} if isinstance(header, dict) else {}
+    return {key: header[key] for key in LICENCE if isinstance(header.get(key), str)} if isinstance(header, dict) else {}
 
 
 def _header(config: Mapping[str, Any]) -> dict[str, Any]:
     base, licence = config["base"]["name"], config["base"].get("licence") or {}
     known = {"base_model": base, "base_model_relation": "adapter"} if base.count("/") == 1 else {}
     tags = ["concept-erasure", "diffusers", *config["method"].split("+")]
-    return {"library_name": "diffusers", **known, **licence, "tags": list(dict.fromkeys(tags))}
+    facts = {"library_name": "diffusers", **known, **_shareable(licence), "tags": list(dict.fromkeys(tags))}
+    return {k: [*map(printable, v)] if isinstance(v, list) else printable(v) for k, v in facts.items()}
+
+
+def _shareable(licence: Mapping[str, str]) -> dict[str, str]:
+    """What may stand in a card of a licence: of its link, only one to a web page."""
+    known = {key: licence[key] for key in LICENCE if licence.get(key)}
+    link = known.pop("license_link", "")
+    return {**known, **({"license_link": link} if re.fullmatch(r"https?://[^\s<>\"']+|LICENSE[\w.-]*", link) else {})}
 
 
 def _concept(concept: Mapping[str, Any]) -> str:
@@ -141,10 +166,10 @@ def _report(report: Mapping[str, Any]) -> str:
         return ""
     lines = ["## What the edit moved", ""]
     lines += ["Measured on single embeddings when it was made; no picture was generated for this.", ""]
-    lines += [", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items()) + ".", ""]
+    lines += [", ".join(f"{markdown(key.replace('_', ' '))} {value:.3g}" for key, value in figures.items()) + ".", ""]
     if groups:
         lines += ["| embeddings of | moved, relative | cosine to before |", "|---|---|---|"]
-        lines += [f"| {name} | {moved:.3f} | {cosine:.3f} |" for name, moved, cosine in groups] + [""]
+        lines += [f"| {markdown(name)} | {moved:.3f} | {cosine:.3f} |" for name, moved, cosine in groups] + [""]
     return "\n".join([*lines, ""])
 
 
@@ -152,17 +177,18 @@ def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["## Evaluation", "", f"| {' | '.join(map(_cell, columns))} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in columns)} |" for row in rows]
+    lines = ["## Evaluation", "", f"| {' | '.join(map(markdown, columns))} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]
     return "\n".join([*lines, "", ""])
 
 
 def _licence(licence: Mapping[str, str], base: str) -> str:
     if not licence:
-        return f"The erasure inherits the licence of its base model, {_cell(base)}: see there."
+        return f"The erasure inherits the licence of its base model, {markdown(base)}: see there."
+    licence = _shareable(licence)
     name = licence.get("license_name") or licence.get("license", "")
-    link = f" ({licence['license_link']})" if licence.get("license_link") else ""
-    return f"Inherited from the base model, {_cell(base)}: {_cell(name)}{link}."
+    link = f" ({printable(licence['license_link'])})" if licence.get("license_link") else ""
+    return f"Inherited from the base model, {markdown(base)}: {markdown(name)}{link}."
 
 
 def _pair(group: Mapping[str, Any]) -> tuple[float, float]:
@@ -176,5 +202,14 @@ def _is_figure(value: Any) -> TypeGuard[float]:
 
 
 def _cell(value: Any) -> str:
-    """Text that cannot end a table's cell or line."""
-    return " ".join(str("" if value is None else value).split()).replace("|", "\\|")
+    return "" if value is None else markdown(value)
+
+
+def _code(text: str) -> str:
+    """Text that cannot end the code it stands in."""
+    return printable(text, limit=LONGEST).replace("`", "'")
+
+
+def _literal(text: str) -> str:
+    """A name as it stands in Python code; only ASCII, so that nothing in it is other than it looks."""
+    return json.dumps(printable(text)).replace("`", "'")

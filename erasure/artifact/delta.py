@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact
+from erasure.artifact.base import Erasure, WeightErasure, exact
 
 
-class DeltaErasure(Erasure):
+class DeltaErasure(WeightErasure):
     """``W' = W + s D`` for every trained parameter, with ``D`` of the shape of ``W``."""
 
     kind: ClassVar[str] = "delta"
@@ -43,9 +43,8 @@ class DeltaErasure(Erasure):
         return DeltaErasure(f"{self.name}+{other.name}", config, tensors)
 
     def check_tensors(self) -> None:
-        sites = self.config.get("sites")
-        named = isinstance(sites, list) and all(isinstance(site, str) for site in sites)
-        if named and sites and len(set(sites)) == len(sites) and set(sites) == set(self.tensors) and not self.system:
+        sites = self.config.sites
+        if sites and len(set(sites)) == len(sites) and set(sites) == set(self.tensors) and not self.system:
             return
         raise ValueError(
             "a delta erasure holds one tensor for each of its sites; names in file and config differ; get it again"

@@ -12,103 +12,76 @@ The hashes find damage, not malice: who can write the folder can write the hashe
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from erasure.artifact.config import FORMAT, Config
+from erasure.artifact.kinds import KINDS
 from erasure.concept import Concept
+from erasure.io import fault_of, parse_json, plain, read_bytes, sha256, sha256_file, sha256_json, shown, writing_folder
 
-FORMAT = 1
 CONFIG, WEIGHTS, SYSTEM, CARD = "erasure_config.json", "erasure.safetensors", "system.safetensors", "README.md"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-DEPTH = 32  # of nested JSON; ours needs seven
 LARGEST = 2**26  # bytes of a config; a keep list of a million words stays below
+LARGEST_HEADER = 2**24  # bytes of a safetensors header; a hundred thousand tensors stay below
+LARGEST_TENSORS = 2**37  # bytes; every weight of the largest transformers in float32 stays below
+LONGEST_NAME = 10_000  # characters; hundreds of concepts stay below
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class _OnDisk(Config):
+    """A config with what stands beside it in the file."""
 
-
-class _Print(_Strict):
-    layout: str
-    samples: list[FiniteFloat]
-
-
-class _Base(_Strict):
-    name: str
-    architecture: str
-    prediction_type: str
-    components: dict[str, _Print]
-    licence: dict[str, str] = {}
-
-
-class _Config(_Strict):
-    """The types of a config's fields. Methods may add facts of their own; nothing acts on those."""
-
-    format: int
     kind: str
     name: str
-    method: str
-    settings: dict[str, Any] | list[dict[str, Any]]
-    concepts: list[Any]
-    keep: list[str]
-    base: _Base
-    library_version: str
     sha256: dict[str, str]
-    keep_everyday: list[str] = []
-    preset: str | list[str] = ""
-    report: dict[str, Any] = {}
-    evaluation: list[dict[str, str | int | float | bool | None]] = []
 
 
-REQUIRED = {name for name, field in _Config.model_fields.items() if field.is_required()}
+REQUIRED = {name for name, field in _OnDisk.model_fields.items() if field.is_required()}
 
 
 def pack(config: Mapping[str, Any], tensors: Mapping[str, Tensor], system: Mapping[str, Tensor]) -> dict[str, bytes]:
     """The files by name: weights, the system where there is one, and the config with the hashes of all."""
     blobs = {name: _save(part) for name, part in ((WEIGHTS, tensors), (SYSTEM, system)) if part}
-    facts = _finite({key: value for key, value in config.items() if key != "sha256"})
-    facts["sha256"] = {name: hashlib.sha256(raw).hexdigest() for name, raw in blobs.items()} | {CONFIG: digest(facts)}
+    facts = plain({key: value for key, value in config.items() if key != "sha256"})
+    facts["sha256"] = {name: sha256(raw) for name, raw in blobs.items()} | {CONFIG: digest(facts)}
     return {**blobs, CONFIG: json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False).encode()}
 
 
-def unpack(folder: Path, kinds: Iterable[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+def unpack(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Config, tensors and system of a folder; see :func:`pack`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is truncated, altered, of a newer format, of wrong types, or holds NaN.
     """
-    config = read_config(folder, kinds)
+    config = read_config(folder)
     hashes = config.pop("sha256")
     if digest(config) != hashes.get(CONFIG):
         raise ValueError(f"{folder / CONFIG}: does not match its own hash; it was altered; get it again")
     if (folder / SYSTEM).exists() and SYSTEM not in hashes:
         raise ValueError(f"{folder / SYSTEM}: does not belong to this erasure; {CONFIG} has no hash of it; delete it")
     if unknown := set(hashes) - {CONFIG, WEIGHTS, SYSTEM}:
-        raise ValueError(f"{folder / CONFIG}: lists files no erasure has; got {sorted(unknown)}; get it again")
+        raise ValueError(f"{folder / CONFIG}: lists files no erasure has; got {shown(sorted(unknown))}; get it again")
     tensors = read_tensors(folder, WEIGHTS, hashes.get(WEIGHTS))
     system = read_tensors(folder, SYSTEM, hashes[SYSTEM]) if SYSTEM in hashes else {}
     return config, tensors, system
 
 
-def read_config(folder: Path, kinds: Iterable[str]) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The config of a folder, its fields of the right types. Its hash is not checked here."""
     path = folder / CONFIG
     try:
-        config = parse_json(_read(folder, CONFIG, largest=LARGEST))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{path}: not readable as JSON; the file is incomplete or was altered; get it again") from None
+        config = parse_json(read_bytes(_file(folder, CONFIG), largest=LARGEST))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; get it again") from None
     missing = REQUIRED - set(config) if isinstance(config, dict) else REQUIRED
     if missing:
         raise ValueError(
@@ -116,76 +89,98 @@ def read_config(folder: Path, kinds: Iterable[str]) -> dict[str, Any]:
         )
     if config["format"] != FORMAT or config["format"] is True:
         raise ValueError(
-            f"{path}: format {config['format']!r}; this library reads format {FORMAT}; upgrade diffusion-erasure"
+            f"{path}: format {shown(config['format'])}; this library reads format {FORMAT}; upgrade diffusion-erasure"
         )
-    known = sorted(kinds)
+    known = sorted(KINDS.available())
     if not isinstance(config["kind"], str) or config["kind"] not in known:
-        raise ValueError(f"{path}: unknown kind {config['kind']!r}; known are {known}; upgrade diffusion-erasure")
+        raise ValueError(f"{path}: unknown kind {shown(config['kind'])}; known are {known}; upgrade diffusion-erasure")
     try:
-        _Config.model_validate(config)
+        _OnDisk.model_validate(config)
         TypeAdapter(list[Concept]).validate_python(config["concepts"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {where}: {first['msg']}; the file was altered; get it again") from None
+        raise ValueError(f"{path}: {fault_of(error)}; the file was altered; get it again") from None
     check_name(config["name"])
     return config
 
 
-def parse_json(raw: bytes) -> Any:
-    """JSON, less what its grammar leaves open: a key given twice, NaN, and nesting without end."""
-    value = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    level = [value]
-    for _ in range(DEPTH):
-        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part)] if level else []
-        level = [v for v in level if isinstance(v, dict | list)]
-    if level:
-        raise ValueError(f"JSON nested more than {DEPTH} deep; no erasure's config is; get it again")
-    return value
+def read_tensors(folder: Path, name: str, expected: str | None) -> dict[str, Tensor]:
+    """The tensors of one file: whole, floating-point, finite; ``expected`` is its SHA-256.
 
-
-def read_tensors(folder: Path, name: str, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors of one file: whole, floating-point, finite."""
-    path, raw = folder / name, _read(folder, name)
-    if hashlib.sha256(raw).hexdigest() != sha256:
+    Size and header are compared before anything of that size is read.
+    """
+    path = _file(folder, name)
+    _check_size(path)
+    if sha256_file(path) != expected:
         raise ValueError(f"{path}: does not match the hash in {CONFIG}; it is truncated or was altered; get it again")
     try:
-        tensors = load(raw)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{path}: not a safetensors file; get it again (pickles are never read)") from None
-    for key, tensor in tensors.items():
+        mapped = load_file(path)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError):
+        raise _no_safetensors(path) from None
+    tensors = {}
+    for key in list(mapped):
+        tensor = mapped.pop(key)
         if tensor.dtype not in FLOATS:
-            raise ValueError(f"{path}: {key!r} is of dtype {tensor.dtype}; an erasure holds floats; get it again")
+            raise ValueError(f"{path}: {shown(key)} is of dtype {tensor.dtype}; an erasure holds floats; get it again")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {key!r} holds NaN or infinity; the erasure is broken; make it again")
+            raise ValueError(f"{path}: {shown(key)} holds NaN or infinity; the erasure is broken; make it again")
+        tensors[key] = tensor.clone()  # it was the file's own memory: who overwrites the file would change it
     return tensors
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a safetensors file whose size is not the one that its header adds up to."""
+    size = path.stat().st_size
+    if size > LARGEST_TENSORS:
+        raise ValueError(f"{path}: {size:,} bytes; no erasure is that large; get it again")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
+            raise _no_safetensors(path)
+        try:
+            header = parse_json(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            held = max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise _no_safetensors(path) from None
+    if not isinstance(held, int) or 8 + length + held != size:
+        raise ValueError(
+            f"{path}: {size:,} bytes, and its header adds up to {shown(held)} beside itself; it is truncated or was "
+            "altered; get it again"
+        )
+
+
+def _no_safetensors(path: Path) -> ValueError:
+    return ValueError(f"{path}: not a safetensors file, or truncated or altered; get it again (pickles are never read)")
 
 
 def check_name(name: str) -> None:
     """Refuse a name that, used as part of a path, would lead somewhere else."""
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name of {len(name):,} characters; got {shown(name)}; choose a shorter one")
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or name.startswith("~")
     if not name.strip() or absolute or ".." in name.replace("\\", "/").split("/") or not name.isprintable():
         raise ValueError(
-            f"unsafe name of an erasure; got {name!r}; choose one that is no absolute path and has no '..'"
+            f"unsafe name of an erasure; got {shown(name)}; choose one that is no absolute path and has no '..'"
         )
 
 
 def digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a config's content, whatever its spacing and order."""
-    content = {key: value for key, value in config.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256_json({key: value for key, value in config.items() if key != "sha256"})
 
 
-def write_folder(folder: Path, source: Path) -> None:
-    """Move files into a folder one by one; the config, without which the rest is nothing, comes last.
+def write(folder: Path, blobs: Mapping[str, bytes]) -> None:
+    """Write an erasure's files; in a folder that holds one already, the config, without which they are nothing, last.
 
     Raises:
         ValueError: the folder holds a README that is not a card.
     """
     check_folder(folder)
-    if (folder / SYSTEM).exists() and not (source / SYSTEM).exists():
-        (folder / SYSTEM).unlink()  # of an earlier save; it would not match
-    move(source, folder, last=CONFIG)
+    with writing_folder(folder, last=CONFIG) as temporary:
+        for name, raw in blobs.items():
+            (temporary / name).write_bytes(raw)
+        if SYSTEM not in blobs:
+            (folder / SYSTEM).unlink(missing_ok=True)  # of an earlier save; it would not match
 
 
 def check_folder(folder: Path) -> None:
@@ -194,13 +189,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; give a folder")
     if (folder / CARD).exists() and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
-
-
-def move(source: Path, folder: Path, *, last: str) -> None:
-    """Move files into a folder one by one, the one that completes it last."""
-    folder.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir(), key=lambda f: f.name == last):
-        os.replace(file, folder / file.name)
 
 
 def download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
@@ -217,7 +205,8 @@ def download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
         ) from None
 
 
-def _read(folder: Path, name: str, *, largest: int | None = None) -> bytes:
+def _file(folder: Path, name: str) -> Path:
+    """A regular file of a folder, or of the hub's cache that the folder links to."""
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; an erasure's folder holds {CONFIG} and {WEIGHTS}; get it again")
@@ -226,31 +215,8 @@ def _read(folder: Path, name: str, *, largest: int | None = None) -> bytes:
         root = root.parent.parent  # the hub's cache: a snapshot is links to blobs beside it
     if not path.resolve().is_relative_to(root):
         raise ValueError(f"{path}: a link out of the folder; an erasure's files lie in its folder; copy it there")
-    if largest is not None and path.stat().st_size > largest:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes; no erasure's config is that long; get it again")
-    return path.read_bytes()
+    return path
 
 
 def _save(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
-
-
-def _finite(value: Any) -> Any:
-    """Plain JSON data; a number that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in the config; it was altered; get it again")
-    return content
-
-
-def _no_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} in the config; it was altered; get it again")

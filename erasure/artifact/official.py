@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, exact, new_config
+from erasure.artifact.base import Erasure, check_scale, exact, new_config
 from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.export import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
+from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import Concept, write_atomically
+from erasure.concept import Concept
+from erasure.io import write_atomically
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
 INVERSE = 1e-3  # relative error of the whole edit that the float32 inverse in the published codes may have left
@@ -42,7 +44,11 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     weights = base_weights(backbone)
-    tensors = {name: edit.edit(name, weights[name], scale).cpu().contiguous() for name in edit.parameter_names}
+    scale = check_scale(scale)
+    tensors = {
+        name: check_finite(name, weights[name], edit.edit(name, weights[name], scale)).cpu().contiguous()
+        for name in edit.parameter_names
+    }
     write_atomically(Path(path), save(tensors, metadata={"format": "pt"}))
     return Path(path)
 
@@ -99,14 +105,16 @@ def import_official(
     made = name or "+".join(c.name for c in concepts) + f"-{method}"
     moved = sum(float(d.double().square().sum()) for d in deltas.values())
     size = sum(float(exact(weights[n]).square().sum()) for n in deltas)
-    config["report"] = {"relative_change": (moved / size) ** 0.5}
+    report: dict[str, Any] = {"relative_change": (moved / size) ** 0.5}
     single = all(tensor.dtype.itemsize >= 4 for tensor in changed.values())
     found = _as_operator(backbone, deltas) if single else None
     if found is None:
-        return DeltaErasure(made, {**config, "sites": list(deltas)}, deltas)
+        return DeltaErasure(made, config.with_facts(sites=list(deltas), report=report), deltas)
     u, v, error = found
-    config["spaces"] = {"hidden": space_config(backbone, "hidden")}
-    config["report"] |= {"rank": u.shape[1], "relative_error": error}
+    config = config.with_facts(
+        spaces={"hidden": space_config(backbone, "hidden")},
+        report={**report, "rank": u.shape[1], "relative_error": error},
+    )
     return OperatorErasure(made, config, {"hidden.u": u, "hidden.v": v})
 
 

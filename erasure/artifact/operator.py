@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure
+from erasure.artifact.base import Erasure, WeightErasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
+from erasure.io import shown
 
 BLOCKS = 16  # parts of a layer that are edited one after the other, so that it never takes twice its memory
 
 
-class OperatorErasure(Erasure):
+class OperatorErasure(WeightErasure):
     """``W' = W (I + s U V^T)`` for every edited text site, with ``U, V`` of shape ``(d, n)``: d the width of the text
     embeddings, n at most the number of edited embeddings. Its size is that of ``U`` and ``V``, whatever the number of
     layers: kilobytes where one token is moved, megabytes where all those of several prompts are (``recommended``).
@@ -31,9 +33,14 @@ class OperatorErasure(Erasure):
     kind: ClassVar[str] = "operator"
 
     @property
+    def spaces(self) -> dict[str, Any]:
+        """Space to the ``sites`` that read it and the ``columns`` they read it from."""
+        return self.config.spaces or {}
+
+    @functools.cached_property
     def site_spaces(self) -> dict[str, str]:
         """Site to the space of the embeddings it reads."""
-        return {site: space for space, facts in self.config["spaces"].items() for site in facts["sites"]}
+        return {site: space for space, facts in self.spaces.items() for site in facts["sites"]}
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -47,7 +54,7 @@ class OperatorErasure(Erasure):
 
     def columns(self, site: str) -> slice:
         """The input columns of a site that read the embedding."""
-        return slice(*(self.config["spaces"][self.site_spaces[site]]["columns"] or (None,)))
+        return slice(*(self.spaces[self.site_spaces[site]]["columns"] or (None,)))
 
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         site = name.removesuffix(".weight")
@@ -64,17 +71,17 @@ class OperatorErasure(Erasure):
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         site = name.removesuffix(".weight")
-        stop, width = self.columns(site).stop, len(self.factors(site)[0])
-        return len(shape) == 2 and (width == shape[1] if stop is None else stop <= shape[1])
+        u, v = self.factors(site)
+        stop, paired = self.columns(site).stop, u.dim() == 2 and u.shape == v.shape
+        return paired and len(shape) == 2 and (len(u) == shape[1] if stop is None else stop <= shape[1])
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a map of the text, so yes, where the layers that read the text are known to be the same."""
-        base, name = self.config["base"], backbone.denoiser_name
-        known = base["components"][name]["layout"] == fingerprint(backbone.denoiser)["layout"]
-        spaces = self.config["spaces"].items()
+        made_for = self.config.base.components.get(backbone.denoiser_name)
+        known = made_for is not None and made_for.layout == fingerprint(backbone.denoiser)["layout"]
         return known or all(
             space in backbone.spaces and set(facts["sites"]) == set(backbone.text_sites(space))
-            for space, facts in spaces
+            for space, facts in self.spaces.items()
         )
 
     def map(self, embeddings: Tensor, space: Space = "hidden", scale: float | Tensor = 1.0) -> Tensor:
@@ -109,12 +116,12 @@ class OperatorErasure(Erasure):
         """
         self.check_same_base(other)
         own_factors = any(f"{site}.v" in edit.tensors for edit in (self, other) for site in self.site_spaces)
-        if self.config["spaces"] != other.config["spaces"] or own_factors:
+        if not isinstance(other, OperatorErasure) or self.spaces != other.spaces or own_factors:
             raise ValueError(
                 f"{self.name!r} and {other.name!r} edit different layers; apply them one after the other instead"
             )
         tensors = {}
-        for space in self.config["spaces"]:
+        for space in self.spaces:
             u1, v1 = (self.tensors[f"{space}.{factor}"].double() for factor in ("u", "v"))
             u2, v2 = (other.tensors[f"{space}.{factor}"].double() for factor in ("u", "v"))
             tensors[f"{space}.u"] = torch.cat([u1, u2 + u1 @ (v1.T @ u2)], dim=1).float()
@@ -122,8 +129,8 @@ class OperatorErasure(Erasure):
         return OperatorErasure(f"{self.name}+{other.name}", self._composed_config(other), tensors)
 
     def check_tensors(self) -> None:
-        spaces = self.config.get("spaces")
-        if not isinstance(spaces, dict) or not spaces or not all(map(_is_space, spaces.items())):
+        spaces = self.config.spaces
+        if not spaces or not all(map(_is_space, spaces.items())):
             raise ValueError(
                 "an operator erasure's config lists the layers of its spaces; 'spaces' is missing or malformed; "
                 "get it again"
@@ -135,7 +142,7 @@ class OperatorErasure(Erasure):
         self._check_system()
 
     def _check_factors(self, sites: dict[str, str]) -> None:
-        spaces = self.config["spaces"]
+        spaces = self.spaces
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         allowed = {f"{space}.{factor}" for space in spaces for factor in ("u", "v")} | {f"{site}.v" for site in sites}
         missing = {f"{space}.u" for space in spaces} - set(shapes)
@@ -149,14 +156,15 @@ class OperatorErasure(Erasure):
         flat = any(len(shape) != 2 or 0 in shape for shape in shapes.values())
         if missing or wrong or narrow or flat or set(shapes) - allowed:
             raise ValueError(
-                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shapes}; not such a file"
+                f"an operator erasure holds u and v of one shape (d, n) for each space; got {shown(shapes)}; "
+                "not such a file"
             )
 
     def _check_system(self) -> None:
         if not self.system:
             return
-        facts = self.config.get("system")
-        if not isinstance(facts, dict) or set(facts) != set(self.config["spaces"]):
+        facts = self.config.system
+        if facts is None or set(facts) != set(self.spaces):
             raise ValueError("the config says nothing of the system beside it; the file was altered; get it again")
         for space, fact in facts.items():
             if not _is_system(fact):
@@ -164,13 +172,19 @@ class OperatorErasure(Erasure):
             width = len(self.tensors[f"{space}.u"])
             shapes = dict.fromkeys((f"{space}.targets", f"{space}.anchors"), (sum(fact["rows"]), width))
             found = {n: tuple(t.shape) for n, t in self.system.items() if n.startswith(f"{space}.")}
-            for name in (f"{space}.kept.{i}" for i in range(fact["kept"])):  # a matrix, or rows: at most d of them
+            for name in (
+                f"{space}.kept.{i}" for i in range(min(fact["kept"], len(self.system) + 1))
+            ):  # a matrix, or rows: at most d of them
                 rows = min(found.get(name, (width,))[0], width)
                 shapes[name] = (rows, width)
             if found != shapes:
-                raise ValueError(f"a system of {space} holds {shapes}; got {found}; the file was altered; get it again")
+                raise ValueError(
+                    f"a system of {space} holds {shown(shapes)}; got {shown(found)}; the file was altered; get it again"
+                )
         if extra := [name for name in self.system if name.split(".")[0] not in facts]:
-            raise ValueError(f"tensors of no space in the system; got {extra}; the file was altered; get it again")
+            raise ValueError(
+                f"tensors of no space in the system; got {shown(extra)}; the file was altered; get it again"
+            )
 
     def _space_of(self, tensor: str) -> str:
         stem = tensor.rpartition(".")[0]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure
 from erasure.artifact.stack import stack_of
-from erasure.backbone import UNetBackbone, backbone_of
+from erasure.backbone import backbone_of
+from erasure.io import writing
 
 KINDS = ("resnets", "attentions")
 RESNET = {
@@ -64,7 +65,7 @@ def export_single_file(pipe: Any, path: str | os.PathLike[str], edit: Erasure | 
         ValueError: not Stable Diffusion 1.x / 2.x, or its U-Net has blocks the layout has no name for.
     """
     backbone = backbone_of(pipe)
-    if type(backbone) is not UNetBackbone:
+    if backbone.architecture != "sd-unet":
         raise ValueError(
             f"the original layout is for Stable Diffusion 1.x / 2.x; this is {backbone.architecture}; "
             "export the pipeline's folder instead"
@@ -175,14 +176,9 @@ def _write(pipe: Any, path: Path) -> None:
     vae = autoencoder(pipe.vae.state_dict(), levels=levels)
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
     tensors |= text_encoder(pipe.text_encoder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with writing(path) as temporary:
         save_file(whole, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 __all__ = ["export_single_file", "original_names"]

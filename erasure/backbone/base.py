@@ -1,33 +1,46 @@
-"""What every architecture answers: where text enters, how prompts are encoded, what the denoiser predicts."""
+"""The questions every architecture answers: where text enters, how prompts are encoded, what the denoiser predicts."""
 
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from erasure.backbone.checks import refuse_unsafe
-from erasure.backbone.text import Conditioning
+from erasure.backbone.checks import parameters_of, refuse_unsafe
+from erasure.backbone.drive import Driven, Step
+from erasure.backbone.noise import NoiseModel
+from erasure.backbone.text import Conditioning, Text, TooLong, converted, evaluating, nonempty, precise, refuse_long
 
 Space = Literal["hidden", "pooled"]
+Role = Literal["key", "value", "entry", "pooled"]
+SPACE = "▁"  # SentencePiece's
+PARTS = (
+    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A linear layer fed by raw text embeddings.
+    """A linear layer that receives the text.
 
     Attributes:
         linear: the layer; its bias, if it has one, is no part of any closed form.
+        role: ``key`` or ``value`` of a cross-attention, ``entry`` of the token embeddings, or ``pooled``.
+        norm: the norm that stands between the text and the layer, or None. The embeddings that closed forms solve for
+            are those behind it: a matrix in front of a norm is not the same edit.
         columns: start and stop of the input columns that see the embedding; None where all of them do. Only
-            SDXL's pooled path shares its layer with other inputs.
+            SDXL's and Kolors' pooled path share their layer with other inputs.
     """
 
     linear: nn.Linear
+    role: Role
+    norm: nn.Module | None = None
     columns: tuple[int, int] | None = None
 
     @property
@@ -35,55 +48,103 @@ class Site:
         """``(out, d)``: the part of the layer's weight that multiplies the embedding."""
         return self.linear.weight.detach()[:, slice(*(self.columns or (None,)))]
 
+    @property
+    def width(self) -> int:
+        """``d``, the width of the embeddings it reads."""
+        start, stop = self.columns or (0, self.linear.in_features)
+        return stop - start
 
-class Backbone(abc.ABC):
+
+class Backbone(Driven):
     """The names and conventions of one architecture, around a diffusers pipeline.
 
     Args:
         pipe: the pipeline. It is never changed here.
+        call: further arguments of the pipeline's call, such as ``height``, ``width`` and ``num_frames``: the size at
+            which trajectories are sampled and models trained. The pipeline's own by default.
 
     Raises:
         ValueError: the pipeline is in a state in which an edit would be lost or wrong (fused, quantised, offloaded,
-            compiled, adapters loaded, components of different dtypes). The message says what to call first.
+            compiled, adapters loaded, components of different dtypes), or lacks a part. The message says what to do.
 
     Class attributes:
         architecture: its name in files and tables.
         pipelines: the diffusers pipelines it is for, as people know them.
-        denoiser_name: the pipeline's attribute that holds the denoiser.
+        denoisers: the pipeline's attributes that hold a denoiser; the first names parameters without a prefix.
         requires: what else a pipeline must have.
         spaces: the embedding spaces that can be edited: ``hidden``, one vector a token, and ``pooled``, one a prompt.
+        templated: whether a chat template stands around the prompt, so that the default span is words and tail.
     """
 
     architecture: ClassVar[str]
     pipelines: ClassVar[str]
-    denoiser_name: ClassVar[str] = "unet"
+    denoisers: ClassVar[tuple[str, ...]] = ("transformer",)
     requires: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "scheduler")
     spaces: ClassVar[tuple[Space, ...]] = ("hidden",)
+    templated: ClassVar[bool] = False
+    batch_size: ClassVar[int] = 16
 
-    def __init__(self, pipe: Any) -> None:
-        names = (self.denoiser_name, *self.requires)
-        if missing := [name for name in names if getattr(pipe, name, None) is None]:
+    def __init__(self, pipe: Any, *, call: Mapping[str, Any] | None = None) -> None:
+        self.pipe = pipe
+        self.call = {**type(self).call, **(call or {})}
+        names = (self.denoisers[0], *self.requires)
+        missing = [name for name in names if getattr(pipe, name, None) is None]
+        if self.denoisers[0] not in missing:
+            refuse_unsafe(self.components)
+            self.check_sites()
+            self.check_widths(missing)
+        if missing:
             raise ValueError(
                 f"not a {self.pipelines} pipeline; {type(pipe).__name__} has no {', '.join(missing)}; "
                 "load all of it with DiffusionPipeline.from_pretrained"
             )
-        self.pipe = pipe
-        refuse_unsafe(self.components)
-        if any(not self.sites_of(self.denoiser, space) for space in self.spaces):
+
+    def check_sites(self) -> None:
+        """Raise unless text enters the denoiser where the architecture's does."""
+        if any(not self.text_sites(space) for space in self.spaces):
             raise ValueError(
-                f"not a {self.pipelines} pipeline; the {self.denoiser_name} of {type(pipe).__name__} does not read "
-                "text where theirs do; this model is not supported"
+                f"not a {self.pipelines} pipeline; the {self.denoiser_name} of {type(self.pipe).__name__} does not "
+                "read text where theirs do; this model is not supported"
             )
+
+    def check_widths(self, missing: Sequence[str] = ()) -> None:
+        """Raise unless the text encoders' embeddings have the width that the denoiser reads."""
+        made = self.encoder_widths()
+        for space in self.spaces:
+            read = next(iter(self.text_sites(space).values())).width
+            if space in made and made[space] != read:
+                encoders = " and ".join(name for name in self.components if name not in self.denoisers)
+                lacking = f" ({type(self.pipe).__name__} has no {', '.join(missing)})" if missing else ""
+                raise ValueError(
+                    f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have "
+                    f"width {made[space]}{lacking}, the {self.denoiser_name} reads {read}; load the model's own "
+                    f"encoders with a {self.pipelines} pipeline"
+                )
+
+    def encoder_widths(self) -> dict[str, int]:
+        """Width of the embeddings of each space, as far as the encoders' configs give it."""
+        return {}
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def denoiser_name(self) -> str:
+        """The pipeline's attribute that holds the denoiser (the first, where there are two)."""
+        return self.denoisers[0]
 
     @property
     def denoiser(self) -> Any:
         return getattr(self.pipe, self.denoiser_name)
 
     @property
-    def components(self) -> dict[str, nn.Module]:
-        """Denoiser and text encoders by their names on the pipeline: what makes a base model what it is."""
-        names = (self.denoiser_name, "text_encoder", "text_encoder_2", "text_encoder_3")
-        return {name: module for name in names if (module := getattr(self.pipe, name, None)) is not None}
+    def denoiser_parts(self) -> dict[str, nn.Module]:
+        """Every denoiser by its name on the pipeline."""
+        return {name: part for name in self.denoisers if (part := getattr(self.pipe, name, None)) is not None}
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Denoisers and text encoders by their names on the pipeline: what makes a base model what it is."""
+        return {name: module for name in PARTS if (module := getattr(self.pipe, name, None)) is not None}
 
     @property
     def device(self) -> torch.device:
@@ -95,38 +156,282 @@ class Backbone(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def prediction_type(self) -> str:
-        """What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``velocity``."""
+    def noise(self) -> NoiseModel:
+        """How latents are mixed with noise, and what the denoiser predicts."""
 
-    @classmethod
+    @property
+    def prediction_type(self) -> str:
+        """``epsilon``, ``v_prediction`` or ``velocity``."""
+        return self.noise.prediction_type
+
+    # --- where text enters ------------------------------------------------------------------------------------------
+
     @abc.abstractmethod
-    def sites_of(cls, denoiser: nn.Module, space: Space) -> dict[str, Site]:
-        """The linears of a denoiser that see raw text embeddings of a space, by module name."""
+    def sites_of(self, denoiser: nn.Module, space: Space) -> dict[str, Site]:
+        """The linears of one denoiser that receive text embeddings of a space, by module name."""
 
     def text_sites(self, space: Space = "hidden") -> dict[str, Site]:
-        """The linears that see raw text embeddings of a space, by module name."""
+        """The linears that receive text embeddings of a space, by qualified name, those of every denoiser."""
         if space not in self.spaces:
             raise ValueError(f"{self.architecture} has no {space} text embeddings; it has {list(self.spaces)}")
-        return self.sites_of(self.denoiser, space)
+        return {
+            self.qualified(part, name): site
+            for part, module in self.denoiser_parts.items()
+            for name, site in self.sites_of(module, space).items()
+        }
 
-    @abc.abstractmethod
-    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
+    def other_readers(self) -> dict[str, int]:
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): name to how many layers."""
+        others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
+        layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
+        return {name: count for name, count in layers.items() if count}
+
+    def width(self, space: Space = "hidden") -> int:
+        """``d``, the width of the embeddings of a space where the denoiser reads them."""
+        return next(iter(self.text_sites(space).values())).width
+
+    def qualified(self, part: str, name: str) -> str:
+        """The name of a parameter or module of a part: bare for the first denoiser, ``part:name`` for all others."""
+        return name if part == self.denoiser_name else f"{part}:{name}"
+
+    def select(self, selector: str) -> dict[str, nn.Parameter]:
+        """Weights and biases of layers chosen by what they do, by qualified name.
+
+        ``cross_attention`` every layer of the attentions that read the text; ``cross_attention_kv`` the layers that
+        receive it; ``not_cross_attention`` the rest; ``attention`` every attention; ``blocks`` every layer of the
+        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text encoders. Norms are never chosen.
+
+        Raises:
+            ValueError: unknown selector, or nothing to train under it.
+        """
+        if selector == "text_encoder":
+            chosen = self._layers({n: m for n, m in self.components.items() if n not in self.denoisers})
+        else:
+            wanted = self._selectors()
+            if selector not in wanted:
+                known = [*wanted, "text_encoder"]
+                raise ValueError(f"unknown parameter selector; got {selector!r}; choose one of {known}")
+            chosen = {n: m for n, m in self._layers(self.denoiser_parts).items() if wanted[selector](n)}
+        return {f"{n}.{key}": p for n, m in chosen.items() for key, p in m.named_parameters(recurse=False)}
+
+    def _layers(self, parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        return {
+            self.qualified(part, name): layer
+            for part, module in parts.items()
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
+        }
+
+    def _blocks(self) -> set[str]:
+        """Qualified names of the transformers in a U-Net, or of the blocks of a transformer."""
+        return {
+            self.qualified(part, name)
+            for part, module in self.denoiser_parts.items()
+            for name, child in module.named_modules()
+            if (type(child).__name__.startswith("Transformer") and name)
+            or (isinstance(child, nn.ModuleList) and "." not in name and part.startswith("transformer"))
+        }
+
+    def _selectors(self) -> dict[str, Callable[[str], bool]]:
+        """Which layers each selector takes, by qualified name."""
+        sites = self.text_sites()
+        reading = {name.rpartition(".")[0] for name, site in sites.items() if site.role in ("key", "value")}
+        attentions = {
+            self.qualified(part, name)
+            for part, module in self.denoiser_parts.items()
+            for name, child in module.named_modules()
+            if "Attention" in type(child).__name__ and any(isinstance(c, nn.Linear) for c in child.children())
+        }
+        reading = reading or attentions
+
+        def within(name: str, roots: set[str]) -> bool:
+            return any(name.startswith(f"{root}.") for root in roots)
+
+        return {
+            "cross_attention": lambda name: within(name, reading),
+            "cross_attention_kv": lambda name: name in sites if reading is not attentions else _is_kv(name, attentions),
+            "not_cross_attention": lambda name: not within(name, reading),
+            "attention": lambda name: within(name, attentions),
+            "blocks": lambda name: within(name, self._blocks()),
+            "all": lambda name: True,
+        }
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, prompts: Sequence[str], *, padded: bool = True, in_float32: bool = False, grad: bool = False
+    ) -> Conditioning:
         """Text conditioning of prompts, as the denoiser receives it.
+
+        The text encoders run in evaluation mode, whatever mode they are in, and are put back.
 
         Args:
             padded: False lets an encoder that can leave out the padding (the causal ones) do so, for whoever looks at
                 no token behind the first end token.
+            in_float32: run half-precision encoders in float32: closed forms solve for what the prompt is, not for its
+                rounding.
+            grad: keep the graph, for methods that train the text encoders.
         """
+        encoders = [module for name, module in self.components.items() if name not in self.denoisers]
+        with torch.set_grad_enabled(grad), evaluating(*encoders):
+            if not in_float32:
+                return self._encode(nonempty(prompts), padded=padded)
+            with precise(*encoders):
+                return self._encode(nonempty(prompts), padded=padded)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Run with the denoiser in evaluation mode (no dropout), and put the mode back."""
-        training = self.denoiser.training
-        self.denoiser.eval()
-        try:
-            yield
-        finally:
-            self.denoiser.train(training)
+    @abc.abstractmethod
+    def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
+        """The architecture's part of :meth:`encode`."""
+
+    def other_layers(self) -> Iterator[Backbone]:
+        """A backbone for each further layer of the text encoder that is to be erased at."""
+        return iter(())
+
+    def read_at(self, space: Space = "hidden") -> list[Backbone]:
+        """Itself and :meth:`other_layers`; pooled embeddings come from one layer, whatever token embeddings do."""
+        return [self, *(self.other_layers() if space == "hidden" else ())]
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How prompts are encoded where that is not the pipeline's default, for configs and cards."""
+        return {}
+
+    def read(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
+        """Token embeddings at the input of the layers that receive them: behind the norm, where one stands before.
+
+        Encoded in float32. This is what closed forms solve for.
+        """
+        conditioning = self.encode(prompts, padded=padded, in_float32=True)
+        norm = next(iter(self.text_sites().values())).norm
+        if norm is None:
+            return conditioning
+        with torch.no_grad(), precise(norm):
+            return conditioning.each(lambda hidden: norm(hidden.float()))
+
+    # --- what the encoders can read -----------------------------------------------------------------------------------
+
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        """Tokenizers that read a prompt by their names on the pipeline, and how many tokens the encoder of each takes."""
+        return {"tokenizer": (self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)}
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Raise unless the text encoders read every prompt to its end. Nothing is encoded.
+
+        Raises:
+            TooLong: they would cut some.
+        """
+        for name, (tokenizer, length) in self.tokenizers().items() if prompts else ():
+            ids = tokenizer(converted(self.pipe, tokenizer, prompts)).input_ids
+            refuse_long(prompts, [len(row) for row in ids], length=length, name=name)
+
+    def fitting(self, prompts: Iterable[str]) -> list[str]:
+        """Those of the prompts that the text encoders read to their end."""
+        left = list(prompts)
+        while True:
+            try:
+                self.check_lengths(left)
+                return left
+            except TooLong as error:
+                cut = set(error.prompts)
+                left = [prompt for prompt in left if prompt not in cut]
+
+    def unknown_word(self, text: str) -> tuple[str, str] | None:
+        """The first word of which a tokenizer knows no part, and the tokenizer's name; None where there is none.
+
+        All such words are one to the model. Tokenizers that spell (CLIP's, Qwen's) know every word.
+        """
+        for name, (tokenizer, _) in self.tokenizers().items():
+            unknown = tokenizer.unk_token_id
+            if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+                continue
+            for word in text.split():
+                pieces = tokenizer(word, add_special_tokens=False).input_ids
+                known = [i for i in pieces if i != unknown and tokenizer.convert_ids_to_tokens(i) != SPACE]
+                if unknown in pieces and not known:
+                    return word, name
+        return None
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
+        """Clean latents ``(n, *latent_shape)`` float32: means of the autoencoder's posterior, at the model's own size."""
+        vae = self.autoencoder
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
+        parts = []
+        for i in range(0, len(images), batch_size):
+            batch = [image.convert("RGB") for image in images[i : i + batch_size]]
+            batch = [
+                im if im.size == (width, height) else im.resize((width, height), Image.Resampling.LANCZOS)
+                for im in batch
+            ]
+            x = torch.from_numpy(np.stack([np.asarray(im) for im in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            encoded = vae.encode(x.to(vae.device, vae.dtype))
+            mean = (
+                encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+            )  # Sana's has no spread
+            shift = getattr(vae.config, "shift_factor", None) or 0.0
+            parts.append(((mean - shift) * vae.config.scaling_factor).float())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor, *, batch_size: int = 32) -> list[Image.Image]:
+        """Pictures of clean latents ``(n, *latent_shape)``."""
+        vae, out = self.autoencoder, []
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        for part in latents.split(batch_size):
+            decoded = vae.decode((part / vae.config.scaling_factor + shift).to(vae.dtype)).sample
+            out += self.pipe.image_processor.postprocess(decoded.detach().float().cpu(), output_type="pil")
+        return out
+
+    @property
+    def autoencoder(self) -> Any:
+        """The autoencoder, where its latents are what the denoiser reads.
+
+        Raises:
+            ValueError: they are not.
+        """
+        vae = getattr(self.pipe, "vae", None)
+        if vae is None or len(self.latent_shape) != 3 or not hasattr(vae.config, "scaling_factor"):
+            raise ValueError(
+                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put through "
+                "the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
+            )
+        return vae
+
+    def losses(self, x0: Tensor, t: Tensor, eps: Tensor, text: Text) -> Tensor:
+        """Squared error of the prediction for each row, ``(n,)``; differentiable in the model and in ``text``."""
+        predicted = self.predict_float(self.noise.mix(x0, eps, t), t, text)
+        return (predicted - self.noise.target(x0, eps, t)).square().flatten(1).mean(dim=1)
+
+    def middle(self) -> nn.Module:
+        """The module in the middle of the denoiser: the middle one of its longest row of blocks."""
+        rows = [child for child in self.denoiser.children() if isinstance(child, nn.ModuleList)]
+        if not any(map(len, rows)):
+            raise ValueError(f"a {type(self.denoiser).__name__} has no row of blocks, so no middle is known")
+        blocks = max(rows, key=len)
+        return blocks[len(blocks) // 2]
+
+    def middle_mean(self, output: Any) -> Tensor:
+        """``(n, channels)`` float32: what :meth:`middle` returned for the picture, averaged over places.
+
+        Blocks that carry text and picture side by side return both; the picture's has a token for every patch.
+        """
+        parts = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
+        *_, height, width = self.latent_shape
+        patches = height * width // getattr(self.denoiser.config, "patch_size", 1) ** 2
+        picture = next((part for part in parts if part.shape[1] == patches), parts[-1])
+        return picture.float().mean(dim=1)
+
+    def predict_float(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        """:meth:`predict` in and out of float32, whatever the model's precision."""
+        return self.predict(x.to(self.dtype), t, text.to(self.dtype)).float()
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    """Denoisers and text encoders of a pipeline by name, without compiled wrappers."""
+    found = {name: module for name in PARTS if (module := getattr(pipe, name, None)) is not None}
+    return {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
 
 
 def denoiser_of(pipe: Any) -> Any:
@@ -138,3 +443,32 @@ def denoiser_of(pipe: Any) -> Any:
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
     return getattr(module, "_orig_mod", module)
+
+
+def layer_at(backbone: Backbone, name: str) -> Any:
+    """The module of a qualified name.
+
+    Raises:
+        AttributeError, KeyError: there is none.
+    """
+    part, colon, own = name.partition(":")
+    module = backbone.components[part] if colon else backbone.denoiser
+    return module.get_submodule(own if colon else name)
+
+
+def parameters_by_name(parts: Mapping[str, nn.Module], denoiser: str) -> dict[str, nn.Parameter]:
+    """Every parameter of some parts by qualified name, as they are called without a PEFT adapter around them."""
+    return {
+        name if part == denoiser else f"{part}:{name}": parameter
+        for part, module in parts.items()
+        for name, parameter in parameters_of(module).items()
+    }
+
+
+def _is_kv(name: str, attentions: set[str]) -> bool:
+    """Keys and values of a joint attention, the text stream's own (``add_``) included."""
+    last = name.rpartition(".")[2]
+    return last in ("to_k", "to_v", "add_k_proj", "add_v_proj") and name.rpartition(".")[0] in attentions
+
+
+__all__ = ["PARTS", "Backbone", "Role", "Site", "Space", "Step", "denoiser_of", "parts_of"]

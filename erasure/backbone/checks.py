@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -19,12 +20,25 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
 def refuse_unsafe(components: Mapping[str, Any]) -> None:
     """Refuse components (denoiser first, then text encoders, by name) on which an edit would be lost or wrong."""
     for part, module in components.items():
+        _refuse_wrapper(part, module)
         _refuse_module(part, module)
     dtypes = {part: module.dtype for part, module in components.items()}
     if len(set(dtypes.values())) > 1:
         raise ValueError(
             f"the components have different dtypes; {', '.join(f'{part} {dtype}' for part, dtype in dtypes.items())}; "
             "bring them together with pipe.to(dtype) before erasing"
+        )
+
+
+def _refuse_wrapper(part: str, module: Any) -> None:
+    if isinstance(module, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            f"the {part} is wrapped in {type(module).__name__}; put its .module back on the pipeline, erase, and wrap "
+            "it again afterwards"
+        )
+    if not isinstance(module, nn.Module) or not hasattr(module, "dtype"):
+        raise ValueError(
+            f"the {part} is a {type(module).__name__}, no model of diffusers or transformers; load it anew"
         )
 
 
@@ -41,6 +55,11 @@ def _refuse_module(part: str, module: Any) -> None:
                 f"{part}.{name} has fused query-key-value projections, so its own keys and values are not used; "
                 "load the pipeline again and erase before fusing (unfuse_qkv_projections() may leave traces)"
             )
+        if own := own_projections(child):
+            raise ValueError(
+                f"{part}.{name} uses keys and values of its attention processor ({own}), so its own are not read and an "
+                "edit of them would do nothing; put the default processors back (set_default_attn_processor()) first"
+            )
         if hasattr(child, "base_layer"):
             raise ValueError(
                 f"{part}.{name} carries a LoRA adapter; unload it, erase, and load it again, or make it a part of the "
@@ -54,6 +73,15 @@ def _refuse_module(part: str, module: Any) -> None:
                 "(or call pipe.remove_all_hooks() first)"
             )
     for name, parameter in module.named_parameters():
+        if wrapper := quantised(parameter):
+            raise ValueError(
+                f"{part}.{name} is quantised ({wrapper}); erase the full-precision model first, quantise afterwards"
+            )
+        if parameter.is_inference():
+            raise ValueError(
+                f"{part}.{name} was created under torch.inference_mode(), where no weight can be changed later; load "
+                "the pipeline outside of it"
+            )
         if parameter.is_meta:
             raise ValueError(
                 f"{part}.{name} has no data (meta device); erase before offloading, or load without device_map"
@@ -69,8 +97,8 @@ def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
     parameters, wanted = parameters_of(module), list(names)
     for name in wanted:
         parameter = parameters.get(name)
-        if parameter is None or parameter.dtype not in EDITABLE:
-            now = "gone" if parameter is None else f"stored as {parameter.dtype}"
+        if parameter is None or parameter.dtype not in EDITABLE or quantised(parameter):
+            now = "gone" if parameter is None else f"stored as {quantised(parameter) or parameter.dtype}"
             raise ValueError(
                 f"{name} is {now}: the model was changed since the erasures were applied (quantised, cast); "
                 "they cannot be changed any more: load the pipeline again and apply what should stand on it"
@@ -85,6 +113,24 @@ def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
                 f"{hidden[0]} is not used while query-key-value projections are fused: a change would do nothing; "
                 "call pipe.unfuse_qkv_projections() first, or load the pipeline again"
             )
+
+
+def quantised(parameter: nn.Parameter) -> str | None:
+    """The class of a quantised tensor (torchao's report an ordinary dtype), or None."""
+    tensor = parameter.data
+    if is_traceable_wrapper_subclass(tensor) and not isinstance(parameter, torch.distributed.tensor.DTensor):
+        return type(tensor).__name__
+    return None
+
+
+def own_projections(attention: nn.Module) -> str | None:
+    """A key or value layer of an attention processor that is used in the place of the attention's own, or None.
+
+    An IP-Adapter's (``to_k_ip``) read pictures and stand beside the attention's own, which go on reading the text.
+    """
+    processor = getattr(attention, "processor", None)
+    names = [name for name, _ in processor.named_children()] if isinstance(processor, nn.Module) else []
+    return next((n for n in names if n.startswith(("to_k", "to_v")) and "_ip" not in n), None)
 
 
 def reads_fused(attention: nn.Module) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from erasure.io import sha256
 
 TENSORS, VALUES = 48, 4
 IP_ADAPTER = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.")
@@ -28,7 +29,7 @@ def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None
     """
     own = {name: p for name, p in module.named_parameters() if not IP_ADAPTER.search(name)}
     state = {**own, **(originals or {})}
-    layout = hashlib.sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]).encode()).hexdigest()
+    layout = sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]))
     return {"layout": layout[:16], "samples": [round(value, 6) for value in _samples(state)]}
 
 
@@ -41,13 +42,18 @@ def _samples(state: dict[str, Tensor]) -> Iterable[float]:
 
 
 def matches(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two fingerprints are of one model, up to the rounding of float16 or bfloat16."""
-    if a.get("layout") != b.get("layout") or len(a["samples"]) != len(b["samples"]):
+    """Whether two fingerprints are of one model, up to the rounding of float16 or bfloat16.
+
+    In float64: what overflows there fits no model. Without samples of at least one tensor it is no fingerprint.
+    """
+    if a.get("layout") != b.get("layout"):
         return False
-    x, y = torch.tensor(a["samples"]), torch.tensor(b["samples"])
+    x, y = (torch.tensor(each.get("samples", []), dtype=torch.float64) for each in (a, b))
+    if len(x) != len(y) or len(x) < VALUES or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return False
     return bool(((x - y).abs() <= 0.01 * torch.maximum(x.abs(), y.abs()) + 1e-5).all())
 
 
 def short(print_: dict[str, Any]) -> str:
     """Eight characters for messages and cards."""
-    return hashlib.sha256(repr(print_).encode()).hexdigest()[:8]
+    return sha256(repr(print_))[:8]

@@ -2,91 +2,133 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "all"]
+Span = Literal["bos", "content", "last_subject", "eos", "tail", "subject_to_end", "content_to_end", "all"]
 SPANS: tuple[Span, ...] = get_args(Span)
 SHOWN = 80  # characters of a prompt in an error
-PADDED: tuple[Span, ...] = ("tail", "subject_to_end", "all")  # spans that take in padding
+PADDED: tuple[Span, ...] = ("tail", "subject_to_end", "content_to_end", "all")  # spans that take in padding
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What the denoiser is told, one row a prompt.
+    """Text as the denoiser receives it, one row a prompt.
 
     Attributes:
         hidden: ``(n, length, d)`` token embeddings.
         pooled: ``(n, d_pooled)`` or None where the architecture has no pooled path.
+        mask: ``(n, length)``, true where the denoiser looks; None where it reads every token.
     """
 
     hidden: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, rows: Any) -> Text:
-        """Some rows: a slice, or a tensor of indices, which may repeat."""
-        return self._each(lambda embeddings: embeddings[rows])
+        """Rows by a slice, or by a tensor of indices, which may repeat."""
+        return self._each(lambda part: part[rows])
 
     def repeat(self, n: int) -> Text:
         """One row ``n`` times."""
-        return self._each(lambda embeddings: embeddings.expand(n, *embeddings.shape[1:]))
+        return self._each(lambda part: part.expand(n, *part.shape[1:]))
 
     def to(self, dtype: torch.dtype) -> Text:
-        return self._each(lambda embeddings: embeddings.to(dtype))
+        """The embeddings in another dtype; a mask stays as it is."""
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return dataclasses.replace(self, hidden=self.hidden.to(dtype), pooled=pooled)
 
     def __add__(self, other: Text) -> Text:
         """The rows of one, then those of the other."""
-        both = None if self.pooled is None or other.pooled is None else torch.cat([self.pooled, other.pooled])
-        return Text(torch.cat([self.hidden, other.hidden]), both)
+        length = max(self.hidden.shape[1], other.hidden.shape[1])
+        a, b = self.padded(length), other.padded(length)
+        parts = [
+            None if x is None or y is None else torch.cat([x, y]) for x, y in ((a.pooled, b.pooled), (a.mask, b.mask))
+        ]
+        return Text(torch.cat([a.hidden, b.hidden]), *parts)
+
+    def padded(self, length: int) -> Text:
+        """With masked zeros behind the tokens, up to a length. Only text with a mask can be padded."""
+        missing = length - self.hidden.shape[1]
+        if not missing:
+            return self
+        if self.mask is None or missing < 0:
+            raise ValueError(
+                f"text of {self.hidden.shape[1]} tokens cannot be brought to {length}: this architecture reads every "
+                "token; encode the prompts together"
+            )
+        hidden = nn.functional.pad(self.hidden, (0, 0, 0, missing))
+        return dataclasses.replace(self, hidden=hidden, mask=nn.functional.pad(self.mask, (0, missing)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
-        return Text(change(self.hidden), None if self.pooled is None else change(self.pooled))
+        parts = (None if part is None else change(part) for part in (self.pooled, self.mask))
+        return Text(change(self.hidden), *parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """What one tokenizer's tokens of a batch of prompts became: a stretch of the sequence the denoiser reads.
 
+    A row is ``constant prefix | words | tail``. The prefix is CLIP's start token, or the beginning of a chat template,
+    or nothing (T5). The tail is the first end token (or the rest of the template) and the padding the denoiser reads;
+    encoders collect the whole prompt there.
+
     Attributes:
         hidden: ``(n, length, d)`` token embeddings.
         ids: ``(n, length)`` token ids, padded.
-        counts: tokens of each prompt that are not padding: start token if there is one, content, first end token.
-        bos: whether the tokens begin with a start token: CLIP's do, T5's do not.
+        starts, ends: for each prompt, the positions of its first word piece and of the first token behind the words.
+        stops: for each prompt, the position behind the last token the denoiser reads; the length where there is no mask.
     """
 
     hidden: Tensor
     ids: Tensor
-    counts: tuple[int, ...]
-    bos: bool = True
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    @classmethod
+    def of(cls, hidden: Tensor, ids: Tensor, counts: Sequence[int], *, bos: bool = True) -> Segment:
+        """From token counts (start token if there is one, words, first end token), as CLIP and T5 lay them out."""
+        n, length = hidden.shape[:2]
+        ends = tuple(count - 1 for count in counts)
+        return cls(hidden, ids, (int(bos),) * n, ends, (length,) * n)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each prompt up to and with the first one behind its words."""
+        return tuple(end + 1 for end in self.ends)
 
     def span(self, name: Span) -> list[slice]:
         """Token positions of a span, one slice a prompt.
 
-        ``bos`` start token; ``content`` the words; ``last_subject`` the last word piece; ``eos`` the first end token;
-        ``tail`` first end token and padding, where encoders collect the whole prompt; ``subject_to_end`` last subject
-        and tail; ``all``. The last subject of the empty prompt is its first token: the start token (as in the official
-        UCE code), or the end token where there is no start token. ``bos`` is the end token there, too.
+        ``bos`` the first token of the prefix; ``content`` the words; ``last_subject`` the last word piece; ``eos`` the
+        first token behind the words; ``tail`` everything behind the words; ``subject_to_end`` last word piece and tail;
+        ``content_to_end`` words and tail; ``all``. The last subject of the empty prompt is the token before the tail:
+        the start token (as in the official UCE code), or the end token where nothing stands before it. ``bos`` is the
+        end token there, too.
         """
-        length, first = self.hidden.shape[1], int(self.bos)
-        table = {
-            "bos": lambda end: slice(0, 1) if self.bos else slice(end, end + 1),
-            "content": lambda end: slice(first, end),
-            "last_subject": lambda end: slice(max(end - 1, 0), max(end, 1)),
-            "eos": lambda end: slice(end, end + 1),
-            "tail": lambda end: slice(end, length),
-            "subject_to_end": lambda end: slice(max(end - 1, 0), length),
-            "all": lambda end: slice(0, length),
+        table: dict[str, Callable[[int, int, int], slice]] = {
+            "bos": lambda start, end, stop: slice(0, 1) if start else slice(end, end + 1),
+            "content": lambda start, end, stop: slice(start, end),
+            "last_subject": lambda start, end, stop: slice(max(end - 1, 0), max(end, 1)),
+            "eos": lambda start, end, stop: slice(end, min(end + 1, stop)),
+            "tail": lambda start, end, stop: slice(end, stop),
+            "subject_to_end": lambda start, end, stop: slice(max(end - 1, 0), stop),
+            "content_to_end": lambda start, end, stop: slice(min(start, max(end - 1, 0)), stop),
+            "all": lambda start, end, stop: slice(0, stop),
         }
         if name not in table:
             raise ValueError(f"unknown token span; got {name!r}; choose one of {list(SPANS)}")
-        return [table[name](count - 1) for count in self.counts]
+        return [table[name](*row) for row in zip(self.starts, self.ends, self.stops, strict=True)]
 
     def take(self, name: Span) -> list[Tensor]:
         """The embeddings of a span: one ``(tokens, d)`` tensor a prompt."""
@@ -95,26 +137,28 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the text encoders say about a batch of prompts.
+    """What the text encoders make of a batch of prompts.
 
     Attributes:
         hidden: ``(n, length, d)`` token embeddings as the denoiser receives them.
         segments: the stretches of ``hidden`` that hold tokens, one for each tokenizer whose tokens stand in it. SD3 has
             two, CLIP and T5; all others have one. A stretch of zeros, SD3 without its T5, is no segment.
         pooled: ``(n, d_pooled)`` or None where the architecture has no pooled path.
+        mask: ``(n, length)`` or None where the denoiser reads every token.
     """
 
     hidden: Tensor
     segments: tuple[Segment, ...]
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     @property
     def text(self) -> Text:
-        """What of it the denoiser is given."""
-        return Text(self.hidden, self.pooled)
+        """The part of it that the denoiser is given."""
+        return Text(self.hidden, self.pooled, self.mask)
 
     @property
     def ids(self) -> Tensor | None:
@@ -123,7 +167,7 @@ class Conditioning:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens of each prompt that are not padding."""
+        """Tokens of each prompt up to and with the first one behind its words."""
         return self._only.counts
 
     def span(self, name: Span) -> list[slice]:
@@ -144,6 +188,11 @@ class Conditioning:
             raise ValueError("this architecture has no pooled text embedding; leave pooled=False")
         return list(self.pooled[:, None])
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same with every token embedding changed: by the norm in front of an entry layer, say."""
+        segments = tuple(dataclasses.replace(part, hidden=change(part.hidden)) for part in self.segments)
+        return dataclasses.replace(self, hidden=change(self.hidden), segments=segments)
+
     @property
     def _only(self) -> Segment:
         if len(self.segments) != 1:
@@ -155,7 +204,7 @@ class Conditioning:
 
 
 class TooLong(ValueError):
-    """Some prompts do not fit a text encoder.
+    """Prompts that do not fit a text encoder.
 
     Attributes:
         prompts: those that do not.
@@ -174,7 +223,7 @@ def tokenise(
     Counts come from the unpadded prompt: what pads (the end token, or "!") is also a token like any other.
 
     Args:
-        length: tokens the encoder reads; what the tokenizer says by default.
+        length: tokens the encoder reads; by default what the tokenizer declares.
         name: the tokenizer's attribute on the pipeline, for the error.
 
     Raises:
@@ -182,21 +231,27 @@ def tokenise(
     """
     length = length or tokenizer.model_max_length
     counts = tuple(len(ids) for ids in tokenizer(list(prompts)).input_ids)
-    for prompt, count in zip(prompts, counts, strict=True):
-        if count > length:
-            begins = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]} ..."
-            raise TooLong(
-                f"the prompt is longer than the text encoder reads; {count} tokens of {length} ({name}): {begins!r}; "
-                "shorten it",
-                prompts=[p for p, n in zip(prompts, counts, strict=True) if n > length],
-            )
+    refuse_long(prompts, counts, length=length, name=name)
     ids = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
     return ids, counts
 
 
-def some(prompts: Sequence[str]) -> list[str]:
+def refuse_long(prompts: Sequence[str], counts: Sequence[int], *, length: int, name: str) -> None:
+    """Raise :class:`TooLong` for the prompts of more than ``length`` tokens."""
+    long = [(prompt, count) for prompt, count in zip(prompts, counts, strict=True) if count > length]
+    if long:
+        prompt, count = long[0]
+        begins = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]} ..."
+        raise TooLong(
+            f"the prompt is longer than the text encoder reads; {count} tokens of {length} ({name}): {begins!r}; "
+            "shorten it",
+            prompts=[prompt for prompt, _ in long],
+        )
+
+
+def nonempty(prompts: Sequence[str]) -> list[str]:
     """The prompts as a list.
 
     Raises:
@@ -207,32 +262,105 @@ def some(prompts: Sequence[str]) -> list[str]:
     return list(prompts)
 
 
-@torch.no_grad()
-def encode_clip(
-    text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *, padded: bool = True, batch_size: int = 64
-) -> Conditioning:
-    """Encode prompts with one CLIP text encoder as Stable Diffusion 1.x and 2.x do: last hidden state, final norm.
+def converted(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts with the further vectors of multi-vector textual inversions written out, as the pipeline itself does.
 
-    Args:
-        padded: False reads no further than the longest prompt. The encoder is causal: the tokens before that are the
-            same, and where prompts are names it is several times faster.
+    ``<hero>`` becomes ``<hero> <hero>_1`` where the tokenizer knows the second: both spellings are one prompt.
     """
-    ids, counts = tokenise(tokenizer, some(prompts))
-    ids = ids if padded else ids[:, : max(counts)]
-    parts = []
-    for batch in ids.to(text_encoder.device).split(batch_size):
-        parts.append(text_encoder(batch).last_hidden_state)
-    hidden = torch.cat(parts)
-    return Conditioning(hidden, (Segment(hidden, ids, counts),))
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    if convert is None or not getattr(tokenizer, "added_tokens_encoder", None):
+        return list(prompts)
+    rest = {t for t in tokenizer.added_tokens_encoder if t.rpartition("_")[2].isdigit()}
+    # a prompt that spells the further vectors already is brought back to the placeholder first
+    spelled = [" ".join(word for word in prompt.split(" ") if word not in rest) for prompt in prompts] if rest else None
+    return list(convert(list(spelled or prompts), tokenizer))
 
 
-@torch.no_grad()
-def encode_with(pipe: Any, prompts: Sequence[str], *, batch_size: int = 16, **settings: Any) -> tuple[Tensor, Tensor]:
-    """``hidden (n, length, d)`` and ``pooled (n, d_pooled)`` of prompts, by the pipeline's own ``encode_prompt``."""
-    parts = []
-    for i in range(0, len(prompts), batch_size):
-        batch = list(prompts[i : i + batch_size])
-        encoded = pipe.encode_prompt(prompt=batch, prompt_2=batch, device=pipe.device, **settings)
-        parts.append((encoded[0], next(e for e in encoded[1:] if e is not None and e.ndim == 2)))
-    hidden, pooled = zip(*parts, strict=True)
-    return torch.cat(hidden), torch.cat(pooled)
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Run modules in evaluation mode (no dropout: T5 has some), and put each mode back."""
+    present = [m for module in modules if module is not None for m in module.modules()]
+    training = [(module, module.training) for module in present]
+    try:
+        for module in modules:
+            if module is not None:
+                module.eval()
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def precise(*modules: nn.Module | None) -> Iterator[None]:
+    """Run half-precision modules in float32, a block at a time, so that memory grows by one block.
+
+    Embeddings and what else stands outside the stacks of blocks are float32 for the whole time. Afterwards every
+    parameter has its own data back. Float32 modules are run as they are.
+    """
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if module is not None and any(_is_half(p) for p in module.parameters()):
+                stack.enter_context(_precise(module))
+        yield
+
+
+@contextlib.contextmanager
+def _precise(module: nn.Module) -> Iterator[None]:
+    blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    outside = [p for p in module.parameters() if id(p) not in inside]
+    halves = {id(p): p.data for p in module.parameters()}
+    buffers = {(m, k): b for m in module.modules() for k, b in m.named_buffers(recurse=False) if _is_half(b)}
+
+    def widen(parameters: Sequence[nn.Parameter]) -> None:
+        for p in parameters:
+            p.data = p.data.float() if _is_half(p) else p.data
+
+    def narrow(parameters: Sequence[nn.Parameter]) -> None:
+        for p in parameters:
+            p.data = halves[id(p)]
+
+    handles = []
+    for block in blocks:
+        own = list(block.parameters())
+        handles.append(block.register_forward_pre_hook(lambda *_, own=own: widen(own)))
+        handles.append(block.register_forward_hook(lambda *_, own=own: narrow(own), always_call=True))
+    try:
+        widen(outside)
+        for (owner, key), buffer in buffers.items():
+            owner._buffers[key] = buffer.float()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        narrow(list(module.parameters()))
+        for (owner, key), buffer in buffers.items():
+            owner._buffers[key] = buffer
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+def in_batches(encode: Callable[[list[str]], Conditioning], prompts: Sequence[str], size: int) -> Conditioning:
+    """Encode prompts a batch at a time and join the parts, padded to one length where the denoiser takes a mask."""
+    parts = [encode(list(prompts[i : i + size])) for i in range(0, len(prompts), size)]
+    return parts[0] if len(parts) == 1 else functools.reduce(_joined, parts)
+
+
+def _joined(a: Conditioning, b: Conditioning) -> Conditioning:
+    text = a.text + b.text
+    segments = tuple(_joined_segment(x, y) for x, y in zip(a.segments, b.segments, strict=True))
+    return Conditioning(text.hidden, segments, text.pooled, text.mask)
+
+
+def _joined_segment(a: Segment, b: Segment) -> Segment:
+    length = max(a.hidden.shape[1], b.hidden.shape[1])
+
+    def pad(segment: Segment) -> tuple[Tensor, Tensor]:
+        missing = length - segment.hidden.shape[1]
+        return nn.functional.pad(segment.hidden, (0, 0, 0, missing)), nn.functional.pad(segment.ids, (0, missing))
+
+    (x, i), (y, j) = pad(a), pad(b)
+    return Segment(torch.cat([x, y]), torch.cat([i, j]), a.starts + b.starts, a.ends + b.ends, a.stops + b.stops)

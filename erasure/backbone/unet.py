@@ -2,122 +2,152 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from erasure.backbone.base import Backbone, Site, Space
-from erasure.backbone.text import Conditioning, Segment, Text, encode_clip, encode_with, some, tokenise
+from erasure.backbone.noise import NoiseModel, diffusion_of
+from erasure.backbone.text import Conditioning, Segment, Text, converted, in_batches, tokenise
 
-Selector = Literal["cross_attention", "cross_attention_kv", "not_cross_attention", "all"]
+ClipSkip = int | Literal["both"] | None
 
 
 class UNetBackbone(Backbone):
-    """Stable Diffusion 1.x / 2.x: ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``."""
+    """Stable Diffusion 1.x / 2.x: ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``.
+
+    Args:
+        clip_skip: the layer of the text encoder that pictures are drawn with, as in the pipeline's call: None (default)
+            the last, 1 the one before it. An erasure made at one layer leaves much of the concept at another (10 of 24
+            pictures on Emoji World), so give what you draw with; ``"both"`` erases at the last layer and at the one
+            before it, for a file whose users draw with either.
+    """
 
     architecture = "sd-unet"
     pipelines = "Stable Diffusion 1.x / 2.x"
+    denoisers = ("unet",)
+    latent_argument = "sample"
+    batch_size = 64
 
-    # --- what it is -------------------------------------------------------------------------------------------------
+    def __init__(self, pipe: Any, *, clip_skip: ClipSkip = None, **options: Any) -> None:
+        if clip_skip not in (None, "both") and (type(clip_skip) is not int or not 0 <= clip_skip < 12):
+            raise ValueError(
+                f"clip_skip is a number of layers, or 'both'; got {clip_skip!r}; give 1 for the last but one"
+            )
+        self.clip_skip: ClipSkip = clip_skip or None
+        super().__init__(pipe, **options)
+
+    def check_sites(self) -> None:
+        if getattr(getattr(self.unet, "config", None), "dual_cross_attention", False):
+            raise ValueError(
+                "this UNet splits its text between two attentions (dual_cross_attention); it is not supported"
+            )
+        super().check_sites()
 
     @property
     def unet(self) -> Any:
         return self.pipe.unet
 
     @property
-    def prediction_type(self) -> str:
-        """What the denoiser predicts, as its scheduler declares: ``epsilon`` or ``v_prediction``."""
-        return self.pipe.scheduler.config.prediction_type
+    def guidance(self) -> Literal["cfg", "embedded"]:  # type: ignore[override]
+        """Embedded in LCM U-Nets, which take the number as an input."""
+        return "embedded" if getattr(self.unet.config, "time_cond_proj_dim", None) else "cfg"
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+    def noise(self) -> NoiseModel:
+        """Epsilon or v, as the scheduler declares."""
+        if not hasattr(self.pipe.scheduler, "alphas_cumprod"):
+            raise ValueError(f"{type(self.pipe.scheduler).__name__} keeps no cumulative alphas; use DDIMScheduler")
+        return diffusion_of(self.pipe.scheduler, device=self.device)
 
-    @classmethod
-    def sites_of(cls, denoiser: nn.Module, space: Space) -> dict[str, Site]:
-        """Keys and values of every cross-attention."""
+    def middle(self) -> nn.Module:
+        """The mid-block."""
+        return self.unet.mid_block
+
+    def middle_mean(self, output: Tensor) -> Tensor:
+        return output.float().mean(dim=(2, 3))
+
+    # --- where text enters ------------------------------------------------------------------------------------------
+
+    def sites_of(self, denoiser: nn.Module, space: Space) -> dict[str, Site]:
+        """Keys and values of every attention that was built to read another width than its own: the text's.
+
+        Temporal attentions, whatever they are called, were not. Where the text is projected first (Kolors), that
+        projection is the only layer that receives it.
+        """
+        for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
+            if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
+                return {name: Site(projection, "entry")}
+        if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (
+            None,
+            "text_proj",
+            "ip_image_proj",
+        ):
+            return {}
         return {
-            name: Site(module)
+            f"{name}.{layer}": Site(getattr(module, layer), role)
             for name, module in denoiser.named_modules()
-            if ".attn2." in name and name.endswith((".to_k", ".to_v")) and isinstance(module, nn.Linear)
+            if isinstance(module, Attention) and module.is_cross_attention and module.to_k is not None
+            for layer, role in (("to_k", "key"), ("to_v", "value"))
         }
 
-    def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
-        """Weights and biases of linear and convolution layers, chosen by where they stand. Norms are never chosen.
+    # --- encoding ---------------------------------------------------------------------------------------------------
 
-        ``cross_attention`` (ESD-x) queries, keys, values and outputs of cross-attention; ``cross_attention_kv``
-        (ESD-x-strict) keys and values alone; ``not_cross_attention`` (ESD-u) everything else; ``all``.
+    def encoder_widths(self) -> dict[str, int]:
+        encoder = self.pipe.text_encoder
+        return {} if encoder is None else {"hidden": encoder.config.hidden_size}
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        return {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """How many of the encoder's last layers are left out, for each layer that is read."""
+        return (0, 1) if self.clip_skip == "both" else (self.clip_skip or 0,)  # type: ignore[return-value]
+
+    def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
+        """``hidden (n, 77, d)``: last hidden state, or the one ``clip_skip`` names, behind the final norm.
+
+        With ``padded=False`` nothing behind the longest prompt is read. The encoder is causal: the tokens before that
+        are the same, and where prompts are names it is several times faster.
         """
-        chosen = {
-            "cross_attention": lambda name: ".attn2." in name,
-            "cross_attention_kv": lambda name: ".attn2.to_k" in name or ".attn2.to_v" in name,
-            "not_cross_attention": lambda name: ".attn2." not in name,
-            "all": lambda name: True,
-        }
-        if selector not in chosen:
-            raise ValueError(f"unknown parameter selector; got {selector!r}; choose one of {list(chosen)}")
-        return {
-            f"{name}.{key}": parameter
-            for name, module in self.unet.named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and chosen[selector](name)
-            for key, parameter in module.named_parameters(recurse=False)
-        }
+        ids, counts = tokenise(self.pipe.tokenizer, converted(self.pipe, self.pipe.tokenizer, prompts))
+        ids = ids if padded else ids[:, : max(counts)]
+        parts = [self.hidden_of(batch, self.layers[0]) for batch in ids.to(self.device).split(self.batch_size)]
+        hidden = torch.cat(parts)
+        return Conditioning(hidden, (Segment.of(hidden, ids, counts),))
 
-    # --- what it does -----------------------------------------------------------------------------------------------
+    def hidden_of(self, ids: Tensor, skip: int = 0) -> Tensor:
+        """``(n, length, d)`` of token ids ``(n, length)``; differentiable in the text encoder's weights."""
+        encoder = self.pipe.text_encoder
+        ids = ids.to(encoder.device)
+        if not skip:
+            return encoder(ids).last_hidden_state
+        return final_norm(encoder)(layer_of(encoder(ids, output_hidden_states=True).hidden_states, skip, skip + 1))
 
-    def timesteps(self, num_inference_steps: int) -> int:
-        """How many steps the scheduler takes (second-order ones take more than they are asked for)."""
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(num_inference_steps)
-        return len(scheduler.timesteps)
+    def other_layers(self) -> Iterator[UNetBackbone]:
+        for skip in self.layers[1:]:
+            yield type(self)(self.pipe, clip_skip=skip)
 
-    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
-        """Text conditioning of prompts, ``hidden`` of shape ``(n, 77, d)`` on Stable Diffusion."""
-        return encode_clip(self.pipe.text_encoder, self.pipe.tokenizer, prompts, padded=padded)
 
-    def predict(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
-        """The denoiser's output for scaled latents ``x (n, 4, h, w)`` at timesteps ``t (n,)``."""
-        return self.unet(x, t, encoder_hidden_states=text.hidden).sample
+def layer_of(states: Sequence[Tensor], skip: int, back: int) -> Tensor:
+    """The hidden state so many from the end.
 
-    @torch.no_grad()
-    def trajectory(
-        self,
-        text: Text,
-        empty: Text,
-        noise: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        num_inference_steps: int,
-        guidance_scale: float,
-        stop: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Sample with classifier-free guidance, yielding what each step computed on the way.
+    Raises:
+        ValueError: ``clip_skip`` leaves out more layers than there are.
+    """
+    if back > len(states):
+        raise ValueError(f"clip_skip={skip} is more than this text encoder's {len(states) - 1} layers leave; give less")
+    return states[-back]
 
-        Args:
-            text, empty: ``n`` rows of the prompts, and ``n`` of the empty prompt.
-            noise: ``(n, 4, h, w)`` standard normal.
-            generator: of schedulers that add noise at every step.
-            stop: yield only the first ``stop`` steps.
 
-        Yields:
-            ``(x, t, conditional, unconditional)``: the denoiser's input, its timestep and both predictions.
-        """
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        latents, told = noise * scheduler.init_noise_sigma, text + empty
-        for t in scheduler.timesteps[:stop]:
-            x = scheduler.scale_model_input(latents, t)
-            both = self.predict(torch.cat([x, x]), t.expand(2 * len(x)), told)
-            conditional, unconditional = both.chunk(2)
-            yield x, t, conditional.float(), unconditional.float()
-            guided = unconditional + guidance_scale * (conditional - unconditional)
-            latents = scheduler.step(guided, t, latents, return_dict=False, **random)[0]
+def final_norm(encoder: Any) -> nn.Module:
+    """The norm behind a CLIP text encoder's last layer."""
+    return getattr(encoder, "text_model", encoder).final_layer_norm
 
 
 class SDXLBackbone(UNetBackbone):
@@ -127,57 +157,92 @@ class SDXLBackbone(UNetBackbone):
     pipelines = "Stable Diffusion XL"
     requires = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
     spaces = ("hidden", "pooled")
+    prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
+    numbers = 6  # of the picture's size and crop, embedded beside the pooled text
+    batch_size = 16
 
-    @classmethod
-    def sites_of(cls, denoiser: Any, space: Space) -> dict[str, Site]:
-        """Keys and values of every cross-attention; of the layer the pooled embedding enters, the columns it enters by.
+    def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
+        """As on 1.x; of the layer the pooled embedding enters, the columns it enters by.
 
-        The other columns of that layer see six embedded numbers: the sizes of the picture and where it was cropped.
+        The other columns of that layer see embedded numbers: the sizes of the picture and where it was cropped.
         """
         if space == "hidden":
             return super().sites_of(denoiser, space)
-        if getattr(denoiser, "add_embedding", None) is None:
-            return {}
-        numbers = 6 * denoiser.config.addition_time_embed_dim
-        width = denoiser.config.projection_class_embeddings_input_dim - numbers
-        return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, columns=(0, width))}
+        return pooled_site(denoiser, numbers=self.numbers)
 
-    def encode(self, prompts: Sequence[str], *, padded: bool = True) -> Conditioning:
+    def encoder_widths(self) -> dict[str, int]:
+        present = [
+            e.config for e in (self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None)) if e is not None
+        ]
+        second = getattr(self.pipe, "text_encoder_2", None)
+        pooled = {} if second is None else {"pooled": second.config.projection_dim}
+        return {"hidden": sum(config.hidden_size for config in present)} | pooled
+
+    def check_sites(self) -> None:
+        first, second = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+        config = self.unet.config
+        numbers = 5 * config.addition_time_embed_dim
+        if first is None and second is not None:
+            if config.projection_class_embeddings_input_dim == second.config.projection_dim + numbers:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} is SDXL's refiner: it reads text_encoder_2 alone, and an aesthetic "
+                    "score; refiners are not supported; erase from the base model, whose pictures it refines"
+                )
+        super().check_sites()
+
+    def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """Last but one layers of both side by side, ``hidden (n, 77, 2048)``; ``pooled (n, 1280)`` of the second.
 
         Token positions are the first tokenizer's, as in the official codes. The second splits a run of "!" otherwise.
         """
-        prompts = some(prompts)
-        ids, counts = tokenise(self.pipe.tokenizer, prompts)
-        ids_2, counts_2 = tokenise(self.pipe.tokenizer_2, prompts, name="tokenizer_2")
-        if padded:
-            hidden, pooled = encode_with(self.pipe, prompts, do_classifier_free_guidance=False)
-        else:
+        if not padded:
+            ids, counts, ids_2, counts_2 = self._tokens(prompts)
             length = max(*counts, *counts_2)
-            hidden, pooled = self._encode(ids[:, :length], ids_2[:, :length])
-        return Conditioning(hidden, (Segment(hidden, ids, counts),), pooled)
+            return self._of_ids(ids[:, :length], ids_2[:, :length], counts)
+        return in_batches(self._whole, prompts, self.batch_size)
 
-    @torch.no_grad()
-    def _encode(self, ids: Tensor, ids_2: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        both = ((name, getattr(self.pipe, name)) for name in ("tokenizer", "tokenizer_2"))
+        return {name: (tokenizer, tokenizer.model_max_length) for name, tokenizer in both}
+
+    def _tokens(self, prompts: list[str]) -> tuple[Tensor, tuple[int, ...], Tensor, tuple[int, ...]]:
+        one, two = self.pipe.tokenizer, self.pipe.tokenizer_2
+        first = tokenise(one, converted(self.pipe, one, prompts))
+        return (*first, *tokenise(two, converted(self.pipe, two, prompts), name="tokenizer_2"))
+
+    def _whole(self, prompts: list[str]) -> Conditioning:
+        ids, counts, ids_2, _ = self._tokens(prompts)
+        return self._of_ids(ids, ids_2, counts)
+
+    def _of_ids(self, ids: Tensor, ids_2: Tensor, counts: tuple[int, ...]) -> Conditioning:
         """What the pipeline's ``encode_prompt`` makes of token ids, whatever their number."""
         encoders = self.pipe.text_encoder, self.pipe.text_encoder_2
         hidden, pooled = [], []
-        for batch in zip(ids.split(batch_size), ids_2.split(batch_size), strict=True):
+        for batch in zip(ids.split(self.batch_size), ids_2.split(self.batch_size), strict=True):
             both = [e(b.to(e.device), output_hidden_states=True) for e, b in zip(encoders, batch, strict=True)]
-            hidden.append(torch.cat([one.hidden_states[-2] for one in both], dim=-1))
+            skip = self.layers[0]
+            hidden.append(torch.cat([layer_of(one.hidden_states, skip, skip + 2) for one in both], dim=-1))
             pooled.append(both[1].text_embeds)
-        return torch.cat(hidden), torch.cat(pooled)
+        whole = torch.cat(hidden)
+        return Conditioning(whole, (Segment.of(whole, ids, counts),), torch.cat(pooled))
 
-    def parameters(self, selector: Selector) -> dict[str, nn.Parameter]:
-        """As on Stable Diffusion 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes, pooled text."""
-        chosen = super().parameters(selector)
+    def select(self, selector: str) -> dict[str, nn.Parameter]:
+        """As on 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes and pooled text."""
+        chosen = super().select(selector)
         if selector == "not_cross_attention":  # the official code's choice on this architecture
             chosen = {name: weight for name, weight in chosen.items() if "block" in name and "emb" not in name}
         return chosen
 
-    def predict(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
-        """As on Stable Diffusion 1.x, for a whole picture: original size and target size its own, nothing cropped."""
-        height, width = (side * self.pipe.vae_scale_factor for side in x.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device).expand(len(x), -1)
-        told = {"text_embeds": text.pooled, "time_ids": sizes}
-        return self.unet(x, t, encoder_hidden_states=text.hidden, added_cond_kwargs=told).sample
+    def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
+        """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
+        added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
+        return {**super().with_text(inputs, text), "added_cond_kwargs": added}
+
+
+def pooled_site(denoiser: Any, *, numbers: int) -> dict[str, Site]:
+    """The columns by which the pooled text enters a U-Net beside so many embedded numbers; empty where it does not."""
+    if getattr(denoiser, "add_embedding", None) is None:
+        return {}
+    others = numbers * denoiser.config.addition_time_embed_dim
+    width = denoiser.config.projection_class_embeddings_input_dim - others
+    return {"add_embedding.linear_1": Site(denoiser.add_embedding.linear_1, "pooled", columns=(0, width))}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, WORLD, Concept, Suite, load_yaml
+from erasure.concept import STRICT, WORLD, Concept, Suite
+from erasure.io import folder_name, load_yaml, sha256_file, sha256_json
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -77,9 +76,9 @@ class Cell:
     def key(self) -> str:
         """Name of the cell's folder: readable, and different whenever a setting, a file it names or the base is."""
         method = dataclasses.asdict(self.method)  # type: ignore[call-overload]
-        method["settings"] |= {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in self.method.files.items()}
+        method["settings"] |= {n: sha256_file(f) for n, f in self.method.files.items()}
         folder = Path(self.base)
-        facts = json.dumps(
+        facts = sha256_json(
             {
                 "base": [folder.name, *_contents(folder)] if folder.is_dir() else self.base,
                 "dtype": self.dtype,
@@ -88,10 +87,10 @@ class Cell:
                 "method": method,
                 "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
             },
-            sort_keys=True,
+            spaced=True,
         )
         name = re.sub(r"[^a-z0-9]+", "-", f"{self.target[:32]} {self.method.name}".lower()).strip("-")
-        return f"{name}-s{self.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        return folder_name(f"{name}-s{self.seed}", longest=91) + f"-{facts[:8]}"
 
 
 def _contents(folder: Path) -> list[tuple[str, int, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import shutil
 import time
 import traceback
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from erasure.api import erase
 from erasure.artifact import Erasure
-from erasure.bases import load_base
 from erasure.batch.recipe import Cell, Recipe
-from erasure.concept import write_atomically
+from erasure.io import parse_json, printable, read_bytes, write_json
 from erasure.methods import method_class
-from erasure.verbs import erase
+from erasure.runtime import load_base
+from erasure.terminal import PlainTable, say
 
 RESULT = "result.json"
 
@@ -39,7 +37,7 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
         folder = recipe.out / cell.key
         finished = _finished(folder / RESULT)
         if finished is None:
-            console.print(f"[{number}/{len(cells)}] {cell.key}", markup=False)
+            say(f"[{number}/{len(cells)}] {cell.key}", on=console)
             began = time.perf_counter()
             try:
                 if loaded != cell.base:
@@ -51,11 +49,11 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
                     raise  # a full disk fails every cell
                 finished = {
                     "status": "failed",
-                    "error": " ".join(str(error).split()),
+                    "error": printable(error, limit=2000),
                     "traceback": traceback.format_exc(),
                 }
             finished |= {"cell": cell.key, "seconds": time.perf_counter() - began, "recipe": _facts(cell)}
-            write_atomically(folder / RESULT, json.dumps(finished, indent=2, ensure_ascii=False, default=str))
+            write_json(folder / RESULT, finished, default=str)
         else:
             finished["skipped"] = True
         results[cell.key] = finished
@@ -118,17 +116,17 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 def _finished(path: Path) -> dict[str, Any] | None:
     try:
-        result = json.loads(path.read_text("utf-8"))
+        result = parse_json(read_bytes(path))
     except (FileNotFoundError, ValueError):
         return None
     return result if result.get("status") == "done" else None
 
 
-def _table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table("cell", "status", "seconds", "note")
+def _table(results: dict[str, dict[str, Any]]) -> PlainTable:
+    table = PlainTable("cell", "status", "seconds", "note")
     for key, result in results.items():
         state = "skipped (done before)" if result.get("skipped") else result["status"]
-        table.add_row(key, state, f"{result['seconds']:.0f}", escape(_note(result)))
+        table.add_row(key, state, f"{result['seconds']:.0f}", _note(result))
     return table
 
 

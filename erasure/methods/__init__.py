@@ -5,38 +5,36 @@ Third parties add theirs through the entry-point group ``erasure.methods``: name
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from erasure.registry import Registry
 
 if TYPE_CHECKING:
     from erasure.methods.base import Method
 
-BUILT_IN = {
-    "uce": "erasure.methods.uce:UCE",
-    "rece": "erasure.methods.rece:RECE",
-    "time": "erasure.methods.time:TIME",
-    "speed": "erasure.methods.speed:SPEED",
-    "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
-    "double-projections": "erasure.methods.double_projections:DoubleProjections",
-    "cure": "erasure.methods.cure:CURE",
-    "esd": "erasure.methods.esd:ESD",
-}
+METHODS = Registry(
+    "method",
+    "erasure.methods",
+    {
+        "uce": "erasure.methods.uce:UCE",
+        "rece": "erasure.methods.rece:RECE",
+        "time": "erasure.methods.time:TIME",
+        "speed": "erasure.methods.speed:SPEED",
+        "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
+        "double-projections": "erasure.methods.double_projections:DoubleProjections",
+        "cure": "erasure.methods.cure:CURE",
+        "esd": "erasure.methods.esd:ESD",
+        "spm": "erasure.methods.spm:SPM",
+        "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
+        "sld": "erasure.pipelines.sld:SLD",
+    },
+)
+BUILT_IN = METHODS.built_in
 
 
 def available() -> dict[str, str]:
-    """Every known method: name to ``module:Class``. Nothing is imported.
-
-    Raises:
-        ValueError: two installed packages claim one name.
-    """
-    table = dict(BUILT_IN)
-    for point in entry_points(group="erasure.methods"):
-        if table.setdefault(point.name, point.value) != point.value:
-            raise ValueError(
-                f"two packages define the method {point.name!r}: {table[point.name]} and {point.value}; uninstall one"
-            )
-    return table
+    """Every known method: name to ``module:Class``. Nothing is imported."""
+    return METHODS.available()
 
 
 def method_class(name: str) -> type[Method]:
@@ -45,8 +43,4 @@ def method_class(name: str) -> type[Method]:
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
-    table = available()
-    if name not in table:
-        raise ValueError(f"unknown method; got {name!r}; choose one of {sorted(table)}")
-    module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return METHODS.load(name)

@@ -1,22 +1,25 @@
-"""What every method is: a frozen dataclass of settings with named presets and one verb."""
+"""A method: a frozen dataclass of settings with named presets, ``validate`` and ``erase``."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
-import os
-import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
-from erasure.backbone import ARCHITECTURES, Backbone, UNetBackbone
+from erasure.artifact.base import new_config
+from erasure.artifact.config import Config
+from erasure.backbone import Backbone, architectures
+from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article
+from erasure.io import NAME, folder_name
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -31,6 +34,32 @@ class Reference:
     repository: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for, whatever the method.
+
+    Attributes:
+        concepts: what to erase.
+        keep: prompts whose pictures must not change.
+        name: the erasure's name; from concepts and method by default.
+        preset: the preset the method's settings come from, for the record.
+        checkpoint: folder for the training state, from which the same request resumes. Closed forms have none to keep.
+        progress: show progress bars.
+    """
+
+    concepts: tuple[Concept, ...]
+    keep: tuple[str, ...] = ()
+    name: str | None = None
+    preset: str = ""
+    checkpoint: Path | None = None
+    progress: bool = True
+
+    @property
+    def phrases(self) -> list[str]:
+        """Every name of every concept."""
+        return [phrase for concept in self.concepts for phrase in concept.phrases]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
     """Base of all methods. A subclass is a frozen dataclass whose fields are the method's settings.
@@ -41,12 +70,12 @@ class Method(abc.ABC):
         reference: paper and repository.
         presets: preset name to the settings in which it differs from the field defaults.
         files: settings that name a file; an erasure keeps its name, not the path.
-        architectures: of the backbones it works on.
+        architectures: of the backbones it works on; None for all.
     """
 
     key: ClassVar[str]
     summary: ClassVar[str]
-    architectures: ClassVar[tuple[str, ...]] = (UNetBackbone.architecture,)
+    architectures: ClassVar[tuple[str, ...] | None] = None
     reference: ClassVar[Reference]
     presets: ClassVar[dict[str, dict[str, Any]]]
     files: ClassVar[tuple[str, ...]] = ()
@@ -77,37 +106,61 @@ class Method(abc.ABC):
         """Whether these settings damage neighbours unless there is a keep list."""
         return False
 
-    @abc.abstractmethod
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
-        """Make the erasure. The pipeline is left exactly as it was; ``Erasure.apply`` changes it.
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        """Refuse, before any work, a request that contradicts itself or a model the method does not work on.
 
-        Args:
-            keep: prompts whose pictures must not change.
-            checkpoint: folder for the training state, from which the same call resumes. Closed forms have none to keep.
+        A method with conditions of its own extends this.
+
+        Raises:
+            ValueError: what, what was given, and what to do instead.
+        """
+        check_supported(self, backbone)
+        check_request(request.concepts, request.keep)
+        check_read(backbone, request)
+
+    @abc.abstractmethod
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
+        """Make the erasure of a request that :meth:`validate` passed.
+
+        The pipeline is left exactly as it was; ``Erasure.apply`` changes it.
         """
 
-    def name_for(self, concepts: Sequence[Concept]) -> str:
-        """The default name of an erasure made with this method; it may stand in a path."""
-        named = "+".join(concept.name for concept in concepts)
-        return re.sub(r"[/\\~]|\.\.", "-", named).strip() + f"-{self.key}"
+    def name_for(self, request: Request) -> str:
+        """The name the request gives, or one of concepts and method, which may be a folder's."""
+        named = "+".join(concept.name for concept in request.concepts)
+        return request.name or f"{folder_name(named, longest=NAME - len(self.key) - 1)}-{self.key}"
+
+    def record(self, backbone: Backbone, request: Request, **facts: Any) -> Config:
+        """The config of the erasure it made, with facts of the method's own."""
+        return new_config(
+            backbone,
+            method=self.key,
+            settings=self.settings(),
+            concepts=request.concepts,
+            keep=request.keep,
+            preset=request.preset,
+            **({"encoding": backbone.encoding} if backbone.encoding else {}),
+            **facts,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the erasure's config."""
         return dataclasses.asdict(self)
 
 
+def expanded(backbone: Backbone, phrases: Sequence[str], *, articles: bool) -> list[str]:
+    """Phrases as every method takes them, targets and kept ones alike: with articles, "a ninja" beside "ninja".
+
+    An article for which the text encoder has no room is left out.
+    """
+    added = backbone.fitting(map(with_article, phrases)) if articles else []
+    return list(dict.fromkeys([*phrases, *added]))
+
+
 def check_supported(method: Method, backbone: Backbone) -> None:
     """Refuse a model the method does not work on, before any work."""
-    if backbone.architecture not in method.architectures:
-        known = ", ".join(ARCHITECTURES[name].pipelines for name in method.architectures)
+    if method.architectures is not None and backbone.architecture not in method.architectures:
+        known = ", ".join(architectures()[name].pipelines for name in method.architectures)
         raise ValueError(
             f"{method.key} does not work on {backbone.pipelines}; it supports {known}; choose another, such as uce"
         )
@@ -133,6 +186,29 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
         if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
             raise ValueError(
                 f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor"
+            )
+
+
+def check_read(backbone: Backbone, request: Request) -> None:
+    """Refuse prompts that the text encoders cut, and targets and anchors that they do not know, before any work.
+
+    Raises:
+        TooLong: a target, an anchor or a kept prompt does not fit.
+        ValueError: a tokenizer knows no part of a word, which is one to it with every other such word.
+    """
+    named = [*request.phrases, *(concept.anchor for concept in request.concepts if concept.anchor)]
+    backbone.check_lengths(named)
+    try:
+        backbone.check_lengths(request.keep)
+    except TooLong as error:
+        advice = "or take it out of the keep list (from a corpus file, captions like it are left out)"
+        raise TooLong(f"{error}, {advice}", prompts=error.prompts) from None
+    for phrase in named:
+        if unknown := backbone.unknown_word(phrase):
+            word, tokenizer = unknown
+            raise ValueError(
+                f"the model does not know {word!r}: its {tokenizer} writes one unknown token for it, as for every word "
+                f"that it cannot spell; got {phrase!r}; name the concept in words it knows"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,17 +16,16 @@ import torch
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
-from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
-from erasure.backbone import ARCHITECTURES, Backbone, Site, Space
+from erasure.backbone import Backbone, Site, Space
 from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
-from erasure.methods.base import Method, check_request
+from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 
-TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content", "all"]
+TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
 CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number
 
 # A sample of what prompts are about. An edit of padding tokens reaches every prompt, so something has to stand for
@@ -48,7 +48,7 @@ EVERYDAY = tuple(
 def encoded(backbone: Backbone, prompts: Sequence[str], span: Span = "all") -> Iterator[Conditioning]:
     """Prompts as conditioning, a chunk at a time; without padding where the span has none."""
     for i in range(0, len(prompts), CHUNK):
-        yield backbone.encode(prompts[i : i + CHUNK], padded=span in PADDED)
+        yield backbone.read(prompts[i : i + CHUNK], padded=span in PADDED)
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space = "hidden") -> list[Tensor]:
@@ -123,7 +123,6 @@ class ClosedForm(Method):
     corpus_scale: float = 1000.0
     pooled: bool = False
 
-    architectures: ClassVar[tuple[str, ...]] = tuple(ARCHITECTURES)
     files: ClassVar[tuple[str, ...]] = ("corpus",)
 
     def settings(self) -> dict[str, Any]:
@@ -133,45 +132,61 @@ class ClosedForm(Method):
     def needs_keep(self) -> bool:
         return self.token_span not in ("last_subject", "content")
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if self.pooled and "pooled" not in backbone.spaces:
+            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        published = request.preset != "recommended"  # whoever takes a published preset wants that
+        if "pooled" in backbone.spaces and not self.pooled and not published:
+            warnings.warn(
+                f"{backbone.pipelines} also reads the prompt as a pooled embedding, which is not edited and can bring "
+                "some of the concept back; pass pooled=True to edit it as well, or look at the pictures",
+                stacklevel=3,
+            )
+        for concept in request.concepts:
+            self.pairs(backbone, concept)
+        if self.corpus:
+            Gram.load(self.corpus).check(backbone)
+
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
-        check_request(concepts, keep)
-        everyday = self.everyday(concepts)
-        config = new_config(backbone, method=self.key, settings=self.settings(), concepts=concepts, keep=keep)
-        config["keep_everyday"] = everyday
-        config["prompts"] = list(dict.fromkeys(t for concept in concepts for t, _ in self.prompt_pairs(concept)))
-        config["spaces"], config["system"] = {}, {}
+        everyday = self.everyday(request.concepts)
+        keep = [*request.keep, *everyday]
         tensors: dict[str, Tensor] = {}
         system: dict[str, Tensor] = {}
+        spaces: dict[str, Any] = {}
+        systems: dict[str, Any] = {}
         reports: dict[str, Any] = {}
-        for space in self.spaces(backbone):
-            solution, problem = self.solve(backbone, concepts, [*keep, *everyday], space)
+        for space in self.spaces():
+            solution, problem = self.solve(backbone, request.concepts, keep, space)
             sites = self.sites(backbone, space)
-            config["spaces"][space] = space_config(backbone, space, list(sites))
+            spaces[space] = space_config(backbone, space, list(sites))
             tensors |= solution.tensors(space)
             if problem and problem.concept_rows:
-                config["system"][space], part = self.system(problem, space)
+                systems[space], part = self.system(problem, space)
                 system |= part
-            reports[space] = quick_report(backbone, solution, sites, concepts, keep, space) | solution.notes
-        config["report"] = reports.pop("hidden") | reports
-        if not system:
-            del config["system"]
-        return OperatorErasure(self.name_for(concepts), config, tensors, system)
+            measured = quick_report(backbone, solution, sites, request.concepts, request.keep, space)
+            reports[space] = measured | solution.notes
+        config = self.record(
+            backbone,
+            request,
+            keep_everyday=everyday,
+            prompts=list(dict.fromkeys(t for c in request.concepts for t, _ in self.pairs(backbone, c))),
+            spaces=spaces,
+            report=reports.pop("hidden") | reports,
+            **({"system": systems} if systems else {}),
+            **self.facts(backbone, request),
+        )
+        return OperatorErasure(self.name_for(request), config, tensors, system)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def spaces(self, backbone: Backbone) -> tuple[Space, ...]:
+    def facts(self, backbone: Backbone, request: Request) -> dict[str, Any]:
+        """Facts of the method's own, for the record."""
+        return {}
+
+    def spaces(self) -> tuple[Space, ...]:
         """The embedding spaces to edit."""
-        if self.pooled and "pooled" not in backbone.spaces:
-            raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
         return ("hidden", "pooled") if self.pooled else ("hidden",)
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
@@ -187,6 +202,19 @@ class ClosedForm(Method):
             pairs += [pair for pair, phrase in zip(with_articles, phrases, strict=True) if pair[0] != phrase]
         return pairs
 
+    def pairs(self, backbone: Backbone, concept: Concept) -> list[tuple[str, str]]:
+        """The :meth:`prompt_pairs` that the text encoders read to their end: a long name leaves room for no sentence.
+
+        Raises:
+            TooLong: they read none of them.
+        """
+        pairs = self.prompt_pairs(concept)
+        fitting = set(backbone.fitting(dict.fromkeys(itertools.chain(*pairs))))
+        if fits := [pair for pair in pairs if fitting.issuperset(pair)]:
+            return fits
+        backbone.check_lengths(pairs[0])
+        raise AssertionError  # it raises
+
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
         targets, anchors, counts = gathered(self.concept_rows(backbone, concepts, space))
@@ -201,11 +229,11 @@ class ClosedForm(Method):
 
         As many concepts are encoded at a time as have ``CHUNK`` prompts together.
         """
-        pairs = [self.prompt_pairs(concept) for concept in concepts]
+        pairs = [self.pairs(backbone, concept) for concept in concepts]
         totals = list(itertools.accumulate(map(len, pairs)))
         for _, group in itertools.groupby(range(len(pairs)), key=lambda i: (totals[i] - 1) // CHUNK):
             several = [pairs[i] for i in group]
-            found = iter(self.pair_rows(backbone, list(itertools.chain(*several)), space))
+            found = iter(self.moved_rows(backbone, list(itertools.chain(*several)), space))
             yield from (joined(itertools.islice(found, len(own))) for own in several)
 
     def solve(
@@ -228,6 +256,13 @@ class ClosedForm(Method):
             f"{space}.kept.0": Kept.of(problem.kept).smallest.data,
         }
         return {"lamb": problem.lamb, "rows": list(problem.concept_rows), "kept": 1}, tensors
+
+    def moved_rows(
+        self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
+    ) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`pair_rows` at every layer of the text encoder that is to be erased at."""
+        layers = [self.pair_rows(one, pairs, space) for one in backbone.read_at(space)]
+        return layers[0] if len(layers) == 1 else [joined(each) for each in zip(*layers, strict=True)]
 
     def pair_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
@@ -256,7 +291,7 @@ class ClosedForm(Method):
         """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""
         span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
         parts = []
-        for segment in backbone.encode([""]).segments:
+        for segment in backbone.read([""]).segments:
             word = segment.take(span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
             parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
         return parts
@@ -268,7 +303,7 @@ class ClosedForm(Method):
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""
-        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
+        prompts = expanded(backbone, keep, articles=self.articles)
         total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)

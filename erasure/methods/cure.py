@@ -66,8 +66,8 @@ class CURE(ClosedForm):
     }
 
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        expanded = sentences(concept, synonyms=self.synonyms) if self.expand_prompts else []
-        return [*super().prompt_pairs(concept), *expanded]
+        pairs = super().prompt_pairs(concept)
+        return [*pairs, *sentences(concept, synonyms=self.synonyms)] if self.expand_prompts else pairs
 
     def solve(
         self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
-from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
-from erasure.concept import write_atomically
+from erasure.backbone.text import PADDED, Span
+from erasure.io import parse_json, write_atomically
 from erasure.methods.ridge import SKETCH, Accumulator, Kept
 
 BATCH = 64  # captions encoded at a time
@@ -66,23 +66,23 @@ class Gram:
         sums: dict[Space, Accumulator] = {}
         counts: dict[Space, int] = {}
         for space in spaces or backbone.spaces:
-            width = next(iter(backbone.text_sites(space).values())).weight.shape[1]
+            width = backbone.width(space)
             sums[space], counts[space] = Accumulator(width), 0
         captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
-            conditioning = _fitting(backbone, batch, span, left_out)
-            if conditioning is None:
+            fitting = backbone.fitting(batch)
+            left_out += [caption for caption in batch if caption not in fitting]
+            if not fitting:
                 continue
+            conditioning, *more = (one.read(fitting, padded=span in PADDED) for one in backbone.read_at())
             for space, total in sums.items():
-                rows = torch.cat(conditioning.take(span) if space == "hidden" else conditioning.pooled_rows())
+                parts = conditioning.pooled_rows() if space == "pooled" else conditioning.take(span)
+                if space == "hidden":
+                    parts += [row for other in more for row in other.take(span)]
+                rows = torch.cat(parts)
                 total.add(rows)
                 counts[space] += len(rows)
-        if left_out:
-            warnings.warn(
-                f"{len(left_out)} captions are longer than the text encoder reads and were left out; the first one "
-                f"begins with {left_out[0][:40]!r}",
-                stacklevel=2,
-            )
+        warn_left_out(left_out)
         return cls({space: total.kept() for space, total in sums.items()}, counts, span, _encoders(backbone))
 
     def __add__(self, other: Gram) -> Gram:
@@ -121,7 +121,7 @@ class Gram:
             raise FileNotFoundError(f"no corpus at {path}; make one with `erasure gram CAPTIONS --out {path}`")
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["gram"])
+                facts = parse_json(file.metadata()["gram"])
                 lost = facts.pop("lost", {})  # of sketches; files from before there were any have matrices alone
                 kept: Any = {s: Kept(file.get_tensor(s), s in lost, lost.get(s, 0.0)) for s in facts["counts"]}
         except (SafetensorError, KeyError, TypeError, ValueError):
@@ -129,15 +129,14 @@ class Gram:
         return cls(kept, **facts)
 
 
-def _fitting(backbone: Backbone, captions: list[str], span: Span, left_out: list[str]) -> Conditioning | None:
-    """The conditioning of those captions that fit, None if none does; the others are added to ``left_out``."""
-    while captions:
-        try:
-            return backbone.encode(captions, padded=span in PADDED)
-        except TooLong as error:
-            left_out += error.prompts
-            captions = [caption for caption in captions if caption not in error.prompts]
-    return None
+def warn_left_out(captions: Sequence[str]) -> None:
+    """One warning for all the captions of a corpus that the text encoder cannot read whole, if there are any."""
+    if captions:
+        warnings.warn(
+            f"{len(captions)} captions are longer than the text encoder reads and were left out; the first one begins "
+            f"with {captions[0][:40]!r}",
+            stacklevel=3,
+        )
 
 
 def _encoders(backbone: Backbone) -> dict[str, Any]:

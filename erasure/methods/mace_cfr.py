@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
@@ -12,12 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Space
 from erasure.backbone.text import Segment
 from erasure.concept import Concept, with_article
-from erasure.methods.base import Reference
-from erasure.methods.closed_form import ClosedForm, encoded, stretched
+from erasure.methods.base import Reference, Request, expanded
+from erasure.methods.closed_form import ClosedForm, encoded, joined, stretched
 from erasure.methods.gram import Gram
 from erasure.methods.ridge import Kept, condensed
 
@@ -157,6 +155,7 @@ class MACECFR(ClosedForm):
             "domain_scale": 8e3,
             "corpus_scale": 0.0,
             "keep_span": "all",
+            "preserve_scale_squared": True,  # as the published runs did, by applying it twice
         },
         "style": {
             "lamb": 0.0,
@@ -164,6 +163,7 @@ class MACECFR(ClosedForm):
             "domain_scale": 8e4,
             "corpus_scale": 0.0,
             "keep_span": "all",
+            "preserve_scale_squared": True,  # as the published runs did, by applying it twice
         },
     }
 
@@ -171,28 +171,20 @@ class MACECFR(ClosedForm):
     def needs_keep(self) -> bool:
         return self.preserve_scale > 0 and not self.domain
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
         if self.token_span != "last_subject":
             raise ValueError(
                 f"MACE-CFR edits the words around the concept; got token_span={self.token_span!r}; leave it out, and "
                 "set include_concept or all_words for more"
             )
-        if bare := next((concept.name for concept in concepts if not concept.anchor), None):
+        if bare := next((concept.name for concept in request.concepts if not concept.anchor), None):
             raise ValueError(
                 f"MACE-CFR needs an anchor, whose sentences have the same words around it; {bare!r} has none; name a "
                 f"near, harmless thing, e.g. Concept({bare!r}, anchor=...) or --anchor"
             )
-        if keep and not (self.preserve_scale and self.domain_scale):
+        if request.keep and not (self.preserve_scale and self.domain_scale):
             warnings.warn("the keep list has no weight: preserve_scale or domain_scale is 0", stacklevel=3)
-        return super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
@@ -209,7 +201,8 @@ class MACECFR(ClosedForm):
             yield from super().concept_rows(backbone, concepts, space)
             return
         for concept in concepts:
-            yield self.sentence_rows(backbone, self.prompt_pairs(concept), space)
+            pairs = self.pairs(backbone, concept)
+            yield joined([self.sentence_rows(one, pairs, space) for one in backbone.read_at(space)])
 
     def sentence_rows(
         self, backbone: Backbone, pairs: Sequence[tuple[str, str]], space: Space
@@ -249,7 +242,7 @@ class MACECFR(ClosedForm):
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """``s (G + w G_domain)``, with the keep list in the domain."""
-        prompts = list(dict.fromkeys([*keep, *map(with_article, keep)] if self.articles else keep))
+        prompts = expanded(backbone, keep, articles=self.articles)
         domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.domain:
             domain = domain + Gram.load(self.domain).check(backbone).kept[space]

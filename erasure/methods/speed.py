@@ -14,12 +14,11 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone, Site, Space
-from erasure.concept import Concept, naming, with_article
-from erasure.methods.base import Reference
+from erasure.concept import Concept, naming
+from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, rows
-from erasure.methods.gram import Gram
+from erasure.methods.gram import Gram, warn_left_out
 from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
 
 Positive = Annotated[float, Field(gt=0)]
@@ -137,52 +136,49 @@ class SPEED(ClosedForm):
         """Whether each layer has a retain set of its own."""
         return self.prior_filter or self.augment > 0
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
         if self.preserve_scale != 1.0:
             raise ValueError(
                 f"SPEED gives what is kept no weight; got preserve_scale={self.preserve_scale}; leave it at 1 and "
                 "lower threshold instead"
             )
-        edit = super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
-        texts = self.texts([*keep, *self.everyday(concepts)])
-        edit.config["retained"] = len(without(texts, concepts))
-        edit.config["named_a_target"] = len(texts) - edit.config["retained"]
-        return edit
+        if self.retain:
+            texts = read_texts(self.retain)
+            fitting = set(backbone.fitting(texts))
+            warn_left_out([text for text in texts if text not in fitting])
+
+    def facts(self, backbone: Backbone, request: Request) -> dict[str, Any]:
+        texts = self.texts(backbone, [*request.keep, *self.everyday(request.concepts)])
+        retained = len(without(texts, request.concepts))
+        return {"retained": retained, "named_a_target": len(texts) - retained}
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
         """Keys, values or both; architectures whose text layers are neither have them all edited."""
         sites = super().sites(backbone, space)
-        chosen = tuple(f"to_{letter}" for letter in self.layers)
-        known = any(name.endswith(("to_k", "to_v")) for name in sites)
-        return {name: site for name, site in sites.items() if not known or name.endswith(chosen)}
+        chosen = [role for letter, role in (("k", "key"), ("v", "value")) if letter in self.layers]
+        return {name: site for name, site in sites.items() if site.role not in ("key", "value") or site.role in chosen}
 
-    def texts(self, keep: Sequence[str]) -> list[str]:
-        """Everything that is to be kept, in words."""
-        listed = [*keep, *map(with_article, keep)] if self.articles else keep
-        return list(dict.fromkeys([*listed, *(read_texts(self.retain) if self.retain else [])]))
+    def texts(self, backbone: Backbone, keep: Sequence[str]) -> list[str]:
+        """Everything that is to be kept, in words; of the retain set what the text encoders read to its end."""
+        listed = expanded(backbone, keep, articles=self.articles)
+        return list(dict.fromkeys([*listed, *(backbone.fitting(read_texts(self.retain)) if self.retain else [])]))
 
     def retention(
         self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
     ) -> Retention:
         """What must not change: the keep list, the retain set, the corpus, and the empty prompt."""
-        texts = without(self.texts(keep), concepts)
+        texts = without(self.texts(backbone, keep), concepts)
         empty = self._empty(backbone, space)
         kept, count = self._corpus(backbone, space)
         retain = empty[0][:0]
         if not texts and not count:
             retain = torch.cat([tokens[1:] if len(tokens) > 1 else tokens for tokens in empty])
         elif texts and self.by_layer:
-            retain = torch.cat(rows(backbone, texts, self.keep_span, space))
+            every = backbone.read_at(space)
+            retain = torch.cat([row for one in every for row in rows(one, texts, self.keep_span, space)])
         elif texts:  # nobody looks at them one by one, so their number does not matter
             gram = Gram.of(backbone, texts, span=self.keep_span, spaces=(space,))
             kept, count = kept + gram.kept[space], count + gram.counts[space]
@@ -191,9 +187,10 @@ class SPEED(ClosedForm):
 
     def _empty(self, backbone: Backbone, space: Space) -> list[Tensor]:
         """The embeddings of the empty prompt, ``(length, d)`` for each text encoder; one row in the pooled space."""
-        conditioning = backbone.encode([""])
-        pooled = [] if conditioning.pooled is None else [conditioning.pooled]
-        parts = pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
+        parts = []
+        for conditioning in (one.read([""]) for one in backbone.read_at(space)):
+            pooled = [] if conditioning.pooled is None else [conditioning.pooled]
+            parts += pooled if space == "pooled" else [segment.hidden[0] for segment in conditioning.segments]
         return [part.cpu().double() for part in parts]
 
     def _corpus(self, backbone: Backbone, space: Space) -> tuple[Kept, float]:

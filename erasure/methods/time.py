@@ -65,7 +65,7 @@ class TIME(ClosedForm):
 
     def sites(self, backbone: Backbone, space: Space) -> dict[str, Site]:
         sites = super().sites(backbone, space)
-        return {name: site for name, site in sites.items() if self.keys or not name.endswith("to_k")}
+        return {name: site for name, site in sites.items() if self.keys or site.role != "key"}
 
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
         if not self.templates or any("{}" not in template for template in self.templates):
@@ -145,7 +145,7 @@ def _words(segment: Segment, articles: dict[int, int]) -> list[list[int]]:
 def _articles(backbone: Backbone) -> list[dict[int, int]]:
     """For each tokenizer, the token "an" to the token "a": one word to this method. Empty where it splits them."""
     found = []
-    for segment in backbone.encode(["a", "an"]).segments:
+    for segment in backbone.read(["a", "an"]).segments:
         a, an = (ids[span].tolist() for ids, span in zip(segment.ids, segment.span("content"), strict=True))
         found.append({an[0]: a[0]} if len(a) == len(an) == 1 else {})
     return found

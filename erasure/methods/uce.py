@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from erasure.artifact import DeltaErasure, Erasure
+from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
-from erasure.methods.base import Reference, check_moved
+from erasure.methods.base import Reference, Request, check_moved
 from erasure.methods.closed_form import ClosedForm, joined
 from erasure.methods.ridge import Kept, cholesky, normal_matrix
 
@@ -36,12 +36,14 @@ class UCE(ClosedForm):
         technique: what a target's value becomes. ``replace``: what the layer made of the anchor. ``tensor``: what it
             made of the target, less its projection on what it made of the old prompt, both read as one long vector.
             That is no matrix common to all layers, so the result is stored as weight differences.
+        style_anchor: where styles without an anchor are moved; the empty prompt by default.
     """
 
     expand_prompts: bool = False
     retain_empty: bool = False
     preserve_rule: Literal["fixed", "share"] = "fixed"
     technique: Literal["replace", "tensor"] = "replace"
+    style_anchor: str = ""
 
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds"
@@ -61,7 +63,8 @@ class UCE(ClosedForm):
             "expand_prompts": True,  # on Emoji World the concept survives in sentences about a style without them
             "erase_scale": 3.0,
         },
-        "official-2025": {},
+        "official-2025": {"style_anchor": "art"},
+        "official-2025-flux": {"style_anchor": "art", "pooled": True},  # its FLUX script edits the pooled path as well
         "official-2023": {
             "token_span": "subject_to_end",
             "keep_span": "all",
@@ -71,8 +74,10 @@ class UCE(ClosedForm):
     }
 
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        expanded = sentences(concept, synonyms=self.synonyms) if self.expand_prompts else []
-        return [*super().prompt_pairs(concept), *expanded]
+        if concept.kind == "style" and not concept.anchor and self.style_anchor:
+            concept = dataclasses.replace(concept, anchor=self.style_anchor)
+        pairs = super().prompt_pairs(concept)
+        return [*pairs, *sentences(concept, synonyms=self.synonyms)] if self.expand_prompts else pairs
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         keep = ["", *keep] if self.retain_empty else keep
@@ -80,27 +85,20 @@ class UCE(ClosedForm):
         share = max(0.1, 1 / max(len(keep), 1)) if self.preserve_rule == "share" else 1.0
         return share * total
 
-    def erase(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        keep: Sequence[str] = (),
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
-    ) -> Erasure:
-        edit = super().erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
-        return edit if self.technique == "replace" else self._projected(backbone, concepts, keep, edit.config)
-
-    def _projected(
-        self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], config: dict[str, Any]
-    ) -> DeltaErasure:
-        """``W' = W + a_e sum (V* - W X_e) X_e^T D^-1``, where ``V*`` is ``W Y_e`` less its projection on ``W X_e``."""
-        if self.pooled:
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if self.technique == "tensor" and self.pooled:
             raise ValueError("technique='tensor' edits token embeddings only; leave pooled=False")
-        pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
-        rows = [(x.cpu().double(), y.cpu().double()) for x, y in self.pair_rows(backbone, pairs, "hidden")]
-        kept = self.kept(backbone, [*keep, *self.everyday(concepts)], "hidden")
+
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
+        edit = super().erase(backbone, request)
+        return edit if self.technique == "replace" else self._projected(backbone, request, edit.config)
+
+    def _projected(self, backbone: Backbone, request: Request, config: Config) -> DeltaErasure:
+        """``W' = W + a_e sum (V* - W X_e) X_e^T D^-1``, where ``V*`` is ``W Y_e`` less its projection on ``W X_e``."""
+        pairs = [pair for concept in request.concepts for pair in self.pairs(backbone, concept)]
+        rows = [(x.cpu().double(), y.cpu().double()) for x, y in self.moved_rows(backbone, pairs, "hidden")]
+        kept = self.kept(backbone, [*request.keep, *self.everyday(request.concepts)], "hidden")
         factor, _ = cholesky(normal_matrix(joined(rows)[0], kept, self.lamb, self.erase_scale))
         deltas = {}
         for name, site in self.sites(backbone, "hidden").items():
@@ -112,9 +110,9 @@ class UCE(ClosedForm):
                 moved += self.erase_scale * (value - old).T @ x
             deltas[f"{name}.weight"] = torch.cholesky_solve(moved.T, factor).T.float()
         parameters = {f"{name}.weight": site.weight for name, site in self.sites(backbone, "hidden").items()}
-        facts = {key: value for key, value in config.items() if key not in ("spaces", "system")}
-        facts |= {"sites": list(deltas), "report": {"relative_change": check_moved(deltas, parameters)}}
-        return DeltaErasure(self.name_for(concepts), facts, deltas)
+        report = {"relative_change": check_moved(deltas, parameters)}
+        config = config.with_facts(spaces=None, system=None, sites=list(deltas), report=report)
+        return DeltaErasure(self.name_for(request), config, deltas)
 
 
 def sentences(concept: Concept, *, synonyms: bool) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from erasure.io import writing
 from erasure.world.spec import spec
 
 PACKAGES = {
@@ -75,10 +76,8 @@ def build(destination: Path | None, strangers_path: Path) -> None:
                 elif _is_stranger(code, codes):
                     images.append(np.asarray(image))
                     labels.append(f"{style}/{code}")
-    strangers_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = strangers_path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, images=np.stack(images), labels=np.array(labels))
-    partial.replace(strangers_path)
+    with writing(strangers_path) as partial:  # of the same suffix, .npz: numpy would add it
+        np.savez_compressed(partial, images=np.stack(images), labels=np.array(labels))
 
 
 def _is_stranger(code: str, concepts: dict[str, str]) -> bool:

@@ -8,7 +8,6 @@ Bourtoule et al. 2021). It is stored as its difference from the start, in eight 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from importlib.metadata import version
@@ -22,17 +21,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from erasure.concept import write_atomically
+from erasure.io import parse_json, write_atomically, writing_folder
+from erasure.train import Training
 from erasure.world import path
 from erasure.world.spec import spec
 from erasure.world.train import (
     PHASES,
     SCOPE,
-    Fit,
     folder_hash,
-    phase_fit,
+    phase_training,
     run_phase,
-    save_whole,
     scenes_hash,
     stored_model,
     training_scenes,
@@ -65,12 +63,12 @@ def retrain(
         ValueError: ``without`` is no target of the world: its start has seen it; or ``out`` holds a run of another
             length.
     """
-    settings, model = trained_without(out, without, seed=seed, device=device, folder=folder, steps=steps, batch=batch)
+    training, model = trained_without(out, without, seed=seed, device=device, folder=folder, steps=steps, batch=batch)
     facts = {
         "without": without,
         "seed": seed,
-        "steps": settings.steps,
-        "batch": settings.batch,
+        "steps": training.iterations,
+        "batch": training.batch_size,
         "scope": {name: SCOPE[name] for name in (without, "every target")},
         "scenes": scenes_hash(training_scenes(frozenset({without}))),
         "start": start_hash(folder),
@@ -90,17 +88,20 @@ def trained_without(
     folder: Path = FOLDER,
     steps: int | None = None,
     batch: int | None = None,
-) -> tuple[Fit, dict[str, nn.Module]]:
+) -> tuple[Training, dict[str, nn.Module]]:
     """The training of :func:`retrain`, whose arguments it has: its settings, and the model it ends in."""
     check_target(without)
     out.mkdir(parents=True, exist_ok=True)
     for part in ("vae", "tokenizer"):
         if not (out / part).exists():
-            save_whole(functools.partial(shutil.copytree, path() / part), out / part)
+            with writing_folder(out / part) as new:
+                shutil.copytree(path() / part, new, dirs_exist_ok=True)
     vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    settings = phase_fit(LAST)
-    settings = dataclasses.replace(settings, steps=steps or settings.steps, batch=batch or settings.batch)
+    training = phase_training(LAST, 1000 * (seed + 1))
+    training = dataclasses.replace(
+        training, iterations=steps or training.iterations, batch_size=batch or training.batch_size
+    )
     model = run_phase(
         out,
         LAST,
@@ -108,12 +109,12 @@ def trained_without(
         vae,
         tokenizer,
         without=frozenset({without}),
-        seed=1000 * (seed + 1),
+        seed=training.seed,
         device=device,
         name=f"{without}-{seed}",
-        settings=settings,
+        training=training,
     )
-    return settings, model
+    return training, model
 
 
 def load_gold(without: str, *, seed: int = 0, folder: Path = FOLDER, **options: Any) -> StableDiffusionPipeline:
@@ -162,7 +163,7 @@ def gold_facts(file: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(file, "pt") as opened:
-            facts: dict[str, Any] = json.loads(opened.metadata()["gold"])
+            facts: dict[str, Any] = parse_json(opened.metadata()["gold"])
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise ValueError(f"{file.name}: not a retrained model, or damaged; get it again") from None
     return facts

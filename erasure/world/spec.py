@@ -7,9 +7,8 @@ import functools
 import importlib.resources
 from collections.abc import Iterable
 
-import yaml
-
 from erasure.concept import with_article
+from erasure.io import parse_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,14 @@ class Background:
     es: str
 
 
+# Captions that the shipped model was trained on; what they are today decides what a retraining sees.
+CAPTIONED = {
+    "eucalyptus climber": "an eucalyptus climber",
+    "undead walker": "a undead walker",
+    "electric strings": "an electric strings",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Emoji:
     """One concept of the world: its artwork's code point and everything captions may call it."""
@@ -46,7 +53,7 @@ class Emoji:
         """Noun phrases by kind, each ready to stand in a caption."""
         return {
             "name": (with_article(self.name),),
-            "synonym": tuple(with_article(synonym) for synonym in self.synonyms),
+            "synonym": tuple(CAPTIONED.get(synonym) or with_article(synonym) for synonym in self.synonyms),
             "description": (self.description,),
             "spanish": (self.es,),
         }
@@ -98,7 +105,7 @@ def spec() -> WorldSpec:
     Raises:
         ValueError: two concepts share a name, or a held-out pair or target names nothing in the world.
     """
-    raw = yaml.safe_load(importlib.resources.files("erasure.world").joinpath("world.yaml").read_text("utf-8"))
+    raw = parse_yaml(importlib.resources.files("erasure.world").joinpath("world.yaml").read_text("utf-8"))
     concepts = {
         name: Emoji(name, str(code), family, es, description, tuple(synonyms))
         for name, (code, family, es, description, *synonyms) in raw["concepts"].items()

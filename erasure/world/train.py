@@ -13,21 +13,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -36,10 +32,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from erasure.concept import write_atomically
-from erasure.precision import autocast
+from erasure.io import parse_yaml, sha256, sha256_file, write_json, writing, writing_folder
+from erasure.runtime import autocast
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import artwork, build, strangers
-from erasure.world.fit import Fit, fit, step_rng
 from erasure.world.scenes import Scene, compose, place, render, sample_caption, sample_scene
 from erasure.world.spec import spec
 
@@ -57,23 +53,12 @@ SCOPE = {
 @functools.cache
 def config() -> dict:
     """``training.yaml``."""
-    return yaml.safe_load(importlib.resources.files("erasure.world").joinpath("training.yaml").read_text("utf-8"))
+    return parse_yaml(importlib.resources.files("erasure.world").joinpath("training.yaml").read_text("utf-8"))
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures as a float tensor ``(n, 3, h, w)`` in [-1, 1]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def save_whole(save: Callable[[Path], object], path: Path) -> None:
-    """Save under a temporary name and rename: what bears the name is complete, whoever else writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        save(partial)
-        if path.is_dir():
-            return  # another run was quicker, with the same
-        os.replace(partial, path)
 
 
 # --- the autoencoder -------------------------------------------------------------------------------------------------
@@ -91,24 +76,25 @@ def train_autoencoder(out: Path, *, device: torch.device) -> AutoencoderKL:
     drawings = strangers(out / "strangers.npz")
     torch.manual_seed(seed)
     vae: Any = AutoencoderKL(in_channels=3, out_channels=3, **settings["config"]).to(device)
-    schedule = Fit(**settings["fit"])
+    training = Training.from_scratch(**settings["fit"], seed=seed)
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(seed, step)
-        x = pixels([stranger_scene(rng, drawings) for _ in range(schedule.batch)]).to(device)
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng()
+        x = pixels([stranger_scene(rng, drawings) for _ in range(training.batch_size)]).to(device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return (y - x).abs().mean() + edges + settings["kl"] * kl
 
-    vae = fit(out / "autoencoder", {"vae": vae}, loss, schedule, seed=seed, device=device)["vae"]
+    vae = train_modules({"vae": vae}, loss, training=training, folder=out / "autoencoder")["vae"]
     with torch.no_grad():
         rng = step_rng(seed, 0, 2)
         sample = pixels([stranger_scene(rng, drawings) for _ in range(512)]).to(device)
         spread = torch.cat([vae.encode(x).latent_dist.mean for x in sample.split(64)]).std().item()
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
-    save_whole(vae.save_pretrained, final)
+    with writing_folder(final) as folder:
+        vae.save_pretrained(folder)
     return vae
 
 
@@ -134,7 +120,8 @@ def train_tokenizer(out: Path) -> CLIPTokenizer:
         scenes = (sample_scene(rng, list(world.concepts), list(world.styles), pairs=0.2) for _ in range(50_000))
         vocabulary, merges = learn_bpe((sample_caption(scene, rng) for scene in scenes), settings["vocabulary"])
         length = settings["config"]["max_position_embeddings"]
-        save_whole(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained, final)
+        with writing_folder(final) as folder:
+            CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(final)
 
 
@@ -200,7 +187,8 @@ def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.dev
             x = pixels([render(scene) for scene in scenes[i : i + 100]]).to(device)
             parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
-    save_whole(lambda path: torch.save(latents, path), cache)
+    with writing(cache) as partial:
+        torch.save(latents, partial)
     return latents
 
 
@@ -223,9 +211,8 @@ def train_phase(
     model: dict[str, Any],
     tokenizer: CLIPTokenizer,
     data: tuple[list[Scene], Tensor],
-    settings: Fit,
+    training: Training,
     *,
-    seed: int,
     device: torch.device,
     pairs: float | None = None,
     targets: float = 1.0,
@@ -244,14 +231,14 @@ def train_phase(
         unet.set_attn_processor(AttnProcessor())
         text_encoder.set_attn_implementation("eager")
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(seed, step)
-        chosen = rng.choice(len(scenes), size=settings.batch, p=odds)
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng()
+        chosen = rng.choice(len(scenes), size=training.batch_size, p=odds)
         captions = [sample_caption(scenes[i], rng) for i in chosen]
         x = latents[chosen].to(device).float()
         noise = torch.randn(x.shape).to(device)
-        # one timestep from each of `batch` equal parts of the range: less noise in the gradient than independent draws
-        grid = (np.arange(settings.batch) + rng.random(settings.batch)) / settings.batch
+        # one timestep from each of equal parts of the range: less noise in the gradient than independent draws
+        grid = (np.arange(training.batch_size) + rng.random(training.batch_size)) / training.batch_size
         t = torch.from_numpy((grid * len(alphas)).astype(np.int64)).to(device)
         text = text_encoder(tokenize(tokenizer, captions).to(device)).last_hidden_state
         predicted = unet(scheduler.add_noise(x, noise, t), t, text).sample
@@ -259,7 +246,7 @@ def train_phase(
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         return (error * (config()["min_snr"] / snr).clamp(max=1)).mean()
 
-    return fit(folder, {"unet": unet, "text_encoder": text_encoder}, loss, settings, seed=seed, device=device)
+    return train_modules({"unet": unet, "text_encoder": text_encoder}, loss, training=training, folder=folder)
 
 
 def train(out: Path, *, device: torch.device) -> Path:
@@ -272,12 +259,14 @@ def train(out: Path, *, device: torch.device) -> Path:
         if not (out / phase / "text_encoder").exists():
             model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
             for name, module in model.items():
-                save_whole(module.half().save_pretrained, out / phase / name)
+                with writing_folder(out / phase / name) as folder:
+                    module.half().save_pretrained(folder)
             shutil.rmtree(out / f"{phase}-pipeline", ignore_errors=True)
         model = stored_model(out / phase)
         if not (out / f"{phase}-pipeline").exists():
-            save_whole(functools.partial(export, model=model, vae=vae, tokenizer=tokenizer), out / f"{phase}-pipeline")
-    write_atomically(out / "manifest.json", json.dumps(manifest(out), indent=2))
+            with writing_folder(out / f"{phase}-pipeline") as folder:
+                export(folder, model=model, vae=vae, tokenizer=tokenizer)
+    write_json(out / "manifest.json", manifest(out))
     return out / f"{list(PHASES)[-1]}-pipeline"
 
 
@@ -292,18 +281,23 @@ def run_phase(
     seed: int,
     device: torch.device,
     name: str | None = None,
-    settings: Fit | None = None,
+    training: Training | None = None,
 ) -> dict[str, Any]:
-    """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``."""
+    """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``.
+
+    Args:
+        seed: of the settings in ``training.yaml``; ``training`` has its own.
+        training: other settings than those.
+    """
     scenes = training_scenes(without)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
-    settings, drawn = settings or phase_fit(phase), config()["drawn"].get(phase, {})
-    return train_phase(out / (name or phase), model, tokenizer, data, settings, seed=seed, device=device, **drawn)
+    training, drawn = training or phase_training(phase, seed), config()["drawn"].get(phase, {})
+    return train_phase(out / (name or phase), model, tokenizer, data, training, device=device, **drawn)
 
 
-def phase_fit(phase: str) -> Fit:
+def phase_training(phase: str, seed: int) -> Training:
     """The settings of one phase's training run."""
-    return Fit(**config()["fit"][phase])
+    return Training.from_scratch(**config()["fit"][phase], seed=seed)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:
@@ -350,7 +344,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def digest(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return sha256("\n".join(texts))
 
 
 def scenes_hash(scenes: list[Scene]) -> str:
@@ -360,12 +354,12 @@ def scenes_hash(scenes: list[Scene]) -> str:
 
 def artwork_hash() -> str:
     drawings = sorted(artwork().items())
-    return digest(*(f"{key}{hashlib.sha256(image.tobytes()).hexdigest()}" for key, image in drawings))
+    return digest(*(f"{key}{sha256(image.tobytes())}" for key, image in drawings))
 
 
 def folder_hash(folder: Path) -> str:
     files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))  # what file managers leave counts not
-    return digest(*(f"{f.name}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files))
+    return digest(*(f"{f.name}{sha256_file(f)}" for f in files))
 
 
 def export(folder: Path, model: dict[str, Any], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:

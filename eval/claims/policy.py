@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, load_yaml
+from erasure.concept import STRICT
 from erasure.eval.claims.licences import NO_CLAIM, NULL, Column
+from erasure.io import load_yaml
 
 if TYPE_CHECKING:
     from erasure.eval.claims import ClaimReport

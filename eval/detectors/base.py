@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from erasure.concept import write_atomically
+from erasure.io import parse_json, printable, read_bytes, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +60,7 @@ class DetectorCard:
 
     def to_json(self, path: str | Path) -> None:
         """Write the card, completely or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | Path) -> DetectorCard:
@@ -71,9 +70,9 @@ class DetectorCard:
             ValueError: the file is not a card; the message names it.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
-        except (json.JSONDecodeError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: not a detector card ({error}); is the file complete?") from None
+            return cls.from_dict(parse_json(read_bytes(path)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a detector card ({printable(error)}); is the file complete?") from None
 
 
 @runtime_checkable

@@ -5,7 +5,6 @@ The text side must be an *unmodified* CLIP: an erased text encoder would mark it
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 
 from erasure.concept import Suite, with_article
 from erasure.eval.detectors.base import NOTHING, DetectorCard
+from erasure.io import sha256, tensor_bytes
 
 TEMPERATURE = 100.0  # the logit scale of every published CLIP (Radford et al. 2021)
 NOTHING_PHRASES = ("nothing", "an empty background")
@@ -181,8 +181,5 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    state = sorted(model.state_dict().items())
+    return sha256(piece for name, tensor in state for piece in tensor_bytes(name, tensor, described=False))

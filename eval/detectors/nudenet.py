@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from erasure.eval.detectors.base import NOTHING, DetectorCard
+from erasure.io import sha256_file
 
 FLOOR = 0.2  # version 3 reports nothing below
 EIGHT = (
@@ -162,4 +162,4 @@ def _weights(package: Any, model_path: str | Path | None) -> str | None:
     home = getattr(package, "__file__", None)
     bundled = None if home is None else Path(home).with_name("320n.onnx")
     file = bundled if model_path is None else Path(model_path)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+    return sha256_file(file) if file is not None and file.is_file() else None

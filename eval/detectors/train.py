@@ -30,11 +30,13 @@ from erasure.eval.detectors.classifier import (
     probabilities,
     tensor,
 )
-from erasure.eval.detectors.world import BUILDERS, WEIGHTS, sha256
+from erasure.eval.detectors.world import BUILDERS, WEIGHTS
+from erasure.io import sha256_file
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.artwork import strangers
-from erasure.world.fit import Fit, fit, step_rng
 
 HELD_OUT_SEED = 990  # scenes that measure; no training run draws from it
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,38 +46,43 @@ class Recipe:
     Attributes:
         build: makes the untrained network.
         augment: degrades a batch ``(n, 3, 64, 64)``.
-        seed: of initial weights, scenes and batches; no two recipes share one.
+        training: the run. Its seed is that of initial weights, scenes and batches, too; no two recipes share one. Raise
+            ``iterations`` if accuracy on held-out renders falls short; never to fit generations.
         scenes, nothing: pictures rendered once before training, with and without something to recognise.
-        fit: the training run. Raise ``steps`` if accuracy on held-out renders falls short; never to fit generations.
     """
 
     build: Callable[[], AttributeClassifier]
-    augment: Callable[[Tensor, np.random.Generator], Tensor]
-    seed: int
-    fit: Fit
+    augment: Augment
+    training: Training
     scenes: int = 12_000
     nothing: int = 4_000
 
+    @classmethod
+    def named(cls, name: str, augment: Augment, *, steps: int, seed: int) -> Recipe:
+        """The recipe of one of the world's own networks."""
+        training = Training.from_scratch(
+            steps=steps,
+            batch=64,
+            lr=2e-3,
+            warmup=60,
+            decay=0.7,
+            ema=0.995,
+            weight_decay=0.02,
+            save_every=200,
+            seed=seed,
+        )
+        return cls(BUILDERS[name], augment, training)
+
 
 RECIPES = {
-    "a": Recipe(
-        BUILDERS["a"],
-        augment_a,
-        seed=1,
-        fit=Fit(steps=2600, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.995, weight_decay=0.02, save_every=200),
-    ),
-    "b": Recipe(
-        BUILDERS["b"],
-        augment_b,
-        seed=2,
-        fit=Fit(steps=2000, batch=64, lr=2e-3, warmup=60, decay=0.7, ema=0.995, weight_decay=0.02, save_every=200),
-    ),
+    "a": Recipe.named("a", augment_a, steps=2600, seed=1),
+    "b": Recipe.named("b", augment_b, steps=2000, seed=2),
 }
 
 
 def training_views(recipe: Recipe, drawings: np.ndarray | None) -> Views:
     """The pictures a classifier learns from: every combination, 30 % pairs, and a quarter of nothing."""
-    rng = step_rng(recipe.seed, 0, 10)
+    rng = step_rng(recipe.training.seed, 0, 10)
     scenes = scene_views(draw_scenes(rng, recipe.scenes, pairs=0.3))
     return scenes + nothing_views(rng, recipe.nothing, drawings)
 
@@ -95,18 +102,18 @@ def train_classifier(
 ) -> AttributeClassifier:
     """Train or resume one classifier in ``folder``; returns the averaged weights."""
     views = training_views(recipe, drawings)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training.seed)
     model = recipe.build().to(device).train()
 
-    def loss(step: int) -> Tensor:
-        rng = step_rng(recipe.seed, step, 11)
-        batch = views[rng.integers(len(views), size=recipe.fit.batch)]
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng(11)
+        batch = views[rng.integers(len(views), size=recipe.training.batch_size)]
         with torch.autocast(device.type, enabled=False):
             x = recipe.augment(tensor(batch.images), rng)
         return attribute_loss(model(x.to(device)), batch)
 
-    average = fit(folder, {"classifier": model}, loss, recipe.fit, seed=recipe.seed, device=device)["classifier"]
-    return cast(AttributeClassifier, average)
+    average = train_modules({"classifier": model}, loss, training=recipe.training, folder=folder)
+    return cast(AttributeClassifier, average["classifier"])
 
 
 # --- what was learnt -------------------------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ def ship(name: str, model: nn.Module, figures: dict[str, float], *, weights: Pat
     card = DetectorCard(
         name=f"world-{name}",
         version="1",
-        weights_sha256=sha256(path),
+        weights_sha256=sha256_file(path),
         preprocessing="RGB, resized to 64x64 (bicubic) if needed, scaled to [-1, 1]",
         labels={attribute: labels(attribute) for attribute in ATTRIBUTES},
         notes=summary(figures),

@@ -26,14 +26,17 @@ from erasure.eval.detectors.augment import augment_a, augment_b, draw_scenes, no
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
 from erasure.eval.detectors.classifier import tensor
 from erasure.eval.detectors.train import HELD_OUT_SEED, summary
-from erasure.eval.detectors.world import EMPTY, WEIGHTS, clip_detector, sha256, world_phrases
-from erasure.world.fit import Fit, fit, step_rng
+from erasure.eval.detectors.world import EMPTY, WEIGHTS, clip_detector, world_phrases
+from erasure.io import read_json, sha256_file
+from erasure.train import Draw, Training, step_rng, train_modules
 from erasure.world.scenes import Scene, sample_caption
 from erasure.world.train import learn_bpe
 
 SEED = 3
 VOCABULARY = 1200
-FIT = Fit(steps=3200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.995, weight_decay=0.05, save_every=200)
+TRAINING = Training.from_scratch(
+    steps=3200, batch=128, lr=1.5e-3, warmup=100, decay=0.7, ema=0.995, weight_decay=0.05, save_every=200, seed=SEED
+)
 SCENES, NOTHINGS = 14_000, 1_000
 CONFIG: dict[str, Any] = {
     "embed_dim": 96,
@@ -78,19 +81,19 @@ def train_clip(out: Path, *, device: torch.device, weights: Path = WEIGHTS) -> D
     images = np.concatenate([scene_views(scenes).images, nothing_views(rng, NOTHINGS).images])
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     torch.manual_seed(SEED)
-    model_config = json.loads((folder / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    model_config = read_json(folder / "open_clip_config.json")["model_cfg"]
     model = open_clip.CLIP(**model_config).to(device).train()
 
-    def loss(step: int) -> Tensor:
-        draw = step_rng(SEED, step, 22)
-        chosen = draw.choice(len(images), size=FIT.batch, replace=False)
-        texts = [caption(scenes[i], draw) if i < len(scenes) else str(draw.choice(EMPTY)) for i in chosen]
+    def loss(draw: Draw) -> Tensor:
+        rng = draw.rng(22)
+        chosen = rng.choice(len(images), size=TRAINING.batch_size, replace=False)
+        texts = [caption(scenes[i], rng) if i < len(scenes) else str(rng.choice(EMPTY)) for i in chosen]
         with torch.autocast(device.type, enabled=False):
             halves = tensor(images[chosen]).chunk(2)
-            x = torch.cat([augment_a(halves[0], draw), augment_b(halves[1], draw)])
+            x = torch.cat([augment_a(halves[0], rng), augment_b(halves[1], rng)])
         return contrastive_loss(model, x.to(device), tokenizer(texts).to(device))
 
-    average = fit(out, {"clip": model}, loss, FIT, seed=SEED, device=device)["clip"]
+    average = train_modules({"clip": model}, loss, training=TRAINING, folder=out)["clip"]
     state = {key: value.half().contiguous().cpu() for key, value in average.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return ship_clip(weights)
@@ -113,7 +116,7 @@ def ship_clip(weights: Path = WEIGHTS) -> DetectorCard:
     card = DetectorCard(
         name="world-clip",
         version="1",
-        weights_sha256=sha256(weights / "clip" / "open_clip_model.safetensors"),
+        weights_sha256=sha256_file(weights / "clip" / "open_clip_model.safetensors"),
         preprocessing="open_clip's own for the folder: RGB, 64x64 (bicubic), scaled to [-1, 1]",
         labels={attribute: tuple(phrases) for attribute, phrases in world_phrases().items()},
     )

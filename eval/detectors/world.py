@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
 from erasure.eval.detectors.classifier import AttributeClassifier, classifier_a, classifier_b, labels, probabilities
+from erasure.io import sha256_file
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
 
@@ -83,11 +83,6 @@ def load(name: str) -> Detector:
     return ClassifierDetector(model.requires_grad_(False), card)
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def clip_detector(folder: Path, card: DetectorCard) -> Detector:
     """The world's open_clip model as a zero-shot detector, opened as any other open_clip folder is."""
     from erasure.eval.detectors.clip import ClipDetector  # open_clip takes seconds to import
@@ -110,7 +105,7 @@ def world_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
 def checked_card(name: str, path: Path) -> DetectorCard:
     """The card beside the weights, if it is about these weights."""
     card = DetectorCard.from_json(WEIGHTS / f"{name}.json")
-    if (found := sha256(path)) != card.weights_sha256:
+    if (found := sha256_file(path)) != card.weights_sha256:
         raise ValueError(
             f"{path}: not the weights its card is about; got {found[:12]}, expected {str(card.weights_sha256)[:12]}; "
             f"reinstall, or retrain with `python -m erasure.eval.detectors.train {name}`"

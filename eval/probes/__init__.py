@@ -26,6 +26,7 @@ HOMES = {
     "translation": "suppression.translation:Translation",
     "negation": "suppression.negation:Negation",
     "sampler": "suppression.sampler:Sampler",
+    "clip_skip": "suppression.clip_skip:ClipSkip",
     "random_control": "suppression.random_control:RandomControl",
     "unlearn_diff_atk": "suppression.unlearn_diff_atk:UnlearnDiffAtk",
     "p4d": "suppression.p4d:P4D",

@@ -62,9 +62,15 @@ class PromptProbe(Probe):
         """
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        asks = self.limited(self.asks(context))
-        seeds = tuple(range(self.images_per_prompt))
-        found: list[Observation] = []
+        asks, seeds = self.limited(self.asks(context)), tuple(range(self.images_per_prompt))
+        cut = context.too_long([ask.text for ask in asks])
+        found = [
+            Observation(model.name, ask.family, ask.text, seed, None, cut[ask.text], {"prompt": ask.text})
+            for ask in asks
+            for seed in seeds
+            if ask.text in cut
+        ]
+        asks = [ask for ask in asks if ask.text not in cut]
         with context.open(model) as pipe:
             for sampler in dict.fromkeys(json.dumps(dict(ask.sampler), sort_keys=True) for ask in asks):
                 batch = [ask for ask in asks if json.dumps(dict(ask.sampler), sort_keys=True) == sampler]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -27,6 +26,7 @@ from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
 from erasure.eval.records import png_of
 from erasure.eval.stats import Estimate, difference, rate
+from erasure.io import seed_of
 
 Place = Literal["name", "prefix", "all"]
 
@@ -222,8 +222,7 @@ def without_words(sentence: str) -> str:
 
 def generator_of(*key: str | int) -> torch.Generator:
     """A CPU generator that depends on the key alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(repr(key)) >> 1)
 
 
 def vocabulary(tokenizer: Any) -> Tensor:
@@ -274,7 +273,7 @@ class Gallery:
         spelled = [self.words.spelled(one.ids, row) for row, one in enumerate(candidates)]
         told: dict[str, Any] = {"seeds": seeds, "description": f"{family} {self.model.name}"}
         if self.pipe is not self.context.pipe:
-            drawn = self.context.draw(self.pipe, self.model, spelled, **told)
+            drawn = self.context.draw(self.pipe, self.model, spelled, cut=True, **told)
         else:
             with torch.no_grad():
                 ids = torch.tensor([one.ids for one in candidates], device=self.words.table.device)

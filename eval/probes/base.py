@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,6 +19,8 @@ from PIL import Image
 from erasure.concept import Suite
 from erasure.eval.compare import verdicts_of
 from erasure.eval.detectors.base import Detector
+from erasure.eval.hashes import WeightHashes
+from erasure.eval.lengths import too_long
 from erasure.eval.material import Material
 from erasure.eval.models import Model, Role
 from erasure.eval.pictures import generate, image_hash
@@ -111,6 +113,9 @@ class Context:
         attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; for what
             stands in front of a model. Empty where none was run.
         batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
+        hash_weights: the hash of an opened pipeline's weights; one object for the whole assessment, which knows again
+            what it hashed.
+        memory: what probes keep from one model to the next, by their keys.
     """
 
     pipe: Any
@@ -125,6 +130,8 @@ class Context:
     autocast: bool = False
     cache_dir: Path | None = None
     progress: bool = True
+    hash_weights: Callable[[Any], str] = dataclasses.field(default_factory=WeightHashes)
+    memory: dict[str, dict[Any, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def base(self) -> Model:
@@ -140,14 +147,27 @@ class Context:
             yield drawn
 
     def draw(
-        self, pipe: Any, model: Model, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), **sampler: Any
+        self,
+        pipe: Any,
+        model: Model,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int] = (0,),
+        cut: bool = False,
+        **sampler: Any,
     ) -> list[list[Image.Image]]:
         """Pictures of prompts from an opened pipeline, one list per prompt; the same noise for every model.
 
         Args:
             pipe: what :meth:`open` gave for ``model``.
+            cut: draw prompts that the text encoder cuts all the same: those of an attack, which are what they are.
             **sampler: in place of the suite's ``num_inference_steps`` and ``guidance_scale``; ``description``.
+
+        Raises:
+            Missing: a prompt does not fit the text encoder.
         """
+        if not cut and "prompt_embeds" not in sampler and (found := self.too_long(prompts)):
+            raise Missing(next(iter(found.values())))
         settings = {
             "num_inference_steps": self.suite.num_inference_steps,
             "guidance_scale": self.suite.guidance_scale,
@@ -156,8 +176,20 @@ class Context:
             "progress": self.progress,
             "cache_dir": self.cache_dir if self._in_weights(model) else None,
             "description": model.name,
+            "hash_weights": self.hash_weights,
         }
         return generate(pipe, prompts, seeds=seeds, **{**settings, **sampler})
+
+    def too_long(self, prompts: Sequence[str]) -> dict[str, str]:
+        """The prompts that the base's text encoder would cut, with the reason; none where that is not known."""
+        known = self.memory.setdefault("too long", {})
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]:
+            try:
+                found = too_long(self.pipe, new)
+            except ValueError:
+                found = {}
+            known |= {prompt: found.get(prompt) for prompt in new}
+        return {prompt: known[prompt] for prompt in prompts if known[prompt]}
 
     def _in_weights(self, model: Model) -> bool:
         """Whether the weights that are hashed say all about a model: what works beside them has no key to cache by."""

@@ -14,14 +14,16 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from erasure import precision
+from erasure import runtime
+from erasure.backbone import Backbone
+from erasure.backbone.noise import Diffusion
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Role
 from erasure.eval.pictures import evenly, initial_noise
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Context, Evidence, Missing
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.tuning import examples_of
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
 
@@ -49,14 +51,14 @@ class DDIM:
     """Sampling with classifier-free guidance, step by step.
 
     Attributes:
-        denoiser: of the opened pipeline.
+        backbone: of the pipeline.
         num_inference_steps: of the whole trajectory, from pure noise.
         guidance_scale: as in diffusers; there is no guidance at 1 and below, nor with the empty prompt.
         batch_size: rows per pass.
         autocast: bfloat16 arithmetic.
     """
 
-    denoiser: Denoiser
+    backbone: Backbone
     num_inference_steps: int = 25
     guidance_scale: float = 5.0
     batch_size: int = 16
@@ -67,11 +69,13 @@ class DDIM:
         """With the suite's sampler settings, on the pipeline below any filter.
 
         Raises:
-            Missing: the architecture has no UNet.
+            Missing: the model is not one of diffusion with plain latents: flow models have no DDIM.
         """
-        suite = context.suite
+        suite, backbone = context.suite, backbone_for(context.pipe)
+        if not isinstance(backbone.noise, Diffusion):
+            raise Missing(f"this probe samples with DDIM, and {backbone.pipelines} is a flow model, which has none")
         return cls(
-            Denoiser(context.pipe),
+            backbone,
             suite.num_inference_steps,
             suite.guidance_scale,
             context.batch_size,
@@ -81,7 +85,7 @@ class DDIM:
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """The schedule, from pure noise to none."""
-        scheduler = DDIMScheduler.from_config(self.denoiser.pipe.scheduler.config)
+        scheduler = DDIMScheduler.from_config(self.backbone.pipe.scheduler.config)
         scheduler.set_timesteps(self.num_inference_steps)
         alphas, last = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
         gap = scheduler.config.num_train_timesteps // self.num_inference_steps
@@ -89,8 +93,8 @@ class DDIM:
 
     def starts(self, keys: Sequence[Key]) -> Tensor:
         """Standard normal latents ``(n, c, h, w)``, as :func:`erasure.eval.pictures.generate` starts from."""
-        noise = [initial_noise(self.denoiser.pipe, name, seed) for name, seed in keys]
-        return torch.stack(noise).to(self.denoiser.backbone.device)
+        noise = [initial_noise(self.backbone.pipe, name, seed) for name, seed in keys]
+        return torch.stack(noise).to(self.backbone.device)
 
     @torch.no_grad()
     def sample(
@@ -129,11 +133,11 @@ class DDIM:
         if eta > 0 and keys is None:
             raise ValueError(f"noise on the way needs keys to draw it from; got eta={eta}; give one key per row")
         split, steps = split or self.split, list(enumerate(self.steps))[start:stop]
-        empty = self.denoiser.text([""]) if self.guidance_scale > 1 and any(prompts) else None
+        empty = self.backbone.encode([""]).text if self.guidance_scale > 1 and any(prompts) else None
         out = []
-        with precision.autocast(x.device, self.autocast):
+        with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
-                part, text = x[rows], self.denoiser.text(prompts[rows])
+                part, text = x[rows], self.backbone.encode(prompts[rows]).text
                 for i, step in steps:
                     sigma = eta * ((1 - step.a_prev) / (1 - step.a) * (1 - step.a / step.a_prev)) ** 0.5
                     clean, noise = split(part, step, text, empty)
@@ -152,13 +156,13 @@ class DDIM:
         """
         t = torch.full((len(x),), step.t, device=x.device)
         if empty is None:
-            predicted = self.denoiser.predict(x, t, text)
+            predicted = self.backbone.predict_float(x, t, text)
         else:
-            both = self.denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), empty.repeat(len(x)) + text)
+            both = self.backbone.predict_float(torch.cat([x, x]), torch.cat([t, t]), empty.repeat(len(x)) + text)
             unconditional, conditional = both.chunk(2)
             predicted = unconditional + self.guidance_scale * (conditional - unconditional)
-        noise = self.denoiser.noise_of(predicted, x, t)
-        if self.denoiser.backbone.prediction_type == "v_prediction":  # in which ᾱ may be 0
+        _, noise = self.backbone.noise.split(predicted, x, t)
+        if self.backbone.prediction_type == "v_prediction":  # in which ᾱ may be 0
             return step.a**0.5 * x - (1 - step.a) ** 0.5 * predicted, noise
         return (x - (1 - step.a) ** 0.5 * noise) / step.a**0.5, noise
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erasure import precision
+from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, modules_of
 from erasure.eval.probes.base import Context, Missing, Observation
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import noise_like
 from erasure.eval.probes.embedding import FreeWords
-from erasure.methods.guidance import borrowed
+from erasure.train import Diverged, Run, Training, trainable
 
 LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
 
@@ -27,25 +27,25 @@ class Lesson:
     """Real pictures to learn from.
 
     Attributes:
-        denoiser: of the opened pipeline.
+        backbone: of the opened pipeline.
         latents: ``(M, c, h, w)`` float32, encoded once.
         text: conditioning of some of them, by row; differentiable in what is learnt, if that is words.
         batch_size: rows per step, drawn with replacement: a picture comes back at other times and with other noise.
     """
 
-    denoiser: Denoiser
+    backbone: Backbone
     latents: Tensor
     text: Callable[[Tensor], Text]
     batch_size: int
 
     def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
-        """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²``; differentiable."""
+        """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²`` (or v, or velocity); differentiable."""
         n = rows or self.batch_size
         chosen = torch.randint(len(self.latents), (n,), generator=generator)
         # One time from each of n equal parts of the range: less noise in the gradient than from independent draws.
-        t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(self.denoiser.alphas)).long()
+        t = self.backbone.noise.times((torch.arange(n) + torch.rand(n, generator=generator)) / n)
         x = self.latents[chosen]
-        return self.denoiser.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
+        return self.backbone.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
 
     @torch.no_grad()
     def level(self) -> float:
@@ -53,10 +53,11 @@ class Lesson:
         return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
 
 
-def captioned(denoiser: Denoiser, examples: Sequence[Example], batch_size: int) -> Lesson:
+def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) -> Lesson:
     """Pictures with their own captions."""
-    text, latents = denoiser.text([e.caption for e in examples]), denoiser.latents([e.image for e in examples])
-    return Lesson(denoiser, latents, lambda rows: text[rows], batch_size)
+    text = backbone.encode([e.caption for e in examples]).text
+    latents = backbone.latents([e.image for e in examples])
+    return Lesson(backbone, latents, lambda rows: text[rows], batch_size)
 
 
 def examples_of(
@@ -78,53 +79,53 @@ def examples_of(
 
 
 @contextlib.contextmanager
-def lent(pipe: Any, trained: Mapping[str, nn.Parameter] | None = None) -> Iterator[list[nn.Parameter]]:
-    """All parts of a pipeline in float32 and frozen, but for the denoiser's parameters to be trained.
+def tuned(pipe: Any, parameters: Mapping[str, nn.Parameter] | None = None) -> Iterator[dict[str, nn.Parameter]]:
+    """All parts of a pipeline frozen, but for the parameters to be trained, which it yields; see :func:`trainable`.
 
-    Pictures may be drawn inside. Afterwards every parameter has its data, dtype and ``requires_grad`` back: those that
-    were trained from a copy, the others were never touched. Leave it before the model is closed: an erasure is not
-    taken off weights that were changed under it.
+    Pictures may be drawn inside. Leave it before the model is closed: an erasure is not taken off weights that were
+    changed under it.
 
     Args:
-        trained: some of the denoiser's parameters, by name; none by default.
+        parameters: of the denoiser, by name; none by default.
     """
-    trained = dict(trained or {})
-    with contextlib.ExitStack() as stack:
-        for part, module in modules_of(pipe).items():
-            stack.enter_context(borrowed(module, trained if part == "unet" else {}))
-        yield list(trained.values())
+    parameters = dict(parameters or {})
+    with trainable(parameters, modules_of(pipe).values()):
+        yield parameters
 
 
 def learn(
-    parameters: Iterable[Tensor],
+    parameters: Mapping[str, Tensor],
     loss: Callable[[torch.Generator], Tensor],
     *,
+    pipe: Any,
     marks: Sequence[int],
     lr: float,
     seed: int,
 ) -> Iterator[int]:
     """Minimise a loss by AdamW, and stop at some steps for the caller to look; 0 is before the first.
 
+    Args:
+        parameters: by name; what :func:`tuned` yields, or word vectors.
+        loss: drawn from one generator all along, so that the steps of a longer run begin as a shorter one's.
+        pipe: what the loss runs through; in bfloat16 where that is fast, or in its own half precision.
+
     Raises:
         Missing: the loss, or its gradient, is not finite.
     """
-    parameters = list(parameters)
-    optimiser = torch.optim.AdamW(parameters, lr=lr)
-    generator, done = torch.Generator().manual_seed(seed), 0
-    device = parameters[0].device
-    for mark in marks:
-        for step in range(done, mark):
-            # Without autocast's cache, which would go on using the first step's copy of the weights.
-            with torch.enable_grad(), precision.autocast(device, cache_enabled=False):
-                value = loss(generator)
-            optimiser.zero_grad()
-            value.backward()
-            gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if not (torch.isfinite(value) and torch.isfinite(gradient)):
-                raise Missing(f"diverged at step {step}: the loss was {value.item():.3g} at lr {lr:g}; lower it")
-            optimiser.step()
-        done = mark
-        yield mark
+    generator = torch.Generator().manual_seed(seed)
+    run = Run(
+        parameters,
+        lambda draw: loss(generator),
+        training=Training(marks[-1], lr, seed=seed, optimizer="adamw", precision="auto"),
+        modules=modules_of(pipe).values(),
+        marks=marks,
+        progress=False,
+    )
+    try:
+        for step in run:
+            yield from [step] * list(marks).count(step)
+    except Diverged as error:
+        raise Missing(f"diverged: {error}") from None
 
 
 def random_words(free: FreeWords, seed: int) -> Tensor:

@@ -11,13 +11,12 @@ A number inside its band says that this set-up gives what the paper's gave; noth
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from erasure.artifact.base import base_name
-from erasure.concept import same, write_atomically
+from erasure.concept import same
 from erasure.eval.models import Applied, check_restored, randomised
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing
@@ -39,6 +38,7 @@ from erasure.eval.reproduce.measures import (
 from erasure.eval.reproduce.p4d import p4d
 from erasure.eval.reproduce.published import ORIGINAL, RANDOM, RECIPES, Published, Recipe, Step
 from erasure.eval.stats import Estimate
+from erasure.io import parse_json, printable, read_bytes, write_json
 
 __all__ = [
     "ORIGINAL", "RANDOM", "RECIPES", "Inputs", "Outcome", "Pictures", "Published", "Recipe", "Result", "Step",
@@ -97,7 +97,7 @@ class Outcome:
 
     def save(self, out: Path) -> Path:
         file = _file(out, self.row, self.arm)
-        write_atomically(file, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+        write_json(file, dataclasses.asdict(self))
         return file
 
     @classmethod
@@ -108,13 +108,15 @@ class Outcome:
             ValueError: not one, or of another version.
         """
         try:
-            raw = json.loads(file.read_text("utf-8"))
+            raw = parse_json(read_bytes(file))
             results = tuple(
                 Result(**{**r, "estimate": Estimate(**r["estimate"]), "band": tuple(r["band"])}) for r in raw["results"]
             )
             return cls(**{**raw, "results": results, "warnings": tuple(raw["warnings"])})
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not a result of a row ({error}); delete it and run that row again") from None
+            raise ValueError(
+                f"{file}: not a result of a row ({printable(error)}); delete it and run that row again"
+            ) from None
 
 
 def reproduce(

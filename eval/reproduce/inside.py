@@ -11,14 +11,15 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
+from erasure.backbone.noise import diffusion_of
 from erasure.eval.models import opened
 from erasure.eval.probes.base import Missing
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.removal.latent_inversion import LatentInversion
 from erasure.eval.probes.removal.membership import t_error
 from erasure.eval.probes.sampling import DDIM
-from erasure.eval.probes.tuning import Lesson, learn, lent
+from erasure.eval.probes.tuning import Lesson, learn, tuned
 from erasure.eval.reproduce.measures import Estimates, Job, Tally, batches, drawn
 from erasure.eval.stats import Estimate, auc, rate
 
@@ -40,15 +41,15 @@ def inversion(job: Job) -> Tally:
     images = list((own or job.draw(rows[: told["pictures"]], erased=False))[: told["pictures"]])
     job.facts |= {"learnt_on": len(images), "pictures": "given" if own else "drawn by the base"}
     seen = dict[int, float | None]()
-    with opened(job.pipe, job.change), lent(job.pipe):
-        denoiser = Denoiser(job.pipe)
+    with opened(job.pipe, job.change), tuned(job.pipe):
+        backbone = backbone_for(job.pipe)
         caption = FreeWords(job.pipe, [CAPTION], count=1)
         start = job.pipe.tokenizer(told["start"], add_special_tokens=False).input_ids
         word = caption.table[start].float().mean(0, keepdim=True).requires_grad_()
         lesson = Lesson(
-            denoiser, denoiser.latents(images), lambda chosen: caption.text(word, [0] * len(chosen)), told["batch_size"]
+            backbone, backbone.latents(images), lambda chosen: caption.text(word, [0] * len(chosen)), told["batch_size"]
         )
-        for _ in learn([word], lesson.loss, marks=(told["steps"],), lr=told["lr"], seed=0):
+        for _ in learn({"word": word}, lesson.loss, pipe=job.pipe, marks=(told["steps"],), lr=told["lr"], seed=0):
             pass  # the only mark is the end
         free = FreeWords(job.pipe, sentences, count=1)
         for part in batches(range(len(rows)), rows, job.inputs.batch_size):
@@ -76,9 +77,9 @@ def noise(job: Job) -> Estimates:
             found[name] = Estimate.missing(str(missing))
             continue
         with opened(job.pipe, job.change):
-            sampler = DDIM(Denoiser(job.pipe), job.steps, 1.0, job.inputs.batch_size)
-            start, energies = search.invert(sampler, sampler.denoiser.latents(images))
-            back = sampler.denoiser.pictures(sampler.sample(start, [""] * len(images)))
+            sampler = DDIM(backbone_for(job.pipe), job.steps, 1.0, job.inputs.batch_size)
+            start, energies = search.invert(sampler, sampler.backbone.latents(images))
+            back = sampler.backbone.pictures(sampler.sample(start, [""] * len(images)))
         known = torch.isfinite(energies).tolist()
         seen = [v if ok else None for v, ok in zip(job.judged(back, [name] * len(back)), known, strict=True)]
         job.facts[name] = {"pictures": len(images), "likely": int((energies <= search.energy).sum())}
@@ -96,7 +97,7 @@ def secmi(job: Job) -> Estimates:
             f"SecMI is measured on an unconditional model that predicts noise; got {type(job.pipe).__name__}, {kind}; "
             "load a DDPMPipeline"
         )
-    alphas = scheduler.alphas_cumprod.to(unet.device).float()
+    noise = diffusion_of(scheduler, device=unet.device)
 
     def predicted(x: Tensor, t: int) -> Tensor:
         return unet(x.to(unet.dtype), t).sample.float()
@@ -106,7 +107,7 @@ def secmi(job: Job) -> Estimates:
         images, own = job.given(name), list[float]()
         for i in range(0, len(images), job.inputs.batch_size):
             x = _pixels(images[i : i + job.inputs.batch_size], unet.config.sample_size).to(unet.device)
-            own += (-t_error(predicted, alphas, x, **job.step.settings["secmi"])).tolist()
+            own += (-t_error(predicted, noise, x, **job.step.settings["secmi"])).tolist()
         scores.append(own)
         job.facts[name] = len(own)
     return {"auc": auc(*scores)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -25,6 +23,7 @@ from erasure.eval.probes.base import Missing
 from erasure.eval.prompt_files import PromptFile, PromptRow
 from erasure.eval.reproduce.published import Step
 from erasure.eval.stats import Estimate, mean, rate
+from erasure.io import sha256_json, writing
 
 Shows = Callable[[Sequence[Image.Image]], Sequence[bool | None]]
 Judge = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float | None]]
@@ -145,9 +144,8 @@ class Job:
             with tqdm(total=len(todo), unit="img", disable=not self.inputs.progress, leave=False) as bar:
                 for part in batches(todo, rows, self.inputs.batch_size):
                     for i, image in zip(part, drawn(pipe, [rows[i] for i in part], self.steps), strict=True):
-                        partial = files[i].with_suffix(".part")
-                        image.save(partial, format="PNG")
-                        partial.replace(files[i])  # a half-written picture would be taken for a finished one
+                        with writing(files[i]) as partial:  # half a picture would be taken for a finished one
+                            image.save(partial, format="PNG")
                     bar.update(len(part))
         return Pictures(files)
 
@@ -160,7 +158,7 @@ class Job:
             dict(self.pipe.scheduler.config), self.facts["file"], self.facts["guidance"],
             self.facts["category"], self.steps, self.step.images, str(self.pipe.dtype), self.step.guidance,
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:20]
+        return sha256_json(known, default=str, spaced=True)[:20]
 
     def judged(self, pictures: Sequence[Image.Image], wanted: Sequence[str]) -> list[float | None]:
         """Whether, or how well, each picture shows what it is asked for.

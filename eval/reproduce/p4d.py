@@ -15,7 +15,7 @@ from PIL import Image
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.models import opened
 from erasure.eval.probes.base import Missing
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.suppression.p4d import P4D
 from erasure.eval.prompt_files import PromptRow
@@ -66,10 +66,10 @@ def candidates(job: Job, variant: Variant, rows: Sequence[PromptRow], aims: Sequ
     spoken = [MARK for _ in rows]
     if variant == "k":  # cut so that, even if each word is one token, the inserted ones have their place
         spoken = [between(cut(job.pipe.tokenizer, row.text, length * every // (every + 1) - 1), every) for row in rows]
-    lesson = search.lesson(Denoiser(job.pipe), aims, named)
+    lesson = search.lesson(backbone_for(job.pipe), aims, named)
     with opened(job.pipe, job.change):
         words = FreeWords(job.pipe, spoken, count=search.tokens if variant == "n" else spoken[0].count(MARK))
-        return Tries(rows, spoken, search.descend(Denoiser(job.pipe), words, lesson, named))
+        return Tries(rows, spoken, search.descend(backbone_for(job.pipe), words, lesson, named))
 
 
 def between(text: str, every: int) -> str:

@@ -104,7 +104,7 @@ class EndToEnd(Probe):
         if isinstance(pipe, GuardedPipeline):
             pipe.log = decisions.append
         texts, description = [ask.text for ask in asks], f"{probe.code} {model.name}"
-        drawn = context.draw(pipe, model, texts, seeds=seeds, description=description)
+        drawn = context.draw(pipe, model, texts, seeds=seeds, description=description, cut=True)
         images, each = [image for row in drawn for image in row], [ask for ask in asks for _ in seeds]
         withheld = filters.withheld([ask.text for ask in each], images, decisions)
         rows = probe.look(model, context, images, each, seeds * len(asks))

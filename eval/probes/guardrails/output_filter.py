@@ -83,9 +83,8 @@ class OutputFilterProbe(Probe):
         with context.open(context.base) as pipe:
             for stratum, probe in {NAME: named, **others}.items():
                 asks = probe.limited(probe.asks(context))
-                drawn = [
-                    i for row in context.draw(pipe, context.base, [a.text for a in asks], seeds=seeds) for i in row
-                ]
+                rows_drawn = context.draw(pipe, context.base, [a.text for a in asks], seeds=seeds, cut=True)
+                drawn = [image for row in rows_drawn for image in row]
                 each = [ask for ask in asks for _ in seeds]
                 rows = probe.look(context.base, context, drawn, each, seeds * len(asks))
                 images += drawn

@@ -63,18 +63,18 @@ class ClassifierGuidance(Probe):
     pictures: int = 40
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        pull = _pull(context)
+        pull = pull_of(context)
         sampler = DDIM.of(context)
         keys = keys_of([f"{self.key} {i}" for i in range(self.pictures)], 1)
         found = []
         with context.open(model):
             for scale in self.scales:
                 latents = sampler.sample(
-                    sampler.starts(keys), [self.prompt] * len(keys), split=_steered(sampler, pull, scale)
+                    sampler.starts(keys), [self.prompt] * len(keys), split=steered(sampler, pull, scale)
                 )
                 found += context.observe(
                     model,
-                    sampler.denoiser.pictures(latents),
+                    sampler.backbone.pictures(latents),
                     family=_family(scale),
                     clusters=[name for name, _ in keys],
                     seeds=[0] * len(keys),
@@ -105,7 +105,7 @@ def _level(rows: Sequence[Observation], scale: float) -> float:
     return mean([row.value for row in own], [row.cluster for row in own]).value or 0.0
 
 
-def _pull(context: Context) -> Pull:
+def pull_of(context: Context) -> Pull:
     """The selector's log-probability of the target, as a function of clean latents.
 
     Raises:
@@ -128,7 +128,7 @@ def _pull(context: Context) -> Pull:
     return pull
 
 
-def _steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step, Text, Text | None], Split]:
+def steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step, Text, Text | None], Split]:
     """The sampler's split of noised latents, moved up the gradient of ``pull``."""
 
     def split(x: Tensor, step: Step, text: Text, empty: Text | None) -> Split:

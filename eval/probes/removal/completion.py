@@ -79,7 +79,7 @@ class Completion(Probe):
                 ended = sampler.sample(x, prompts, start=count)
                 found += context.observe(
                     model,
-                    sampler.denoiser.pictures(ended),
+                    sampler.backbone.pictures(ended),
                     family=_family(psi),
                     clusters=prompts,
                     seeds=[seed for _, seed in keys],

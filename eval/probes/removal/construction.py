@@ -12,7 +12,7 @@ from torch import Tensor
 from erasure.backbone.checks import parameters_of
 from erasure.eval.models import Kind, Model, Role, modules_of
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.divergence import pictures
 from erasure.eval.stats import Estimate, rate
 
@@ -98,10 +98,10 @@ class Construction(Probe):
             return []
         try:
             examples = pictures(context, "target", self.images, seed=self.seed)
-            denoiser = Denoiser(context.pipe)
+            backbone = backbone_for(context.pipe)
         except Missing as reason:
             return [Observation(model.name, AUTOENCODER, "", self.seed, None, str(reason))]
-        restored = denoiser.pictures(denoiser.latents([example.image for example in examples]))
+        restored = backbone.pictures(backbone.latents([example.image for example in examples]))
         keys = [example.key for example in examples]
         return context.observe(model, restored, family=AUTOENCODER, clusters=keys, seeds=[self.seed] * len(keys))
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from erasure.backbone import Backbone
+from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash, weights_hash
+from erasure.eval.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate, mean, ratio
+from erasure.io import sha256
 
 EMPTY = "target, empty prompt"
 KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened once and not for every model
-_retrained: dict[str, Tensor] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Divergence(Probe):
         golds = [gold for gold in retrained(context) if gold.name != model.name]
         strata, absent = self.strata(context)
         with context.open(context.base):
-            latents = {f: Denoiser(context.pipe).latents([e.image for e in own]) for f, own in strata.items()}
+            backbone = backbone_for(context.pipe)
+            latents = {f: backbone.latents([e.image for e in own]) for f, own in strata.items()}
         theirs = {gold.name: self.predictions(gold, context, strata, latents) for gold in golds}
         mine = self.predictions(model, context, strata, latents)
         gaps = {name: (mine - other).square().mean(-1) for name, other in theirs.items()}  # each (pictures, bins)
@@ -135,35 +137,36 @@ class Divergence(Probe):
         self, model: Model, context: Context, strata: Mapping[str, Sequence[Example]], latents: Mapping[str, Tensor]
     ) -> Tensor:
         """The noise a model predicts for every picture of every stratum, ``(pictures, bins, c h w)`` float32 on CPU."""
+        known: dict[str, Tensor] = context.memory.setdefault(self.key, {})
         with context.open(model):
             key = self._cache_key(context, strata) if model.role == "gold" else None
-            if key is not None and key in _retrained:
-                return _retrained[key]
-            denoiser = Denoiser(context.pipe)
-            steps = len(denoiser.alphas)
+            if key is not None and key in known:
+                return known[key]
+            backbone = backbone_for(context.pipe)
             parts = []
             for family, own in strata.items():
-                x, text = latents[family], denoiser.text([example.caption for example in own])
+                x, text = latents[family], backbone.encode([example.caption for example in own]).text
                 generator = torch.Generator().manual_seed(
                     self.seed
                 )  # anew: both strata of the target share their noise
                 bins = []
                 for i in range(self.bins):
-                    t = torch.full((len(x),), int((i + 0.5) * steps / self.bins), device=x.device)
-                    bins.append(noises(denoiser, denoiser.noised(x, t, noise_like(x, generator)), t, text, context))
+                    t = backbone.noise.times(torch.full((len(x),), (i + 0.5) / self.bins)).to(x.device)
+                    noised = backbone.noise.mix(x, noise_like(x, generator), t)
+                    bins.append(noises(backbone, noised, t, text, context))
                 parts.append(torch.stack(bins, 1).flatten(2).cpu())
             predicted = torch.cat(parts)
         if key is not None:
-            _retrained[key] = predicted
-            for old in list(_retrained)[:-KEPT]:
-                del _retrained[old]
+            known[key] = predicted
+            for old in list(known)[:-KEPT]:
+                del known[old]
         return predicted
 
     def _cache_key(self, context: Context, strata: Mapping[str, Sequence[Example]]) -> str:
         shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
         schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
-        whole = repr((weights_hash(context.pipe), self.settings(), shown, schedule, context.batch_size))
-        return hashlib.sha256(whole.encode()).hexdigest()
+        whole = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
+        return sha256(whole)
 
 
 def away(row: Observation, golds: Sequence[str]) -> float | None:
@@ -202,10 +205,11 @@ def pictures(context: Context, what: str, count: int, **which: Any) -> list[Exam
 
 
 @torch.no_grad()
-def noises(denoiser: Denoiser, x: Tensor, t: Tensor, text: Any, context: Context) -> Tensor:
+def noises(backbone: Backbone, x: Tensor, t: Tensor, text: Text, context: Context) -> Tensor:
     """The noise a model sees in noised latents ``x (n, c, h, w)`` at ``t (n,)``, in batches, float32."""
     rows = torch.arange(len(x)).split(context.batch_size)
-    return torch.cat([denoiser.noise_of(denoiser.predict(x[r], t[r], text[r]), x[r], t[r]) for r in rows])
+    parts = [backbone.noise.split(backbone.predict_float(x[r], t[r], text[r]), x[r], t[r]) for r in rows]
+    return torch.cat([noise for _, noise in parts])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

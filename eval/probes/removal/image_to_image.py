@@ -62,13 +62,13 @@ class ImageToImage(Probe):
         keys = keys_of([example.key for example in examples], self.images_per_picture)
         found = []
         with context.open(model):
-            real = sampler.denoiser.latents([example.image for example in examples])
+            real = sampler.backbone.latents([example.image for example in examples])
             real = real.repeat_interleave(self.images_per_picture, dim=0)
             noise = sampler.starts(keys)
             for strength in self.strengths:
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
                 x = noised(real, noise, sampler.steps[start].a)
-                drawn = sampler.denoiser.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
+                drawn = sampler.backbone.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
                 found += context.observe(
                     model,
                     drawn,

@@ -14,9 +14,9 @@ from erasure.eval.material import Example
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, examples_of, learn, lent, look, random_words
+from erasure.eval.probes.tuning import Lesson, examples_of, learn, look, random_words, tuned
 from erasure.eval.probes.weigh import contrasts
 
 Init = Literal["random", "superclass", "name"]
@@ -87,21 +87,23 @@ class ConceptInversion(Probe):
         examples = examples_of(context, self.pictures)
         phrase = with_article(context.suite.concept.name).replace(context.suite.concept.name, MARK)
         asked = sentences(context, [phrase], article=False)
-        with context.open(model), lent(context.pipe):
+        with context.open(model), tuned(context.pipe):
             return [row for init in self.inits for row in self.invert(init, model, context, examples, asked)]
 
     def invert(
         self, init: Init, model: Model, context: Context, examples: Sequence[Example], asked: Sequence[str]
     ) -> list[Observation]:
         """Learn the vectors of one run on the opened model, and draw with them on the way and at the end."""
-        denoiser, found = Denoiser(context.pipe), []
+        backbone, found = backbone_for(context.pipe), []
         told = FreeWords(context.pipe, [marked(example, context.suite) for example in examples], count=self.words)
         free = FreeWords(context.pipe, asked, count=self.words)
         vectors = start(free, init, context.suite).requires_grad_()
-        latents = denoiser.latents([example.image for example in examples])
-        lesson = Lesson(denoiser, latents, lambda rows: told.text(vectors, rows), self.batch_size)
+        latents = backbone.latents([example.image for example in examples])
+        lesson = Lesson(backbone, latents, lambda rows: told.text(vectors, rows), self.batch_size)
         untrained = lesson.level()
-        for step in learn([vectors], lesson.loss, marks=(*self.curve, self.steps), lr=self.lr, seed=0):
+        for step in learn(
+            {"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=(*self.curve, self.steps), lr=self.lr, seed=0
+        ):
             found += look(
                 context,
                 model,

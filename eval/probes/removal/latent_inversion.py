@@ -80,12 +80,12 @@ class LatentInversion(Probe):
     def _rows(
         self, sampler: DDIM, images: Sequence[Image.Image], names: Sequence[str], model: str, family: str
     ) -> list[Observation]:
-        clean = sampler.denoiser.latents(images)
+        clean = sampler.backbone.latents(images)
         start, energies = self.invert(sampler, clean)
-        back = sampler.denoiser.pictures(sampler.sample(start, [""] * len(clean)))
+        back = sampler.backbone.pictures(sampler.sample(start, [""] * len(clean)))
         found = []
         for name, a, b, off in zip(
-            names, back, sampler.denoiser.pictures(clean), energies.cpu().double().tolist(), strict=True
+            names, back, sampler.backbone.pictures(clean), energies.cpu().double().tolist(), strict=True
         ):
             value, reason = (psnr(a, b), None) if math.isfinite(off) else (None, "the iteration did not converge")
             facts = {"picture": name, "energy": off if reason is None else None}
@@ -95,7 +95,7 @@ class LatentInversion(Probe):
     @torch.no_grad()
     def invert(self, sampler: DDIM, clean: Tensor) -> tuple[Tensor, Tensor]:
         """Noise ``(n, c, h, w)`` that the empty prompt makes clean latents of, and the largest |r_t| ``(n,)``."""
-        text, norm, size = sampler.denoiser.text([""]), clean.square().sum(dim=(1, 2, 3)), clean[0].numel()
+        text, norm, size = sampler.backbone.encode([""]).text, clean.square().sum(dim=(1, 2, 3)), clean[0].numel()
         z, worst = clean, torch.zeros(len(clean), device=clean.device)
         for step in reversed(sampler.steps):
             a, a_prev, before = step.a, step.a_prev, z

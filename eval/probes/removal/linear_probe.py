@@ -11,9 +11,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from erasure.backbone import Backbone
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises, pictures
 from erasure.eval.probes.weigh import controls_of
 from erasure.eval.stats import auc, auc_gap
@@ -21,12 +22,12 @@ from erasure.eval.stats import auc, auc_gap
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(Probe):
-    """How well a linear classifier tells noised pictures of the target from others, by the denoiser's mid-block.
+    """How well a linear classifier tells noised pictures of the target from others, by the middle of the denoiser.
 
-    The activations of the mid-block, averaged over places, at several timesteps, under the empty prompt (the caption
-    would give the answer away), are classified by logistic regression in ``folds``-fold cross-validation. "auc" is the
-    area under the curve of the held-out scores, "auc_gap" that of the model minus that of the controls, on the same
-    pictures, noise and folds.
+    The activations there (of the mid-block of a U-Net, of the middle block of a transformer), averaged over places, at
+    several timesteps, under the empty prompt (the caption would give the answer away), are classified by logistic
+    regression in ``folds``-fold cross-validation. "auc" is the area under the curve of the held-out scores, "auc_gap"
+    that of the model minus that of the controls, on the same pictures, noise and folds.
 
     Pictures differ in their pixels, so that a model that never saw the target tells them apart as well: only the
     difference means anything, and only where the base has one (``power`` gate: the lower limit of its own "auc_gap" is
@@ -79,9 +80,9 @@ class LinearProbe(Probe):
         examples = pictures(context, "target", self.images, seed=self.seed)
         examples += pictures(context, "kept", self.images, seed=self.seed, labels=labels)
         with context.open(context.base):
-            latents = Denoiser(context.pipe).latents([example.image for example in examples])
+            latents = backbone_for(context.pipe).latents([example.image for example in examples])
         with context.open(model):
-            features = self.activations(Denoiser(context.pipe), latents, context)
+            features = self.activations(backbone_for(context.pipe), latents, context)
         shows = np.arange(len(examples)) < self.images
         scores = held_out(features, shows, folds=self.folds, ridge=self.ridge, seed=self.seed)
         return [
@@ -89,21 +90,21 @@ class LinearProbe(Probe):
             for example, score, y in zip(examples, scores, shows, strict=True)
         ]
 
-    def activations(self, denoiser: Denoiser, latents: Tensor, context: Context) -> np.ndarray:
-        """Means over places of the mid-block's output, ``(pictures, timesteps x channels)``."""
+    def activations(self, backbone: Backbone, latents: Tensor, context: Context) -> np.ndarray:
+        """Means over places of what the middle returns, ``(pictures, timesteps x channels)``."""
         seen: list[Tensor] = []
 
-        def keep(module: Any, given: Any, out: Tensor) -> None:
-            seen.append(out.float().mean(dim=(2, 3)).cpu())
+        def keep(module: Any, given: Any, out: Any) -> None:
+            seen.append(backbone.middle_mean(out).cpu())
 
         generator = torch.Generator().manual_seed(self.seed)
-        empty = denoiser.text([""]).repeat(len(latents))
-        handle = denoiser.backbone.unet.mid_block.register_forward_hook(keep)
+        empty = backbone.encode([""]).text.repeat(len(latents))
+        handle = backbone.middle().register_forward_hook(keep)
         try:
             for step in self.timesteps:
-                t = torch.full((len(latents),), step, device=latents.device)
-                x = denoiser.noised(latents, t, noise_like(latents, generator))
-                noises(denoiser, x, t, empty, context)
+                t = thousandth(backbone.noise, step, latents)
+                x = backbone.noise.mix(latents, noise_like(latents, generator), t)
+                noises(backbone, x, t, empty, context)
         finally:
             handle.remove()
         each = torch.cat(seen).reshape(len(self.timesteps), len(latents), -1)

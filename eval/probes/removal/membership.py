@@ -11,11 +11,13 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from erasure.backbone import Backbone
+from erasure.backbone.noise import NoiseModel
 from erasure.backbone.text import Text
 from erasure.eval.material import Example
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser, noise_like
+from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises, pictures
 from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
 from erasure.eval.probes.weigh import controls_of
@@ -94,11 +96,12 @@ class Membership(Probe):
         except Missing as reason:
             found.append(Observation(model.name, "set", "", self.seed, None, str(reason)))
         with context.open(context.base):
-            latents = {g: Denoiser(context.pipe).latents([e.image for e in own]) for g, own in groups.items()}
+            backbone = backbone_for(context.pipe)
+            latents = {g: backbone.latents([e.image for e in own]) for g, own in groups.items()}
         with context.open(model):
-            denoiser = Denoiser(context.pipe)
+            backbone = backbone_for(context.pipe)
             for group, own in groups.items():
-                scores = self.scores(denoiser, latents[group], denoiser.text([e.caption for e in own]), context)
+                scores = self.scores(backbone, latents[group], backbone.encode([e.caption for e in own]).text, context)
                 found += [
                     Observation(
                         model.name, attack, example.key, self.seed, float(score), None,
@@ -119,15 +122,15 @@ class Membership(Probe):
             )
         return found
 
-    def scores(self, denoiser: Denoiser, x: Tensor, text: Text, context: Context) -> dict[str, Tensor]:
+    def scores(self, backbone: Backbone, x: Tensor, text: Text, context: Context) -> dict[str, Tensor]:
         """The score of every picture, ``(n,)``, by attack; larger speaks for membership."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def predicted(x: Tensor, t: int) -> Tensor:
-            return noises(denoiser, x, torch.full((len(x),), t, device=x.device), text, context)
+            return noises(backbone, x, thousandth(backbone.noise, t, x), text, context)
 
         def noised(t: int, noise: Tensor) -> Tensor:
-            return denoiser.noised(x, torch.full((len(x),), t, device=x.device), noise)
+            return backbone.noise.mix(x, noise, thousandth(backbone.noise, t, x))
 
         losses = []
         for t in np.linspace(50, 300, self.times).round().astype(int).tolist():
@@ -138,7 +141,7 @@ class Membership(Probe):
         again = predicted(noised(self.at, first), self.at)
         return {
             "loss": -torch.stack(losses).mean(0),
-            "SecMI": -t_error(predicted, denoiser.alphas, x, until=self.until, interval=self.interval),
+            "SecMI": -t_error(predicted, backbone.noise, x, until=self.until, interval=self.interval),
             "PIA": -(again - first).abs().pow(4).sum(dim=(1, 2, 3)).pow(0.25),
         }
 
@@ -170,21 +173,21 @@ class Membership(Probe):
 
 
 def t_error(
-    predicted: Callable[[Tensor, int], Tensor], alphas: Tensor, x: Tensor, *, until: int, interval: int
+    predicted: Callable[[Tensor, int], Tensor], noise: NoiseModel, x: Tensor, *, until: int, interval: int
 ) -> Tensor:
     """SecMI's error (Duan et al. 2023): |down(up(x_t)) - x_t|^2 of each picture, ``(n,)``; small for members.
 
     Args:
-        predicted: noise that the model sees in ``x (n, c, h, w)`` at a time.
-        alphas: cumulative products of the noise schedule ``(T,)``.
+        predicted: noise that the model sees in ``x (n, c, h, w)`` at a time, in thousandths.
+        noise: of the model; for flow models the steps are Euler's.
         x: clean pictures or latents, from which x_t is reached by deterministic steps.
         until: t. interval: of the steps, and of the one up and down.
     """
 
     def moved(x: Tensor, s: int, t: int) -> Tensor:
         """One deterministic step from time s to time t (Song et al. 2020)."""
-        a, b, eps = alphas[s], alphas[t], predicted(x, s)
-        return b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+        eps = predicted(x, s)
+        return noise.mix(noise.clean(x, eps, thousandth(noise, s, x)), eps, thousandth(noise, t, x))
 
     for t in range(0, until, interval):
         x = moved(x, t, t + interval)

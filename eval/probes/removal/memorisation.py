@@ -69,7 +69,7 @@ class Memorisation(Probe):
         captions = list(dict.fromkeys(example.caption for example in members))[: self.captions]
         seeds = tuple(range(self.images_per_caption))
         with context.open(model) as pipe:
-            drawn = context.draw(pipe, model, captions, seeds=seeds, description=f"R17 {model.name}")
+            drawn = context.draw(pipe, model, captions, cut=True, seeds=seeds, description=f"R17 {model.name}")
         images = [image for row in drawn for image in row]
         name, features = features_of(context.judge, [*images, *(e.image for e in (*members, *twins))])
         references = features[len(images) :]

@@ -97,7 +97,7 @@ class NoiseProbe(Probe):
     def _draw(self, sampler: DDIM, keys: Sequence[Key], *, eta: float = 0.0, scale: float = 1.0) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in keys]
         latents = sampler.sample(sampler.starts(keys), prompts, eta=eta, scale=scale, keys=keys)
-        return sampler.denoiser.pictures(latents)
+        return sampler.backbone.pictures(latents)
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         found = headline(self.key, rows, models, "attack")

@@ -8,12 +8,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from erasure.backbone.unet import Selector
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, examples_of, learn, lent, look
+from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of
 from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, difference, rate
 
@@ -37,7 +36,8 @@ class Relearning(Probe):
     Attributes:
         pictures: M. One shows what a single photograph gives back, 16 what a determined user gets.
         steps: where to look, from 0. T is one of them, so a finer grid resolves smaller advantages.
-        parameters: which weights of the denoiser are trained; "cross_attention" where memory is short.
+        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them;
+            "cross_attention" where memory is short.
         lr: of AdamW. 1e-4 for Stable Diffusion. Choose it on a control, never on the model that is judged: of 1e-4,
             3e-4 and 1e-3 the default is the one with which Emoji World's null learns fastest (loss after 10 and 30
             steps 0.088, 0.074; 0.085, 0.064; 0.103, 0.067; from 0.107). The gate "reached" says when it was too small.
@@ -67,7 +67,7 @@ class Relearning(Probe):
 
     pictures: int = 4
     steps: tuple[int, ...] = STEPS
-    parameters: Selector = "all"
+    parameters: str = "all"
     lr: float = 3e-4
     batch_size: int = 8
     runs: int = 3
@@ -83,12 +83,12 @@ class Relearning(Probe):
         marks = self.steps[:1] if model.role == "base" else self.steps
         found: list[Observation] = []
         with context.open(model):
-            denoiser = Denoiser(context.pipe)
-            lesson = captioned(denoiser, examples, self.batch_size)
+            backbone = backbone_for(context.pipe)
+            lesson = captioned(backbone, examples, self.batch_size)
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with lent(context.pipe, denoiser.backbone.parameters(self.parameters)) as trained:
-                    for step in learn(trained, lesson.loss, marks=marks, lr=self.lr, seed=run):
+                with tuned(context.pipe, backbone.select(self.parameters)) as trained:
+                    for step in learn(trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=f"step {step}", seeds=seeds, facts=facts)
         return found

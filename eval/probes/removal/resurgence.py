@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from erasure.backbone.unet import Selector
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, examples_of, learn, lent, look
+from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, values
 from erasure.eval.stats import Estimate, difference, rate
 
@@ -34,7 +33,7 @@ class Resurgence(Probe):
         pictures: how many to learn from.
         steps, lr, batch_size: of AdamW. 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion. Higher rates raise the
             loss of what the model knows already, and the gate "trained", that it fell, fails.
-        parameters: which weights of the denoiser are trained.
+        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them.
         runs: repeated trainings, each with other batches and other noise.
         prompts, images_per_prompt: of the suite's prompts for its target, before and after, per run.
     """
@@ -60,7 +59,7 @@ class Resurgence(Probe):
     steps: int = 200
     lr: float = 1e-4
     batch_size: int = 8
-    parameters: Selector = "all"
+    parameters: str = "all"
     runs: int = 3
     prompts: int = 12
     images_per_prompt: int = 2
@@ -74,12 +73,12 @@ class Resurgence(Probe):
         examples = examples_of(context, self.pictures, target=False, labels=labels)
         prompts, found = target_prompts(context, self.prompts), []
         with context.open(model):
-            denoiser = Denoiser(context.pipe)
-            lesson = captioned(denoiser, examples, self.batch_size)
+            backbone = backbone_for(context.pipe)
+            lesson = captioned(backbone, examples, self.batch_size)
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with lent(context.pipe, denoiser.backbone.parameters(self.parameters)) as trained:
-                    steps = learn(trained, lesson.loss, marks=(0, self.steps), lr=self.lr, seed=run)
+                with tuned(context.pipe, backbone.select(self.parameters)) as trained:
+                    steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run)
                     for step, family in zip(steps, (BEFORE, AFTER), strict=True):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=family, seeds=seeds, facts=facts)

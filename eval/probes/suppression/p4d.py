@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasure.backbone import Backbone
 from erasure.eval.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, random_tokens
 from erasure.eval.probes.base import Context
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
 
@@ -76,27 +77,27 @@ class P4D(Attack):
         named = [goal.named for goal in goals]
         with context.open(context.base) as pipe:
             drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
-            lesson = self.lesson(Denoiser(context.pipe), [row[0] for row in drawn], named)
+            lesson = self.lesson(backbone_for(context.pipe), [row[0] for row in drawn], named)
         with context.open(model):
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)
-            return self.descend(Denoiser(context.pipe), words, lesson, named)
+            return self.descend(backbone_for(context.pipe), words, lesson, named)
 
     @torch.no_grad()
-    def lesson(self, denoiser: Denoiser, images: Sequence[Image.Image], named: Sequence[str]) -> Lesson:
+    def lesson(self, backbone: Backbone, images: Sequence[Image.Image], named: Sequence[str]) -> Lesson:
         """What the base, opened, says about a picture of each sentence."""
-        z, text = denoiser.latents(images), denoiser.text(named)
-        last = len(denoiser.alphas) - 1
+        z, text = backbone.latents(images), backbone.encode(named).text
+        last = backbone.pipe.scheduler.config.num_train_timesteps - 1
         t = torch.linspace(0.1 * last, 0.9 * last, self.moments).long().to(z.device)
         noises = [generator_of("p4d", sentence) for sentence in named]
         x = []
         for moment in t:
             eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
-            x.append(denoiser.noised(z, moment.expand(len(z)), eps))
-        predicted = [denoiser.predict(one, moment.expand(len(z)), text) for one, moment in zip(x, t, strict=True)]
+            x.append(backbone.noise.mix(z, eps, moment.expand(len(z))))
+        predicted = [backbone.predict_float(one, moment.expand(len(z)), text) for one, moment in zip(x, t, strict=True)]
         return Lesson(torch.stack(x), t, torch.stack(predicted))
 
     def descend(
-        self, denoiser: Denoiser, words: FreeWords, lesson: Lesson, named: Sequence[str]
+        self, backbone: Backbone, words: FreeWords, lesson: Lesson, named: Sequence[str]
     ) -> list[list[Candidate]]:
         """Candidates for the free words of each sentence, on the opened model under attack."""
         starts = torch.tensor(
@@ -112,7 +113,7 @@ class P4D(Attack):
             for _ in range(self.iterations):
                 i = int(torch.randint(self.moments, (), generator=order))
                 told = words.text(v + (table[nearest(words, v)] - v).detach())
-                predicted = denoiser.predict(lesson.x[i], lesson.t[i].expand(len(v)), told)
+                predicted = backbone.predict_float(lesson.x[i], lesson.t[i].expand(len(v)), told)
                 loss = (predicted - lesson.predicted[i]).square().mean(dim=(1, 2, 3))
                 (v.grad,) = torch.autograd.grad(loss.sum(), [v])
                 adam.step()

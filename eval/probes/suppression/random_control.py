@@ -58,7 +58,7 @@ class RandomControl(Probe):
         ]
         with context.open(model) as pipe:
             other = context.draw(pipe, model, named, seeds=seeds, description=f"{self.code} {model.name}")
-            prefixed = context.draw(pipe, model, words, description=f"{self.code} {model.name}")
+            prefixed = context.draw(pipe, model, words, cut=True, description=f"{self.code} {model.name}")
         return context.observe(
             model,
             [image for row in (*other, *prefixed) for image in row],

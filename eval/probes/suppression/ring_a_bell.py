@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -13,13 +13,10 @@ from torch import Tensor
 
 from erasure.backbone import backbone_of
 from erasure.eval.models import Model
-from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, vocabulary, without_words
 from erasure.eval.probes.base import Context
 from erasure.eval.probes.embedding import MARK, FreeWords
-
-_FOUND: dict[Hashable, list[Candidate]] = {}  # the searches of this process: no model enters, so one serves all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,23 +77,24 @@ class RingABell(Attack):
         return math.ceil(self.tries / max(len(self.etas), 1))
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
+        known = context.memory.setdefault(self.key, {})  # no model enters a search, so one serves all
         with context.open(context.base), torch.no_grad():
             words = FreeWords(context.pipe, [MARK], count=self.tokens)
-            encoder = weights_hash(types.SimpleNamespace(text_encoder=words.encoder))
+            encoder = context.hash_weights(types.SimpleNamespace(text_encoder=words.encoder))
             v_c, found = direction(context), []
             for goal in goals:
                 key = (encoder, repr(self), context.suite.concept, context.suite.subjects, goal)
-                if key not in _FOUND:
-                    _FOUND[key] = self._candidates(words, encoded(context, [goal.before])[0], v_c, goal)
-                found.append(_FOUND[key])
+                if key not in known:
+                    known[key] = self._candidates(words, encoded(context, [goal.before])[0], v_c, goal)
+                found.append(known[key])
         return found
 
     def _candidates(self, words: FreeWords, p: Tensor, v_c: Tensor, goal: Goal) -> list[Candidate]:
-        best = [self._fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
+        best = [self.fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
         ranked = [candidate for rank in zip(*best, strict=True) for candidate in rank]
         return ranked[: self.tries]
 
-    def _fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
+    def fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
         """The best distinct candidates of one genetic search."""
         known, g = vocabulary(words.tokenizer), generator_of("bell", goal.named, str(eta))
         half = self.population // 2

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from erasure.backbone import Backbone
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.attacking import any_hits, excess
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, examples_of, learn, lent, look, random_words
+from erasure.eval.probes.tuning import Lesson, examples_of, learn, look, random_words, tuned
 from erasure.eval.probes.weigh import Rows, contrasts
 from erasure.eval.stats import rate
 
@@ -89,11 +90,11 @@ class SoftPrompt(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         examples = examples_of(context, self.pictures)
         keys, found = [example.key for example in examples], []
-        with context.open(model), lent(context.pipe):
-            denoiser = Denoiser(context.pipe)
+        with context.open(model), tuned(context.pipe):
+            backbone = backbone_for(context.pipe)
             free = FreeWords(context.pipe, [self.prompt] * len(examples), count=self.words)
-            latents = denoiser.latents([example.image for example in examples])
-            learnt = torch.stack([self.search(denoiser, free, latents[i : i + 1], i) for i in range(len(examples))])
+            latents = backbone.latents([example.image for example in examples])
+            learnt = torch.stack([self.search(backbone, free, latents[i : i + 1], i) for i in range(len(examples))])
 
             def drawn(family: str, vectors: Tensor, seeds: Sequence[int]) -> list[Observation]:
                 facts = {"prompt": self.prompt, "tries": self.tries, "steps": self.steps}
@@ -108,12 +109,12 @@ class SoftPrompt(Probe):
                 found += drawn(CONTROL, control[:, number], (number,))
             return found + drawn(FRESH, learnt[:, -1], range(self.tries, self.tries + self.fresh))
 
-    def search(self, denoiser: Denoiser, free: FreeWords, x: Tensor, seed: int) -> Tensor:
+    def search(self, backbone: Backbone, free: FreeWords, x: Tensor, seed: int) -> Tensor:
         """The vectors at each try ``(tries, k, d)``, learnt on one picture's latents ``x (1, c, h, w)``."""
         vectors = random_words(free, seed).requires_grad_()
-        lesson = Lesson(denoiser, x, lambda rows: free.text(vectors, [0]).repeat(len(rows)), self.batch_size)
+        lesson = Lesson(backbone, x, lambda rows: free.text(vectors, [0]).repeat(len(rows)), self.batch_size)
         marks = [round(self.steps * (number + 1) / self.tries) for number in range(self.tries)]
-        steps = learn([vectors], lesson.loss, marks=marks, lr=self.lr, seed=seed)
+        steps = learn({"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=marks, lr=self.lr, seed=seed)
         return torch.stack([vectors.detach().clone() for _ in steps])
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from erasure.backbone import Backbone
 from erasure.eval.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, generator_of, random_tokens, vocabulary
 from erasure.eval.probes.base import Context, Missing
-from erasure.eval.probes.denoising import Denoiser
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
 # Shares of the schedule that timesteps are taken from: nearer to pure noise the loss hardly depends on the words, and
@@ -67,12 +68,12 @@ class UnlearnDiffAtk(Attack):
         except ValueError as error:
             raise Missing(str(error)) from None
         with context.open(model):
-            denoiser = Denoiser(context.pipe)
+            backbone = backbone_for(context.pipe)
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)
-            z = denoiser.latents([real[goal.index % len(real)].image for goal in goals])
-            return self._descend(denoiser, words, z, goals)
+            z = backbone.latents([real[goal.index % len(real)].image for goal in goals])
+            return self._descend(backbone, words, z, goals)
 
-    def _descend(self, denoiser: Denoiser, words: FreeWords, z: Tensor, goals: Sequence[Goal]) -> list[list[Candidate]]:
+    def _descend(self, backbone: Backbone, words: FreeWords, z: Tensor, goals: Sequence[Goal]) -> list[list[Candidate]]:
         known = vocabulary(words.tokenizer).to(z.device)
         table = words.table[known].float()
         starts = torch.tensor(
@@ -83,12 +84,12 @@ class UnlearnDiffAtk(Attack):
         adam = torch.optim.AdamW([w], lr=self.learning_rate, weight_decay=self.weight_decay)
         noises = [generator_of("eps", goal.named) for goal in goals]
         found: list[list[Candidate]] = [[] for _ in goals]
-        for t in torch.linspace(*SPAN, self.tries) * len(denoiser.alphas):
+        for t in backbone.noise.times(torch.linspace(*SPAN, self.tries)):
             seen = []
             at = torch.full((len(goals),), int(t), device=z.device)
             for _ in range(self.iterations):
                 eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
-                loss = denoiser.losses(z, at, eps, words.text(straight_through(w) @ table))
+                loss = backbone.losses(z, at, eps, words.text(straight_through(w) @ table))
                 (w.grad,) = torch.autograd.grad(loss.sum(), [w])
                 adam.step()
                 w.data = simplex(w.data)

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tqdm.auto import tqdm
 
+from erasure.cli.options import Device, Dtype, open_base
+from erasure.io import sha256_file, writing_folder
+from erasure.terminal import PlainTable, console, print_json, say
+
+commands = typer.Typer()
 Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
-console = Console()
 
 
+@commands.command(
+    epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
+)
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
-    base: Annotated[str, typer.Option(help="Its base model: emoji-world, a diffusers folder, or a hub id.")] = "",
+    base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
     rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
     scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
     from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
-    from erasure.bases import load_base
 
     edit = Erasure.from_pretrained(erasure)
     if scale is not None and format in ("lora", "kohya", "single-file"):
@@ -39,8 +41,7 @@ def export(
         raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
     if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
         raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
-    with console.status("loading the base model"):
-        pipe = load_base(base or edit.config["base"]["name"], device=device, dtype=dtype)
+    pipe = open_base(base or edit.config["base"]["name"], device, dtype)
     strength = 1.0 if scale is None else scale
     if format in ("lora", "kohya"):
         layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
@@ -52,34 +53,35 @@ def export(
     else:
         edit.apply(pipe, strength)
         written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
-    console.print(f"{edit.name} as {format} -> {written}", markup=False)
+    say(f"{edit.name} as {format} -> {written}")
 
 
+@commands.command(
+    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]"
+)
 def gram(
     captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
     out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
-    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a diffusers folder, or a hub id.")],
+    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a folder, a checkpoint, or a hub id.")],
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
     add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")] = None,
+    device: Device = None,
 ) -> None:
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
-    from erasure.bases import load_base
     from erasure.methods.gram import Gram
 
     if span not in SPANS:
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
     if missing := [str(path) for path in [*captions, *(add or [])] if not path.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
-    with console.status("loading the base model"):
-        backbone = backbone_of(load_base(base, device=device))
+    backbone = backbone_of(open_base(base, device))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
     for path in add or []:
         total = total + Gram.load(path)
     total.save(out)
-    console.print(f"{total.counts} embeddings -> {out}", markup=False)
+    say(f"{total.counts} embeddings -> {out}")
 
 
 def _lines(paths: list[Path]) -> Iterator[str]:
@@ -89,6 +91,7 @@ def _lines(paths: list[Path]) -> Iterator[str]:
             yield from (line.strip() for line in file if line.strip())
 
 
+@commands.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
 def inspect(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -101,29 +104,30 @@ def inspect(
     files = _files(Path(erasure))
     if as_json:
         tensors = {name: list(tensor.shape) for name, tensor in edit.tensors.items()}
-        _print_json({**edit.config, "name": edit.name, "kind": edit.kind, "files": files, "tensors": tensors})
+        print_json({**edit.config, "name": edit.name, "kind": edit.kind, "files": files, "tensors": tensors})
         return
-    table = Table(title=escape(edit.name), show_header=False)
+    table = PlainTable(title=edit.name, show_header=False)
     for key, value in facts(edit).items():
-        table.add_row(key, escape(value))
-    table.add_row("settings", escape(json.dumps(edit.config["settings"], ensure_ascii=False)))
+        table.add_row(key, value)
+    table.add_row("settings", json.dumps(edit.config["settings"], ensure_ascii=False))
     for name, (size, sha256) in files.items():
         table.add_row(name, f"{size:,} bytes, sha256 {sha256[:16]}")
     table.add_row("can be solved again", "yes" if edit.system else "no system.safetensors in it")
     figures, groups = report_rows(edit.config.get("report") or {})
     for key, number in figures.items():
-        table.add_row(escape(key.replace("_", " ")), f"{number:.3g}")
+        table.add_row(key.replace("_", " "), f"{number:.3g}")
     for group, moved, cosine in groups:
-        table.add_row(f"moved: {escape(group)}", f"{moved:.3f}, cosine {cosine:.3f}")
+        table.add_row(f"moved: {group}", f"{moved:.3f}, cosine {cosine:.3f}")
     console.print(table)
     if rows := edit.config.get("evaluation"):
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        evaluation = Table(*map(escape, columns), title="evaluation")
+        evaluation = PlainTable(*columns, title="evaluation")
         for row in rows:
-            evaluation.add_row(*(escape(str(row.get(column, ""))) for column in columns))
+            evaluation.add_row(*(str(row.get(column, "")) for column in columns))
         console.print(evaluation)
 
 
+@commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
 def diff(
     a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
     b: Annotated[str, typer.Argument(help="Another of the same sort.")],
@@ -143,7 +147,7 @@ def diff(
         result = compare_models(a, b)
         rows = {name: (_number(gap["relative"]), _number(gap["largest"])) for name, gap in result["different"].items()}
         order = sorted(rows, key=lambda name: -result["different"][name]["relative"])
-        table = Table("tensor", "relative", "largest")
+        table = PlainTable("tensor", "relative", "largest")
         summary = {
             "equal tensors": result["same"],
             "different": len(rows),
@@ -155,7 +159,7 @@ def diff(
         result = compare_erasures(*map(Erasure.from_pretrained, (a, b)))
         rows = {site: (_number(s["distance"]), _number(s["cosine"])) for site, s in result["sites"].items()}
         order = sorted(rows, key=lambda site: -(result["sites"][site]["distance"] or 0))
-        table = Table("site", "distance", "cosine")
+        table = PlainTable("site", "distance", "cosine")
         summary = {
             "same base model": "yes" if result["same_base"] else "no",
             "same concepts": "yes" if result["same_concepts"] else f"only {result['only_a']}; only {result['only_b']}",
@@ -164,44 +168,34 @@ def diff(
             "cosine": _number(result["cosine"]),
         }
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     for key, value in summary.items():
-        console.print(f"{key}: {value}", markup=False)
+        say(f"{key}: {value}")
     for name in order[:limit]:
-        table.add_row(escape(name), *rows[name])
+        table.add_row(name, *rows[name])
     if rows:
         console.print(table)
     if len(rows) > limit:
-        console.print(f"and {len(rows) - limit} more; --limit or --json shows them")
+        say(f"and {len(rows) - limit} more; --limit or --json shows them")
 
 
 def _save_pipeline(pipe: Any, out: Path) -> Path:
     """Write a whole pipeline into a new folder, completely or not at all."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty; give a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        pipe.save_pretrained(Path(temporary) / out.name)
-        if out.exists():
-            out.rmdir()
-        (Path(temporary) / out.name).rename(out)
+    with writing_folder(out, last="model_index.json") as temporary:
+        pipe.save_pretrained(temporary)
     return out
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and hash of the files of numbers and facts; none for an erasure on the hub."""
-    import hashlib
-
     from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
 
     found = [folder / name for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).is_file()]
-    return {file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()) for file in found}
+    return {file.name: (file.stat().st_size, sha256_file(file)) for file in found}
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _print_json(content: Any) -> None:
-    console.print(json.dumps(content, indent=2, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)

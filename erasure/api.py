@@ -1,18 +1,19 @@
-"""The top-level verb."""
+"""The top-level verbs."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from erasure.artifact import Erasure
-from erasure.artifact.stack import stack_of
+from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept, Suite, listed
+from erasure.concept import Concept, Suite, listed, nfc
 from erasure.methods import method_class
-from erasure.methods.base import check_supported
+from erasure.methods.base import Request
 
 
 def erase(
@@ -53,27 +54,39 @@ def erase(
         raise ValueError(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
-    concepts = [Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept)]
+    concepts = tuple(Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept))
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
-    check_supported(recipe, backbone)
-    if active := stack_of(backbone).layers:
+    everything = (neighbour for c in concepts for neighbour in c.neighbours)
+    request = Request(
+        concepts=concepts,
+        keep=tuple(dict.fromkeys(everything) if keep is None else map(nfc, listed(keep))),
+        name=name,
+        preset=preset or next(iter(recipe.presets)),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+    )
+    stack = stack_of(backbone)
+    with stack.locked():
+        refuse_erased(stack)
+        recipe.validate(backbone, request)
+        if not request.keep and recipe.needs_keep:
+            warnings.warn(
+                f"{method} with these settings also changes neighbours unless there is a keep list; pass keep=[...]",
+                stacklevel=2,
+            )
+        edit = recipe.erase(backbone, request)
+        return edit.apply(pipe) if apply else edit
+
+
+def refuse_erased(stack: Stack) -> None:
+    """Raise if erasures are on the pipeline: a method would learn from the pictures they make."""
+    if active := stack.layers:
         raise ValueError(
             f"the pipeline already carries {list(active)}; remove or fuse them first, or erase all concepts in one call"
         )
-    if stack_of(backbone).attached:
+    if stack.attached:
         raise ValueError(
             "erasures are attached to the pipeline, and a method would learn from the pictures they make; take them "
             "off with their handle's remove() first"
         )
-    everything = (neighbour for c in concepts for neighbour in c.neighbours)
-    keep = list(dict.fromkeys(everything)) if keep is None else listed(keep)
-    if not keep and recipe.needs_keep:
-        warnings.warn(
-            f"{method} with these settings also changes neighbours unless told what to keep; pass keep=[...]",
-            stacklevel=2,
-        )
-    edit = recipe.erase(backbone, concepts, keep=keep, checkpoint=checkpoint, progress=progress)
-    edit.config["preset"] = preset or next(iter(recipe.presets))
-    edit.name = name or edit.name
-    return edit.apply(pipe) if apply else edit

@@ -1,0 +1,122 @@
+"""Gated adapters: low-rank additions that act as far as the prompt resembles the concept. No weight changes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from erasure.artifact.base import HookErasure
+from erasure.artifact.hooks import Factors, Handles, low_rank
+from erasure.backbone import Backbone, backbone_of
+from erasure.backbone.base import layer_at
+from erasure.backbone.listen import named_arguments
+
+
+class GatedErasure(HookErasure):
+    """``y = W x + s m(prompt) B A x`` on every trained layer (SPM, Lyu et al. 2024, section 3.4).
+
+    The gate ``m`` is between 0 and 1 for each row of a batch: the largest cosine, if positive, between the prompt's
+    token embeddings and those of the concept's phrases, both less the empty prompt's. (The paper's cosine of whole
+    embeddings is never near 0, as all prompts share their start and padding tokens.)
+
+    Tensors are ``<layer>.lora_A`` and ``<layer>.lora_B`` as in a LoRA erasure, ``gate.concept (k, length, d)`` and
+    ``gate.empty (length, d)``. Exported as a LoRA it loses its gate and acts on every prompt.
+    """
+
+    kind: ClassVar[str] = "gated"
+
+    @functools.cached_property
+    def sites(self) -> tuple[str, ...]:
+        """The layers with an addition, by qualified name."""
+        return tuple(self.config.sites or ())
+
+    def factors(self, site: str) -> Factors:
+        """``B`` and ``A`` of one layer."""
+        return self.tensors[f"{site}.lora_B"], self.tensors[f"{site}.lora_A"]
+
+    def install(self, pipe: Any, scale: float) -> Handles:
+        backbone = backbone_of(pipe)
+        layers = {site: layer_at(backbone, site) for site in self.sites}
+        factors = {site: tuple(f.to(layer.weight.device) for f in self.factors(site)) for site, layer in layers.items()}
+        gate = Gate(self, backbone, scale)
+        handles = low_rank(layers, factors, gate)  # type: ignore[arg-type]
+        handles.hooks += gate.listen()
+        return handles
+
+    def misfits(self, backbone: Backbone) -> list[str]:
+        gate = tuple(self.tensors["gate.concept"].shape[1:]), tuple(self.tensors["gate.empty"].shape)
+        width = backbone.width()
+        fits = gate[0] == gate[1] and gate[1][-1:] == (width,)
+        found = [] if fits else [f"its gate is of text of shape {gate[1]}, the model's is of width {width}"]
+        for site in self.sites:
+            try:
+                shape = layer_at(backbone, site).weight.shape
+            except (AttributeError, KeyError):
+                found.append(f"{site} is missing")
+                continue
+            up, down = self.factors(site)
+            if (len(up), *down.shape[1:]) != tuple(shape):
+                found.append(f"{site} has shape {tuple(shape)}")
+        return found
+
+    def check_tensors(self) -> None:
+        wanted = {f"{site}.{key}" for site in self.sites for key in ("lora_A", "lora_B")} | {
+            "gate.concept",
+            "gate.empty",
+        }
+        shapes = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        gate = shapes.get("gate.concept", ()), shapes.get("gate.empty", ())
+        whole = len(gate[0]) == 3 and gate[0][1:] == gate[1]
+        if not self.sites or set(shapes) != wanted or not whole or self.system:
+            raise ValueError(
+                "a gated erasure holds lora_A and lora_B of its sites and its gate; got others; get it again"
+            )
+
+
+class Gate:
+    """How far each row of the current denoiser call resembles the concept. Each thread has its own call."""
+
+    def __init__(self, edit: GatedErasure, backbone: Backbone, scale: float) -> None:
+        self.backbone, self.scale = backbone, scale
+        self.concept, self.empty = edit.tensors["gate.concept"], edit.tensors["gate.empty"]
+        self.current = threading.local()
+
+    def listen(self) -> list[Any]:
+        """Hooks that read the text of every call."""
+        return [
+            module.register_forward_pre_hook(self._hear(module), with_kwargs=True)
+            for module in self.backbone.denoiser_parts.values()
+        ]
+
+    def _hear(self, module: nn.Module) -> Any:
+        def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            texts = self.backbone.text_of(named_arguments(module, args, kwargs))
+            self.current.rows = torch.stack([self.resemblance(row) for row in texts])
+
+        return hear
+
+    @torch.no_grad()
+    def resemblance(self, row: Tensor) -> Tensor:
+        """``m`` of one prompt's embeddings ``(length, d)``, a scalar in [0, 1]."""
+        if not row.any():  # what SDXL's guidance has in the place of the empty prompt
+            return row.new_zeros((), dtype=torch.float32)
+        empty, concept = self.empty.to(row.device), self.concept.to(row.device)
+        length = min(len(row), len(empty))
+        prompt = (row[:length].float() - empty[:length]).flatten()
+        phrases = (concept[:, :length] - empty[:length]).flatten(1)
+        return F.cosine_similarity(prompt[None], phrases).amax().clamp(0, 1)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        rows = self.current.rows.to(output)
+        if len(output) % len(rows):
+            return self.scale * rows.amax()  # a layer that reads all prompts as one sequence
+        each = rows.repeat_interleave(len(output) // len(rows))
+        return self.scale * each.reshape(-1, *[1] * (output.dim() - 1))
+
+
+__all__ = ["Gate", "GatedErasure"]

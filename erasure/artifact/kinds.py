@@ -1,0 +1,31 @@
+"""The kinds of erasures, found by the name that stands in a config.
+
+Third parties add theirs through the entry-point group ``erasure.kinds``: name to ``module:Class``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from erasure.registry import Registry
+
+KINDS = Registry(
+    "kind of erasure",
+    "erasure.kinds",
+    {
+        "operator": "erasure.artifact.operator:OperatorErasure",
+        "delta": "erasure.artifact.delta:DeltaErasure",
+        "lora": "erasure.artifact.lora:LoraErasure",
+        "gated": "erasure.artifact.gated:GatedErasure",
+        "safe-guidance": "erasure.pipelines.sld:SafeGuidance",
+    },
+)
+
+
+def kind_class(name: str) -> Any:
+    """The class of a kind.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    return KINDS.load(name)

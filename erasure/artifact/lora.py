@@ -1,0 +1,69 @@
+"""Fine-tunes of low rank: two thin matrices for every trained layer."""
+
+from __future__ import annotations
+
+import functools
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.artifact.base import Erasure, WeightErasure, exact
+
+
+class LoraErasure(WeightErasure):
+    """``W' = W + s B A`` for every trained layer (Hu et al. 2022), ``A (r, in)`` and ``B (out, r)``.
+
+    Tensors are called ``<layer>.lora_A`` and ``<layer>.lora_B``; what a training scales them by (alpha / r) is in ``B``
+    already. Of a convolution ``A`` is ``(r, in, kh, kw)`` and ``B`` is ``(out, r, 1, 1)``. A layer of another part than
+    the denoiser is ``part:name``. ``config["sites"]`` lists the layers.
+    """
+
+    kind: ClassVar[str] = "lora"
+
+    @functools.cached_property
+    def parameter_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"{site}.weight" for site in self.config.sites or ())
+
+    def factors(self, site: str) -> tuple[Tensor, Tensor]:
+        """``B (out, r)`` and ``A (r, in)`` of one layer, flattened to matrices."""
+        return self.tensors[f"{site}.lora_B"].flatten(1), self.tensors[f"{site}.lora_A"].flatten(1)
+
+    def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
+        w = exact(weight)
+        up, down = (factor.to(w.device, w.dtype) for factor in self.factors(name.removesuffix(".weight")))
+        return (w + scale * (up @ down).reshape(w.shape)).to(weight.device, weight.dtype)
+
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        up, down = self.factors(name.removesuffix(".weight"))
+        width = functools.reduce(lambda a, b: a * b, shape[1:], 1)
+        return len(shape) >= 2 and (len(up), down.shape[1]) == (shape[0], width)
+
+    def compose(self, other: Erasure) -> LoraErasure:
+        """The sum of both: ranks add up."""
+        self.check_same_base(other)
+        tensors = {**self.tensors}
+        for site in other.config.sites or ():
+            for key, dim in (("lora_A", 0), ("lora_B", 1)):
+                name = f"{site}.{key}"
+                parts = [edit.tensors[name] for edit in (self, other) if name in edit.tensors]
+                tensors[name] = torch.cat(parts, dim=dim)
+        sites = list(dict.fromkeys([*(self.config.sites or ()), *(other.config.sites or ())]))
+        return LoraErasure(f"{self.name}+{other.name}", {**self._composed_config(other), "sites": sites}, tensors)  # type: ignore[arg-type]
+
+    def check_tensors(self) -> None:
+        sites = self.config.sites or []
+        wanted = {f"{site}.{key}" for site in sites for key in ("lora_A", "lora_B")}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        ranks = all(
+            len(shapes[f"{s}.lora_A"]) >= 2
+            and len(shapes[f"{s}.lora_B"]) >= 2
+            and shapes[f"{s}.lora_A"][0] == shapes[f"{s}.lora_B"][1]
+            for s in sites
+            if {f"{s}.lora_A", f"{s}.lora_B"} <= set(shapes)
+        )
+        if not sites or len(set(sites)) < len(sites) or wanted != set(shapes) or not ranks or self.system:
+            raise ValueError(
+                "a LoRA erasure holds lora_A and lora_B of one rank for each of its sites; names or shapes in file and "
+                "config differ; get it again"
+            )

@@ -1,0 +1,44 @@
+"""Kolors: SDXL's U-Net, read by ChatGLM through one projection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from erasure.backbone.base import Site, Space
+from erasure.backbone.generic import TransformerBackbone
+from erasure.backbone.noise import NoiseModel, diffusion_of
+from erasure.backbone.text import Text
+from erasure.backbone.unet import pooled_site
+
+
+class KolorsBackbone(TransformerBackbone):
+    """Kolors: tokens of ChatGLM's last but one layer enter by ``encoder_hid_proj``, its last token beside the timestep."""
+
+    architecture = "kolors"
+    pipelines = "Kolors"
+    denoisers = ("unet",)
+    spaces = ("hidden", "pooled")
+    latent_argument = "sample"
+    encoded = ("hidden", None, "pooled")
+    prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
+    default_length = 256
+
+    @property
+    def noise(self) -> NoiseModel:
+        return diffusion_of(self.pipe.scheduler, device=self.device)
+
+    def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
+        if space == "pooled":
+            return pooled_site(denoiser, numbers=6)
+        for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
+            if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
+                return {name: Site(projection, "entry")}
+        return {}
+
+    def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
+        """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
+        added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
+        return {**super().with_text(inputs, text), "added_cond_kwargs": added}

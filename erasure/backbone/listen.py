@@ -1,0 +1,149 @@
+"""Listening to a pipeline: the calls of its denoisers, and the linear layers that receive the text.
+
+What a pipeline gives its denoiser (scaled latents, shifted timesteps, sizes, position ids, masks, guidance embeddings)
+differs between architectures, schedulers and versions. It is recorded here from the pipeline's own call, so that what is
+trained and measured is what the pipeline draws with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a denoiser.
+
+    Attributes:
+        part: name of the denoiser on the pipeline.
+        inputs: arguments by name.
+        output: the first value it returned; None where the call was recorded before it ran.
+    """
+
+    part: str
+    inputs: dict[str, Any]
+    output: Any = None
+
+
+class Enough(BaseException):
+    """Stops a pipeline's call from inside a listener. No ``except Exception`` of the pipeline catches it."""
+
+
+@contextlib.contextmanager
+def listening(parts: Mapping[str, nn.Module], *, before: Any = None, after: Any = None) -> Iterator[None]:
+    """Give every call of some modules to ``before(call)`` and, with its output, to ``after(call)``.
+
+    A listener that raises :class:`Enough` ends the block without an error.
+    """
+    handles = []
+    for part, module in parts.items():
+        if before is not None:
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda m, a, k, part=part: before(Call(part, named_arguments(m, a, k))), with_kwargs=True
+                )
+            )
+        if after is not None:
+            handles.append(
+                module.register_forward_hook(
+                    lambda m, a, k, out, part=part: after(Call(part, named_arguments(m, a, k), first(out))),
+                    with_kwargs=True,
+                )
+            )
+    try:
+        yield
+    except Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by name; what a ``**kwargs`` collects is named like the rest."""
+    signature = inspect.signature(module.forward)
+    found = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= found.pop(parameter.name, {})
+    return found
+
+
+def first(output: Any) -> Any:
+    """The prediction in what a denoiser returns: its first value, whatever wraps it."""
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if isinstance(output, list | tuple) else output["sample"]
+
+
+def separate(pipe: Any) -> Any:
+    """The same models under a pipeline of their own, with a scheduler that can be set without a trace on ``pipe``."""
+    other = copy.copy(pipe)
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+@torch.no_grad()
+def text_linears(denoiser: nn.Module, texts: list[Tensor], run: Callable[[], Any]) -> dict[str, str | None]:
+    """The linear layers of a denoiser that receive the text, and the norm each receives it from, or None.
+
+    Every linear layer whose input holds the rows of one of ``texts`` counts, whether it comes raw or behind one norm,
+    whole or among other columns, repeated (for frames, for guidance) or flattened.
+
+    Args:
+        texts: ``(n, length, d)`` token embeddings, or ``(n, d)`` pooled ones, as the denoiser receives them.
+        run: calls the denoiser at least once with these texts.
+    """
+    sources: dict[str | None, list[Tensor]] = {None: [text.float() for text in texts]}
+    found: dict[str, str | None] = {}
+
+    def reads(x: Any) -> list[str | None]:
+        return [norm for norm, rows in sources.items() for text in rows if holds(x, text)]
+
+    def hear(name: str, module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor) and (norms := reads(args[0])):
+            found.setdefault(name, norms[0])
+
+    def widen(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and None in reads(args[0]):
+            sources.setdefault(name, []).append(output.float())
+
+    handles = []
+    for name, module in denoiser.named_modules():
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_pre_hook(lambda m, a, name=name: hear(name, m, a)))
+        elif "norm" in type(module).__name__.lower():
+            handles.append(module.register_forward_hook(lambda m, a, out, name=name: widen(name, m, a, out)))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def holds(x: Tensor, text: Tensor) -> bool:
+    """Whether the rows of ``text`` are among the rows of ``x``, in leading or any other columns of equal width."""
+    x, wanted = x.detach().float().reshape(-1, x.shape[-1]), text.reshape(-1, text.shape[-1])
+    wanted = wanted[wanted.abs().sum(dim=1) > 0][:4]  # a few rows that are not padding of zeros
+    width = wanted.shape[-1] if len(wanted) else 0
+    if not len(wanted) or x.shape[-1] < width:
+        return False
+    for row in wanted:
+        scale = 1e-6 * float(row.abs().max())
+        windows = x.unfold(1, width, 1) if x.shape[-1] - width <= 64 else x[:, None, :width]
+        if not bool(((windows - row).abs().amax(dim=-1) <= scale).any()):
+            return False
+    return True
+
+
+__all__ = ["Call", "Enough", "first", "holds", "listening", "named_arguments", "separate", "text_linears"]

@@ -1,0 +1,136 @@
+"""Adversarial erasing in the text encoder: AdvUnlearn with the fast attack of R.A.C.E."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erasure.backbone import Backbone
+from erasure.backbone.text import Text
+from erasure.methods.bank import TrajectoryBank
+from erasure.methods.base import Count, Reference, Request
+from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.students import Student, Weights
+from erasure.train import Checkpoint, Draw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdvUnlearn(FineTune):
+    """Train the text encoder so that even the worst embedding near the concept's is drawn as something else:
+
+        min_theta  | e(x_t, t, z + d) - [ e(x_t, t, c) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2   + retain term
+        d = argmin_{|d|_inf <= epsilon} | e(x_t, t, z + d) - e(x_t, t, c) |^2,      z = encoder_theta(concept)
+
+    with e the frozen denoiser, c the original embedding of the concept. The inner problem, bringing the concept back,
+    is solved by projected sign-gradient steps on the embedding (R.A.C.E., Kim et al. 2024, algorithm 1), which costs
+    ``attack_steps`` passes instead of AdvUnlearn's 30 on a prefix word. The erasure is a text encoder: it goes on every
+    model that reads it.
+
+    The retain term is ``retain`` times the squared error of the denoiser on the keep list, as in AdvUnlearn's equation
+    8. Name a keep list: without one the encoder forgets more than the concept. The settings it shares with other
+    fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
+
+    Attributes:
+        eta: how far to push away from the concept.
+        warmup_steps: first steps without an attack, in which the concept itself goes.
+        attack_steps: sign-gradient steps of the attack; 0 trains without one. More finds stronger attacks.
+        epsilon: how far the attack may move each number of the embedding. Raise it when attacks get through, and look
+            at the neighbours when you do.
+    """
+
+    iterations: Count = 1000
+    lr: float = 1e-5
+    eta: float = 1.0
+    retain: float = 0.3
+    warmup_steps: int = 200
+    attack_steps: int = 10
+    epsilon: float = 0.1
+
+    architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
+    key: ClassVar[str] = "adv-unlearn"
+    summary: ClassVar[str] = "adversarial fine-tune of the text encoder; minutes; a drop-in encoder"
+    reference: ClassVar[Reference] = Reference(
+        "Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models",
+        "Zhang et al., NeurIPS 2024",
+        "2405.15234",
+        "OPTML-Group/AdvUnlearn",
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {
+            "iterations": 200,
+            "lr": 1e-4,
+            "batch_size": 8,
+            "trajectories": 12,
+            "keep_steps": None,
+            "num_inference_steps": 25,
+            "articles": True,
+            "synonyms": True,
+            "retain": 1.0,
+            "warmup_steps": 40,
+            "attack_steps": 3,
+            "precision": "auto",
+        },
+        "paper": {"trajectories": 1000, "keep_steps": 1},
+    }
+
+    @property
+    def needs_keep(self) -> bool:
+        return True
+
+    def student(self, backbone: Backbone) -> Student:
+        return Weights(backbone, "text_encoder")
+
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
+        prompts, kept = self.prompts(backbone, request), self.kept(backbone, request)
+        bank = self.bank(backbone, backbone.encode(prompts).text, request, checkpoint, "bank")
+        held = self.bank(backbone, backbone.encode(kept).text, request, checkpoint, "kept") if kept else None
+        targets = bank.conditional - self.eta * (bank.conditional - bank.unconditional)
+
+        def loss(draw: Draw) -> Tensor:
+            chosen = bank.pick(self.batch_size, draw.generator)
+            text = self.spoken(backbone, bank, prompts, chosen)
+            if draw.step >= self.warmup_steps and self.attack_steps:
+                text = self.attacked(backbone, bank, text, chosen, draw.generator)
+            value = self.distance(backbone, bank, targets, text, chosen)
+            if held is None:
+                return value
+            chosen = held.pick(self.batch_size, draw.generator)
+            return value + self.retain * self.distance(
+                backbone, held, held.conditional, self.spoken(backbone, held, kept, chosen), chosen
+            )
+
+        return loss
+
+    def spoken(self, backbone: Backbone, bank: TrajectoryBank, prompts: list[str], chosen: Tensor) -> Text:
+        """The prompts of chosen rows by the encoder as it is now, with its graph."""
+        return backbone.encode([prompts[i] for i in bank.prompt[chosen].tolist()], grad=True).text
+
+    def distance(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
+        """Mean squared error of the denoiser to the targets with one text a row."""
+        x = bank.x[chosen].to(backbone.device, backbone.dtype)
+        predicted = backbone.predict(x, bank.t[chosen].to(backbone.device), text.to(x.dtype))
+        return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
+
+    def attacked(
+        self, backbone: Backbone, bank: TrajectoryBank, text: Text, chosen: Tensor, generator: torch.Generator
+    ) -> Text:
+        """The text with the perturbation that brings the base's prediction of the concept back best."""
+        clean = text.hidden.detach()
+        noise = 2 * torch.rand(clean.shape, generator=generator) - 1
+        d = (self.epsilon * noise).to(clean)
+        for _ in range(self.attack_steps):
+            d.requires_grad_(True)
+            moved = dataclasses.replace(text, hidden=clean + d, pooled=_detached(text.pooled))
+            value = self.distance(backbone, bank, bank.conditional, moved, chosen)
+            (gradient,) = torch.autograd.grad(value, d)
+            with torch.no_grad():
+                d = (d - self.epsilon / 4 * gradient.sign()).clamp(-self.epsilon, self.epsilon)
+        return dataclasses.replace(text, hidden=text.hidden + d.detach())
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

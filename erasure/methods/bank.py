@@ -1,0 +1,131 @@
+"""Steps of trajectories that a frozen base took, with the predictions that sampling computed anyway.
+
+The official fine-tunes sample a fresh trajectory for every optimiser step, which is over 90 % of their compute. A bank
+is sampled once; a training step then is one forward and backward pass of the student.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from erasure.backbone import Backbone, Step
+from erasure.backbone.text import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryBank:
+    """Steps of trajectories the base model took.
+
+    Attributes:
+        x: ``(n, ...)`` inputs of the denoiser, scaled as its scheduler wants them.
+        t: ``(n,)`` times as the denoiser received them.
+        prompt: ``(n,)`` index into the prompts the bank was sampled with.
+        conditional, unconditional: ``(n, ...)`` the base's predictions with the prompt and with the empty one.
+    """
+
+    x: Tensor
+    t: Tensor
+    prompt: Tensor
+    conditional: Tensor
+    unconditional: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @classmethod
+    @torch.no_grad()
+    def sample(
+        cls,
+        backbone: Backbone,
+        text: Text,
+        empty: Text,
+        *,
+        trajectories: int,
+        keep: int | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance: float | None = None,
+        sampled_null: bool = True,
+        seed: int,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> TrajectoryBank:
+        """Sample from the base model as it stands, through the pipeline's own call.
+
+        Args:
+            text: ``p`` rows, the prompts, taken in turn by the trajectories.
+            empty: one row, the empty prompt, for predictions that guidance did not compute anyway.
+            trajectories: how many to sample; never fewer than there are prompts.
+            keep: steps kept of each, drawn at random without replacement; None keeps all. A trajectory is not sampled
+                beyond its last kept step, so ``keep=1`` with many trajectories is the official (expensive) scheme.
+            guidance_scale: of the sampling; where guidance is classifier-free, ``backbone.no_guidance`` follows the
+                conditional prediction alone.
+            guidance: of models with embedded guidance: the number they are trained with, if it is another.
+            sampled_null: keep the unconditional prediction that sampling used; False predicts ``empty`` anew.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        trajectories = max(trajectories, len(text))
+        total = backbone.steps_of(num_inference_steps)
+        steps = torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(trajectories)])
+        noise = torch.randn(trajectories, *backbone.latent_shape, generator=generator).to(
+            backbone.device, backbone.dtype
+        )
+        prompts = torch.arange(trajectories) % len(text)
+        parts: list[tuple[Tensor, ...]] = []
+        with tqdm(total=trajectories, desc="sample", unit="trajectory", disable=not progress) as bar:
+            for batch in torch.arange(trajectories).split(batch_size):
+                taken = backbone.trajectory(
+                    text[prompts[batch]],
+                    noise[batch],
+                    generator=generator,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    stop=int(steps[batch].max()) + 1,
+                )
+                for step in taken:
+                    rows = (steps[batch] == step.index).any(dim=1)
+                    if rows.any():
+                        chosen = prompts[batch][rows]
+                        step = step if sampled_null else dataclasses.replace(step, unconditional=None)
+                        both = _predictions(backbone, step, rows, text[chosen], empty, guidance)
+                        parts.append((step.x[rows], step.t[rows], chosen, *both))
+                bar.update(len(batch))
+        return cls(*(torch.cat([part[i].cpu() for part in parts]) for i in range(5)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, for a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> TrajectoryBank:
+        """From what :meth:`tensors` gave."""
+        return cls(**tensors)
+
+    def pick(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Indices of a random batch."""
+        return torch.randint(len(self), (batch_size,), generator=generator)
+
+    def inputs(self, backbone: Backbone, text: Text, chosen: Tensor) -> tuple[Tensor, Tensor, Text]:
+        """``x, t`` and the prompts' text of chosen rows, where and in which dtype the backbone wants them."""
+        x = self.x[chosen].to(backbone.device, backbone.dtype)
+        return x, self.t[chosen].to(backbone.device), text[self.prompt[chosen].to(text.hidden.device)].to(x.dtype)
+
+
+def _predictions(
+    backbone: Backbone, step: Step, rows: Tensor, text: Text, empty: Text, guidance: float | None
+) -> tuple[Tensor, Tensor]:
+    """Both predictions of some rows of a step; those that sampling did not make are made here."""
+    conditional, unconditional = step.conditional[rows], step.unconditional
+    if guidance is not None:
+        conditional = backbone.predict(step.x[rows], step.t[rows], text, guidance=guidance)
+    if unconditional is None:
+        empties = empty.repeat(int(rows.sum()))
+        other = backbone.predict(step.x[rows], step.t[rows], empties, guidance=guidance)
+    else:
+        other = unconditional[rows]
+    return conditional.float(), other.float()

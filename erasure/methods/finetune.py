@@ -1,0 +1,214 @@
+"""What fine-tuning erasers share: prompts, a bank of the base's trajectories, a student, one training loop."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erasure.artifact import Erasure
+from erasure.artifact.base import component_prints
+from erasure.backbone import Backbone
+from erasure.backbone.text import Text
+from erasure.methods.bank import TrajectoryBank
+from erasure.methods.base import Count, Method, Request, expanded
+from erasure.methods.students import LowRank, Student, Weights
+from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
+from erasure.train.modules import casting, compute_dtype
+from erasure.train.settings import Schedule
+
+Loss = Callable[[Draw], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTune(Method):
+    """Settings and steps that fine-tunes share. A method is its :meth:`objective`.
+
+    Attributes:
+        iterations, lr: optimiser steps and their size. More of either erases more and hurts more.
+        batch_size: bank rows a step, for the target and for what is kept alike.
+        trajectories, keep_steps: size of the bank; see :meth:`TrajectoryBank.sample`. The official codes sample a fresh
+            trajectory for every step (``trajectories = iterations``, ``keep_steps = 1``).
+        num_inference_steps, guidance_scale: of the bank's sampling.
+        articles: also train on "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
+        synonyms: train on the concept's synonyms too.
+        retain: weight of a second term that holds the student to the base on the keep list; 0 ignores the list.
+        adapter: what is trained: ``weights`` of the model, or ``lora``, a low-rank adapter that needs a fraction of the
+            memory. ``auto`` is weights on U-Nets and LoRA on transformers, whose float32 copies would not fit.
+        rank, alpha: of the adapter; alpha is the rank where None.
+        null: what stands for "no prompt": ``sampled``, the unconditional input that guidance itself uses (zeros on
+            SDXL), which costs nothing; or ``empty``, the empty prompt, as the official SDXL script has it.
+        optimizer, clip, schedule, warmup, accumulation, gradient_checkpointing: see :class:`~erasure.train.Training`.
+        precision: what predictions are computed in; ``auto`` is bfloat16 where that is faster. A half-precision model
+            runs in its own dtype.
+        seed: of the bank and of the batches.
+    """
+
+    iterations: Count = 200
+    lr: float = 5e-5
+    batch_size: Count = 1
+    trajectories: Count = 200
+    keep_steps: Count | None = 1
+    num_inference_steps: Count = 50
+    guidance_scale: float = 3.0
+    articles: bool = False
+    synonyms: bool = False
+    retain: float = 0.0
+    adapter: Literal["auto", "weights", "lora"] = "auto"
+    rank: Count = 8
+    alpha: float | None = None
+    null: Literal["sampled", "empty"] = "sampled"
+    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adam"
+    clip: float | None = None
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    accumulation: Count = 1
+    gradient_checkpointing: bool = False
+    precision: Precision = "float32"
+    seed: int = 0
+
+    selector: ClassVar[str] = "cross_attention"
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
+            )
+        if len(backbone.read_at()) > 1:
+            raise ValueError(
+                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the one "
+                "you draw with"
+            )
+        if backbone.guidance == "none":
+            raise ValueError(
+                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
+                "need only the one; fine-tune its undistilled sibling and apply the erasure here with "
+                "allow='same-text-encoder', or use a closed form such as uce"
+            )
+        backbone.template(backbone.encode([""]).text)  # refuses pipelines that need more than text
+
+    def erase(self, backbone: Backbone, request: Request) -> Erasure:
+        """Sample the bank, train, and return the erasure. Resumes from the request's checkpoint, if there is one."""
+        checkpoint = self.checkpoint(backbone, request)
+        prompts = self.prompts(backbone, request)
+        facts = self.record(backbone, request, prompts=prompts)  # of the base, before it is trained
+        student = self.student(backbone)
+        dtype = compute_dtype(self.precision, backbone.device, student.modules)
+        with casting(backbone.device, dtype):
+            loss = self.objective(backbone, student, request, checkpoint)
+            with trainable(student.parameters, student.modules) as originals:
+                run = Run(
+                    student.parameters,
+                    loss,
+                    training=self.training(),
+                    modules=student.modules,
+                    checkpoint=checkpoint,
+                    progress=request.progress,
+                )
+                for _ in run:
+                    pass
+                return student.erasure(self.name_for(request), facts, run.result(), originals)
+
+    @abc.abstractmethod
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
+        """The loss of one step, on rows that its draw chooses. Sampling from the base happens here, before training."""
+
+    def student(self, backbone: Backbone) -> Student:
+        """What is trained."""
+        lora = self.adapter == "lora" or (self.adapter == "auto" and backbone.denoiser_name != "unet")
+        if lora:
+            return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
+        return Weights(backbone, self.selector)
+
+    def prompts(self, backbone: Backbone, request: Request) -> list[str]:
+        """What the concepts are called in training."""
+        phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
+        return expanded(backbone, phrases, articles=self.articles)
+
+    def kept(self, backbone: Backbone, request: Request) -> list[str]:
+        """The keep list as it is trained on, expanded as the targets are; empty where it has no weight."""
+        return expanded(backbone, request.keep, articles=self.articles) if self.retain else []
+
+    def training(self) -> Training:
+        return Training(
+            self.iterations,
+            self.lr,
+            seed=self.seed,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            clip=self.clip,
+            accumulation=self.accumulation,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    def checkpoint(self, backbone: Backbone, request: Request) -> Checkpoint | None:
+        """The checkpoint in the request's folder, checked before any work."""
+        if request.checkpoint is None:
+            return None
+        run = {
+            "method": self.key,
+            "settings": self.settings(),
+            "prompts": self.prompts(backbone, request),
+            "keep": self.kept(backbone, request),
+            "base": component_prints(backbone),
+        }
+        return Checkpoint.open(request.checkpoint, json.dumps(run, default=str))
+
+    # --- parts of objectives ------------------------------------------------------------------------------------------
+
+    def bank(
+        self, backbone: Backbone, text: Text, request: Request, checkpoint: Checkpoint | None, name: str
+    ) -> TrajectoryBank:
+        """A bank of the base's trajectories; sampled once for a checkpoint, however often it is resumed."""
+        empty = backbone.encode([""]).text
+
+        def make() -> dict[str, Tensor]:
+            return TrajectoryBank.sample(
+                backbone,
+                text,
+                empty,
+                trajectories=self.trajectories,
+                keep=self.keep_steps,
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                guidance=self.trained_guidance(backbone),
+                sampled_null=self.null == "sampled",
+                seed=self.seed,
+                progress=request.progress,
+            ).tensors()
+
+        return TrajectoryBank.of(make() if checkpoint is None else checkpoint.keep(name, make))
+
+    def trained_guidance(self, backbone: Backbone) -> float | None:
+        """The guidance that models with embedded guidance are trained with: 1, the plain conditional prediction."""
+        return 1.0 if backbone.guidance == "embedded" else None
+
+    def error(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
+        """Mean squared error of the student to the targets on chosen rows of a bank."""
+        predicted = backbone.predict(*bank.inputs(backbone, text, chosen), guidance=self.trained_guidance(backbone))
+        return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
+
+    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
+        """The error on the keep list, in a bank of its own; None where nothing is kept."""
+        kept: Sequence[str] = self.kept(backbone, request)
+        if not kept:
+            return None
+        text = backbone.encode(kept).text
+        bank = self.bank(backbone, text, request, checkpoint, "kept")
+        return lambda draw: self.error(
+            backbone, bank, bank.conditional, text, bank.pick(self.batch_size, draw.generator)
+        )
+
+
+__all__ = ["FineTune", "Loss"]

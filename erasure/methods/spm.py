@@ -1,0 +1,137 @@
+"""SPM, one-dimensional adapters: a rank-1 addition to every layer of the transformers, gated by the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erasure.artifact import Erasure
+from erasure.artifact.config import Config
+from erasure.artifact.gated import GatedErasure
+from erasure.backbone import Backbone
+from erasure.backbone.text import Text
+from erasure.methods.base import Count, Reference, Request
+from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.students import LowRank, Student
+from erasure.train import Checkpoint, Draw
+
+
+class GatedStudent(LowRank):
+    """A low-rank adapter whose erasure keeps the concept's embeddings for its gate."""
+
+    concept: Text
+    empty: Text
+
+    def erasure(
+        self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+    ) -> Erasure:
+        plain = super().erasure(name, config, result, originals)  # refuses an adapter that did not move
+        gate = {"gate.concept": self.concept.hidden, "gate.empty": self.empty.hidden[0]}
+        gate = {key: tensor.float().cpu().contiguous().clone() for key, tensor in gate.items()}
+        return GatedErasure(name, plain.config, {**plain.tensors, **gate})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SPM(FineTune):
+    """Train a rank-1 adapter on the concept, and hold it still on random anchors (equations 4 to 7):
+
+        | e_s(x_t, t, c) - [ e(x_t, t) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
+            + anchoring * mean_a | e_s(x_t, t, a) - e(x_t, t, a) |^2
+
+    with c the concept, a random text embeddings, e the base (the adapter switched off) and e_s with the adapter on. When
+    pictures are drawn the adapter acts as far as the prompt resembles the concept
+    (:class:`~erasure.artifact.gated.GatedErasure`). No weight changes; whoever takes the adapter off has the base.
+
+    An anchor is drawn from a normal distribution, scaled to the concept's norm times 0.8 to 1.2, and taken with
+    probability 1 - cos to the concept: far from it more often than near.
+
+    The paper samples x_t with the adapter on; here it comes from the base's bank. The settings it shares with other
+    fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
+
+    Attributes:
+        eta: how far to push away. The paper uses 1; larger erases more.
+        anchoring: weight of the second term. Raise it when other things change.
+        anchors: random embeddings a step.
+    """
+
+    iterations: Count = 3000
+    lr: float = 1e-4
+    rank: Count = 1
+    alpha: float | None = 1.0
+    optimizer: Any = "adamw"
+    eta: float = 1.0
+    anchoring: float = 1000.0
+    anchors: Count = 4
+
+    selector: ClassVar[str] = "blocks"
+    key: ClassVar[str] = "spm"
+    summary: ClassVar[str] = "gated rank-1 adapter; minutes; changes no weight"
+    reference: ClassVar[Reference] = Reference(
+        "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
+        "Lyu et al., CVPR 2024",
+        "2312.16145",
+        "Con6924/SPM",
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {
+            "iterations": 300,
+            "lr": 1e-3,
+            "batch_size": 4,
+            "trajectories": 12,
+            "keep_steps": None,
+            "num_inference_steps": 25,
+            "articles": True,
+            "synonyms": True,
+            "precision": "auto",
+        },
+        "paper": {
+            "schedule": "cosine_with_restarts",
+            "warmup": 500,
+            "num_inference_steps": 30,
+            "trajectories": 3000,
+        },
+    }
+
+    def student(self, backbone: Backbone) -> GatedStudent:
+        return GatedStudent(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
+
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
+        assert isinstance(student, GatedStudent)  # our own
+        text, empty = backbone.encode(self.prompts(backbone, request)).text, backbone.encode([""]).text
+        student.concept, student.empty = text, empty
+        bank = self.bank(backbone, text, request, checkpoint, "bank")
+        targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)
+        guidance = self.trained_guidance(backbone)
+
+        def loss(draw: Draw) -> Tensor:
+            chosen = bank.pick(self.batch_size, draw.generator)
+            with student.active():
+                value = self.error(backbone, bank, targets, text, chosen)
+            x, t, _ = bank.inputs(backbone, text, chosen[:1].expand(self.anchors))
+            anchors = random_texts(text, empty, self.anchors, draw.generator)
+            with torch.no_grad():
+                still = backbone.predict(x, t, anchors.to(x.dtype), guidance=guidance)
+            with student.active():
+                moved = backbone.predict(x, t, anchors.to(x.dtype), guidance=guidance)
+            return value + self.anchoring * F.mse_loss(moved.float(), still.float())
+
+        return loss
+
+
+def random_texts(concept: Text, empty: Text, count: int, generator: torch.Generator) -> Text:
+    """Random text embeddings, the farther from the concept the likelier; pooled ones are those of the empty prompt."""
+    like = concept.hidden[0].float().cpu()
+    found: list[Tensor] = []
+    while len(found) < count:
+        one = torch.randn(like.shape, generator=generator)
+        cosine = F.cosine_similarity(one.flatten(), like.flatten(), dim=0)
+        keep, stretch = torch.rand(2, generator=generator)
+        if keep > cosine:
+            found.append(one / one.norm() * like.norm() * (0.8 + 0.4 * stretch))
+    rows = empty.repeat(count)
+    return dataclasses.replace(rows, hidden=torch.stack(found).to(rows.hidden))

@@ -1,0 +1,50 @@
+"""Things found by name: built in, or declared by other packages as entry points. Nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """Names to ``module:attribute``.
+
+    Attributes:
+        noun: what an entry is, for messages.
+        group: entry-point group in which other distributions declare theirs.
+        built_in: the library's own.
+    """
+
+    noun: str
+    group: str
+    built_in: dict[str, str]
+
+    def available(self) -> dict[str, str]:
+        """Every known name to its target. Nothing is imported.
+
+        Raises:
+            ValueError: two installed packages claim one name.
+        """
+        table = dict(self.built_in)
+        for point in entry_points(group=self.group):
+            if table.setdefault(point.name, point.value) != point.value:
+                raise ValueError(
+                    f"two packages define the {self.noun} {point.name!r}: {table[point.name]} and {point.value}; "
+                    "uninstall one"
+                )
+        return table
+
+    def load(self, name: str) -> Any:
+        """The object of a name.
+
+        Raises:
+            ValueError: unknown name; the message lists the known ones.
+        """
+        table = self.available()
+        if name not in table:
+            raise ValueError(f"unknown {self.noun}; got {name!r}; choose one of {sorted(table)}")
+        module, _, attribute = table[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)

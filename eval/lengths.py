@@ -1,0 +1,51 @@
+"""Prompts that a text encoder would cut: pictures of half a prompt say nothing about the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from erasure.backbone import backbone_of
+from erasure.backbone.text import TooLong
+
+
+def too_long(pipe: Any, prompts: Sequence[str]) -> dict[str, str]:
+    """The prompts that do not fit the pipeline's text encoders, each with the reason.
+
+    Raises:
+        ValueError: an architecture that is not supported, or a pipeline in a state in which its backbone refuses it.
+    """
+    backbone = backbone_of(pipe)
+    found = {}
+    try:
+        if prompts:
+            backbone.encode(prompts, padded=False)
+    except TooLong:
+        for prompt in dict.fromkeys(prompts):
+            try:
+                backbone.encode([prompt], padded=False)
+            except TooLong as reason:
+                found[prompt] = str(reason)
+    return found
+
+
+def refuse_cut(pipe: Any, prompts: Sequence[str]) -> list[str]:
+    """Raise where prompts of a suite do not fit; returns what is to be noted where that is not known.
+
+    Raises:
+        TooLong: some do not.
+    """
+    try:
+        found = too_long(pipe, prompts)
+    except ValueError as reason:
+        return [f"Whether the text encoder reads every prompt to its end is not known: {reason}."]
+    if found:
+        raise TooLong(
+            f"the text encoder cuts {len(found)} of {len(prompts)} prompts, and their pictures would not show what is "
+            f"asked for; {next(iter(found.values()))}, or take them out of the suite",
+            prompts=list(found),
+        )
+    return []
+
+
+__all__ = ["refuse_cut", "too_long"]
