@@ -46,7 +46,8 @@ class WeightHashes:
 
     def __init__(self) -> None:
         self._known: dict[bytes, str] = {}
-        self._factors = {"cpu": np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64) | 1}
+        drawn = np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
+        self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that no change is lost to a factor
 
     def __call__(self, pipe: Any) -> str:
         digest = hashlib.blake2b(digest_size=32)
