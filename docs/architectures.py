@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
-from erasure.backbone import ARCHITECTURES, Backbone
+from erasure.backbone import Backbone, architectures
 from erasure.methods import BUILT_IN, method_class
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -66,21 +66,28 @@ def table() -> str:
     for model, architecture, build in PUBLISHED:
         with torch.device("meta"):
             denoiser = build()
-        backbone = ARCHITECTURES[architecture]
+        backbone = architectures()[architecture]
         cells = [
             model,
             f"`{architecture}`",
             sites(backbone, denoiser, "hidden"),
             sites(backbone, denoiser, "pooled") if "pooled" in backbone.spaces else "no such embedding",
-            ", ".join(name for name in sorted(BUILT_IN) if architecture in method_class(name).architectures),
+            ", ".join(name for name in sorted(BUILT_IN) if supported(name, architecture)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def supported(method: str, architecture: str) -> bool:
+    known = method_class(method).architectures
+    guided = architectures()[architecture].guidance == "cfg" or method != "sld"
+    return guided and (known is None or architecture in known)
+
+
 def sites(backbone: type[Backbone], denoiser: Any, space: Any) -> str:
     """How many layers, which, how wide the embeddings are, and how many weights read them."""
-    found = backbone.sites_of(denoiser, space)
+    bare = object.__new__(backbone)  # no pipeline around the denoiser
+    found = bare.sites_of(denoiser, space)
     names = sorted({name.split("attn2.")[-1] for name in found})
     millions = sum(site.weight.numel() for site in found.values()) / 1e6
     (width,) = {site.weight.shape[1] for site in found.values()}

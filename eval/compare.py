@@ -193,8 +193,8 @@ def _check_unmodified(pipe: Any) -> None:
     stack = stack_of(pipe)
     if there := [*stack.layers, *(f"an attached {type(handle).__name__}" for handle in stack.attached)]:
         raise ValueError(
-            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the remove() "
-            "of what was attached, first"
+            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the "
+            "remove() of what was attached, first"
         )
 
 

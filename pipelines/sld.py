@@ -15,7 +15,7 @@ from erasure.artifact.hooks import Handles
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.listen import named_arguments
 from erasure.backbone.text import Text
-from erasure.methods.base import Method, Reference, Request, expanded
+from erasure.methods.base import Method, Reference, Request
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -34,8 +34,8 @@ class SLD(Method):
     Attributes:
         warmup: steps before it acts. Fewer change the composition as well.
         strength: s_S. How soon the guidance is whole. Tuned for epsilon of Stable Diffusion 1.x.
-        threshold: lambda. Where the prompt's prediction exceeds the concept's by more, nothing is done. 0 acts seldom, 1
-            nearly always.
+        threshold: lambda. Where the prompt's prediction exceeds the concept's by more, nothing is done. 0 acts seldom,
+            1 nearly always.
         momentum_scale, momentum: how long a direction, once taken, is kept.
         synonyms: steer away from the concept's synonyms as well.
     """
@@ -70,22 +70,27 @@ class SLD(Method):
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concept; everything else happens while pictures are drawn."""
         phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
-        text = backbone.encode([", ".join(expanded(phrases, articles=False))]).text
-        tensors = {"hidden": text.hidden} | ({} if text.pooled is None else {"pooled": text.pooled})
-        tensors = {name: t.float().cpu().contiguous().clone() for name, t in tensors.items()}
+        text = backbone.encode([", ".join(dict.fromkeys(phrases))]).text
+        parts = {"hidden": text.hidden, "pooled": text.pooled, "mask": text.mask}
+        tensors = {name: t.float().cpu().contiguous().clone() for name, t in parts.items() if t is not None}
         return SafeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), tensors)
 
 
 def refuse_unguided(backbone: Backbone, name: str) -> None:
     """Refuse models in whose denoiser calls both predictions of guidance do not stand together."""
-    if backbone.guidance != "cfg" or backbone.guidance_calls:
+    # guidance that is off at another number than 1 is another formula
+    if backbone.guidance != "cfg" or backbone.guidance_calls or backbone.no_guidance != 1:
         raise ValueError(
-            f"{name} changes classifier-free guidance, and {backbone.pipelines} has none in one batch; use a closed form"
+            f"{name} changes classifier-free guidance, and {backbone.pipelines} has none of that form in one batch; "
+            "use a closed form"
         )
 
 
 class SafeGuidance(HookErasure):
-    """SLD on a pipeline. Tensors: ``hidden (1, length, d)`` of the concept, and ``pooled (1, d)`` where there is one."""
+    """SLD on a pipeline.
+
+    Tensors: ``hidden (1, length, d)`` of the concept; ``pooled (1, d)`` and ``mask (1, length)`` where there are such.
+    """
 
     kind: ClassVar[str] = "safe-guidance"
 
@@ -101,7 +106,7 @@ class SafeGuidance(HookErasure):
         numbers = ("warmup", "strength", "threshold", "momentum_scale", "momentum")
         whole = isinstance(settings, dict) and all(isinstance(settings.get(n), int | float) for n in numbers)
         if (
-            set(self.tensors) - {"pooled"} != {"hidden"}
+            set(self.tensors) - {"pooled", "mask"} != {"hidden"}
             or self.tensors["hidden"].dim() != 3
             or self.system
             or not whole
@@ -116,7 +121,7 @@ class Steering:
 
     def __init__(self, backbone: Backbone, edit: SafeGuidance, scale: float) -> None:
         self.backbone, self.scale = backbone, scale
-        self.text = Text(edit.tensors["hidden"], edit.tensors.get("pooled"))
+        self.text = Text(*(edit.tensors.get(part) for part in ("hidden", "pooled", "mask")))
         self.settings: Any = edit.config.settings
         self.state = threading.local()
 
@@ -124,7 +129,7 @@ class Steering:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inputs = named_arguments(module, args, kwargs)
         raw = output[0]
-        if getattr(self.state, "inside", False) or not self._guided(raw):
+        if getattr(self.state, "inside", False) or not self._guided(inputs):
             return output
         null, prompt = self.backbone.output(raw).chunk(2)
         gamma = self._gamma(null, prompt, self._concept(module, inputs), inputs)
@@ -137,9 +142,14 @@ class Steering:
         output[0 if isinstance(output, list) else "sample"] = steered
         return output
 
-    def _guided(self, raw: Tensor) -> bool:
-        """Whether a call holds both predictions, as the pipeline declares."""
-        return len(raw) % 2 == 0 and bool(getattr(self.backbone.pipe, "do_classifier_free_guidance", True))
+    def _guided(self, inputs: dict[str, Any]) -> bool:
+        """Whether a call makes both predictions: its halves then hold the same latents.
+
+        The pipeline is not asked: others may hold the same denoiser.
+        """
+        x = self.backbone.unpacked(inputs[self.backbone.latent_argument])
+        first, second = x[: len(x) // 2], x[len(x) // 2 :]
+        return torch.equal(first, second)
 
     def _concept(self, module: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The prediction for the concept, by the same denoiser with every other input as it is."""
@@ -147,7 +157,12 @@ class Steering:
         n = len(x) // 2
         halves = {name: _half(value, len(x)) for name, value in inputs.items()}
         text = self.text.repeat(n)
-        text = Text(text.hidden.to(x), None if text.pooled is None else text.pooled.to(x))
+        mask = next((inputs.get(name) for name, part in self.backbone.text_arguments.items() if part == "mask"), None)
+        text = Text(
+            text.hidden.to(x),
+            None if text.pooled is None else text.pooled.to(x),
+            None if text.mask is None else text.mask.to(x.device if mask is None else mask),
+        )
         self.state.inside = True
         try:
             return self.backbone.output(module(**self.backbone.with_text(halves, text))[0])

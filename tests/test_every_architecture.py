@@ -171,7 +171,9 @@ def test_the_noise_model_is_the_schedulers(models, name):
     t = model.noise.times(torch.tensor([0.3, 0.6])).to(step.t)
     x = model.noise.mix(step.x.float(), eps, t)
     again, same = model.noise.split(model.noise.target(step.x.float(), eps, t), x, t)
-    assert torch.allclose(again, step.x.float(), atol=1e-3) and torch.allclose(same, eps, atol=1e-3 * float(eps.abs().max()))
+    assert torch.allclose(again, step.x.float(), atol=1e-3) and torch.allclose(
+        same, eps, atol=1e-3 * float(eps.abs().max())
+    )
 
 
 # --- what an edit does -----------------------------------------------------------------------------------------------

@@ -231,9 +231,7 @@ def test_weak_image_to_image_stays_with_the_picture(context):
 def test_a_guide_that_pulls_harder_sees_more_of_the_target(context):
     sampler, pull = DDIM.of(context), pull_of(context)
     x = sampler.starts([("x", i) for i in range(4)])
-    levels = [
-        pull(sampler.sample(x, [""] * 4, split=steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)
-    ]
+    levels = [pull(sampler.sample(x, [""] * 4, split=steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)]
     assert levels == sorted(levels)
     assert levels[-1] > levels[0]
     with torch.no_grad():

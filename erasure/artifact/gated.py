@@ -49,7 +49,10 @@ class GatedErasure(HookErasure):
         return handles
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        found = []
+        gate = tuple(self.tensors["gate.concept"].shape[1:]), tuple(self.tensors["gate.empty"].shape)
+        width = backbone.width()
+        fits = gate[0] == gate[1] and gate[1][-1:] == (width,)
+        found = [] if fits else [f"its gate is of text of shape {gate[1]}, the model's is of width {width}"]
         for site in self.sites:
             try:
                 shape = layer_at(backbone, site).weight.shape
@@ -100,6 +103,8 @@ class Gate:
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:
         """``m`` of one prompt's embeddings ``(length, d)``, a scalar in [0, 1]."""
+        if not row.any():  # what SDXL's guidance has in the place of the empty prompt
+            return row.new_zeros((), dtype=torch.float32)
         empty, concept = self.empty.to(row.device), self.concept.to(row.device)
         length = min(len(row), len(empty))
         prompt = (row[:length].float() - empty[:length]).flatten()

@@ -71,8 +71,9 @@ class OperatorErasure(WeightErasure):
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         site = name.removesuffix(".weight")
-        stop, width = self.columns(site).stop, len(self.factors(site)[0])
-        return len(shape) == 2 and (width == shape[1] if stop is None else stop <= shape[1])
+        u, v = self.factors(site)
+        stop, paired = self.columns(site).stop, u.dim() == 2 and u.shape == v.shape
+        return paired and len(shape) == 2 and (len(u) == shape[1] if stop is None else stop <= shape[1])
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a map of the text, so yes, where the layers that read the text are known to be the same."""

@@ -201,6 +201,10 @@ class SDXLBackbone(UNetBackbone):
             return self._of_ids(ids[:, :length], ids_2[:, :length], counts)
         return in_batches(self._whole, prompts, self.batch_size)
 
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        both = ((name, getattr(self.pipe, name)) for name in ("tokenizer", "tokenizer_2"))
+        return {name: (tokenizer, tokenizer.model_max_length) for name, tokenizer in both}
+
     def _tokens(self, prompts: list[str]) -> tuple[Tensor, tuple[int, ...], Tensor, tuple[int, ...]]:
         one, two = self.pipe.tokenizer, self.pipe.tokenizer_2
         first = tokenise(one, converted(self.pipe, one, prompts))

@@ -101,7 +101,7 @@ class ESD(FineTune):
         return Weights(backbone, selector)
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        text = backbone.encode(self.prompts(request)).text
+        text = backbone.encode(self.prompts(backbone, request)).text
         base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
         bank = self.bank(backbone, base, request, checkpoint, "bank")
         targets = self.targets(backbone, bank, text)

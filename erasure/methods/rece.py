@@ -100,7 +100,7 @@ class RECE(UCE):
         if self.technique != "replace":
             raise ValueError("RECE's rounds need one matrix for all layers; got technique='tensor'; use 'replace'")
         start, epoch = self.problem(backbone, concepts, keep, space), self._epoch()
-        pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
+        pairs = [pair for concept in concepts for pair in self.pairs(backbone, concept)]
         c, y = (rows.cpu().double() for rows in joined(epoch.moved_rows(backbone, pairs, space)))
         if (y - c).norm() <= 1e-6 * c.norm():
             raise ValueError(
