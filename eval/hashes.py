@@ -45,7 +45,8 @@ class WeightHashes:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
-        self._factors = {"cpu": np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64) | 1}
+        drawn = np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
+        self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that no change is lost to a factor
 
     def __call__(self, pipe: Any) -> str:
         sums = (f"{name}:{t.dtype}:{tuple(t.shape)}:{self.sum_of(t)};".encode() for name, t in _tensors(pipe))
