@@ -227,9 +227,13 @@ class SDXLBackbone(UNetBackbone):
         return Conditioning(whole, (Segment.of(whole, ids, counts),), torch.cat(pooled))
 
     def select(self, selector: str) -> dict[str, nn.Parameter]:
-        """As on 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes and pooled text."""
+        """As on 1.x; ``not_cross_attention`` and ``all`` are the layers of the blocks, without timestep projections.
+
+        What stands outside of the blocks (the first and the last convolution, the embeddings of timestep, sizes and
+        pooled text) is left out: the official code's choice on this architecture (``esd_sdxl.py``).
+        """
         chosen = super().select(selector)
-        if selector == "not_cross_attention":  # the official code's choice on this architecture
+        if selector in ("not_cross_attention", "all"):
             chosen = {name: weight for name, weight in chosen.items() if "block" in name and "emb" not in name}
         return chosen
 
