@@ -70,6 +70,14 @@ class UNetBackbone(Backbone):
     def middle_mean(self, output: Tensor) -> Tensor:
         return output.float().mean(dim=(2, 3))
 
+    def text_inputs(self, text: Text) -> dict[str, Any]:
+        """With a row for every frame where a motion adapter made the U-Net read them one by one."""
+        inputs = super().text_inputs(text)
+        if "motion_max_seq_length" not in self.unet.config:
+            return inputs
+        frames = self.latent_shape[1]
+        return {name: value.repeat_interleave(frames, dim=0) for name, value in inputs.items()}
+
     # --- where text enters ------------------------------------------------------------------------------------------
 
     def sites_of(self, denoiser: nn.Module, space: Space) -> dict[str, Site]:

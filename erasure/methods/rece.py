@@ -56,9 +56,9 @@ class RECE(UCE):
         revive_span: which tokens are attacked and defended. ``all`` is the official code's.
         epoch_lamb: ridge of an epoch's edit towards the weights before it. Raise it for smaller steps.
         epoch_preserve_scale: weight of each kept embedding in an epoch's edit. Raise it when neighbours suffer.
-        empty_per_concept: an epoch keeps the empty prompt once for every concept instead of once, as the official script
-            for nudity and unsafe concepts does (``train.py``; with a keep list it draws as many prompts of it at
-            random, where here the whole list is kept). The others' scripts keep it once.
+        empty_per_concept: an epoch keeps the empty prompt once for every concept, as the official script for nudity and
+            unsafe concepts does (``train.py``; with a keep list it draws as many prompts of it at random, where here
+            the whole list is kept). The scripts for styles and objects keep it once.
         hold: an epoch's edit must not move what was erased before it, the concept's own tokens first of all. The
             official code does not ask for that, and an epoch can undo part of what UCE did.
     """
