@@ -137,7 +137,7 @@ class TransformerBackbone(Backbone):
             self.encode(near)
 
     def _word_counts(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt alone, without template, start or end; as it stands behind a space, if that is fewer."""
+        """Tokens of each prompt alone, without template, start or end; behind a space, if that makes fewer."""
         texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
         return [min(len(self.words.tokenize(text)), len(self.words.tokenize(f" {text}"))) for text in texts]
 
