@@ -122,7 +122,7 @@ class Steering:
 
     def __init__(self, backbone: Backbone, edit: SafeGuidance, scale: float) -> None:
         self.backbone, self.scale = backbone, scale
-        self.text = Text(*(edit.tensors.get(part) for part in ("hidden", "pooled", "mask")))
+        self.text = Text(edit.tensors["hidden"], edit.tensors.get("pooled"), edit.tensors.get("mask"))
         self.settings: Any = edit.config.settings
         self.state = threading.local()
 
