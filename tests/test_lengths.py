@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 
-from erasure.backbone import backbone_of
 from erasure.backbone.text import TooLong
-from erasure.concept import Concept, Words
+from erasure.concept import Words
 from erasure.eval import assess, evaluate
 from erasure.eval.lengths import refuse_cut, too_long
 from erasure.eval.pictures import generate
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.every import build
 from tests.probe_helpers import SUITE, tiny_context
-from tests.tiny import ARCHITECTURES, make, tiny, tiny_pipeline
+from tests.tiny import ARCHITECTURES, tiny, tiny_pipeline
 
 LONG = "a cat " * 400
 
