@@ -47,6 +47,7 @@ class SLD(Method):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 
+    architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl", "sd3")
     key: ClassVar[str] = "sld"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(

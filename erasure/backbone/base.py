@@ -181,7 +181,7 @@ class Backbone(Driven):
         }
 
     def other_readers(self) -> dict[str, int]:
-        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): name to number of layers."""
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): how many layers each."""
         others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
         layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
         return {name: count for name, count in layers.items() if count}
@@ -356,7 +356,7 @@ class Backbone(Driven):
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the autoencoder's posterior."""
+        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the posterior."""
         vae = self.autoencoder
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
         parts = []

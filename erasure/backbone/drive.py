@@ -199,7 +199,8 @@ class Driven(abc.ABC):
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a "
-                "pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the text-to-image pipeline"
+                "pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
+                "text-to-image pipeline"
             ) from error
 
     def call_latents(self, noise: Tensor) -> Tensor:

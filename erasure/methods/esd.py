@@ -80,6 +80,9 @@ class ESD(FineTune):
         "official-2025-sdxl-u": {
             "variant": "u", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
         },
+        "official-2025-sdxl-all": {
+            "variant": "all", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
+        },
     }  # fmt: skip
 
     def validate(self, backbone: Backbone, request: Request) -> None:
