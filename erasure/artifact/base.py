@@ -80,8 +80,9 @@ class Erasure(abc.ABC):
             pipe: the diffusers pipeline the erasure was made for, or another one with the same UNet.
             scale: 0 is the unmodified model, 1 (default) the published edit. In between the weights are interpolated;
                 above 1 they are extrapolated, which breaks pictures before long.
-            allow: "same-text-encoder" lets an operator erasure onto a fine-tune of its base: the edit is a map of the
-                text embeddings, which are the same there. What it does to that model's pictures is for you to look at.
+            allow: "same-text-encoder" lets an operator erasure, or one of text encoders alone, onto a fine-tune of its
+                base: the edit is a map of the text embeddings, which are the same there. What it does to that model's
+                pictures is for you to look at.
 
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
@@ -286,6 +287,11 @@ class WeightErasure(Erasure):
     @abc.abstractmethod
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this shape can take the erasure."""
+
+    def transfers(self, backbone: Backbone) -> bool:
+        """It is a text encoder, so yes, if it changes no denoiser."""
+        parts = {name.partition(":")[0] if ":" in name else backbone.denoiser_name for name in self.parameter_names}
+        return parts.isdisjoint(backbone.denoisers)
 
     def misfits(self, backbone: Backbone) -> list[str]:
         parameters = parameters_by_name(backbone.components, backbone.denoiser_name)
