@@ -17,7 +17,7 @@ import torch
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.methods.esd import ESD
-from erasure.runtime import load_base
+from erasure.opening import load_base
 
 
 def bank(backbone: Backbone, concept: Concept, *, iterations: int) -> dict[str, float]:

@@ -56,6 +56,7 @@ def attach_erasures(
     several = [edits] if isinstance(edits, Erasure) else list(edits)
     for edit in several:
         edit.check_base(backbone, allow=allow)
+        edit.warn_unreached(backbone)
     operators = [check_map(edit, backbone) for edit in several]
     return Attached(backbone, operators, scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
 

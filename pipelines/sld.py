@@ -15,7 +15,7 @@ from erasure.artifact.hooks import Handles
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.listen import named_arguments
 from erasure.backbone.text import Text
-from erasure.methods.base import Method, Reference, Request, expanded
+from erasure.methods.base import Method, Reference, Request
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -47,6 +47,7 @@ class SLD(Method):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 
+    architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl", "sd3")
     key: ClassVar[str] = "sld"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -70,7 +71,7 @@ class SLD(Method):
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concept; everything else happens while pictures are drawn."""
         phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
-        text = backbone.encode([", ".join(expanded(phrases, articles=False))]).text
+        text = backbone.encode([", ".join(dict.fromkeys(phrases))]).text
         parts = {"hidden": text.hidden, "pooled": text.pooled, "mask": text.mask}
         tensors = {name: t.float().cpu().contiguous().clone() for name, t in parts.items() if t is not None}
         return SafeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), tensors)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own, with its exit codes and its one-line errors."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,59 @@ def test_erase_then_generate(base, tmp_path, erasure):
     )
     assert code == 0
     assert sorted(f.name for f in (tmp_path / "pictures").iterdir()) == ["000-0-after.png", "000-0-before.png"]
+
+
+FEW = ["--set", "iterations=2", "--set", "trajectories=1", "--set", "num_inference_steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "effect"),
+    [
+        ("spm", FEW, "changes no weight"),
+        ("adv-unlearn", FEW, "relative weight change"),
+        ("sld", ["--preset", "max", "--set", "warmup=2"], "changes no weight"),
+        ("double-projections", ["--set", "rank=4"], "relative weight change"),
+        ("cure", [], "relative weight change"),
+    ],
+)
+def test_every_kind_of_erasure_is_made_and_inspected(base, tmp_path, erasure, method, settings, effect):
+    out = tmp_path / "edit"
+    arguments = ["erase", "superhero", "-m", method, "--keep", "ninja", "--keep", "wizard", *settings]
+    code, text, err = erasure(*arguments, "--base", base, "--out", out)
+    assert code == 0 and f"superhero-{method}" in text and effect in " ".join(text.split()), err
+    code, text, _ = erasure("inspect", out)
+    assert code == 0 and f"superhero-{method}" in text and "fingerprints" in text
+    code, text, _ = erasure("inspect", out, "--json")
+    assert code == 0 and json.loads(text)["method"] == method
+    card = (out / "README.md").read_text()
+    assert ("It changes no weight" in card) == (effect == "changes no weight")
+
+
+def test_a_whole_denoiser_is_refused_where_it_would_be_the_bases_own(base, tmp_path, erasure):
+    arguments = [
+        "erase",
+        "superhero",
+        "-m",
+        "sld",
+        "--base",
+        base,
+        "--out",
+        tmp_path / "edit",
+        "--unet",
+        tmp_path / "u",
+    ]
+    code, _, err = erasure(*arguments)
+    assert code == 2 and "changes no weight of the denoiser" in err and not (tmp_path / "u").exists()
+
+
+def test_a_checkpoint_of_one_file_is_a_base(base, tmp_path, erasure):
+    file = tmp_path / "tiny.safetensors"
+    arguments = ["--preset", "official-2025", "--keep", "ninja"]
+    assert erasure("erase", "superhero", "--base", base, *arguments, "--out", tmp_path / "edit")[0] == 0
+    assert erasure("export", tmp_path / "edit", "--base", base, "--format", "single-file", "--out", file)[0] == 0
+    (tmp_path / "tiny").symlink_to(base)  # its configs, beside it under the same name
+    code, text, err = erasure("erase", "superhero", "--base", file, *arguments, "--out", tmp_path / "again")
+    assert code == 0 and "superhero-uce" in text, err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-from erasure import doctor
+from erasure.cli import doctor
 
 VERSIONS = {
     "torch": "2.15.0",
@@ -68,7 +68,7 @@ def machine(monkeypatch, tmp_path):
     (tmp_path / "eval" / "detectors" / "weights").mkdir(parents=True)
     (tmp_path / "eval" / "detectors" / "weights" / "concept.safetensors").write_bytes(b"x")
     state.world, state.weights = package / "world" / "emoji-world", tmp_path / "eval" / "detectors" / "weights"
-    monkeypatch.setattr(doctor, "__file__", str(package / "doctor.py"))
+    monkeypatch.setattr(doctor, "__file__", str(package / "cli" / "doctor.py"))
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "eval")])
     monkeypatch.setattr(doctor, "find_spec", lambda name: spec)
     return state

@@ -141,9 +141,9 @@ class Counted:
     def __init__(self, pipe, stop=None):
         self.sampled = self.trained = 0
         self.stop = stop
-        pipe.unet.register_forward_pre_hook(self.count)
+        pipe.unet.register_forward_hook(self.count)
 
-    def count(self, module, args):
+    def count(self, module, args, output):
         if not torch.is_grad_enabled():
             self.sampled += 1
             return

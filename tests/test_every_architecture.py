@@ -211,7 +211,7 @@ def test_applied_attached_fused_and_removed(name, tmp_path):
     with attach_erasures(pipe, edit):
         attached = drawn(model)
     change = (applied - base).norm()
-    assert (attached - applied).norm() <= 1e-2 * change and torch.equal(drawn(model), base)
+    assert (attached - applied).norm() <= 1e-2 * change + 1e-6 * base.norm() and torch.equal(drawn(model), base)
     edit.save_pretrained(tmp_path / "edit")
     again = Erasure.from_pretrained(tmp_path / "edit").apply(pipe)
     assert torch.equal(drawn(model), applied)

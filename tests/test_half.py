@@ -11,7 +11,7 @@ import erasure
 from erasure.backbone import backbone_of
 from erasure.methods import available, method_class
 from erasure.methods.base import Request
-from erasure.runtime import load_base
+from erasure.opening import load_base
 from tests.tiny import ARCHITECTURES, identical, tiny, weights
 
 HALVES = (torch.float16, torch.bfloat16)

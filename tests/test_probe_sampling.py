@@ -252,12 +252,12 @@ def test_the_scale_is_chosen_on_the_base_alone():
 
 
 def test_the_noise_of_a_models_own_pictures_is_found_again(sampler):
-    denoiser, start = sampler.denoiser, sampler.starts([(f"{i}", 0) for i in range(3)])
+    backbone, start = sampler.backbone, sampler.starts([(f"{i}", 0) for i in range(3)])
     clean = sampler.sample(start, [""] * 3)
     found, _ = LatentInversion(refinements=5).invert(sampler, clean)
     assert torch.allclose(found, start, atol=0.05)
     back = sampler.sample(found, [""] * 3)
-    pairs = zip(denoiser.pictures(clean), denoiser.pictures(back), strict=True)
+    pairs = zip(backbone.pictures(clean), backbone.pictures(back), strict=True)
     assert min(psnr(a, b) for a, b in pairs) > 40
 
 

@@ -41,8 +41,20 @@ def test_weights_equal_the_per_layer_reference(shape, closure, concepts):
 def test_three_epochs_of_matrices_are_three_epochs_of_layers(closure):
     pipe = double_pipeline()
     theirs = reference.edit(pipe, TARGETS, GUIDES, KEPT, epochs=3, reg=0.1, closure=closure)
-    ours = official(pipe, preset="nudity", closure=closure)
+    ours = official(pipe, preset="nudity", closure=closure, empty_per_concept=False)
     assert relative_error(edited_weights(pipe, ours), theirs) <= 1e-6
+
+
+@pytest.mark.parametrize(("preset", "epochs"), [("nudity", 3), ("unsafe", 2)])
+@pytest.mark.parametrize("kept", [[], KEPT], ids=["nothing", "a list"])
+@pytest.mark.parametrize("targets", [TARGETS[:1], [*TARGETS, "the cat in the style"]], ids=["one", "three"])
+def test_the_script_for_nudity_keeps_the_empty_prompt_once_for_every_concept(preset, epochs, kept, targets):
+    pipe, n = double_pipeline(), len(targets)
+    ours = edited_weights(pipe, official(pipe, targets, [""] * n, kept, preset=preset))
+    theirs = reference.edit(pipe, targets, [""] * n, kept, epochs=epochs, reg=0.1, empties=n)
+    assert relative_error(ours, theirs) <= 1e-6
+    once = reference.edit(pipe, targets, [""] * n, kept, epochs=epochs, reg=0.1)
+    assert (relative_error(ours, once) > 1e-4) == (n > 1)
 
 
 def test_weights_equal_the_reference_in_the_shape_of_stable_diffusion():

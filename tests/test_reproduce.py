@@ -494,7 +494,7 @@ def test_the_command_lists_rows_and_refuses_unknown_ones(tmp_path) -> None:
 
 
 def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudenet, monkeypatch) -> None:
-    import erasure.cli_eval as cli
+    import erasure.cli.reproduce as cli
     from erasure.cli import app
 
     pipe = tiny_pipeline()

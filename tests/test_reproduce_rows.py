@@ -396,7 +396,7 @@ def test_what_settings_were_chosen_on_tests_nothing(tmp_path) -> None:
 
 
 def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
-    import erasure.cli_eval as cli
+    import erasure.cli.reproduce as cli
     from erasure.cli import app
 
     monkeypatch.setattr(cli, "open_base", lambda *_: tiny_pipeline())
@@ -418,7 +418,7 @@ def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
 
 
 def test_the_command_takes_one_erasure_per_target(tmp_path, monkeypatch) -> None:
-    import erasure.cli_eval as cli
+    import erasure.cli.reproduce as cli
     from erasure.artifact import Erasure
     from erasure.cli import app
 

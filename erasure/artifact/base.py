@@ -97,6 +97,8 @@ class Erasure(abc.ABC):
                 raise ValueError(
                     f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
                 )
+            if owner is None:
+                self.warn_unreached(backbone)
             stack.change(self.name, Layer(self, scale))
         return self
 
@@ -131,6 +133,7 @@ class Erasure(abc.ABC):
             layer = stack.layers.get(self.name)
             if low_memory:
                 self.check_base(backbone_of(pipe), allow=allow)
+                self.warn_unreached(backbone_of(pipe))
                 stack.burn(Layer(self, 1.0 if scale is None else scale))
             elif layer is None or layer.erasure is not self:
                 self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
@@ -198,6 +201,18 @@ class Erasure(abc.ABC):
             )
         if bad := self.misfits(backbone):
             raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
+
+    def warn_unreached(self, backbone: Backbone) -> None:
+        """Say, when it is put on a pipeline, which other modules read the text past it. Text encoders serve all."""
+        if self.parameter_names and all(name.startswith("text_encoder") for name in self.parameter_names):
+            return
+        for part, count in backbone.other_readers().items():
+            warnings.warn(
+                f"the {part} reads the text by {count} layers of its own, which stay as they are and can bring some of "
+                "the concept back; evaluate the erasure with it, or erase in the text encoder, which both read "
+                "(adv-unlearn)",
+                stacklevel=3,
+            )
 
     def transfers(self, backbone: Backbone) -> bool:
         """Whether the edit means the same on another denoiser with the same text encoders."""

@@ -7,13 +7,30 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from erasure.concept import WORLD
 from erasure.io import LARGEST_YAML, dump_yaml, markdown, parse_yaml, printable, read_bytes
 
-if TYPE_CHECKING:
-    from erasure.artifact.base import Erasure
+
+class Erasure(Protocol):
+    """What a card says something about."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def intervention(self) -> str: ...
+
 
 GROUPS = {"target": "target", "neighbours": "neighbours", "generic": "anything else"}
 LICENCE = ("license", "license_name", "license_link")

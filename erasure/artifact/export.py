@@ -42,8 +42,9 @@ def export_lora(
     Args:
         edit: the erasure.
         pipe: its base model: up matrices are made of the base's weights. Erasures on it are looked through.
-        path: ``diffusers``: a folder for ``pipe.load_lora_weights(folder)``. ``kohya``: a file for A1111, ComfyUI and
-            their relatives, U-Nets only; diffusers loads it too.
+        path: ``diffusers``: a folder for ``pipe.load_lora_weights(folder)``; a second denoiser's (Wan 2.2) is in
+            ``folder/transformer_2``, for ``load_lora_weights(..., load_into_transformer_2=True)``. ``kohya``: a file for
+            A1111, ComfyUI and their relatives, U-Nets only; diffusers loads it too.
         layout: whose names the tensors get.
         rank: cut every layer to this rank. Only for weight differences whose own rank is too high for a LoRA; what was
             lost is in the file's metadata as ``relative_error``.
@@ -61,7 +62,7 @@ def export_lora(
         raise ValueError(f"kohya's names are for U-Nets; this is {backbone.architecture}; use layout='diffusers'")
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more; got {rank}; leave it out for an exact LoRA")
-    refuse_elsewhere(edit)
+    refuse_elsewhere(edit, backbone)
     exact_rank = isinstance(edit, OperatorErasure | LoraErasure | GatedErasure)
     if rank is not None and exact_rank:
         raise ValueError(f"{edit.name!r} is a LoRA of its own rank, exactly; got rank={rank}; leave it out")
@@ -79,11 +80,6 @@ def export_lora(
             "prompt; what was measured with the gate does not hold for it",
             stacklevel=2,
         )
-    named = {
-        name: tensor
-        for module, (up, down) in pairs.items()
-        for name, tensor in _names(module, up, down, layout, backbone.denoiser_name).items()
-    }
     facts = {
         "name": edit.name,
         "method": edit.config["method"],
@@ -92,18 +88,25 @@ def export_lora(
         "relative_error": error,
         **gate,
     }
-    file = Path(path) / DIFFUSERS_FILE if layout == "diffusers" else Path(path)
     metadata = {"format": "pt", "erasure": json.dumps(facts, ensure_ascii=False)}
-    write_atomically(file, save({name: tensor.contiguous() for name, tensor in named.items()}, metadata=metadata))
-    return file
+    files = {}
+    for module, (up, down) in pairs.items():
+        part, colon, own = module.rpartition(":")
+        folder = Path(path) / part if colon else Path(path)
+        file = folder / DIFFUSERS_FILE if layout == "diffusers" else folder
+        files.setdefault(file, {}).update(_names(own, up, down, layout, backbone.denoiser_name))
+    for file, named in files.items():
+        write_atomically(file, save({name: tensor.contiguous() for name, tensor in named.items()}, metadata=metadata))
+    return next(iter(files))
 
 
-def refuse_elsewhere(edit: Erasure) -> None:
-    """Refuse erasures that are no change of the denoiser: of a text encoder, or of what happens while it draws."""
+def refuse_elsewhere(edit: Erasure, backbone: Backbone) -> None:
+    """Refuse erasures that are no change of a denoiser: of a text encoder, or of what happens while it draws."""
     sites = edit.sites if isinstance(edit, GatedErasure) else edit.parameter_names
     if not sites:
         raise ValueError(f"{edit.name!r} is a {edit.kind}, which changes no layer; a file of weights cannot hold it")
-    if other := next((site for site in sites if ":" in site), None):
+    elsewhere = (site for site in sites if ":" in site and site.partition(":")[0] not in backbone.denoisers)
+    if other := next(elsewhere, None):
         part = other.partition(":")[0]
         raise ValueError(
             f"{edit.name!r} changes the {part} ({other}), and a LoRA here is one of the denoiser; apply it and save "
@@ -146,7 +149,12 @@ def _of_factors(edit: LoraErasure | GatedErasure) -> dict[str, tuple[Tensor, Ten
 
 def _of_delta(edit: Erasure, backbone: Backbone, rank: int | None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """Factors of every changed layer by SVD, all of one rank, and the relative error of the whole."""
-    layers = {name: m for name, m in backbone.denoiser.named_modules() if _takes_lora(m)}
+    layers = {
+        backbone.qualified(part, name)
+        for part, denoiser in backbone.denoiser_parts.items()
+        for name, module in denoiser.named_modules()
+        if _takes_lora(module)
+    }
     flat, lost, whole = {}, 0.0, 0.0
     for name, delta in edit.tensors.items():
         module, _, kind = name.rpartition(".")

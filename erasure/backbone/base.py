@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from erasure.backbone.checks import parameters_of, refuse_unsafe
 from erasure.backbone.drive import Driven, Step
 from erasure.backbone.noise import NoiseModel
-from erasure.backbone.text import Conditioning, Text, evaluating, nonempty, precise
+from erasure.backbone.text import Conditioning, Text, TooLong, converted, evaluating, nonempty, precise, refuse_long
 
 Space = Literal["hidden", "pooled"]
 Role = Literal["key", "value", "entry", "pooled"]
+SPACE = "▁"  # SentencePiece's
 PARTS = (
     "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"
 )  # fmt: skip
@@ -179,6 +180,12 @@ class Backbone(Driven):
             for name, site in self.sites_of(module, space).items()
         }
 
+    def other_readers(self) -> dict[str, int]:
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): how many layers each."""
+        others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
+        layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
+        return {name: count for name, count in layers.items() if count}
+
     def width(self, space: Space = "hidden") -> int:
         """``d``, the width of the embeddings of a space where the denoiser reads them."""
         return next(iter(self.text_sites(space).values())).width
@@ -192,7 +199,8 @@ class Backbone(Driven):
 
         ``cross_attention`` every layer of the attentions that read the text; ``cross_attention_kv`` the layers that
         receive it; ``not_cross_attention`` the rest; ``attention`` every attention; ``blocks`` every layer of the
-        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text encoders. Norms are never chosen.
+        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text
+        encoders. Norms are never chosen.
 
         Raises:
             ValueError: unknown selector, or nothing to train under it.
@@ -301,11 +309,54 @@ class Backbone(Driven):
         with torch.no_grad(), precise(norm):
             return conditioning.each(lambda hidden: norm(hidden.float()))
 
+    # --- what the encoders can read -----------------------------------------------------------------------------------
+
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        """Tokenizers that read a prompt, by their names on the pipeline, and how many tokens each encoder takes."""
+        return {"tokenizer": (self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)}
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Raise unless the text encoders read every prompt to its end. Nothing is encoded.
+
+        Raises:
+            TooLong: they would cut some.
+        """
+        for name, (tokenizer, length) in self.tokenizers().items() if prompts else ():
+            ids = tokenizer(converted(self.pipe, tokenizer, prompts)).input_ids
+            refuse_long(prompts, [len(row) for row in ids], length=length, name=name)
+
+    def fitting(self, prompts: Iterable[str]) -> list[str]:
+        """Those of the prompts that the text encoders read to their end."""
+        left = list(prompts)
+        while True:
+            try:
+                self.check_lengths(left)
+                return left
+            except TooLong as error:
+                cut = set(error.prompts)
+                left = [prompt for prompt in left if prompt not in cut]
+
+    def unknown_word(self, text: str) -> tuple[str, str] | None:
+        """The first word of which a tokenizer knows no part, and the tokenizer's name; None where there is none.
+
+        All such words are one to the model. Tokenizers that spell (CLIP's, Qwen's) know every word.
+        """
+        for name, (tokenizer, _) in self.tokenizers().items():
+            unknown = tokenizer.unk_token_id
+            if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+                continue
+            for word in text.split():
+                pieces = tokenizer(word, add_special_tokens=False).input_ids
+                known = [i for i in pieces if i != unknown and tokenizer.convert_ids_to_tokens(i) != SPACE]
+                if unknown in pieces and not known:
+                    return word, name
+        return None
+
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Clean latents ``(n, *latent_shape)`` float32: means of the autoencoder's posterior, at the model's own size."""
+        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the posterior."""
         vae = self.autoencoder
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
         parts = []
@@ -317,7 +368,9 @@ class Backbone(Driven):
             ]
             x = torch.from_numpy(np.stack([np.asarray(im) for im in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
             encoded = vae.encode(x.to(vae.device, vae.dtype))
-            mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent  # Sana's has no spread
+            mean = (
+                encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+            )  # Sana's has no spread
             shift = getattr(vae.config, "shift_factor", None) or 0.0
             parts.append(((mean - shift) * vae.config.scaling_factor).float())
         return torch.cat(parts)
@@ -342,8 +395,8 @@ class Backbone(Driven):
         vae = getattr(self.pipe, "vae", None)
         if vae is None or len(self.latent_shape) != 3 or not hasattr(vae.config, "scaling_factor"):
             raise ValueError(
-                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put through "
-                "the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
+                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put "
+                "through the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
             )
         return vae
 

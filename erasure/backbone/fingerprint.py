@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from erasure.io import sha256
 
 TENSORS, VALUES = 48, 4
-IP_ADAPTER = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.")
+# of an IP-Adapter, and of AnimateDiff's motion adapter
+ADDED = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.motion_modules\.")
 
 
 def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None) -> dict[str, Any]:
@@ -21,13 +22,13 @@ def fingerprint(module: nn.Module, *, originals: dict[str, Tensor] | None = None
     Exact bytes would tell a float16 copy of a model from the float32 one. Instead ``samples`` holds four values of each
     of 48 tensors; :func:`matches` compares them within bfloat16 rounding. A fine-tune of all weights exceeds that
     somewhere; a change of a few layers may stand between the samples: this tells models apart, it does not detect
-    tampering. What an IP-Adapter adds (image projections, keys and values in the attention processors) is no part of
-    the model it is on.
+    tampering. What adapters add is no part of the model they are on: an IP-Adapter's image projections, and keys and
+    values in the attention processors; a motion adapter's temporal modules.
 
     Args:
         originals: tensors to read instead of the module's own, by parameter name (weights under an applied erasure).
     """
-    own = {name: p for name, p in module.named_parameters() if not IP_ADAPTER.search(name)}
+    own = {name: p for name, p in module.named_parameters() if not ADDED.search(name)}
     state = {**own, **(originals or {})}
     layout = sha256(repr([(name, tuple(t.shape)) for name, t in sorted(state.items())]))
     return {"layout": layout[:16], "samples": [round(value, 6) for value in _samples(state)]}

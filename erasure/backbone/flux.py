@@ -41,6 +41,10 @@ class FluxBackbone(Backbone):
         hidden = {} if t5 is None else {"hidden": t5.config.d_model}
         return hidden | ({} if clip is None else {"pooled": clip.config.hidden_size})
 
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        clip, t5 = self.pipe.tokenizer, self.pipe.tokenizer_2
+        return {"tokenizer_2": (t5, self.max_sequence_length), "tokenizer": (clip, clip.model_max_length)}
+
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """``hidden (n, 512, 4096)`` of T5, ``pooled (n, 768)`` of CLIP."""
         return in_batches(self._batch, prompts, self.batch_size)

@@ -67,6 +67,10 @@ class QwenImageBackbone(TransformerBackbone):
         hidden, mask = super().encode_prompt(prompts)
         return hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device) if mask is None else mask
 
+    def row_of(self, first: int, tokens: int, rows: int) -> int:
+        """The template's prefix is cut off each prompt, wherever its padding stands; what is too long is cut behind."""
+        return -self.pipe.prompt_template_encode_start_idx
+
 
 class ZImageBackbone(TransformerBackbone):
     """Z-Image: the last but one layer of Qwen3 through ``RMSNorm, linear``; time runs backwards, inputs are lists."""

@@ -43,6 +43,13 @@ class SD3Backbone(Backbone):
         pooled = sum(clip.config.projection_dim for clip in clips if clip is not None)
         return {"pooled": pooled} | ({"hidden": t5.config.d_model} if t5 is not None else {})
 
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        clips = ((name, getattr(self.pipe, name)) for name in ("tokenizer", "tokenizer_2"))
+        read = {name: (tokenizer, tokenizer.model_max_length) for name, tokenizer in clips}
+        if self.pipe.text_encoder_3 is not None:
+            read["tokenizer_3"] = (self.pipe.tokenizer_3, self.max_sequence_length)
+        return read
+
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
         """``hidden (n, 77 + 256, 4096)``, ``pooled (n, 2048)``, both encoders' side by side.
 

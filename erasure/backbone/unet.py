@@ -70,6 +70,14 @@ class UNetBackbone(Backbone):
     def middle_mean(self, output: Tensor) -> Tensor:
         return output.float().mean(dim=(2, 3))
 
+    def text_inputs(self, text: Text) -> dict[str, Any]:
+        """With a row for every frame where a motion adapter made the U-Net read them one by one."""
+        inputs = super().text_inputs(text)
+        if "motion_max_seq_length" not in self.unet.config:
+            return inputs
+        frames = self.latent_shape[1]
+        return {name: value.repeat_interleave(frames, dim=0) for name, value in inputs.items()}
+
     # --- where text enters ------------------------------------------------------------------------------------------
 
     def sites_of(self, denoiser: nn.Module, space: Space) -> dict[str, Site]:
@@ -201,6 +209,10 @@ class SDXLBackbone(UNetBackbone):
             return self._of_ids(ids[:, :length], ids_2[:, :length], counts)
         return in_batches(self._whole, prompts, self.batch_size)
 
+    def tokenizers(self) -> dict[str, tuple[Any, int]]:
+        both = ((name, getattr(self.pipe, name)) for name in ("tokenizer", "tokenizer_2"))
+        return {name: (tokenizer, tokenizer.model_max_length) for name, tokenizer in both}
+
     def _tokens(self, prompts: list[str]) -> tuple[Tensor, tuple[int, ...], Tensor, tuple[int, ...]]:
         one, two = self.pipe.tokenizer, self.pipe.tokenizer_2
         first = tokenise(one, converted(self.pipe, one, prompts))
@@ -223,9 +235,13 @@ class SDXLBackbone(UNetBackbone):
         return Conditioning(whole, (Segment.of(whole, ids, counts),), torch.cat(pooled))
 
     def select(self, selector: str) -> dict[str, nn.Parameter]:
-        """As on 1.x; ``not_cross_attention`` leaves out what embeds timestep, sizes and pooled text."""
+        """As on 1.x; ``not_cross_attention`` and ``all`` are the layers of the blocks, without timestep projections.
+
+        What stands outside of the blocks (the first and the last convolution, the embeddings of timestep, sizes and
+        pooled text) is left out: the official code's choice on this architecture (``esd_sdxl.py``).
+        """
         chosen = super().select(selector)
-        if selector == "not_cross_attention":  # the official code's choice on this architecture
+        if selector in ("not_cross_attention", "all"):
             chosen = {name: weight for name, weight in chosen.items() if "block" in name and "emb" not in name}
         return chosen
 

@@ -85,7 +85,7 @@ class AdvUnlearn(FineTune):
         return Weights(backbone, "text_encoder")
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        prompts, kept = self.prompts(request), self.kept(request)
+        prompts, kept = self.prompts(backbone, request), self.kept(backbone, request)
         bank = self.bank(backbone, backbone.encode(prompts).text, request, checkpoint, "bank")
         held = self.bank(backbone, backbone.encode(kept).text, request, checkpoint, "kept") if kept else None
         targets = bank.conditional - self.eta * (bank.conditional - bank.unconditional)

@@ -17,8 +17,9 @@ from erasure.artifact import Erasure
 from erasure.artifact.base import new_config
 from erasure.artifact.config import Config
 from erasure.backbone import Backbone, architectures
+from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article
-from erasure.io import NAME, folder_name
+from erasure.io import NAME, fault_of, folder_name, shown
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -97,8 +98,8 @@ class Method(abc.ABC):
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{cls.key}: {first['loc'][0]}: {first['msg']}; got {first['input']!r}") from None
+            given = shown(error.errors()[0]["input"])
+            raise ValueError(f"{cls.key}: {fault_of(error)}; got {given}") from None
 
     @property
     def needs_keep(self) -> bool:
@@ -115,6 +116,7 @@ class Method(abc.ABC):
         """
         check_supported(self, backbone)
         check_request(request.concepts, request.keep)
+        check_read(backbone, request)
 
     @abc.abstractmethod
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
@@ -146,9 +148,13 @@ class Method(abc.ABC):
         return dataclasses.asdict(self)
 
 
-def expanded(phrases: Sequence[str], *, articles: bool) -> list[str]:
-    """Phrases as every method takes them, targets and kept ones alike: with articles, "a ninja" beside "ninja"."""
-    return list(dict.fromkeys([*phrases, *map(with_article, phrases)] if articles else phrases))
+def expanded(backbone: Backbone, phrases: Sequence[str], *, articles: bool) -> list[str]:
+    """Phrases as every method takes them, targets and kept ones alike: with articles, "a ninja" beside "ninja".
+
+    An article for which the text encoder has no room is left out.
+    """
+    added = backbone.fitting(map(with_article, phrases)) if articles else []
+    return list(dict.fromkeys([*phrases, *added]))
 
 
 def check_supported(method: Method, backbone: Backbone) -> None:
@@ -180,6 +186,29 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
         if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
             raise ValueError(
                 f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor"
+            )
+
+
+def check_read(backbone: Backbone, request: Request) -> None:
+    """Refuse prompts that the text encoders cut, and targets and anchors that they do not know, before any work.
+
+    Raises:
+        TooLong: a target, an anchor or a kept prompt does not fit.
+        ValueError: a tokenizer knows no part of a word, which is one to it with every other such word.
+    """
+    named = [*request.phrases, *(concept.anchor for concept in request.concepts if concept.anchor)]
+    backbone.check_lengths(named)
+    try:
+        backbone.check_lengths(request.keep)
+    except TooLong as error:
+        advice = "or take it out of the keep list (from a corpus file, captions like it are left out)"
+        raise TooLong(f"{error}, {advice}", prompts=error.prompts) from None
+    for phrase in named:
+        if unknown := backbone.unknown_word(phrase):
+            word, tokenizer = unknown
+            raise ValueError(
+                f"the model does not know {word!r}: its {tokenizer} writes one unknown token for it, as for every word "
+                f"that it cannot spell; got {phrase!r}; name the concept in words it knows"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -135,6 +136,15 @@ class ClosedForm(Method):
         super().validate(backbone, request)
         if self.pooled and "pooled" not in backbone.spaces:
             raise ValueError(f"{backbone.architecture} has no pooled text embedding; leave pooled=False")
+        published = request.preset != "recommended"  # whoever takes a published preset wants that
+        if "pooled" in backbone.spaces and not self.pooled and not published:
+            warnings.warn(
+                f"{backbone.pipelines} also reads the prompt as a pooled embedding, which is not edited and can bring "
+                "some of the concept back; pass pooled=True to edit it as well, or look at the pictures",
+                stacklevel=3,
+            )
+        for concept in request.concepts:
+            self.pairs(backbone, concept)
         if self.corpus:
             Gram.load(self.corpus).check(backbone)
 
@@ -161,17 +171,17 @@ class ClosedForm(Method):
             backbone,
             request,
             keep_everyday=everyday,
-            prompts=list(dict.fromkeys(t for concept in request.concepts for t, _ in self.prompt_pairs(concept))),
+            prompts=list(dict.fromkeys(t for c in request.concepts for t, _ in self.pairs(backbone, c))),
             spaces=spaces,
             report=reports.pop("hidden") | reports,
             **({"system": systems} if systems else {}),
-            **self.facts(request),
+            **self.facts(backbone, request),
         )
         return OperatorErasure(self.name_for(request), config, tensors, system)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def facts(self, request: Request) -> dict[str, Any]:
+    def facts(self, backbone: Backbone, request: Request) -> dict[str, Any]:
         """Facts of the method's own, for the record."""
         return {}
 
@@ -192,6 +202,19 @@ class ClosedForm(Method):
             pairs += [pair for pair, phrase in zip(with_articles, phrases, strict=True) if pair[0] != phrase]
         return pairs
 
+    def pairs(self, backbone: Backbone, concept: Concept) -> list[tuple[str, str]]:
+        """The :meth:`prompt_pairs` that the text encoders read to their end: a long name leaves room for no sentence.
+
+        Raises:
+            TooLong: they read none of them.
+        """
+        pairs = self.prompt_pairs(concept)
+        fitting = set(backbone.fitting(dict.fromkeys(itertools.chain(*pairs))))
+        if fits := [pair for pair in pairs if fitting.issuperset(pair)]:
+            return fits
+        backbone.check_lengths(pairs[0])
+        raise AssertionError  # it raises
+
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
         targets, anchors, counts = gathered(self.concept_rows(backbone, concepts, space))
@@ -206,7 +229,7 @@ class ClosedForm(Method):
 
         As many concepts are encoded at a time as have ``CHUNK`` prompts together.
         """
-        pairs = [self.prompt_pairs(concept) for concept in concepts]
+        pairs = [self.pairs(backbone, concept) for concept in concepts]
         totals = list(itertools.accumulate(map(len, pairs)))
         for _, group in itertools.groupby(range(len(pairs)), key=lambda i: (totals[i] - 1) // CHUNK):
             several = [pairs[i] for i in group]
@@ -280,7 +303,7 @@ class ClosedForm(Method):
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""
-        prompts = expanded(keep, articles=self.articles)
+        prompts = expanded(backbone, keep, articles=self.articles)
         total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)

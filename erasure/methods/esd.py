@@ -80,6 +80,9 @@ class ESD(FineTune):
         "official-2025-sdxl-u": {
             "variant": "u", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
         },
+        "official-2025-sdxl-all": {
+            "variant": "all", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
+        },
     }  # fmt: skip
 
     def validate(self, backbone: Backbone, request: Request) -> None:
@@ -101,7 +104,7 @@ class ESD(FineTune):
         return Weights(backbone, selector)
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        text = backbone.encode(self.prompts(request)).text
+        text = backbone.encode(self.prompts(backbone, request)).text
         base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
         bank = self.bank(backbone, base, request, checkpoint, "bank")
         targets = self.targets(backbone, bank, text)

@@ -20,8 +20,8 @@ from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Method, Request, expanded
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
-from erasure.train.settings import Schedule
 from erasure.train.modules import casting, compute_dtype
+from erasure.train.settings import Schedule
 
 Loss = Callable[[Draw], Tensor]
 
@@ -85,13 +85,13 @@ class FineTune(Method):
             )
         if len(backbone.read_at()) > 1:
             raise ValueError(
-                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the one "
-                "you draw with"
+                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the "
+                "one you draw with"
             )
         if backbone.guidance == "none":
             raise ValueError(
-                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
-                "need only the one; fine-tune its undistilled sibling and apply the erasure here with "
+                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "
+                "to need only the one; fine-tune its undistilled sibling and apply the erasure here with "
                 "allow='same-text-encoder', or use a closed form such as uce"
             )
         backbone.template(backbone.encode([""]).text)  # refuses pipelines that need more than text
@@ -99,9 +99,9 @@ class FineTune(Method):
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Sample the bank, train, and return the erasure. Resumes from the request's checkpoint, if there is one."""
         checkpoint = self.checkpoint(backbone, request)
-        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
+        prompts = self.prompts(backbone, request)
+        facts = self.record(backbone, request, prompts=prompts)  # of the base, before it is trained
         student = self.student(backbone)
-        facts = self.record(backbone, request, prompts=self.prompts(request))  # of the base, before it is trained
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
             loss = self.objective(backbone, student, request, checkpoint)
@@ -129,14 +129,14 @@ class FineTune(Method):
             return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
         return Weights(backbone, self.selector)
 
-    def prompts(self, request: Request) -> list[str]:
+    def prompts(self, backbone: Backbone, request: Request) -> list[str]:
         """What the concepts are called in training."""
         phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
-        return expanded(phrases, articles=self.articles)
+        return expanded(backbone, phrases, articles=self.articles)
 
-    def kept(self, request: Request) -> list[str]:
+    def kept(self, backbone: Backbone, request: Request) -> list[str]:
         """The keep list as it is trained on, expanded as the targets are; empty where it has no weight."""
-        return expanded(request.keep, articles=self.articles) if self.retain else []
+        return expanded(backbone, request.keep, articles=self.articles) if self.retain else []
 
     def training(self) -> Training:
         return Training(
@@ -159,8 +159,8 @@ class FineTune(Method):
         run = {
             "method": self.key,
             "settings": self.settings(),
-            "prompts": self.prompts(request),
-            "keep": self.kept(request),
+            "prompts": self.prompts(backbone, request),
+            "keep": self.kept(backbone, request),
             "base": component_prints(backbone),
         }
         return Checkpoint.open(request.checkpoint, json.dumps(run, default=str))
@@ -201,7 +201,7 @@ class FineTune(Method):
 
     def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
         """The error on the keep list, in a bank of its own; None where nothing is kept."""
-        kept: Sequence[str] = self.kept(request)
+        kept: Sequence[str] = self.kept(backbone, request)
         if not kept:
             return None
         text = backbone.encode(kept).text

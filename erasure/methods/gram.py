@@ -18,7 +18,7 @@ from safetensors.torch import save
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
-from erasure.backbone.text import PADDED, Conditioning, Span, TooLong
+from erasure.backbone.text import PADDED, Span
 from erasure.io import parse_json, write_atomically
 from erasure.methods.ridge import SKETCH, Accumulator, Kept
 
@@ -70,10 +70,11 @@ class Gram:
             sums[space], counts[space] = Accumulator(width), 0
         captions, left_out = iter(captions), list[str]()
         while batch := list(itertools.islice(captions, BATCH)):
-            fitting, conditioning = _fitting(backbone, batch, span, left_out)
-            if conditioning is None:
+            fitting = backbone.fitting(batch)
+            left_out += [caption for caption in batch if caption not in fitting]
+            if not fitting:
                 continue
-            more = [one.read(fitting, padded=span in PADDED) for one in backbone.other_layers()]
+            conditioning, *more = (one.read(fitting, padded=span in PADDED) for one in backbone.read_at())
             for space, total in sums.items():
                 parts = conditioning.pooled_rows() if space == "pooled" else conditioning.take(span)
                 if space == "hidden":
@@ -81,12 +82,7 @@ class Gram:
                 rows = torch.cat(parts)
                 total.add(rows)
                 counts[space] += len(rows)
-        if left_out:
-            warnings.warn(
-                f"{len(left_out)} captions are longer than the text encoder reads and were left out; the first one "
-                f"begins with {left_out[0][:40]!r}",
-                stacklevel=2,
-            )
+        warn_left_out(left_out)
         return cls({space: total.kept() for space, total in sums.items()}, counts, span, _encoders(backbone))
 
     def __add__(self, other: Gram) -> Gram:
@@ -133,17 +129,14 @@ class Gram:
         return cls(kept, **facts)
 
 
-def _fitting(
-    backbone: Backbone, captions: list[str], span: Span, left_out: list[str]
-) -> tuple[list[str], Conditioning | None]:
-    """The captions that fit and their conditioning, None if none does; the others are added to ``left_out``."""
-    while captions:
-        try:
-            return captions, backbone.read(captions, padded=span in PADDED)
-        except TooLong as error:
-            left_out += error.prompts
-            captions = [caption for caption in captions if caption not in error.prompts]
-    return [], None
+def warn_left_out(captions: Sequence[str]) -> None:
+    """One warning for all the captions of a corpus that the text encoder cannot read whole, if there are any."""
+    if captions:
+        warnings.warn(
+            f"{len(captions)} captions are longer than the text encoder reads and were left out; the first one begins "
+            f"with {captions[0][:40]!r}",
+            stacklevel=3,
+        )
 
 
 def _encoders(backbone: Backbone) -> dict[str, Any]:

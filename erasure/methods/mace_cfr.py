@@ -201,7 +201,7 @@ class MACECFR(ClosedForm):
             yield from super().concept_rows(backbone, concepts, space)
             return
         for concept in concepts:
-            pairs = self.prompt_pairs(concept)
+            pairs = self.pairs(backbone, concept)
             yield joined([self.sentence_rows(one, pairs, space) for one in backbone.read_at(space)])
 
     def sentence_rows(
@@ -242,7 +242,7 @@ class MACECFR(ClosedForm):
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """``s (G + w G_domain)``, with the keep list in the domain."""
-        prompts = expanded(keep, articles=self.articles)
+        prompts = expanded(backbone, keep, articles=self.articles)
         domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
         if self.domain:
             domain = domain + Gram.load(self.domain).check(backbone).kept[space]

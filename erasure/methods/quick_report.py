@@ -53,7 +53,8 @@ def quick_report(
         "neighbours": list(keep) or [n for concept in concepts for n in concept.neighbours],
         "generic": [g for g in GENERIC if not any(same(g, p) for concept in concepts for p in concept.phrases)],
     }
-    x = {name: _embeddings(backbone, some[:MOST], space) for name, some in groups.items() if some}
+    written = {name: _written(backbone, several[:MOST]) for name, several in groups.items()}
+    x = {name: _embeddings(backbone, prompts, space) for name, prompts in written.items() if prompts}
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in x}
     changed = size = 0.0
     shared = solution.v.float().to(device)
@@ -84,8 +85,16 @@ def quick_report(
     return report
 
 
+def _written(backbone: Backbone, prompts: Sequence[str]) -> list[str]:
+    """Prompts with an article where it fits the text encoder; what does not fit at all is left out."""
+    with_articles = [with_article(prompt) for prompt in prompts]
+    fitting = set(backbone.fitting([*with_articles, *prompts]))
+    pairs = zip(with_articles, prompts, strict=True)
+    return [article if article in fitting else plain for article, plain in pairs if plain in fitting]
+
+
 def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Tensor:
-    conditioning = backbone.read([with_article(p) for p in prompts], padded=False)
+    conditioning = backbone.read(prompts, padded=False)
     if space == "pooled":
         return torch.cat(conditioning.pooled_rows()).float()
     return torch.cat([r for span in ("last_subject", "eos") for r in conditioning.take(span)]).float()

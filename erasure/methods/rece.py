@@ -15,6 +15,7 @@ from erasure.backbone import Backbone, Site, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference
 from erasure.methods.closed_form import TokenSpan, joined
+from erasure.methods.gram import Gram
 from erasure.methods.ridge import Kept, Problem, Solution, cholesky, solve
 from erasure.methods.uce import UCE
 
@@ -55,6 +56,9 @@ class RECE(UCE):
         revive_span: which tokens are attacked and defended. ``all`` is the official code's.
         epoch_lamb: ridge of an epoch's edit towards the weights before it. Raise it for smaller steps.
         epoch_preserve_scale: weight of each kept embedding in an epoch's edit. Raise it when neighbours suffer.
+        empty_per_concept: an epoch keeps the empty prompt once for every concept, as the official script for nudity and
+            unsafe concepts does (``train.py``; with a keep list it draws as many prompts of it at random, where here
+            the whole list is kept). The scripts for styles and objects keep it once.
         hold: an epoch's edit must not move what was erased before it, the concept's own tokens first of all. The
             official code does not ask for that, and an epoch can undo part of what UCE did.
     """
@@ -66,6 +70,7 @@ class RECE(UCE):
     revive_span: TokenSpan = "all"
     epoch_lamb: float = 0.1
     epoch_preserve_scale: float = 0.1
+    empty_per_concept: bool = False
     hold: bool = False
 
     key: ClassVar[str] = "rece"
@@ -86,8 +91,8 @@ class RECE(UCE):
             "epoch_preserve_scale": 1.0,
             "hold": True,
         },
-        "nudity": {**OFFICIAL, "reg": 0.1, "epochs": 3},
-        "unsafe": {**OFFICIAL, "reg": 0.1, "epochs": 2},
+        "nudity": {**OFFICIAL, "reg": 0.1, "epochs": 3, "empty_per_concept": True},
+        "unsafe": {**OFFICIAL, "reg": 0.1, "epochs": 2, "empty_per_concept": True},
         "style": {**OFFICIAL, "reg": 1e-3, "epochs": 1},
         "object": {**OFFICIAL, "reg": 1e-3, "epochs": 1},
         "object-easy": {**OFFICIAL, "reg": 0.1, "epochs": 1},
@@ -100,13 +105,16 @@ class RECE(UCE):
         if self.technique != "replace":
             raise ValueError("RECE's rounds need one matrix for all layers; got technique='tensor'; use 'replace'")
         start, epoch = self.problem(backbone, concepts, keep, space), self._epoch()
-        pairs = [pair for concept in concepts for pair in self.prompt_pairs(concept)]
+        pairs = [pair for concept in concepts for pair in self.pairs(backbone, concept)]
         c, y = (rows.cpu().double() for rows in joined(epoch.moved_rows(backbone, pairs, space)))
         if (y - c).norm() <= 1e-6 * c.norm():
             raise ValueError(
                 f"target and anchor are the same to the text encoder; got {pairs[0]}; choose another anchor"
             )
         kept = epoch.kept(backbone, keep, space)
+        if self.empty_per_concept:
+            empties = len(concepts) - self.retain_empty
+            kept = kept + empties * epoch.preserve_scale * epoch.empty(backbone, space)
         solution = solve(start)
         held = start.targets.cpu().double() if self.hold else c[:0]
         g = gram_of(self.sites(backbone, space).values())
@@ -122,6 +130,10 @@ class RECE(UCE):
             seen = {"erased": (before, c), "revived": (before, c_adv), "erased_again": (solution.matrix, c_adv)}
             rounds.append({name: distance(g, x @ t.T, c) / whole for name, (t, x) in seen.items()})
         return dataclasses.replace(solution.smallest(), notes={"epochs": rounds}), None
+
+    def empty(self, backbone: Backbone, space: Space) -> Kept:
+        """The empty prompt as something kept, with a weight of 1."""
+        return Gram.of(backbone, [""], span=self.keep_span, spaces=(space,)).kept[space]
 
     def _epoch(self) -> RECE:
         """The settings of one epoch's edit, read as a method of its own."""

@@ -15,10 +15,10 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
-from erasure.concept import Concept, naming, with_article
-from erasure.methods.base import Reference, Request
+from erasure.concept import Concept, naming
+from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, rows
-from erasure.methods.gram import Gram
+from erasure.methods.gram import Gram, warn_left_out
 from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
 
 Positive = Annotated[float, Field(gt=0)]
@@ -143,9 +143,13 @@ class SPEED(ClosedForm):
                 f"SPEED gives what is kept no weight; got preserve_scale={self.preserve_scale}; leave it at 1 and "
                 "lower threshold instead"
             )
+        if self.retain:
+            texts = read_texts(self.retain)
+            fitting = set(backbone.fitting(texts))
+            warn_left_out([text for text in texts if text not in fitting])
 
-    def facts(self, request: Request) -> dict[str, Any]:
-        texts = self.texts([*request.keep, *self.everyday(request.concepts)])
+    def facts(self, backbone: Backbone, request: Request) -> dict[str, Any]:
+        texts = self.texts(backbone, [*request.keep, *self.everyday(request.concepts)])
         retained = len(without(texts, request.concepts))
         return {"retained": retained, "named_a_target": len(texts) - retained}
 
@@ -157,16 +161,16 @@ class SPEED(ClosedForm):
         chosen = [role for letter, role in (("k", "key"), ("v", "value")) if letter in self.layers]
         return {name: site for name, site in sites.items() if site.role not in ("key", "value") or site.role in chosen}
 
-    def texts(self, keep: Sequence[str]) -> list[str]:
-        """Everything that is to be kept, in words."""
-        listed = [*keep, *map(with_article, keep)] if self.articles else keep
-        return list(dict.fromkeys([*listed, *(read_texts(self.retain) if self.retain else [])]))
+    def texts(self, backbone: Backbone, keep: Sequence[str]) -> list[str]:
+        """Everything that is to be kept, in words; of the retain set what the text encoders read to its end."""
+        listed = expanded(backbone, keep, articles=self.articles)
+        return list(dict.fromkeys([*listed, *(backbone.fitting(read_texts(self.retain)) if self.retain else [])]))
 
     def retention(
         self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
     ) -> Retention:
         """What must not change: the keep list, the retain set, the corpus, and the empty prompt."""
-        texts = without(self.texts(keep), concepts)
+        texts = without(self.texts(backbone, keep), concepts)
         empty = self._empty(backbone, space)
         kept, count = self._corpus(backbone, space)
         retain = empty[0][:0]

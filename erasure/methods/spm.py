@@ -43,8 +43,8 @@ class SPM(FineTune):
         | e_s(x_t, t, c) - [ e(x_t, t) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
             + anchoring * mean_a | e_s(x_t, t, a) - e(x_t, t, a) |^2
 
-    with c the concept, a random text embeddings, e the base (the adapter switched off) and e_s with the adapter on. When
-    pictures are drawn the adapter acts as far as the prompt resembles the concept
+    with c the concept, a random text embeddings, e the base (the adapter switched off) and e_s with the adapter on.
+    When pictures are drawn the adapter acts as far as the prompt resembles the concept
     (:class:`~erasure.artifact.gated.GatedErasure`). No weight changes; whoever takes the adapter off has the base.
 
     An anchor is drawn from a normal distribution, scaled to the concept's norm times 0.8 to 1.2, and taken with
@@ -102,7 +102,7 @@ class SPM(FineTune):
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         assert isinstance(student, GatedStudent)  # our own
-        text, empty = backbone.encode(self.prompts(request)).text, backbone.encode([""]).text
+        text, empty = backbone.encode(self.prompts(backbone, request)).text, backbone.encode([""]).text
         student.concept, student.empty = text, empty
         bank = self.bank(backbone, text, request, checkpoint, "bank")
         targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)

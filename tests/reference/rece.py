@@ -62,11 +62,15 @@ def edit(
     epochs: int,
     reg: float,
     closure: str = "regzero",
+    empties: int = 1,
 ) -> dict[str, Tensor]:
-    """New key and value weights: UCE's 2023 edit, then rounds on all tokens, all concepts defended at once."""
+    """New key and value weights: UCE's 2023 edit, then rounds on all tokens, all concepts defended at once.
+
+    ``empties``: how often a round retains the empty prompt; the script for nudity does so once for every concept.
+    """
     original = originals(pipe)
     edited = uce_2023.edit(pipe, erased, guides, kept)
-    retained = [tokens(pipe, prompt) for prompt in ["", *kept]]
+    retained = [tokens(pipe, prompt) for prompt in [*[""] * empties, *kept]]
     for _ in range(epochs):
         adversarial = [
             revive(edited, original, tokens(pipe, concept), tokens(pipe, guide), reg, closure)

@@ -1,7 +1,7 @@
 """What is installed here, which known traps are set, and the command that mends each.
 
-:func:`diagnose` looks; ``erasure doctor`` prints. Nothing but the standard library and ``packaging`` is imported at the
-top and every check stands alone, because an environment in which torch does not import is the one that needs this.
+:func:`diagnose` looks; ``erasure doctor`` prints. Nothing heavy is imported at the top, and every check stands
+alone, because an environment in which torch does not import is the one that needs this.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from rich.text import Text
 
+from erasure.terminal import PlainTable, console
+
+commands = typer.Typer()
 Status = Literal["ok", "warn", "fail"]
 
 DISTRIBUTION = "diffusion-erasure"
@@ -77,6 +82,20 @@ def diagnose() -> list[Finding]:
         "detectors": check_detectors,
     }
     return [_guarded(name, check) for name, check in checks.items()]
+
+
+@commands.command(epilog="Example: [bold]erasure doctor[/bold]")
+def doctor() -> None:
+    """Check the installation: versions, device, known traps, and the command that mends each."""
+    findings = diagnose()
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = PlainTable("", "check", "found", "to mend it")
+    for finding in findings:
+        status = Text(finding.status, style=colours[finding.status])
+        table.add_row(status, finding.name, finding.detail, finding.remedy or "")
+    console.print(table)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
 
 
 def check_python() -> Finding:
@@ -174,7 +193,7 @@ def check_disk() -> Finding:
 
 def check_world() -> Finding:
     """Whether the weights of Emoji World, the default model, are here."""
-    folder = Path(__file__).parent / "world" / "emoji-world"
+    folder = Path(__file__).parents[1] / "world" / "emoji-world"
     if (folder / "model_index.json").is_file():
         return Finding("Emoji World", "ok", f"{_size(folder) / 2**20:.0f} MiB")
     return Finding("Emoji World", "fail", f"the default model is missing ({WORLD})", _restore(WORLD))
@@ -222,7 +241,7 @@ def _pip(*arguments: str) -> str:
 
 def _restore(folder: str) -> str:
     """A clone has its weights in git; a wheel that has lost files is installed again."""
-    clone = Path(__file__).parents[1]
+    clone = Path(__file__).parents[2]
     if (clone / ".git").exists():
         return shlex.join(["git", "-C", str(clone), "checkout", "HEAD", "--", folder])
     return _pip("--force-reinstall", "--no-deps", f"{DISTRIBUTION} @ git+{REPOSITORY}")

@@ -10,25 +10,29 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm.auto import tqdm
 
+from erasure.cli.options import Device, Dtype, open_base
 from erasure.io import sha256_file, writing_folder
 from erasure.terminal import PlainTable, console, print_json, say
 
+commands = typer.Typer()
 Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
 
 
+@commands.command(
+    epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
+)
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
-    base: Annotated[str, typer.Option(help="Its base model: emoji-world, a diffusers folder, or a hub id.")] = "",
+    base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
     rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
     scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
     from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
-    from erasure.runtime import load_base
 
     edit = Erasure.from_pretrained(erasure)
     if scale is not None and format in ("lora", "kohya", "single-file"):
@@ -37,8 +41,7 @@ def export(
         raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
     if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
         raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
-    with console.status("loading the base model"):
-        pipe = load_base(base or edit.config["base"]["name"], device=device, dtype=dtype)
+    pipe = open_base(base or edit.config["base"]["name"], device, dtype)
     strength = 1.0 if scale is None else scale
     if format in ("lora", "kohya"):
         layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
@@ -53,26 +56,27 @@ def export(
     say(f"{edit.name} as {format} -> {written}")
 
 
+@commands.command(
+    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]"
+)
 def gram(
     captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
     out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
-    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a diffusers folder, or a hub id.")],
+    base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a folder, a checkpoint, or a hub id.")],
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
     add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")] = None,
+    device: Device = None,
 ) -> None:
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
     from erasure.methods.gram import Gram
-    from erasure.runtime import load_base
 
     if span not in SPANS:
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
     if missing := [str(path) for path in [*captions, *(add or [])] if not path.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
-    with console.status("loading the base model"):
-        backbone = backbone_of(load_base(base, device=device))
+    backbone = backbone_of(open_base(base, device))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
     for path in add or []:
         total = total + Gram.load(path)
@@ -87,6 +91,7 @@ def _lines(paths: list[Path]) -> Iterator[str]:
             yield from (line.strip() for line in file if line.strip())
 
 
+@commands.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
 def inspect(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -122,6 +127,7 @@ def inspect(
         console.print(evaluation)
 
 
+@commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
 def diff(
     a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
     b: Annotated[str, typer.Argument(help="Another of the same sort.")],

@@ -1,0 +1,63 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from erasure.cli import doctor, evaluate, files, lists, make, reproduce, world
+from erasure.cli.options import fail
+from erasure.io import fault_of, shown
+from erasure.terminal import say
+
+app = typer.Typer(
+    name="erasure",
+    help="Take a concept out of what a diffusion model draws, and say honestly what that did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for group in (make, evaluate, reproduce, files, lists, doctor):
+    app.add_typer(group.commands)
+app.add_typer(world.commands, name="world")
+
+
+def main() -> NoReturn:
+    """Run a command. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
+    warnings.showwarning = lambda message, *_, **__: say(f"note: {message}", on=Console(stderr=True))
+    try:
+        app()
+        sys.exit(0)
+    except SystemExit as stopped:  # typer turns Ctrl-C into a silent exit
+        if stopped.code == 130:
+            fail("stopped; nothing half-written was left behind", 130)
+        raise
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        fail("no space left on the disk; free some and run the same command again" if full else _one_line(error), 2)
+    except (ValueError, ArithmeticError, ImportError) as error:
+        fail(_one_line(error), 2)
+    except Exception as error:
+        if os.environ.get("ERASURE_DEBUG"):
+            raise
+        fail(f"{type(error).__name__}: {_one_line(error)} (ERASURE_DEBUG=1 shows where)", 2)
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return fault_of(error) + (f"; got {shown(first['input'])}" if first["loc"] else "")
+    return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+__all__ = ["app", "main"]

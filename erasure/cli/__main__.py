@@ -1,0 +1,5 @@
+"""``python -m erasure.cli``."""
+
+from erasure.cli import main
+
+main()

@@ -1,0 +1,233 @@
+"""The commands that measure: paired pictures, every probe of a preset, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erasure.cli.options import Device, Dtype, Limit, open_base
+from erasure.terminal import PlainTable, console, say
+
+FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
+commands = typer.Typer()
+
+SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
+Results = Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")]
+Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
+Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Put every probe of quick, standard or full (or smoke: a trial) as well.")
+]
+Probes = Annotated[list[str] | None, typer.Option(help="Of the preset only this probe; repeat for more.")]
+PromptFilter = Annotated[
+    bool, typer.Option("--prompt-filter", help="Compare with a filter of prompts: it changes no weight.")
+]
+Retrained = Annotated[
+    bool, typer.Option("--retrained", help="Compare with a model retrained without the target, as one more arm.")
+]
+Golds = Annotated[
+    list[str] | None, typer.Option(help="Pipeline retrained without the target, as a control; repeat for more.")
+]
+Material = Annotated[
+    Path | None, typer.Option(help="Folder of real pictures with metadata.jsonl, for probes that need them.")
+]
+PolicyFile = Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Exit with 3 when something the policy requires is not assessed or spoken against."),
+]
+OtherBase = Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="open_clip model/weights that judges real checkpoints; ViT-B-32/openai by default. With a second one, "
+        "attacks choose by another detector than the one that scores."
+    ),
+]
+
+
+@commands.command(
+    epilog="Examples: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]  |  "
+    "[bold]erasure evaluate --suite superhero -m uce -m esd --prompt-filter --preset quick[/bold]"
+)
+def evaluate(
+    suite: SuiteName,
+    out: Results = Path("erasure-results"),
+    erasure: Erasures = None,
+    method: Methods = None,
+    preset: Preset = None,
+    probe: Probes = None,
+    prompt_filter: PromptFilter = False,
+    retrained: Retrained = False,
+    gold: Golds = None,
+    material: Material = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    base: OtherBase = None,
+    limit: Limit = None,
+    clip: Judges = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report.
+
+    With a preset also: paraphrases, attacks, what is left in the weights compared with models that never saw the
+    target, filters, and the claims that all this licences.
+    """
+    from erasure.concept import Suite
+    from erasure.eval.claims.policy import STRICT_EXIT, Policy
+    from erasure.eval.controls import controls_for, held_out
+    from erasure.eval.detectors.choice import CLIP, detectors_for
+    from erasure.eval.material import material_for
+
+    plan = Suite.load(suite)
+    of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
+                 "material": material, "policy": policy, "strict": strict}  # fmt: skip
+    check_options(preset, limit, of_preset)
+    rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
+    real = material_for(plan, material)
+    edits = read_erasures(erasure or [])
+    check_arms([*edits, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
+    pipe = open_base(base or plan.base, device, dtype)
+    detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
+    controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
+    swapped = held_out(controls) if retrained else None
+    edits |= make_erasures(pipe, plan, method or [], out / "erasures")
+    edits |= further_arms(plan, prompt_filter, swapped)
+    if preset is None:
+        compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
+        return
+    objections = assess_all(
+        pipe, edits, plan, out, preset=preset, probes=probe or None, detectors=detectors, controls=controls,
+        clip=judge, material=real, policy=rules,
+    )  # fmt: skip
+    if strict and objections:
+        raise typer.Exit(STRICT_EXIT)
+
+
+@commands.command(epilog="Example: [bold]erasure report results --out report.html[/bold]")
+def report(
+    evaluation: Annotated[Path, typer.Argument(help="Folder of an evaluation or assessment, or its evaluation.json.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write the HTML report of a finished evaluation."""
+    from erasure.eval import Assessment, Evaluation, write_report
+    from erasure.eval.assessment import FILE
+
+    folder = evaluation.parent if evaluation.name == FILE else evaluation
+    whole = folder.is_dir() and (folder / FILE).exists()
+    found = Assessment.load(folder) if whole else Evaluation.from_json(evaluation)
+    say(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
+
+
+def read_erasures(sources: list[str]) -> dict[str, Any]:
+    """Erasures by name.
+
+    Raises:
+        ValueError: two share one.
+    """
+    from erasure.artifact import Erasure
+
+    edits: dict[str, Any] = {}
+    for edit in map(Erasure.from_pretrained, sources):
+        if edit.name in edits:
+            raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
+        edits[edit.name] = edit
+    return edits
+
+
+def check_options(preset: str | None, limit: int | None, of_preset: dict[str, Any]) -> None:
+    """Refuse options that do not go together, and unknown presets and probes.
+
+    Args:
+        of_preset: options that need a preset, and what each was given.
+    """
+    from erasure.eval.probes import probes_of
+
+    given = [f"--{name}" for name, value in of_preset.items() if value]
+    if preset is None and given:
+        raise ValueError(f"{given[0]} belongs to an assessment; add --preset quick, or leave it out")
+    if preset is not None and limit is not None:
+        raise ValueError("a preset has its own sizes; leave --limit out, or use --preset smoke for a trial")
+    if of_preset["strict"] and of_preset["policy"] is None:
+        raise ValueError("--strict compares with a policy; got none; add --policy FILE")
+    if preset is not None:
+        probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
+
+
+def check_arms(named: list[str], methods: list[str]) -> None:
+    """Raise unless there is something to compare, each has a name of its own, and every method exists."""
+    from erasure.methods import method_class
+
+    every = [*named, *map(str.upper, methods)]
+    if not every:
+        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+    if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
+        raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
+    for method in methods:
+        method_class(method)
+
+
+def further_arms(plan: Any, prompt_filter: bool, retrained: Any) -> dict[str, Any]:
+    """What erasures are compared with: a filter of prompts, a retrained model."""
+    from erasure.pipelines.guardrails import Guard
+
+    arms = {FILTER: Guard.of_words(plan.phrases)} if prompt_filter else {}
+    return arms if retrained is None else {**arms, RETRAINED: retrained}
+
+
+def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dict[str, Any]:
+    """Erasures of a suite's target, named after their methods and kept in ``folder``; fine-tunes resume there."""
+    from erasure.api import erase
+
+    edits: dict[str, Any] = {}
+    for method in methods:
+        training = folder / f"{method}-training"
+        edit = erase(pipe, plan.concepts, method, keep=plan.kept, checkpoint=training, apply=False)
+        edit.save_pretrained(folder / method)
+        edits[method.upper()] = edit
+    return edits
+
+
+def compare(
+    pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, detectors: Sequence[Any], clip: Any
+) -> None:
+    """Evaluate, print the table, write the report."""
+    from erasure.eval import evaluate as measure
+    from erasure.eval import write_report
+
+    found = measure(pipe, edits, plan, detectors=detectors, clip=clip, limit=limit, cache_dir=out / "cache")
+    found.save(out)
+    path = write_report(found, out / "report.html", records=out)
+    table = PlainTable("model", "detector", "group", "seen, 95 % interval", "change")
+    for row in found.rows():
+        table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
+    console.print(table)
+    for sentence in found.sentences():
+        say(f"- {sentence}")
+    say(f"report -> {path.resolve()}")
+
+
+def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
+    """Assess, print the claims in two columns, write the report; returns the policy's objections."""
+    from erasure.eval import assess, write_report
+
+    found = assess(pipe, edits, plan, out=out, **settings)
+    path = write_report(found, out / "report.html", records=out)
+    table = PlainTable("model", "suppression", "removal", "neighbours", "unrelated")
+    for claim in found.claims():
+        table.add_row(
+            claim.model, claim.suppression, claim.removal, *(claim.utility[g] for g in ("neighbours", "unrelated"))
+        )
+    console.print(table)
+    for claim in found.claims():
+        for sentence in claim.sentences:
+            say(f"- {sentence}")
+    objections = found.objections()
+    for objection in objections:
+        say(f"! {objection}")
+    say(f"report -> {path.resolve()}")
+    return objections

@@ -1,0 +1,43 @@
+"""The commands that list what there is: methods and probes."""
+
+from __future__ import annotations
+
+import typer
+
+from erasure.terminal import PlainTable, console, lines
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: [bold]erasure methods[/bold]")
+def methods() -> None:
+    """List methods, presets and papers."""
+    from erasure.methods import available, method_class
+
+    table = PlainTable("method", "what it does", "presets", "paper")
+    for name in sorted(available()):
+        kind = method_class(name)
+        table.add_row(
+            name,
+            kind.summary,
+            lines(*kind.presets),
+            lines(kind.reference.venue, f"arXiv {kind.reference.arxiv}"),
+        )
+    console.print(table)
+
+
+@commands.command(epilog="Example: [bold]erasure probes[/bold]")
+def probes() -> None:
+    """List the probes: what each asks, what it is evidence about, and which presets run it."""
+    from erasure.eval.probes import HOMES, PRESETS, probe_class
+
+    table = PlainTable("probe", "", "what it asks", "evidence about", "access", "presets")
+    section = ""
+    for name in HOMES:
+        kind = probe_class(name)
+        if kind.section != section:
+            table.add_section()
+            section = kind.section
+        ran = ", ".join(preset for preset in PRESETS if preset in kind.presets)
+        table.add_row(name, kind.code, kind.title, f"{kind.section}, {kind.level}", kind.access.replace("_", " "), ran)
+    console.print(table)

@@ -1,0 +1,33 @@
+"""What the commands share: options, the base model, the way out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from erasure.io import printable, rich_text
+from erasure.terminal import console
+
+Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")]
+
+
+def open_base(base: str, device: str | None, dtype: str | None = None) -> Any:
+    """The base pipeline, with a word of what is going on."""
+    from erasure.opening import load_base
+
+    with console.status(rich_text(f"loading {base}")):
+        return load_base(base, device=device, dtype=dtype)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on the error stream, and an exit code."""
+    text = Text.assemble(("error:", "red"), " ", printable(message, limit=2000))
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,109 @@
+"""The commands about Emoji World: train it, retrain it without a target, audit that, and measure its quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erasure.cli.options import Base, Device, fail, open_base
+from erasure.terminal import PlainTable, console, say
+
+commands = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
+
+
+@commands.command("train", epilog="Example: [bold]erasure world train --out runs/world[/bold]")
+def world_train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline; run again to resume.")],
+    device: Device = None,
+) -> None:
+    """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in three phases.
+
+    Needs npm and a network: the emoji the autoencoder learns from come in npm packages.
+    """
+    import torch
+
+    from erasure.runtime import pick_device
+    from erasure.world.train import train
+
+    say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
+
+
+@commands.command("gold", epilog="Example: [bold]erasure world gold --without superhero --seed 0[/bold]")
+def world_gold(
+    without: Annotated[str, typer.Option(help="The target no scene may show.")],
+    seed: Annotated[int, typer.Option(min=0, help="Retrained models differ by seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
+    device: Device = None,
+) -> None:
+    """Retrain Emoji World without a target, from the start that never saw it. Needs a clone of the repository."""
+    import torch
+
+    from erasure.eval.audit import record_file, record_of_gold
+    from erasure.runtime import pick_device
+    from erasure.world.retrain import retrain
+
+    file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)), steps=steps, batch=batch)
+    record = record_of_gold(file).to_json(record_file(file))
+    say(f"retrained without {without} -> {file}, with its record {record.name}")
+
+
+@commands.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
+def world_audit(
+    model: Annotated[Path, typer.Argument(help="A retrained model, with its record beside it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the replay's checkpoints; run again to resume.")] = Path(
+        "runs/audit"
+    ),
+    device: Device = None,
+) -> None:
+    """Train a retrained model once more by its record, and compare where that ends. As long as the training was.
+
+    It shows that the record can lead to these weights, not that nothing else did.
+    """
+    from erasure.eval.audit import UnlearningRecord, audited, record_file, record_of_gold, replay_of_gold, verify
+    from erasure.runtime import pick_device
+    from erasure.world.retrain import stored_gold
+
+    if not model.exists():
+        raise FileNotFoundError(f"{model}: no such retrained model; give a file such as gold/superhero-0.safetensors")
+    record = UnlearningRecord.from_json(record_file(model))
+    if record_of_gold(model, policy=record.policy).head != record.head:
+        raise ValueError(f"{record_file(model)} is not the record of {model.name}; get both from one place")
+    audited(model, stored_gold(model))  # or the replay would be of other weights than these
+    result = verify(record, replay_of_gold(model, out, device=pick_device(device)))
+    say(f"{model.name}: {result}")
+    if not result.passed:
+        fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
+
+
+@commands.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
+def world_check(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the world's card, the detectors' and the contact sheet.")
+    ] = Path("world-check"),
+    base: Base = "emoji-world",
+    per_concept: Annotated[int, typer.Option(help="Pictures per concept; fewer are quicker, and tell less.")] = 24,
+    device: Device = None,
+) -> None:
+    """Measure the quality gate on generated pictures and write the world's card."""
+    from erasure.eval.detectors.world import detectors
+    from erasure.eval.world_check import calibrated, check, contact_sheet, disputed
+
+    judges = detectors()
+    result = check(open_base(base, device), detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
+    result.write_card(out / "world.md")
+    result.contact_sheet(out / "contact-sheet.png")
+    if doubts := disputed(judges, result):
+        contact_sheet([image for image, _ in doubts], [text for _, text in doubts], out / "disputed.png")
+    for detector in judges:
+        calibrated(detector, result).to_json(out / f"{detector.name}.json")
+    table = PlainTable("figure", *result.settings["detectors"])
+    for name, by in result.figures.items():
+        table.add_row(name, *(str(estimate) for estimate in by.values()))
+    console.print(table)
+    say(f"card and contact sheets -> {out}")
+    if not result.passed:
+        fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
