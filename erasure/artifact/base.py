@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from erasure.artifact import files
@@ -53,6 +54,7 @@ class Erasure(abc.ABC):
 
     def __post_init__(self) -> None:
         self.config = Config.of(self.config)
+        self.tensors, self.system = ordinary(self.tensors), ordinary(self.system)
 
     @property
     @abc.abstractmethod
@@ -327,6 +329,14 @@ class HookErasure(Erasure):
     @abc.abstractmethod
     def install(self, pipe: Any, scale: float) -> Handle:
         """Hook it into a pipeline at a scale; the handle's ``remove`` leaves no trace."""
+
+
+def ordinary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without those that inference mode made: nothing could be trained through them later."""
+    if not any(tensor.is_inference() for tensor in tensors.values()):
+        return tensors
+    with torch.inference_mode(False):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def exact(tensor: Tensor) -> Tensor:
