@@ -94,6 +94,28 @@ def test_fused_is_permanent():
         edit.remove(pipe)
 
 
+def test_inference_mode_makes_no_other_erasure(tmp_path):
+    pipe = tiny_pipeline()
+    before, outside = weights(pipe), an_erasure(pipe, "operator")
+    with torch.inference_mode():  # ComfyUI's nodes and many servers run there
+        edit = an_erasure(pipe, "operator")
+        edit.apply(pipe, 0.5)
+        edit.remove(pipe)
+        edit.apply(pipe)
+    assert identical(edit.tensors, outside.tensors) and not identical(before, weights(pipe))
+    edit.apply(pipe, 0.5)
+    edit.remove(pipe)
+    assert identical(before, weights(pipe))
+    with torch.inference_mode():
+        loaded = Erasure.from_pretrained(outside.save_pretrained(tmp_path / "e"))
+    for each in (edit, loaded):
+        x = torch.randn(1, 3, 32, requires_grad=True)
+        each.map(x).sum().backward()
+        assert x.grad is not None
+    text = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
+    pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=text).sample.sum().backward()
+
+
 def test_a_failed_apply_changes_nothing():
     pipe = tiny_pipeline()
     edit = an_erasure(pipe, "delta")

@@ -22,8 +22,11 @@ from erasure.artifact.single_file import original_names
 from erasure.backbone import backbone_of
 from tests.test_operator import assert_same, draw, uce
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
+from tests.tiny_joint import draw as draw_joint
+from tests.tiny_joint import tiny_joint
 
 QUICK = {"iterations": 2, "lr": 1e-2, "trajectories": 1, "num_inference_steps": 2, "keep_steps": 1, "progress": False}
+PROMPT = "a photo of a superhero"
 LAYOUTS = pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 
 
@@ -158,6 +161,23 @@ def test_a_low_rank_adapter_is_a_lora_exactly_and_draws_the_same(architecture, t
     assert (expected - base).abs().max() > 1e-3 and torch.equal(draw(pipe), base) and identical(before, weights(pipe))
     with pytest.raises(ValueError, match="of its own rank, exactly"):
         export_lora(edit, pipe, tmp_path, rank=1)
+
+
+def test_a_second_denoisers_lora_has_a_folder_of_its_own(tmp_path):
+    """Wan 2.2 draws its first steps with one transformer and the others with another."""
+    pipe = tiny_joint("wan2.2")
+    base = draw_joint(pipe, PROMPT)
+    edit = make(pipe, PROMPT, preset="official-2025", token_span="all", lamb=1e-3)
+    assert any(name.startswith("transformer_2:") for name in edit.parameter_names)
+    edit.apply(pipe)
+    expected = draw_joint(pipe, PROMPT)
+    edit.remove(pipe)
+    assert export_lora(edit, pipe, tmp_path).parent == tmp_path and (tmp_path / "transformer_2").is_dir()
+    pipe.load_lora_weights(str(tmp_path))
+    half = draw_joint(pipe, PROMPT)
+    pipe.load_lora_weights(str(tmp_path / "transformer_2"), load_into_transformer_2=True)
+    assert_same(draw_joint(pipe, PROMPT), expected)
+    assert not torch.equal(half, base) and (half - expected).abs().max() > 1e-5 * expected.abs().max()
 
 
 def test_composed_adapters_of_two_ranks_are_one_lora(tmp_path):

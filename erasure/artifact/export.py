@@ -43,8 +43,8 @@ def export_lora(
         edit: the erasure.
         pipe: its base model: up matrices are made of the base's weights. Erasures on it are looked through.
         path: ``diffusers``: a folder for ``pipe.load_lora_weights(folder)``; a second denoiser's (Wan 2.2) is in
-            ``folder/transformer_2``, for ``load_lora_weights(..., load_into_transformer_2=True)``. ``kohya``: a file of
-            the kind that A1111, ComfyUI and their relatives read, U-Nets only; diffusers loads it, too.
+            ``folder/transformer_2``, for ``load_lora_weights(..., load_into_transformer_2=True)``. ``kohya``: a file
+            for A1111, ComfyUI and their relatives, U-Nets only; diffusers loads it too.
         layout: whose names the tensors get.
         rank: cut every layer to this rank. Only for weight differences whose own rank is too high for a LoRA; what was
             lost is in the file's metadata as ``relative_error``.
