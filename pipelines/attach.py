@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +97,8 @@ class Attached:
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
         self._handles = [
             site.linear.register_forward_pre_hook(self._hook(site, space))
-            for space in backbone.spaces
-            if any(space in edit.spaces for edit in edits)
+            for space in get_args(Space)
+            if space in backbone.spaces and any(space in edit.spaces for edit in edits)
             for site in backbone.text_sites(space).values()
         ]
         for denoiser in backbone.denoiser_parts.values():

@@ -145,11 +145,12 @@ def test_a_bank_of_a_model_with_embedded_guidance_predicts_at_guidance_one():
 
 def test_what_is_kept_is_expanded_as_what_is_erased():
     request = Request(concepts=(Concept("superhero", synonyms=("cape man",)),), keep=("ninja", "Batman", "a wizard"))
+    backbone = backbone_of(tiny("sd1"))
     for method in (ESD.preset(), AdvUnlearn.preset()):
-        assert method.prompts(request) == ["superhero", "cape man", "a superhero", "a cape man"]
-        assert method.kept(request) == ["ninja", "Batman", "a wizard", "a ninja"]
-    assert ESD.preset("official-2025-x").kept(request) == []  # retain is 0
-    assert SPM.preset("paper").prompts(request) == ["superhero"]
+        assert method.prompts(backbone, request) == ["superhero", "cape man", "a superhero", "a cape man"]
+        assert method.kept(backbone, request) == ["ninja", "Batman", "a wizard", "a ninja"]
+    assert ESD.preset("official-2025-x").kept(backbone, request) == []  # retain is 0
+    assert SPM.preset("paper").prompts(backbone, request) == ["superhero"]
 
 
 def test_the_attack_brings_the_concept_back_within_its_bound():

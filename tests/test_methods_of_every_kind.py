@@ -20,7 +20,11 @@ QUICK = {
     "keep_steps": 2,
     "batch_size": 1,
 }
-OWN = {"adv-unlearn": {"warmup_steps": 1, "attack_steps": 1}, "sld": {"warmup": 0, "threshold": 1.0}}
+OWN = {
+    "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
+    "adv-unlearn": {"warmup_steps": 1, "attack_steps": 1},
+    "sld": {"warmup": 0, "threshold": 1.0},
+}
 KINDS = {"esd": ("delta", "lora"), "spm": ("gated", "gated"), "adv-unlearn": ("delta", "delta")}  # U-Nets, transformers
 REFUSED = {("adv-unlearn", "sd3"), ("adv-unlearn", "flux"), ("sld", "flux")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from erasure.artifact.base import Erasure, WeightErasure, exact
+from erasure.artifact.config import Config
 
 
 class LoraErasure(WeightErasure):
@@ -50,7 +51,9 @@ class LoraErasure(WeightErasure):
                 parts = [edit.tensors[name] for edit in (self, other) if name in edit.tensors]
                 tensors[name] = torch.cat(parts, dim=dim)
         sites = list(dict.fromkeys([*(self.config.sites or ()), *(other.config.sites or ())]))
-        return LoraErasure(f"{self.name}+{other.name}", {**self._composed_config(other), "sites": sites}, tensors)
+        return LoraErasure(
+            f"{self.name}+{other.name}", Config.of({**self._composed_config(other), "sites": sites}), tensors
+        )
 
     def check_tensors(self) -> None:
         if not paired(self.tensors, self.config.sites or []) or self.system:

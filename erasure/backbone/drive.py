@@ -169,7 +169,7 @@ class Driven(abc.ABC):
 
         scale = self.no_guidance if self.guidance == "cfg" and guidance is None else guidance
         with listening(self.denoiser_parts, before=stop):
-            self.draw(text, num_inference_steps=2, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
+            self.draw(text, num_inference_steps=4, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
         return heard[0]
 
     @torch.no_grad()

@@ -78,6 +78,12 @@ class FineTune(Method):
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def validate(self, backbone: Backbone, request: Request) -> None:
+        if backbone.guidance == "none":
+            raise ValueError(
+                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "
+                "to need only the one; fine-tune its undistilled sibling and apply the erasure here with "
+                "allow='same-text-encoder', or use a closed form such as uce"
+            )
         super().validate(backbone, request)
         if torch.is_inference_mode_enabled():
             raise ValueError(
@@ -87,12 +93,6 @@ class FineTune(Method):
             raise ValueError(
                 f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the "
                 "one you draw with"
-            )
-        if backbone.guidance == "none":
-            raise ValueError(
-                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "
-                "to need only the one; fine-tune its undistilled sibling and apply the erasure here with "
-                "allow='same-text-encoder', or use a closed form such as uce"
             )
         backbone.template(backbone.encode([""]).text)  # refuses pipelines that need more than text
 
