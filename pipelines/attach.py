@@ -18,6 +18,7 @@ from erasure.artifact.base import Allow
 from erasure.artifact.stack import check_scales, stack_of
 from erasure.backbone import Backbone, Site, Space, backbone_of
 
+SPACES: tuple[Space, ...] = get_args(Space)
 Rows = Sequence[Sequence[Erasure | str]]
 
 
@@ -97,7 +98,7 @@ class Attached:
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
         self._handles = [
             site.linear.register_forward_pre_hook(self._hook(site, space))
-            for space in get_args(Space)
+            for space in SPACES
             if space in backbone.spaces and any(space in edit.spaces for edit in edits)
             for site in backbone.text_sites(space).values()
         ]
