@@ -68,7 +68,8 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
         raise ValueError(
             f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead"
         )
-    for space, facts in edit.spaces.items():
+    for space in (name for name in SPACES if name in edit.spaces):
+        facts = edit.spaces[space]
         absent = sorted(set(backbone.text_sites(space)) - set(facts["sites"]))
         own = [site for site in facts["sites"] if f"{site}.v" in edit.tensors]
         if absent or own:
