@@ -51,8 +51,8 @@ class CURE(ClosedForm):
         "ShristiDasBiswas/CURE-Concept-Unlearning-via-Orthogonal-Representation-Editing-in-Diffusion-Models",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Chosen on Emoji World: the 2 to 5 of the paper move a target by a quarter there, as one direction of text
-        # embeddings has most of their energy. More for what is retained leaves the cat in two pictures of three.
+        # Screened on Emoji World with eight pictures a group (superhero, cat), so a choice and no result. The paper's 2
+        # to 5 move a target's embeddings by about a quarter there: one direction of text has most of its energy.
         "recommended": {
             "token_span": "subject_to_end",
             "articles": True,

@@ -62,8 +62,8 @@ class DoubleProjections(ClosedForm):
         "",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Chosen on Emoji World among energies of .99 to .9999 and ridges of .02 to .5: lower energies move what nobody
-        # named, smaller ridges the neighbours, and a larger one leaves the superhero in one picture of two.
+        # Screened on Emoji World with eight pictures a group among energies of .99 to .9999 and ridges of .02 to .5, so
+        # a choice and no result: lower energies moved what nobody named, smaller ridges the neighbours.
         "recommended": {
             "token_span": "subject_to_end",
             "articles": True,
