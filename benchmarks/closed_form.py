@@ -44,7 +44,7 @@ from erasure.concept import Concept
 from erasure.methods.closed_form import EVERYDAY, joined, rows
 from erasure.methods.ridge import Problem, Solution, solve
 from erasure.methods.uce import UCE
-from erasure.runtime import load_base
+from erasure.opening import load_base
 
 SD14: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}
 SDXL: dict[str, Any] = {
@@ -151,7 +151,7 @@ def operator(
 ) -> OperatorErasure:
     """The erasure of a solution, without the quick report that comes with ``erase``."""
     config = new_config(backbone, method=method.key, settings=method.settings(), concepts=concepts, keep=keep)
-    config |= {"spaces": {"hidden": space_config(backbone, "hidden")}, "report": {}}
+    config = config.with_facts(spaces={"hidden": space_config(backbone, "hidden")}, report={})
     return OperatorErasure("benchmark", config, solution.tensors("hidden"))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from erasure.concept import WORLD
+from erasure.runtime import pick_device, pick_dtype
 from erasure.weights import (
     FULL_FIRST,
     PARTS_BESIDE,
@@ -47,6 +48,50 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
 )
 TOKEN_TABLES = ("token_embedding.weight", "embed_tokens.weight", "shared.weight", "word_embeddings.weight")
+
+
+def load_base(
+    base: str | Path = WORLD,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
+) -> Any:
+    """A pipeline by name: "emoji-world", a diffusers folder, a hub id, or a single .safetensors file.
+
+    Only safetensors are opened, never pickles. Every tensor a model needs must be in its files, whatever wrapper's
+    prefix its name carries; nothing is left at random values.
+
+    Args:
+        device: cuda, mps or cpu; the best one here by default.
+        dtype: float32 (default), float16 or bfloat16. Change it when memory is short.
+        variant: "fp16" for the files of that name. By default the plain ones, or those there are.
+        config: for a single file, the diffusers folder whose configs (and, where the file holds the denoiser alone,
+            whose other components) go with it. By default the folder around the file, the one beside it under the
+            same name, or the hub repository that diffusers names for this architecture.
+
+    Raises:
+        FileNotFoundError: neither a folder or file nor a model the hub gives.
+        ValueError: unknown device or dtype; or what is there cannot be opened, for the reason given.
+    """
+    from erasure import world  # only the world's own pipeline needs it
+
+    device, dtype = pick_device(device), pick_dtype(dtype)
+    base = str(base)
+    source = world.path() if base == WORLD else Path(base).expanduser()
+    with quiet():
+        if source.is_file():
+            pipe = open_file(source, dtype, config=config)
+        elif source.is_dir():
+            if config is not None:
+                raise ValueError(f"config= goes with a single file; {base!r} is a folder with its own; leave it out")
+            pipe = open_folder(source, dtype, variant=variant)
+        else:
+            pipe = open_folder(download(base, variant), dtype, variant=variant)
+            pipe.register_to_config(_name_or_path=base)  # not the cache's folder
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device)
 
 
 @contextlib.contextmanager
@@ -319,7 +364,8 @@ def _open_whole(pipeline_class: Any, path: Path, names: dict[str, str], dtype: t
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors.torch import save_file
 
-    index, others = _read_index(folder), {}
+    index = _read_index(folder)
+    others: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="erasure-") as temporary, _reasons(path):
         source = path
         if any(old != new for old, new in names.items()):  # diffusers takes a path alone

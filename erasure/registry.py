@@ -1,4 +1,4 @@
-"""Things found by name: built in, or declared by other packages as entry points. Nothing is imported before it is asked for."""
+"""Things found by name: built in, or declared by other packages as entry points; imported when asked for."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def evaluate(
         weights, images = _draw(pipe, job, model, before)
         if model.change is not None and weights == before:
             notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
-        if model.role == "erased" and model.kind in ("weights", "adapter"):
+        if model.change is not None and model.role == "erased" and model.kind in ("weights", "adapter"):
             notes += _told(model.name, model.change, suite)
         rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))
@@ -193,7 +193,8 @@ def _check_unmodified(pipe: Any) -> None:
     stack = stack_of(pipe)
     if there := [*stack.layers, *(f"an attached {type(handle).__name__}" for handle in stack.attached)]:
         raise ValueError(
-            f"the base must be unmodified; the pipeline already carries {there}; call their remove() first"
+            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the "
+            "remove() of what was attached, first"
         )
 
 

@@ -57,7 +57,7 @@ def controls_for(
 
 
 def _opened(source: str, name: str, pipe: Any) -> Swapped:
-    from erasure.runtime import load_base
+    from erasure.opening import load_base
 
     theirs = load_base(source, device=str(pipe.device), dtype=str(pipe.dtype).removeprefix("torch."))
     return Swapped(name, modules_of(theirs), config={"scope": "as given", "source": source})

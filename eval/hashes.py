@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,14 +44,13 @@ class WeightHashes:
     """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, str] = {}
-        self._factors = {"cpu": np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64) | 1}
+        self._known: dict[str, str] = {}
+        drawn = np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
+        self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that no change is lost to a factor
 
     def __call__(self, pipe: Any) -> str:
-        digest = hashlib.blake2b(digest_size=32)
-        for name, tensor in _tensors(pipe):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{self.sum_of(tensor)};".encode())
-        key = digest.digest()
+        sums = (f"{name}:{t.dtype}:{tuple(t.shape)}:{self.sum_of(t)};".encode() for name, t in _tensors(pipe))
+        key = io.blake2b(sums, size=32)
         if key not in self._known:
             self._known[key] = weights_hash(pipe)
         return self._known[key]

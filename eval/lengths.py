@@ -18,12 +18,11 @@ def too_long(pipe: Any, prompts: Sequence[str]) -> dict[str, str]:
     backbone = backbone_of(pipe)
     found = {}
     try:
-        if prompts:
-            backbone.encode(prompts, padded=False)
+        backbone.check_lengths(prompts)
     except TooLong:
         for prompt in dict.fromkeys(prompts):
             try:
-                backbone.encode([prompt], padded=False)
+                backbone.check_lengths([prompt])
             except TooLong as reason:
                 found[prompt] = str(reason)
     return found

@@ -143,9 +143,7 @@ def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -
     return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
 
 
-def check_restored(
-    pipe: Any, before: str, name: str, *, hash_weights: Callable[[Any], str] = weights_hash
-) -> None:
+def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[[Any], str] = weights_hash) -> None:
     """Raise unless the weights have the hash they had."""
     after = hash_weights(pipe)
     if after != before:

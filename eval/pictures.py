@@ -104,9 +104,9 @@ def generate(
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
     # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
-    alone = autocast or pipe.dtype == torch.float32
+    alone = autocast or getattr(pipe, "dtype", torch.float32) == torch.float32
     casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
-    with bar, _quiet(pipe), casting:
+    with bar, _quiet(pipe), casting, _skipping(pipe) if clip_skip else contextlib.nullcontext():
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):
@@ -193,6 +193,24 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _skipping(pipe: Any) -> Iterator[None]:
+    """Give the text encoder the name under which Stable Diffusion's call looks for the norm behind a skipped layer.
+
+    transformers 5 took the name away, and diffusers 0.42 still asks for it. It is set beside the modules, so that no
+    weight is there twice.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    lacking = hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model")
+    if lacking:
+        object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        if lacking:
+            object.__delattr__(encoder, "text_model")
 
 
 @contextlib.contextmanager

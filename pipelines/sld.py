@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erasure.artifact import Erasure, HookErasure
 from erasure.artifact.hooks import Handles
-from erasure.backbone import Backbone, backbone_of
+from erasure.backbone import Backbone, Space, backbone_of
 from erasure.backbone.listen import named_arguments
 from erasure.backbone.text import Text
 from erasure.methods.base import Method, Reference, Request
@@ -34,8 +34,8 @@ class SLD(Method):
     Attributes:
         warmup: steps before it acts. Fewer change the composition as well.
         strength: s_S. How soon the guidance is whole. Tuned for epsilon of Stable Diffusion 1.x.
-        threshold: lambda. Where the prompt's prediction exceeds the concept's by more, nothing is done. 0 acts seldom, 1
-            nearly always.
+        threshold: lambda. Where the prompt's prediction exceeds the concept's by more, nothing is done. 0 acts seldom,
+            1 nearly always.
         momentum_scale, momentum: how long a direction, once taken, is kept.
         synonyms: steer away from the concept's synonyms as well.
     """
@@ -47,6 +47,9 @@ class SLD(Method):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 
+    architectures: ClassVar[tuple[str, ...] | None] = (
+        "sd-unet", "sdxl", "sd3", "pixart", "sana", "auraflow", "ltx", "kolors"
+    )  # fmt: skip
     key: ClassVar[str] = "sld"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -71,21 +74,26 @@ class SLD(Method):
         """Encode the concept; everything else happens while pictures are drawn."""
         phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
         text = backbone.encode([", ".join(dict.fromkeys(phrases))]).text
-        tensors = {"hidden": text.hidden} | ({} if text.pooled is None else {"pooled": text.pooled})
-        tensors = {name: t.float().cpu().contiguous().clone() for name, t in tensors.items()}
+        parts = {"hidden": text.hidden, "pooled": text.pooled, "mask": text.mask}
+        tensors = {name: t.float().cpu().contiguous().clone() for name, t in parts.items() if t is not None}
         return SafeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), tensors)
 
 
 def refuse_unguided(backbone: Backbone, name: str) -> None:
     """Refuse models in whose denoiser calls both predictions of guidance do not stand together."""
-    if backbone.guidance != "cfg" or backbone.guidance_calls:
+    # guidance that is off at another number than 1 is another formula
+    if backbone.guidance != "cfg" or backbone.guidance_calls or backbone.no_guidance != 1:
         raise ValueError(
-            f"{name} changes classifier-free guidance, and {backbone.pipelines} has none in one batch; use a closed form"
+            f"{name} changes classifier-free guidance, and {backbone.pipelines} has none of that form in one batch; "
+            "use a closed form"
         )
 
 
 class SafeGuidance(HookErasure):
-    """SLD on a pipeline. Tensors: ``hidden (1, length, d)`` of the concept, and ``pooled (1, d)`` where there is one."""
+    """SLD on a pipeline.
+
+    Tensors: ``hidden (1, length, d)`` of the concept; ``pooled (1, d)`` and ``mask (1, length)`` where there are such.
+    """
 
     kind: ClassVar[str] = "safe-guidance"
 
@@ -96,16 +104,24 @@ class SafeGuidance(HookErasure):
         parts = backbone.denoiser_parts.values()
         return Handles([module.register_forward_hook(steering, with_kwargs=True) for module in parts])
 
+    def misfits(self, backbone: Backbone) -> list[str]:
+        spaces: dict[str, Space] = {"hidden": "hidden", "pooled": "pooled"}
+        widths = {name: t.shape[-1] for name, t in self.tensors.items() if spaces.get(name) in backbone.spaces}
+        return [
+            f"its {name} text is {found} wide, the model's {wanted}"
+            for name, found in widths.items()
+            if found != (wanted := backbone.width(spaces[name]))
+        ]
+
     def check_tensors(self) -> None:
         settings = self.config.settings
         numbers = ("warmup", "strength", "threshold", "momentum_scale", "momentum")
         whole = isinstance(settings, dict) and all(isinstance(settings.get(n), int | float) for n in numbers)
-        if (
-            set(self.tensors) - {"pooled"} != {"hidden"}
-            or self.tensors["hidden"].dim() != 3
-            or self.system
-            or not whole
-        ):
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        dims = {"hidden": 3, "pooled": 2, "mask": 2}
+        rows = all(len(shape) == dims.get(name) and shape[0] == 1 and 0 not in shape for name, shape in shapes.items())
+        masked = shapes.get("mask", (1,))[1:] in ((), shapes.get("hidden", ())[1:2])
+        if "hidden" not in shapes or not rows or not masked or not whole or self.system:
             raise ValueError(
                 "safe guidance holds the concept's embeddings and SLD's settings; got others; get it again"
             )
@@ -116,7 +132,7 @@ class Steering:
 
     def __init__(self, backbone: Backbone, edit: SafeGuidance, scale: float) -> None:
         self.backbone, self.scale = backbone, scale
-        self.text = Text(edit.tensors["hidden"], edit.tensors.get("pooled"))
+        self.text = Text(edit.tensors["hidden"], edit.tensors.get("pooled"), edit.tensors.get("mask"))
         self.settings: Any = edit.config.settings
         self.state = threading.local()
 
@@ -124,7 +140,7 @@ class Steering:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inputs = named_arguments(module, args, kwargs)
         raw = output[0]
-        if getattr(self.state, "inside", False) or not self._guided(raw):
+        if getattr(self.state, "inside", False) or not self._guided(inputs):
             return output
         null, prompt = self.backbone.output(raw).chunk(2)
         gamma = self._gamma(null, prompt, self._concept(module, inputs), inputs)
@@ -137,9 +153,14 @@ class Steering:
         output[0 if isinstance(output, list) else "sample"] = steered
         return output
 
-    def _guided(self, raw: Tensor) -> bool:
-        """Whether a call holds both predictions, as the pipeline declares."""
-        return len(raw) % 2 == 0 and bool(getattr(self.backbone.pipe, "do_classifier_free_guidance", True))
+    def _guided(self, inputs: dict[str, Any]) -> bool:
+        """Whether a call makes both predictions: its halves then hold the same latents.
+
+        The pipeline is not asked: others may hold the same denoiser.
+        """
+        x = self.backbone.unpacked(inputs[self.backbone.latent_argument])
+        first, second = x[: len(x) // 2], x[len(x) // 2 :]
+        return torch.equal(first, second)
 
     def _concept(self, module: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The prediction for the concept, by the same denoiser with every other input as it is."""
@@ -147,7 +168,12 @@ class Steering:
         n = len(x) // 2
         halves = {name: _half(value, len(x)) for name, value in inputs.items()}
         text = self.text.repeat(n)
-        text = Text(text.hidden.to(x), None if text.pooled is None else text.pooled.to(x))
+        mask = next((inputs.get(name) for name, part in self.backbone.text_arguments.items() if part == "mask"), None)
+        text = Text(
+            text.hidden.to(x),
+            None if text.pooled is None else text.pooled.to(x),
+            None if text.mask is None else text.mask.to(x.device if mask is None else mask),
+        )
         self.state.inside = True
         try:
             return self.backbone.output(module(**self.backbone.with_text(halves, text))[0])
@@ -158,7 +184,9 @@ class Steering:
         """``gamma`` of this step; None during the warm-up."""
         state, s = self.state, self.settings
         t = float(torch.as_tensor(inputs[self.backbone.time_argument]).reshape(-1)[0])
-        if not hasattr(state, "t") or t > state.t or state.nu.shape != null.shape:
+        # second-order schedulers come to every time but the first twice
+        again = hasattr(state, "t") and (t < state.t or (t == state.t and state.step > 1))
+        if not again or state.nu.shape != null.shape:
             state.step, state.nu = 0, torch.zeros_like(null)
         away = prompt - safe
         m = torch.where(away < s["threshold"], (s["strength"] * away.abs()).clamp(max=1), torch.zeros_like(away))

@@ -19,10 +19,16 @@ ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3,
 def an_erasure(pipe, kind, concept="superhero"):
     if kind == "operator":
         return make(pipe, concept, "uce", preset="official-2025", keep=["ninja"])
-    return make(pipe, concept, "esd", preset="official-2025-x", **ESD)
+    if kind == "safe-guidance":
+        return make(pipe, concept, "sld", warmup=0, threshold=1.0)
+    if kind == "gated":
+        return make(pipe, concept, "spm", keep=["ninja"], **ESD)
+    preset = {"preset": "official-2025-x"} if kind == "delta" else {"variant": "x", "adapter": "lora", "rank": 2}
+    return make(pipe, concept, "esd", **preset, **ESD)
 
 
-KINDS = pytest.mark.parametrize("kind", ["operator", "delta"])
+EVERY_KIND = ("operator", "delta", "lora", "gated", "safe-guidance")
+KINDS = pytest.mark.parametrize("kind", ["operator", "delta", "lora"])  # of weights
 
 
 @KINDS
@@ -92,6 +98,28 @@ def test_fused_is_permanent():
     assert identical(erased, weights(pipe))
     with pytest.raises(ValueError, match="fused"):
         edit.remove(pipe)
+
+
+def test_inference_mode_makes_no_other_erasure(tmp_path):
+    pipe = tiny_pipeline()
+    before, outside = weights(pipe), an_erasure(pipe, "operator")
+    with torch.inference_mode():  # ComfyUI's nodes and many servers run there
+        edit = an_erasure(pipe, "operator")
+        edit.apply(pipe, 0.5)
+        edit.remove(pipe)
+        edit.apply(pipe)
+    assert identical(edit.tensors, outside.tensors) and not identical(before, weights(pipe))
+    edit.apply(pipe, 0.5)
+    edit.remove(pipe)
+    assert identical(before, weights(pipe))
+    with torch.inference_mode():
+        loaded = Erasure.from_pretrained(outside.save_pretrained(tmp_path / "e"))
+    for each in (edit, loaded):
+        x = torch.randn(1, 3, 32, requires_grad=True)
+        each.map(x).sum().backward()
+        assert x.grad is not None
+    text = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
+    pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=text).sample.sum().backward()
 
 
 def test_a_failed_apply_changes_nothing():

@@ -3,7 +3,7 @@ import pytest
 from erasure import Concept, Suite, erase
 from erasure.artifact.files import check_name
 from erasure.concept import BARE, naming, same, with_article
-from erasure.methods.base import check_request
+from erasure.methods.base import Request, check_request
 from erasure.methods.uce import UCE
 from erasure.world.spec import spec
 from tests.tiny import tiny_pipeline
@@ -87,8 +87,8 @@ def test_keeping_what_is_to_be_erased_is_told():
 
 
 def test_a_default_name_may_stand_in_a_path():
-    assert UCE().name_for([Concept("/e/ girl")]) == "-e- girl-uce"
-    check_name(UCE().name_for([Concept("../~x\\y")]))
+    assert UCE().name_for(Request((Concept("/e/ girl"),))) == "-e- girl-uce"
+    check_name(UCE().name_for(Request((Concept("../~x\\y"),))))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_two_spellings_of_a_name_are_one_name():
     assert TWO != ONE and same(TWO, ONE) and same(TWO.upper(), f" {ONE} ") and same("van  gogh", "Van Gogh")
     concept = Concept(TWO, synonyms=(f"Queen {TWO}",), anchor=f"not {TWO}", templates=(f"{TWO} and {{}}",))
     assert concept == Concept(ONE, synonyms=(f"Queen {ONE}",), anchor=f"not {ONE}", templates=(f"{ONE} and {{}}",))
-    assert UCE().name_for([concept]) == f"{ONE}-uce"
+    assert UCE().name_for(Request((concept,))) == f"{ONE}-uce"
     for fields in ({"anchor": TWO}, {"neighbours": (TWO,)}):
         with pytest.raises(ValueError, match="anchor equals|own neighbours"):
             Concept(ONE, **fields)

@@ -24,9 +24,10 @@ from erasure.eval.pictures import weights_hash
 from erasure.eval.records import BASE, Arm, Record, Verdict
 from erasure.eval.report import clip_rows
 from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
+from erasure.pipelines import attach_erasures
 from erasure.world.spec import spec
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.tiny import make, tiny_pipeline
+from tests.tiny import make, tiny, tiny_pipeline
 
 CONCEPT = Concept("cat", neighbours=("dog",), synonyms=("kitty",))
 SUITE = Suite(version=1, name="tiny", concept=CONCEPT, unrelated=("sun",), num_inference_steps=2)
@@ -321,12 +322,14 @@ def test_the_base_is_named_by_the_pipeline_not_by_the_suite(pipe, monkeypatch, t
     assert same.settings["base"] == SUITE.base and not any("was written for" in note for note in same.warnings)
 
 
-def test_a_pipeline_that_carries_an_erasure_is_no_base(monkeypatch):
-    pipe = tiny_pipeline()
+@pytest.mark.parametrize("put_on", ["apply", "attach"])
+@pytest.mark.parametrize("architecture", ["sd1", "sd3"])
+def test_a_pipeline_that_carries_an_erasure_is_no_base(architecture, put_on, monkeypatch):
+    pipe = tiny(architecture)
     erasure = make(pipe, "superhero", method="uce", name="hidden", keep=["ninja"])
-    erasure.apply(pipe)
+    erasure.apply(pipe) if put_on == "apply" else attach_erasures(pipe, [erasure])
     monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew a picture"))
-    with pytest.raises(ValueError, match=r"hidden.*remove\(pipe\)"):
+    with pytest.raises(ValueError, match=r"(hidden|attached).*remove\(pipe\)"):
         evaluate(pipe, {}, SUITE, detectors=[PixelDetector()], **QUICK)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from erasure import Concept
 from erasure.artifact import (
     DeltaErasure,
+    LoraErasure,
     OperatorErasure,
     export_lora,
     export_official,
@@ -21,8 +22,11 @@ from erasure.artifact.single_file import original_names
 from erasure.backbone import backbone_of
 from tests.test_operator import assert_same, draw, uce
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
+from tests.tiny_joint import draw as draw_joint
+from tests.tiny_joint import tiny_joint
 
 QUICK = {"iterations": 2, "lr": 1e-2, "trajectories": 1, "num_inference_steps": 2, "keep_steps": 1, "progress": False}
+PROMPT = "a photo of a superhero"
 LAYOUTS = pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 
 
@@ -37,7 +41,7 @@ def low_rank(
 ):
     """A fine-tune whose changes happen to have a low rank, convolutions among them."""
     edit, random = esd(pipe), torch.Generator().manual_seed(0)
-    edit.tensors = {
+    tensors = {
         name: 0.1
         * (torch.randn(p.shape[0], rank, generator=random) @ torch.randn(rank, p[0].numel(), generator=random)).reshape(
             p.shape
@@ -45,8 +49,7 @@ def low_rank(
         for name, p in pipe.unet.named_parameters()
         if name.endswith(names)
     }
-    edit.config["sites"] = list(edit.tensors)
-    return edit
+    return DeltaErasure(edit.name, edit.config.with_facts(sites=list(tensors)), tensors)
 
 
 def metadata(file):
@@ -129,6 +132,100 @@ def test_a_low_rank_fine_tune_is_a_lora(layout, tmp_path):
     assert metadata(export_lora(edit, pipe, target, layout=layout))["relative_error"] < 1e-5
     pipe.load_lora_weights(str(target))
     torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+TRAINED = {**QUICK, "lr": 0.3, "iterations": 4, "keep": ["wizard"], "batch_size": 1}
+FOUR = pytest.mark.parametrize("architecture", ["sd1", "sdxl", "sd3", "flux"])
+
+
+@FOUR
+def test_a_low_rank_adapter_is_a_lora_exactly_and_draws_the_same(architecture, tmp_path):
+    pipe = tiny(architecture)
+    before, base = weights(pipe), draw(pipe)
+    edit = make(pipe, "superhero", "esd", adapter="lora", rank=3, **TRAINED)
+    assert edit.kind == "lora"
+    edit.apply(pipe)
+    expected = draw(pipe)
+    edit.remove(pipe)
+    file = export_lora(edit, pipe, tmp_path)
+    assert metadata(file)["relative_error"] == 0 and "gate" not in metadata(file)
+    found = load_file(file)
+    for site in edit.config["sites"]:
+        for factor in ("lora_A", "lora_B"):
+            name = f"{'unet' if hasattr(pipe, 'unet') else 'transformer'}.{site}.{factor}.weight"
+            assert torch.equal(found.pop(name), edit.tensors[f"{site}.{factor}"])
+    assert not found
+    pipe.load_lora_weights(str(tmp_path))
+    assert_same(draw(pipe), expected)
+    pipe.unload_lora_weights()
+    assert (expected - base).abs().max() > 1e-3 and torch.equal(draw(pipe), base) and identical(before, weights(pipe))
+    with pytest.raises(ValueError, match="of its own rank, exactly"):
+        export_lora(edit, pipe, tmp_path, rank=1)
+
+
+def test_a_second_denoisers_lora_has_a_folder_of_its_own(tmp_path):
+    """Wan 2.2 draws its first steps with one transformer and the others with another."""
+    pipe = tiny_joint("wan2.2")
+    base = draw_joint(pipe, PROMPT)
+    edit = make(pipe, PROMPT, preset="official-2025", token_span="all", lamb=1e-3)
+    assert any(name.startswith("transformer_2:") for name in edit.parameter_names)
+    edit.apply(pipe)
+    expected = draw_joint(pipe, PROMPT)
+    edit.remove(pipe)
+    assert export_lora(edit, pipe, tmp_path).parent == tmp_path and (tmp_path / "transformer_2").is_dir()
+    pipe.load_lora_weights(str(tmp_path))
+    half = draw_joint(pipe, PROMPT)
+    pipe.load_lora_weights(str(tmp_path / "transformer_2"), load_into_transformer_2=True)
+    assert_same(draw_joint(pipe, PROMPT), expected)
+    assert not torch.equal(half, base) and (half - expected).abs().max() > 1e-5 * expected.abs().max()
+
+
+def test_composed_adapters_of_two_ranks_are_one_lora(tmp_path):
+    pipe = tiny_pipeline()
+    one = make(pipe, "superhero", "esd", adapter="lora", rank=1, variant="x", **TRAINED)
+    two = make(pipe, "van gogh", "esd", adapter="lora", rank=2, variant="x-strict", **TRAINED)
+    joint = one.compose(two)
+    one.apply(pipe), two.apply(pipe)
+    expected = draw(pipe)
+    one.remove(pipe), two.remove(pipe)
+    export_lora(joint, pipe, tmp_path)
+    pipe.load_lora_weights(str(tmp_path))
+    assert_same(draw(pipe), expected)
+
+
+@FOUR
+def test_a_gated_adapter_is_a_lora_without_its_gate_and_says_so(architecture, tmp_path):
+    pipe = tiny(architecture)
+    base = draw(pipe, ["spiderman"], guidance_scale=1.0)
+    edit = make(pipe, "superhero", "spm", **{**TRAINED, "lr": 0.03})
+    with pytest.warns(UserWarning, match="acts on every prompt"):
+        file = export_lora(edit, pipe, tmp_path)
+    assert metadata(file)["gate"] == "left out"
+    edit.apply(pipe)
+    gated = draw(pipe, ["spiderman"], guidance_scale=1.0)
+    edit.remove(pipe)
+    open_gate = LoraErasure(
+        "open", edit.config, {name: t for name, t in edit.tensors.items() if not name.startswith("gate.")}
+    )
+    open_gate.apply(pipe)
+    expected = draw(pipe, ["spiderman"], guidance_scale=1.0)
+    open_gate.remove(pipe)
+    pipe.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(
+        draw(pipe, ["spiderman"], guidance_scale=1.0), expected, rtol=0, atol=1e-4 * expected.abs().max().item()
+    )
+    moved = [(picture - base).abs().max().item() for picture in (gated, expected)]
+    assert 0 < moved[0] < moved[1]
+
+
+def test_what_is_no_change_of_the_denoiser_is_no_lora(tmp_path):
+    pipe = tiny("sd1")
+    encoder = make(pipe, "superhero", "adv-unlearn", **{**TRAINED, "iterations": 1})
+    with pytest.raises(ValueError, match="changes the text_encoder .*pipe.text_encoder.save_pretrained"):
+        export_lora(encoder, pipe, tmp_path)
+    with pytest.raises(ValueError, match="changes no layer"):
+        export_lora(make(pipe, "superhero", "sld"), pipe, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_rank_fine_tune_is_refused_or_cut_on_request(tmp_path):

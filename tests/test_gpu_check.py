@@ -27,7 +27,7 @@ def test_the_full_size_part_runs_too_only_smaller(monkeypatch, capsys):
     """Stable Diffusion 1.4 and SDXL as benchmarks.closed_form builds them, with fewer channels and layers."""
     for settings, width in ((closed_form.SD14, 32), (closed_form.SDXL, 64)):
         levels = len(settings.get("block_out_channels", range(4)))
-        small = {"sample_size": 8, "cross_attention_dim": width, "block_out_channels": (32,) * levels}
+        small = {"sample_size": 16, "cross_attention_dim": width, "block_out_channels": (32,) * levels}
         small |= {"attention_head_dim": 4} | ({"transformer_layers_per_block": 1} if width == 64 else {})
         if width == 64:
             small |= {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32 + 6 * 4}

@@ -1,5 +1,6 @@
 """The card, the hub, and the commands that look into erasures and write other programs' files."""
 
+import dataclasses
 import json
 
 import pytest
@@ -63,7 +64,8 @@ def test_the_card_holds_what_was_measured_and_inherits_the_licence(saved, tmp_pa
 
 def test_an_evaluation_stands_in_the_card_and_in_the_file(saved, tmp_path, cli):
     edit = Erasure.from_pretrained(saved / "hero")
-    edit.config["evaluation"] = [{"group": "target", "seen": 0.03, "change": "-0.91"}, {"group": "a | b", "n": 3}]
+    rows = [{"group": "target", "seen": 0.03, "change": "-0.91"}, {"group": "a | b", "n": 3}]
+    edit = dataclasses.replace(edit, config=edit.config.with_facts(evaluation=rows))
     folder = edit.save_pretrained(tmp_path / "e")
     text = header(folder)[1]
     assert "| group | seen | change | n |" in text and "| target | 0.03 | -0.91 |  |" in text and "a \\| b" in text
@@ -74,7 +76,8 @@ def test_an_evaluation_stands_in_the_card_and_in_the_file(saved, tmp_path, cli):
 
 def test_names_cannot_break_the_card(tmp_path):
     edit = make(tiny_pipeline(), Concept('a: "b" | c'), "uce", preset="official-2025", keep=["ninja"], name="hero: [y]")
-    edit.config["base"]["name"] = "org/na:me"
+    base = {**edit.config["base"], "name": "org/na:me"}
+    edit = dataclasses.replace(edit, config=edit.config.with_facts(base=base))
     facts, text = header(edit.save_pretrained(tmp_path / "e"))
     assert facts["base_model"] == "org/na:me" and 'a: "b" \\| c' in text
 

@@ -29,6 +29,7 @@ from erasure.io import (
     writing,
     writing_folder,
 )
+from erasure.methods.base import Request
 from erasure.methods.uce import UCE
 from erasure.terminal import PlainTable, say
 from tests.import_everything import FOLDERS, REPOSITORY
@@ -290,6 +291,6 @@ def test_a_folder_name_is_safe_everywhere(text, tmp_path):
 
 def test_long_names_are_cut_and_stay_apart():
     many = [Concept(f"concept number {i}") for i in range(200)]
-    names = [UCE().name_for(concepts) for concepts in (many, many[:-1], many[::-1])]
+    names = [UCE().name_for(Request(tuple(concepts))) for concepts in (many, many[:-1], many[::-1])]
     assert len(set(names)) == 3 and all(len(name) <= 100 and name.endswith("-uce") for name in names)
-    assert UCE().name_for([Concept("cat")]) == "cat-uce"
+    assert UCE().name_for(Request((Concept("cat"),))) == "cat-uce"

@@ -38,7 +38,7 @@ def flux():
 @pytest.mark.parametrize("key", ANYWHERE)
 def test_a_probe_of_losses_and_predictions_works_and_gives_the_weights_back(key, context):
     probe, before = probe_class(key).preset("smoke"), weights_hash(context.pipe)
-    rows = {name: probe.run(context.models[name], context) for name in ("base", "noise", "gold-0")}
+    rows = {name: probe.run(context.models[name], context) for name in ("base", "noise", "gold-0", "gold-1")}
     assert weights_hash(context.pipe) == before
     assert all(np.isfinite(row.value) for own in rows.values() for row in own if row.reason is None)
     assert [row.value for row in rows["base"]] and probe.run(context.models["noise"], context) == rows["noise"]

@@ -231,9 +231,7 @@ def test_weak_image_to_image_stays_with_the_picture(context):
 def test_a_guide_that_pulls_harder_sees_more_of_the_target(context):
     sampler, pull = DDIM.of(context), pull_of(context)
     x = sampler.starts([("x", i) for i in range(4)])
-    levels = [
-        pull(sampler.sample(x, [""] * 4, split=steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)
-    ]
+    levels = [pull(sampler.sample(x, [""] * 4, split=steered(sampler, pull, s))).mean().item() for s in (0.0, 0.3, 1.0)]
     assert levels == sorted(levels)
     assert levels[-1] > levels[0]
     with torch.no_grad():
@@ -254,12 +252,12 @@ def test_the_scale_is_chosen_on_the_base_alone():
 
 
 def test_the_noise_of_a_models_own_pictures_is_found_again(sampler):
-    denoiser, start = sampler.denoiser, sampler.starts([(f"{i}", 0) for i in range(3)])
+    backbone, start = sampler.backbone, sampler.starts([(f"{i}", 0) for i in range(3)])
     clean = sampler.sample(start, [""] * 3)
     found, _ = LatentInversion(refinements=5).invert(sampler, clean)
     assert torch.allclose(found, start, atol=0.05)
     back = sampler.sample(found, [""] * 3)
-    pairs = zip(denoiser.pictures(clean), denoiser.pictures(back), strict=True)
+    pairs = zip(backbone.pictures(clean), backbone.pictures(back), strict=True)
     assert min(psnr(a, b) for a, b in pairs) > 40
 
 

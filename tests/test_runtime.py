@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasure.artifact import export_single_file
-from erasure.runtime import load_base, pick_device, pick_dtype
+from erasure.opening import load_base
+from erasure.runtime import pick_device, pick_dtype
 from tests.tiny import tiny, tiny_pipeline, weights
 
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"

@@ -104,9 +104,7 @@ def skipping(pipe, clip_skip):
 def test_clip_skip_encodes_the_layer_the_pipeline_draws_with(architecture, skip):
     pipe = tiny(architecture)
     given = {"device": pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    vars(pipe.text_encoder).setdefault(
-        "text_model", pipe.text_encoder
-    )  # where diffusers looks
+    vars(pipe.text_encoder).setdefault("text_model", pipe.text_encoder)  # where diffusers looks
     theirs = pipe.encode_prompt(["a superhero"], **given, clip_skip=skip)[0]
     torch.testing.assert_close(skipping(pipe, skip).encode(["a superhero"]).hidden, theirs, rtol=1e-4, atol=1e-5)
 

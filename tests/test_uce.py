@@ -62,9 +62,22 @@ def test_the_float32_edit_is_the_float64_edit_rounded():
     assert relative_error(edited_weights(pipe, official(pipe)), reference.edit(pipe, TARGETS, GUIDES, KEPT)) <= 1e-6
 
 
+ONE, STYLE = (["superhero"], [""]), (["van gogh style"], ["a photo"])
+LARGE = {"width": 768, "channels": (16, 32, 32, 32)}  # the shape of Stable Diffusion 1.4's text side
+
+
 @pytest.mark.parametrize("technique", ["replace", "tensor"])
-@pytest.mark.parametrize("pairs", [(["superhero"], [""]), (TARGETS, GUIDES), (["van gogh style"], ["a photo"])])
-@pytest.mark.parametrize("shape", [{}, {"width": 768, "channels": (16, 32, 32, 32)}], ids=["tiny", "sd1.4-shaped"])
+@pytest.mark.parametrize(
+    ("shape", "pairs"),
+    [
+        ({}, ONE),
+        ({}, (TARGETS, GUIDES)),
+        ({}, STYLE),
+        (LARGE, (TARGETS, GUIDES)),
+        pytest.param(LARGE, ONE, marks=pytest.mark.slow),
+        pytest.param(LARGE, STYLE, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_equal_the_reference_of_the_2023_code(technique, pairs, shape):
     pipe = tiny_pipeline(**shape)
     pipe.unet.double(), pipe.text_encoder.double()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from erasure.artifact import files
@@ -53,6 +54,7 @@ class Erasure(abc.ABC):
 
     def __post_init__(self) -> None:
         self.config = Config.of(self.config)
+        self.tensors, self.system = ordinary(self.tensors), ordinary(self.system)
 
     @property
     @abc.abstractmethod
@@ -80,8 +82,9 @@ class Erasure(abc.ABC):
             pipe: the diffusers pipeline the erasure was made for, or another one with the same UNet.
             scale: 0 is the unmodified model, 1 (default) the published edit. In between the weights are interpolated;
                 above 1 they are extrapolated, which breaks pictures before long.
-            allow: "same-text-encoder" lets an operator erasure onto a fine-tune of its base: the edit is a map of the
-                text embeddings, which are the same there. What it does to that model's pictures is for you to look at.
+            allow: "same-text-encoder" lets an operator erasure, or one of text encoders alone, onto a fine-tune of its
+                base: the edit is a map of the text embeddings, which are the same there. What it does to that model's
+                pictures is for you to look at.
 
         Raises:
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
@@ -302,6 +305,11 @@ class WeightErasure(Erasure):
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this shape can take the erasure."""
 
+    def transfers(self, backbone: Backbone) -> bool:
+        """It is a text encoder, so yes, if it changes no denoiser."""
+        parts = {name.partition(":")[0] if ":" in name else backbone.denoiser_name for name in self.parameter_names}
+        return parts.isdisjoint(backbone.denoisers)
+
     def misfits(self, backbone: Backbone) -> list[str]:
         parameters = parameters_by_name(backbone.components, backbone.denoiser_name)
         absent = [f"{name} is missing" for name in self.parameter_names if name not in parameters]
@@ -321,6 +329,14 @@ class HookErasure(Erasure):
     @abc.abstractmethod
     def install(self, pipe: Any, scale: float) -> Handle:
         """Hook it into a pipeline at a scale; the handle's ``remove`` leaves no trace."""
+
+
+def ordinary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without those that inference mode made: nothing could be trained through them later."""
+    if not any(tensor.is_inference() for tensor in tensors.values()):
+        return tensors
+    with torch.inference_mode(False):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def exact(tensor: Tensor) -> Tensor:

@@ -7,13 +7,30 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from erasure.concept import WORLD
 from erasure.io import LARGEST_YAML, dump_yaml, markdown, parse_yaml, printable, read_bytes
 
-if TYPE_CHECKING:
-    from erasure.artifact.base import Erasure
+
+class Erasure(Protocol):
+    """What a card says something about."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def intervention(self) -> str: ...
+
 
 GROUPS = {"target": "target", "neighbours": "neighbours", "generic": "anything else"}
 LICENCE = ("license", "license_name", "license_link")
@@ -42,8 +59,8 @@ Settings: `{settings}`
 
 {report}{evaluation}## What this does and does not do
 
-{effect} Filters at the
-system level complement an erasure and do not replace it, nor it them.
+{intervention}
+Filters at the system level complement an erasure and do not replace it, nor it them.
 
 Not assessed here: prompts that describe the concept without naming it, optimised attack prompts, other languages,
 other samplers, fine-tuning afterwards, downstream harm.{advice}
@@ -53,11 +70,16 @@ other samplers, fine-tuning afterwards, downstream harm.{advice}
 {licence}
 """
 
-WEIGHTS = """It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
+INTERVENTION = {
+    "weights": """\
+It changes weights so that prompts which name the concept lead elsewhere: that *suppresses* outputs. Whether the
 information is *removed* from the weights is a different question, which needs different evidence (relearning,
-inversion, comparison with a model retrained without the concept). Nothing in this file claims it."""
-HOOKS = """It changes no weight: it acts while pictures are drawn, which *suppresses* outputs. Nothing is *removed*. Whoever takes
-it off, or loads the base model without it, has the concept back."""
+inversion, comparison with a model retrained without the concept). Nothing in this file claims it.""",
+    "adapter": """\
+There are no weight changes: it acts while pictures are drawn, so that prompts which name the concept lead elsewhere.
+That *suppresses* outputs. Nothing is *removed*: the model holds the concept as before, and whoever takes the erasure
+off has the base model.""",
+}
 
 
 def card(erasure: Erasure) -> str:
@@ -73,8 +95,8 @@ def card(erasure: Erasure) -> str:
         concepts=markdown(", ".join(concept["name"] for concept in config["concepts"]), limit=LONGEST),
         facts="\n".join(f"| {key} | {markdown(value, limit=LONGEST)} |" for key, value in facts(erasure).items()),
         settings=_code(json.dumps(config["settings"], ensure_ascii=False)),
+        intervention=INTERVENTION[erasure.intervention],
         report=_report(config.get("report") or {}),
-        effect=HOOKS if erasure.intervention == "adapter" else WEIGHTS,
         evaluation=_evaluation(config.get("evaluation") or []),
         advice="" if evaluated else " Run `erasure evaluate` and publish its table with the model.",
         licence=_licence(licence, base),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from erasure.artifact.base import Erasure, exact
+from erasure.artifact.gated import GatedErasure
+from erasure.artifact.lora import LoraErasure
 from erasure.artifact.operator import OperatorErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
@@ -33,18 +36,23 @@ def export_lora(
 ) -> Path:
     """Write an erasure as a LoRA.
 
+    Operators and LoRAs are written exactly. A gated adapter loses its gate, so that it acts on every prompt: a warning
+    says so, and the file's metadata (``"gate": "left out"``).
+
     Args:
         edit: the erasure.
         pipe: its base model: up matrices are made of the base's weights. Erasures on it are looked through.
-        path: ``diffusers``: a folder for ``pipe.load_lora_weights(folder)``. ``kohya``: a file for A1111, ComfyUI and
-            their relatives, U-Nets only; diffusers loads it too.
+        path: ``diffusers``: a folder for ``pipe.load_lora_weights(folder)``; a second denoiser's (Wan 2.2) is in
+            ``folder/transformer_2``, for ``load_lora_weights(..., load_into_transformer_2=True)``. ``kohya``: a file
+            for A1111, ComfyUI and their relatives, U-Nets only; diffusers loads it too.
         layout: whose names the tensors get.
         rank: cut every layer to this rank. Only for weight differences whose own rank is too high for a LoRA; what was
             lost is in the file's metadata as ``relative_error``.
 
     Raises:
-        ValueError: the erasure is not this pipeline's, changes what no LoRA can (biases, norms), or its rank is so high
-            that a LoRA would be larger than the difference itself, and no ``rank`` was given.
+        ValueError: the erasure is not this pipeline's, is no change of its denoiser, changes what no LoRA can (biases,
+            norms), or its rank is so high that a LoRA would be larger than the difference itself, and no ``rank`` was
+            given.
     """
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
@@ -54,28 +62,56 @@ def export_lora(
         raise ValueError(f"kohya's names are for U-Nets; this is {backbone.architecture}; use layout='diffusers'")
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more; got {rank}; leave it out for an exact LoRA")
-    if rank is not None and isinstance(edit, OperatorErasure):
+    refuse_elsewhere(edit, backbone)
+    exact_rank = isinstance(edit, OperatorErasure | LoraErasure | GatedErasure)
+    if rank is not None and exact_rank:
         raise ValueError(f"{edit.name!r} is a LoRA of its own rank, exactly; got rank={rank}; leave it out")
+    error = 0.0
     if isinstance(edit, OperatorErasure):
-        pairs, error = _of_operator(edit, backbone), 0.0
+        pairs = _of_operator(edit, backbone)
+    elif isinstance(edit, LoraErasure | GatedErasure):
+        pairs = _of_factors(edit)
     else:
         pairs, error = _of_delta(edit, backbone, rank)
-    named = {
-        name: tensor
-        for module, (up, down) in pairs.items()
-        for name, tensor in _names(module, up, down, layout, backbone.denoiser_name).items()
-    }
+    gate = {"gate": "left out"} if isinstance(edit, GatedErasure) else {}
+    if gate:
+        warnings.warn(
+            f"{edit.name!r} acts as far as the prompt resembles the concept, and a LoRA cannot: the file acts on every "
+            "prompt; what was measured with the gate does not hold for it",
+            stacklevel=2,
+        )
     facts = {
         "name": edit.name,
         "method": edit.config["method"],
         "base": edit.config["base"]["name"],
         "concepts": [concept["name"] for concept in edit.config["concepts"]],
         "relative_error": error,
+        **gate,
     }
-    file = Path(path) / DIFFUSERS_FILE if layout == "diffusers" else Path(path)
     metadata = {"format": "pt", "erasure": json.dumps(facts, ensure_ascii=False)}
-    write_atomically(file, save({name: tensor.contiguous() for name, tensor in named.items()}, metadata=metadata))
-    return file
+    files: dict[Path, dict[str, Tensor]] = {}
+    for module, (up, down) in pairs.items():
+        part, colon, own = module.rpartition(":")
+        folder = Path(path) / part if colon else Path(path)
+        file = folder / DIFFUSERS_FILE if layout == "diffusers" else folder
+        files.setdefault(file, {}).update(_names(own, up, down, layout, backbone.denoiser_name))
+    for file, named in files.items():
+        write_atomically(file, save({name: tensor.contiguous() for name, tensor in named.items()}, metadata=metadata))
+    return next(iter(files))
+
+
+def refuse_elsewhere(edit: Erasure, backbone: Backbone) -> None:
+    """Refuse erasures that are no change of a denoiser: of a text encoder, or of what happens while it draws."""
+    sites = edit.sites if isinstance(edit, GatedErasure) else edit.parameter_names
+    if not sites:
+        raise ValueError(f"{edit.name!r} is a {edit.kind}, which changes no layer; a file of weights cannot hold it")
+    elsewhere = (site for site in sites if ":" in site and site.partition(":")[0] not in backbone.denoisers)
+    if other := next(elsewhere, None):
+        part = other.partition(":")[0]
+        raise ValueError(
+            f"{edit.name!r} changes the {part} ({other}), and a LoRA here is one of the denoiser; apply it and save "
+            f"that module instead: pipe.{part}.save_pretrained(folder)"
+        )
 
 
 def base_weights(backbone: Backbone) -> dict[str, Tensor]:
@@ -97,9 +133,28 @@ def _of_operator(edit: OperatorErasure, backbone: Backbone) -> dict[str, tuple[T
     return pairs
 
 
+def _of_factors(edit: LoraErasure | GatedErasure) -> dict[str, tuple[Tensor, Tensor]]:
+    """``B`` and ``A`` of every layer, filled up to one rank: readers tell it, and the scale, from one layer."""
+    sites = edit.sites if isinstance(edit, GatedErasure) else edit.config.sites or ()
+    ups, downs = ({site: edit.tensors[f"{site}.lora_{k}"].float() for site in sites} for k in "BA")
+    n = max(len(down) for down in downs.values())
+    pairs = {}
+    for site in sites:
+        up, down = ups[site], downs[site]
+        more = n - len(down)
+        up = torch.cat([up, up.new_zeros(len(up), more, *up.shape[2:])], dim=1)
+        pairs[site] = up, torch.cat([down, down.new_zeros(more, *down.shape[1:])])
+    return pairs
+
+
 def _of_delta(edit: Erasure, backbone: Backbone, rank: int | None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """Factors of every changed layer by SVD, all of one rank, and the relative error of the whole."""
-    layers = {name: m for name, m in backbone.denoiser.named_modules() if _takes_lora(m)}
+    layers = {
+        backbone.qualified(part, name)
+        for part, denoiser in backbone.denoiser_parts.items()
+        for name, module in denoiser.named_modules()
+        if _takes_lora(module)
+    }
     flat, lost, whole = {}, 0.0, 0.0
     for name, delta in edit.tensors.items():
         module, _, kind = name.rpartition(".")

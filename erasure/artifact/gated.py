@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
 from erasure.artifact.hooks import Factors, Handles, low_rank
+from erasure.artifact.lora import paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 from erasure.backbone.listen import named_arguments
@@ -49,7 +50,10 @@ class GatedErasure(HookErasure):
         return handles
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        found = []
+        gate = tuple(self.tensors["gate.concept"].shape[1:]), tuple(self.tensors["gate.empty"].shape)
+        width = backbone.width()
+        fits = gate[0] == gate[1] and gate[1][-1:] == (width,)
+        found = [] if fits else [f"its gate is of text of shape {gate[1]}, the model's is of width {width}"]
         for site in self.sites:
             try:
                 shape = layer_at(backbone, site).weight.shape
@@ -62,14 +66,11 @@ class GatedErasure(HookErasure):
         return found
 
     def check_tensors(self) -> None:
-        wanted = {f"{site}.{key}" for site in self.sites for key in ("lora_A", "lora_B")} | {
-            "gate.concept",
-            "gate.empty",
-        }
-        shapes = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        gate = shapes.get("gate.concept", ()), shapes.get("gate.empty", ())
-        whole = len(gate[0]) == 3 and gate[0][1:] == gate[1]
-        if not self.sites or set(shapes) != wanted or not whole or self.system:
+        gate = {name: self.tensors[name] for name in ("gate.concept", "gate.empty") if name in self.tensors}
+        factors = {name: tensor for name, tensor in self.tensors.items() if name not in gate}
+        shapes = [tuple(tensor.shape) for tensor in gate.values()]
+        whole = len(shapes) == 2 and len(shapes[0]) == 3 and shapes[0][1:] == shapes[1] and 0 not in shapes[0]
+        if not paired(factors, self.sites) or not whole or self.system:
             raise ValueError(
                 "a gated erasure holds lora_A and lora_B of its sites and its gate; got others; get it again"
             )
@@ -100,6 +101,8 @@ class Gate:
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:
         """``m`` of one prompt's embeddings ``(length, d)``, a scalar in [0, 1]."""
+        if not row.any():  # what SDXL's guidance has in the place of the empty prompt
+            return row.new_zeros((), dtype=torch.float32)
         empty, concept = self.empty.to(row.device), self.concept.to(row.device)
         length = min(len(row), len(empty))
         prompt = (row[:length].float() - empty[:length]).flatten()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.artifact.base import Erasure, WeightErasure
+from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
 from erasure.io import shown
@@ -71,8 +72,9 @@ class OperatorErasure(WeightErasure):
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         site = name.removesuffix(".weight")
-        stop, width = self.columns(site).stop, len(self.factors(site)[0])
-        return len(shape) == 2 and (width == shape[1] if stop is None else stop <= shape[1])
+        u, v = self.factors(site)
+        stop, paired = self.columns(site).stop, u.dim() == 2 and u.shape == v.shape
+        return paired and len(shape) == 2 and (len(u) == shape[1] if stop is None else stop <= shape[1])
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a map of the text, so yes, where the layers that read the text are known to be the same."""
@@ -125,7 +127,7 @@ class OperatorErasure(WeightErasure):
             u2, v2 = (other.tensors[f"{space}.{factor}"].double() for factor in ("u", "v"))
             tensors[f"{space}.u"] = torch.cat([u1, u2 + u1 @ (v1.T @ u2)], dim=1).float()
             tensors[f"{space}.v"] = torch.cat([v1, v2], dim=1).float()
-        return OperatorErasure(f"{self.name}+{other.name}", self._composed_config(other), tensors)
+        return OperatorErasure(f"{self.name}+{other.name}", Config.of(self._composed_config(other)), tensors)
 
     def check_tensors(self) -> None:
         spaces = self.config.spaces

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import threading
 import weakref
@@ -50,6 +51,10 @@ class Layer:
 
     erasure: Any
     scale: float
+    place: int = dataclasses.field(default=0, compare=False)  # in the order of all that was ever applied
+
+
+_places = itertools.count(1)
 
 
 class Part:
@@ -98,7 +103,8 @@ class Stack:
     @property
     def layers(self) -> dict[str, Layer]:
         """Every erasure on the pipeline by name, in the order in which they were applied."""
-        return {name: layer for part in self.parts.values() for name, layer in part.layers.items()}
+        found = {name: layer for part in self.parts.values() for name, layer in part.layers.items()}
+        return dict(sorted(found.items(), key=lambda entry: entry[1].place))
 
     @property
     def originals(self) -> dict[str, Tensor]:
@@ -138,6 +144,7 @@ class Stack:
         """
         for layer in layers.values():
             check_scale(layer.scale)
+        layers = {name: dataclasses.replace(layer, place=next(_places)) for name, layer in layers.items()}
         with self.locked():
             for layer in layers.values():
                 if absent := {part for part, _ in map(self._split, layer.erasure.parameter_names)} - set(self.parts):

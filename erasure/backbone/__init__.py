@@ -77,8 +77,8 @@ def backbone_of(pipe: Any) -> Any:
             return backbone_class(DENOISERS[kind.__name__])(pipe)
         if kind.__name__ in REFUSED:
             raise ValueError(
-                f"{type(pipe).__name__} is not supported: {REFUSED[kind.__name__]}; see docs/architectures.md for those "
-                "that are"
+                f"{type(pipe).__name__} is not supported: {REFUSED[kind.__name__]}; see docs/architectures.md for "
+                "those that are"
             )
     if unet is not None:
         return backbone_class(DENOISERS["UNet2DConditionModel"])(pipe)

@@ -181,7 +181,7 @@ class Backbone(Driven):
         }
 
     def other_readers(self) -> dict[str, int]:
-        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): name to how many layers."""
+        """Other modules of the pipeline that read the text as the denoiser does (ControlNets): how many layers each."""
         others = {n: m for n, m in vars(self.pipe).items() if isinstance(m, nn.Module) and n not in self.components}
         layers = {name: len(self.sites_of(module, "hidden")) for name, module in others.items()}
         return {name: count for name, count in layers.items() if count}
@@ -199,7 +199,8 @@ class Backbone(Driven):
 
         ``cross_attention`` every layer of the attentions that read the text; ``cross_attention_kv`` the layers that
         receive it; ``not_cross_attention`` the rest; ``attention`` every attention; ``blocks`` every layer of the
-        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text encoders. Norms are never chosen.
+        transformer blocks; ``all`` every linear and convolution of the denoisers; ``text_encoder`` those of the text
+        encoders. Norms are never chosen.
 
         Raises:
             ValueError: unknown selector, or nothing to train under it.
@@ -311,7 +312,7 @@ class Backbone(Driven):
     # --- what the encoders can read -----------------------------------------------------------------------------------
 
     def tokenizers(self) -> dict[str, tuple[Any, int]]:
-        """Tokenizers that read a prompt by their names on the pipeline, and how many tokens the encoder of each takes."""
+        """Tokenizers that read a prompt, by their names on the pipeline, and how many tokens each encoder takes."""
         return {"tokenizer": (self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)}
 
     def check_lengths(self, prompts: Sequence[str]) -> None:
@@ -355,7 +356,7 @@ class Backbone(Driven):
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Clean latents ``(n, *latent_shape)`` float32: means of the autoencoder's posterior, at the model's own size."""
+        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the posterior."""
         vae = self.autoencoder
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
         parts = []
@@ -367,7 +368,9 @@ class Backbone(Driven):
             ]
             x = torch.from_numpy(np.stack([np.asarray(im) for im in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
             encoded = vae.encode(x.to(vae.device, vae.dtype))
-            mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent  # Sana's has no spread
+            mean = (
+                encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+            )  # Sana's has no spread
             shift = getattr(vae.config, "shift_factor", None) or 0.0
             parts.append(((mean - shift) * vae.config.scaling_factor).float())
         return torch.cat(parts)
@@ -392,8 +395,8 @@ class Backbone(Driven):
         vae = getattr(self.pipe, "vae", None)
         if vae is None or len(self.latent_shape) != 3 or not hasattr(vae.config, "scaling_factor"):
             raise ValueError(
-                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put through "
-                "the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
+                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put "
+                "through the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
             )
         return vae
 

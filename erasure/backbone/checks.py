@@ -57,8 +57,8 @@ def _refuse_module(part: str, module: Any) -> None:
             )
         if own := own_projections(child):
             raise ValueError(
-                f"{part}.{name} uses keys and values of its attention processor ({own}), so its own are not read and an "
-                "edit of them would do nothing; put the default processors back (set_default_attn_processor()) first"
+                f"{part}.{name} uses keys and values of its attention processor ({own}), so its own are not read and "
+                "an edit of them would do nothing; put the default processors back (set_default_attn_processor()) first"
             )
         if hasattr(child, "base_layer"):
             raise ValueError(

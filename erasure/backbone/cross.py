@@ -16,7 +16,7 @@ MASKED_TEXT = {"encoder_hidden_states": "hidden", "encoder_attention_mask": "mas
 
 
 class PixArtBackbone(TransformerBackbone):
-    """PixArt-alpha and PixArt-Sigma: T5 tokens through ``linear, GELU, linear``; the prediction holds a variance too."""
+    """PixArt-alpha and PixArt-Sigma: T5 through ``linear, GELU, linear``; the prediction holds a variance as well."""
 
     architecture = "pixart"
     pipelines = "PixArt-alpha / Sigma"
@@ -112,7 +112,7 @@ class CogView4Backbone(TransformerBackbone):
 
 
 class LTXBackbone(TransformerBackbone):
-    """LTX-Video: T5 tokens through ``linear, GELU, linear``; latents are packed. One step is too few for its scheduler."""
+    """LTX-Video: T5 through ``linear, GELU, linear``; latents are packed. Its scheduler cannot take a single step."""
 
     architecture = "ltx"
     pipelines = "LTX-Video"

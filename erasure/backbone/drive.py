@@ -42,7 +42,7 @@ class Driven(abc.ABC):
         text_arguments: denoiser argument to the part of :class:`Text` it receives.
         prompt_arguments: argument of the pipeline's call to the part of :class:`Text` it takes.
         guidance: ``cfg`` two predictions; ``embedded`` a number given to the denoiser; ``none`` a distilled model.
-        guidance_calls: whether classifier-free guidance calls the denoiser twice a step, instead of with a double batch.
+        guidance_calls: whether classifier-free guidance calls the denoiser twice a step, not with a double batch.
         guidance_argument, no_guidance: the pipeline's argument for it, and its value that switches it off.
         call: further arguments of the pipeline's call.
         null_prompt: what the pipeline's guidance compares with, where it has to be given; None where the pipeline adds
@@ -198,8 +198,9 @@ class Driven(abc.ABC):
             )[0]
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a pipeline "
-                "that draws from a prompt: unload what wants more (an IP-Adapter), or use the text-to-image pipeline"
+                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a "
+                "pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
+                "text-to-image pipeline"
             ) from error
 
     def call_latents(self, noise: Tensor) -> Tensor:

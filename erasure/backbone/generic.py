@@ -55,17 +55,19 @@ class TransformerBackbone(Backbone):
     # --- encoding ---------------------------------------------------------------------------------------------------
 
     def _encode(self, prompts: list[str], *, padded: bool) -> Conditioning:
-        """As the pipeline's ``encode_prompt``; every prompt's words, and the tail behind them, are found by their ids."""
+        """As the pipeline's ``encode_prompt``; every prompt's words, and the tail behind them, are found by ids."""
         return in_batches(self._batch, prompts, self.batch_size)
 
     def _batch(self, prompts: list[str]) -> Conditioning:
         parts, ids, lengths = self._spoken(prompts)
         empty = self._empty_ids
         written = [row[length[0] : length[1]].tolist() for row, length in zip(ids, lengths, strict=True)]
-        found = [words_between(row, empty) if row != empty else (self._place, self._place) for row in written]
+        place, tail = self._place
+        found = [words_between(row, empty) if row != empty else (place, place) for row in written]
         hidden, mask = parts["hidden"], parts.get("mask")
         offset = [self.row_of(length[0], ids.shape[1], hidden.shape[1]) for length in lengths]
-        self._refuse_cut(prompts, found, [hidden.shape[1] - o for o in offset])
+        whole = [row[-tail:] == empty[-tail:] if tail else len(row) < ids.shape[1] for row in written]
+        self._refuse_cut(prompts, found, whole, [hidden.shape[1] - o for o in offset])
         starts = tuple(max(a + o, 0) for (a, _), o in zip(found, offset, strict=True))
         ends = tuple(b + o for (_, b), o in zip(found, offset, strict=True))
         stops = self.stops(hidden, mask)
@@ -118,10 +120,12 @@ class TransformerBackbone(Backbone):
         return ids[0, start:stop].tolist()
 
     @functools.cached_property
-    def _place(self) -> int:
-        """Where words would stand in the ids of the empty prompt."""
+    def _place(self) -> tuple[int, int]:
+        """Where words would stand in the ids of the empty prompt, and how many tokens of a template stand behind."""
         _, ids, ((start, stop),) = self._spoken(["a"])
-        return words_between(ids[0, start:stop].tolist(), self._empty_ids)[0]
+        row = ids[0, start:stop].tolist()
+        before, end = words_between(row, self._empty_ids)
+        return before, len(row) - end
 
     def tokenizers(self) -> dict[str, tuple[Any, int]]:
         return {"tokenizer": (self.words, self.max_sequence_length)}
@@ -133,15 +137,25 @@ class TransformerBackbone(Backbone):
             self.encode(near)
 
     def _word_counts(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt alone, without template, start or end."""
+        """Tokens of each prompt alone, without template, start or end; behind a space, if that makes fewer."""
         texts = [prompt.strip().lower() if self.lowercases else prompt for prompt in prompts]
-        return [len(self.words.tokenize(text)) for text in texts]
+        return [min(len(self.words.tokenize(text)), len(self.words.tokenize(f" {text}"))) for text in texts]
 
-    def _refuse_cut(self, prompts: Sequence[str], found: Sequence[tuple[int, int]], stops: Sequence[int]) -> None:
-        """Raise for prompts of which the pipeline cut words away: before the encoder, or behind it, at a stop."""
+    def _refuse_cut(
+        self,
+        prompts: Sequence[str],
+        found: Sequence[tuple[int, int]],
+        whole: Sequence[bool],
+        stops: Sequence[int],
+    ) -> None:
+        """Raise for prompts of which the pipeline cut words away: before the encoder, or behind it, at a stop.
+
+        Args:
+            whole: whether what stands behind the words is there; where nothing does, whether there was room left.
+        """
         plain = self._word_counts(prompts)
-        rows = zip(prompts, plain, found, stops, strict=True)
-        cut = [p for p, n, (a, b), stop in rows if b - a + 1 < n or b > stop]  # a border may join two tokens
+        rows = zip(prompts, plain, found, whole, stops, strict=True)
+        cut = [p for p, n, (a, b), kept, stop in rows if (not kept and b - a + 1 < n) or b > stop]
         if cut:
             counts = [n + len(self._empty_ids) for p, n in zip(prompts, plain, strict=True) if p in cut]
             refuse_long(cut, counts, length=min(counts) - 1, name="tokenizer")

@@ -15,7 +15,7 @@ from erasure.backbone.unet import pooled_site
 
 
 class KolorsBackbone(TransformerBackbone):
-    """Kolors: tokens of ChatGLM's last but one layer enter by ``encoder_hid_proj``, its last token beside the timestep."""
+    """Kolors: ChatGLM's last but one layer enters by ``encoder_hid_proj``, its last token beside the timestep."""
 
     architecture = "kolors"
     pipelines = "Kolors"

@@ -1,8 +1,8 @@
 """Listening to a pipeline: the calls of its denoisers, and the linear layers that receive the text.
 
 What a pipeline gives its denoiser (scaled latents, shifted timesteps, sizes, position ids, masks, guidance embeddings)
-differs between architectures, schedulers and versions. It is recorded here from the pipeline's own call, so that what is
-trained and measured is what the pipeline draws with.
+differs between architectures, schedulers and versions. It is recorded here from the pipeline's own call, so that what
+is trained and measured is what the pipeline draws with.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Segment:
         hidden: ``(n, length, d)`` token embeddings.
         ids: ``(n, length)`` token ids, padded.
         starts, ends: for each prompt, the positions of its first word piece and of the first token behind the words.
-        stops: for each prompt, the position behind the last token the denoiser reads; the length where there is no mask.
+        stops: for each prompt, the position behind the last token the denoiser reads; the length without a mask.
     """
 
     hidden: Tensor

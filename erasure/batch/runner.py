@@ -17,7 +17,7 @@ from erasure.artifact import Erasure
 from erasure.batch.recipe import Cell, Recipe
 from erasure.io import parse_json, printable, read_bytes, write_json
 from erasure.methods import method_class
-from erasure.runtime import load_base
+from erasure.opening import load_base
 from erasure.terminal import PlainTable, say
 
 RESULT = "result.json"

@@ -20,7 +20,7 @@ Limit = Annotated[int | None, typer.Option(help="At most so many prompts per gro
 
 def open_base(base: str, device: str | None, dtype: str | None = None) -> Any:
     """The base pipeline, with a word of what is going on."""
-    from erasure.runtime import load_base
+    from erasure.opening import load_base
 
     with console.status(rich_text(f"loading {base}")):
         return load_base(base, device=device, dtype=dtype)

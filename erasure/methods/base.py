@@ -19,7 +19,7 @@ from erasure.artifact.config import Config
 from erasure.backbone import Backbone, architectures
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article
-from erasure.io import NAME, folder_name
+from erasure.io import NAME, fault_of, folder_name, shown
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -98,8 +98,8 @@ class Method(abc.ABC):
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{cls.key}: {first['loc'][0]}: {first['msg']}; got {first['input']!r}") from None
+            given = shown(error.errors()[0]["input"])
+            raise ValueError(f"{cls.key}: {fault_of(error)}; got {given}") from None
 
     @property
     def needs_keep(self) -> bool:

@@ -85,13 +85,13 @@ class FineTune(Method):
             )
         if len(backbone.read_at()) > 1:
             raise ValueError(
-                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the one "
-                "you draw with"
+                f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the "
+                "one you draw with"
             )
         if backbone.guidance == "none":
             raise ValueError(
-                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled to "
-                "need only the one; fine-tune its undistilled sibling and apply the erasure here with "
+                f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "
+                "to need only the one; fine-tune its undistilled sibling and apply the erasure here with "
                 "allow='same-text-encoder', or use a closed form such as uce"
             )
         backbone.template(backbone.encode([""]).text)  # refuses pipelines that need more than text

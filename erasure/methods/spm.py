@@ -43,8 +43,8 @@ class SPM(FineTune):
         | e_s(x_t, t, c) - [ e(x_t, t) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
             + anchoring * mean_a | e_s(x_t, t, a) - e(x_t, t, a) |^2
 
-    with c the concept, a random text embeddings, e the base (the adapter switched off) and e_s with the adapter on. When
-    pictures are drawn the adapter acts as far as the prompt resembles the concept
+    with c the concept, a random text embeddings, e the base (the adapter switched off) and e_s with the adapter on.
+    When pictures are drawn the adapter acts as far as the prompt resembles the concept
     (:class:`~erasure.artifact.gated.GatedErasure`). No weight changes; whoever takes the adapter off has the base.
 
     An anchor is drawn from a normal distribution, scaled to the concept's norm times 0.8 to 1.2, and taken with

@@ -76,6 +76,7 @@ class Weights(Student):
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
     ) -> Erasure:
         deltas = {key: (weight - originals[key].to(weight.dtype)).cpu() for key, weight in result.items()}
+        deltas = {key: delta for key, delta in deltas.items() if delta.any()} or deltas  # no gradient reached others
         moved = {"relative_change": check_moved(deltas, dict(originals))}
         return DeltaErasure(name, config.with_facts(sites=list(deltas), report={**config.report, **moved}), deltas)
 

@@ -77,15 +77,7 @@ class UCE(ClosedForm):
         if concept.kind == "style" and not concept.anchor and self.style_anchor:
             concept = dataclasses.replace(concept, anchor=self.style_anchor)
         pairs = super().prompt_pairs(concept)
-        if self.expand_prompts:
-            phrases = concept.phrases if self.synonyms else (concept.name,)
-            templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
-            pairs += [
-                (template.format(phrase), template.format(concept.anchor).strip())
-                for template in templates
-                for phrase in phrases
-            ]
-        return pairs
+        return [*pairs, *sentences(concept, synonyms=self.synonyms)] if self.expand_prompts else pairs
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         keep = ["", *keep] if self.retain_empty else keep
@@ -121,3 +113,10 @@ class UCE(ClosedForm):
         report = {"relative_change": check_moved(deltas, parameters)}
         config = config.with_facts(spaces=None, system=None, sites=list(deltas), report=report)
         return DeltaErasure(self.name_for(request), config, deltas)
+
+
+def sentences(concept: Concept, *, synonyms: bool) -> list[tuple[str, str]]:
+    """The concept inside five sentences, and its anchor inside the same."""
+    phrases = concept.phrases if synonyms else (concept.name,)
+    templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
+    return [(template.format(p), template.format(concept.anchor).strip()) for template in templates for p in phrases]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.io import write_atomically
+from erasure.io import sha256, write_atomically
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -51,7 +50,7 @@ class Checkpoint:
         Raises:
             ValueError: a file there is truncated, altered, of another run or of another version.
         """
-        found = cls(Path(folder), hashlib.sha256(key.encode()).hexdigest())
+        found = cls(Path(folder), sha256(key))
         if found.folder.exists() and not found.folder.is_dir():
             raise ValueError(f"a checkpoint is a folder; {found.folder} is a file; give another path")
         for path in found.folder.glob("training-*.safetensors"):
@@ -176,8 +175,11 @@ def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _content(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a state: its JSON, and every tensor with name, dtype and shape."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield text.encode()
+        for name, tensor in sorted(tensors.items()):
+            yield f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+    return sha256(pieces())

@@ -182,14 +182,10 @@ class Context:
 
     def too_long(self, prompts: Sequence[str]) -> dict[str, str]:
         """The prompts that the base's text encoder would cut, with the reason; none where that is not known."""
-        known = self.memory.setdefault("too long", {})
-        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]:
-            try:
-                found = too_long(self.pipe, new)
-            except ValueError:
-                found = {}
-            known |= {prompt: found.get(prompt) for prompt in new}
-        return {prompt: known[prompt] for prompt in prompts if known[prompt]}
+        try:
+            return too_long(self.pipe, prompts)
+        except ValueError:
+            return {}
 
     def _in_weights(self, model: Model) -> bool:
         """Whether the weights that are hashed say all about a model: what works beside them has no key to cache by."""

@@ -1,0 +1,217 @@
+"""Safe Latent Diffusion against a loop of its equations: guidance changes, weights do not."""
+
+import copy
+import threading
+
+import diffusers
+import pytest
+import torch
+
+from erasure import Erasure
+from erasure.backbone import backbone_of
+from tests.reference import sld as reference
+from tests.tiny import identical, make, tiny, weights
+from tests.tiny_cross import tiny_cross
+from tests.tiny_joint import tiny_joint
+
+# on random models predictions differ little, so the threshold is wide and the strength moderate: m is no constant
+SETTINGS = {"warmup": 1, "strength": 20.0, "threshold": 0.02, "momentum_scale": 0.5, "momentum": 0.6}
+GUIDED = ["sd1", "sd2", "sdxl", "sd3"]
+
+
+def noise_for(pipe, n=1, seed=0):
+    return torch.randn(n, *backbone_of(pipe).latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def guided_by(pipe, prompts, noise, **settings):
+    """Latents the pipeline draws, and the predictions its scheduler was given."""
+    seen, step = [], pipe.scheduler.step
+
+    def listen(output, *args, **kwargs):
+        seen.append(output.clone())
+        return step(output, *args, **kwargs)
+
+    pipe.scheduler.step = listen
+    try:
+        latents = pipe(prompts, latents=noise, output_type="latent", **settings).images
+    finally:
+        del pipe.scheduler.step
+    return latents, seen
+
+
+def predictor(architecture, pipe, prompt, concept):
+    """The denoiser for the prompt, without one, and for the concept, each by a call of its own."""
+    if architecture in ("sd1", "sd2"):
+        texts = {"prompt": prompt, "empty": "", "concept": concept}
+        rows = {which: pipe.encode_prompt(text, "cpu", 1, False)[0] for which, text in texts.items()}
+        return lambda which, x, t: pipe.unet(x, t, encoder_hidden_states=rows[which]).sample
+    if architecture == "sdxl":
+        found = {}
+        found["prompt"], found["empty"] = (
+            (hidden, pooled) for hidden, pooled in zip(*_pairs(pipe.encode_prompt(prompt)), strict=True)
+        )
+        hidden, _, pooled, _ = pipe.encode_prompt(concept, do_classifier_free_guidance=False)
+        found["concept"] = hidden, pooled
+        ids = torch.tensor([[16, 16, 0, 0, 16, 16]]).double()
+        return lambda which, x, t: (
+            pipe.unet(x, t, found[which][0], added_cond_kwargs={"text_embeds": found[which][1], "time_ids": ids}).sample
+        )
+    found = {}
+    for which, text in (("prompt", prompt), ("empty", ""), ("concept", concept)):
+        hidden, _, pooled, _ = pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False)
+        found[which] = hidden, pooled
+    return lambda which, x, t: (
+        pipe.transformer(
+            hidden_states=x,
+            timestep=t.expand(1),
+            encoder_hidden_states=found[which][0],
+            pooled_projections=found[which][1],
+        ).sample
+    )
+
+
+def _pairs(encoded):
+    hidden, other, pooled, other_pooled = encoded
+    return (hidden, other), (pooled, other_pooled)
+
+
+@pytest.mark.parametrize("architecture", GUIDED)
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_the_guided_prediction_is_that_of_the_equations(architecture, scale):
+    pipe = tiny(architecture)
+    for module in backbone_of(pipe).components.values():
+        module.double()  # what is left of a difference is not rounding
+    before, noise = weights(pipe), noise_for(pipe).double()
+    draw = {"num_inference_steps": 5, "guidance_scale": 4.0}
+    base, plain = guided_by(pipe, "a cat", noise, **draw)
+    edit = make(pipe, "superhero", "sld", **SETTINGS).apply(pipe, scale)
+    ours, guided = guided_by(pipe, "a cat", noise, **draw)
+    edit.remove(pipe)
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(5)
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    theirs, expected = reference.latents(
+        predictor(architecture, pipe, "a cat", "superhero"),
+        scheduler, x, steps=5, guidance=4.0, scale=scale, **SETTINGS,
+    )  # fmt: skip
+    size = max(step.abs().max().item() for step in expected)
+    for a, b in zip(guided, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(size, 1.0))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+    assert torch.equal(guided[0], plain[0])  # the warm-up
+    assert (guided[1] - plain[1]).abs().max() > 100 * 1e-5 * max(size, 1.0)
+    assert identical(before, weights(pipe)) and torch.equal(guided_by(pipe, "a cat", noise, **draw)[0], base)
+
+
+@pytest.mark.parametrize("architecture", ["flux", "z-image", "qwen-image"])
+def test_where_guidance_has_another_form_it_is_refused_before_any_work(architecture, monkeypatch):
+    pipe = tiny(architecture) if architecture == "flux" else tiny_joint(architecture)
+    monkeypatch.setattr(type(pipe), "encode_prompt", lambda *args, **kwargs: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="sld does not work|has none of that form in one batch; use a closed form"):
+        make(pipe, "superhero", "sld")
+
+
+def test_masked_text_and_variances_are_steered_too():
+    pipe = tiny_cross("pixart-sigma")
+    edit = make(pipe, "superhero", "sld", **{**SETTINGS, "warmup": 0, "threshold": 1.0})
+    assert set(edit.tensors) == {"hidden", "mask"}
+    backbone = backbone_of(pipe)
+    noise = noise_for(pipe)
+    settings = {"num_inference_steps": 1, "guidance_scale": 4.0, "use_resolution_binning": False}
+    _, [plain] = guided_by(pipe, "a cat", noise, **settings)
+    text = backbone.encode(["a cat", "superhero"]).text
+    [step] = backbone.trajectory(text[:1], noise, num_inference_steps=1, guidance_scale=4.0)
+    with torch.no_grad():
+        concept = backbone.predict(step.x, step.t, text[1:])
+    away = step.conditional - concept
+    m = torch.where(away < 1.0, (20 * away.abs()).clamp(max=1), torch.zeros_like(away))
+    gamma = (concept - step.unconditional) * m
+    edit.apply(pipe)
+    _, [steered] = guided_by(pipe, "a cat", noise, **settings)
+    edit.remove(pipe)
+    channels = gamma.shape[1]
+    torch.testing.assert_close(steered[:, :channels], plain[:, :channels] - 4.0 * gamma, rtol=1e-4, atol=1e-5)
+    assert gamma.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["sd1", "sd3"])
+def test_several_prompts_and_no_guidance(architecture):
+    pipe = tiny(architecture)
+    noise, prompts = noise_for(pipe, 2), ["a cat", "a superhero"]
+    unguided = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    base = guided_by(pipe, prompts, noise, **unguided)[0]
+    edit = make(pipe, "superhero", "sld", **SETTINGS).apply(pipe)
+    assert torch.equal(guided_by(pipe, prompts, noise, **unguided)[0], base)  # there is nothing to steer
+    draw = {"num_inference_steps": 3, "guidance_scale": 4.0}
+    together = guided_by(pipe, prompts, noise, **draw)[0]
+    for i, prompt in enumerate(prompts):
+        alone = guided_by(pipe, [prompt], noise[i : i + 1], **draw)[0]
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4 * alone.abs().max().item())
+    edit.remove(pipe)
+
+
+def test_two_threads_that_draw_keep_their_own_momentum():
+    pipe = tiny("sd1")
+    pipes = [pipe, copy.copy(pipe)]
+    pipes[1].scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    edit = make(pipe, "superhero", "sld", **SETTINGS).apply(pipe)
+    prompts, noises = ["a cat", "van gogh"], [noise_for(pipe, seed=seed) for seed in (1, 2)]
+    draw = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "latent"}
+
+    def run(i):
+        found[i] = pipes[i](prompts[i], latents=noises[i], **draw).images
+
+    found: dict[int, torch.Tensor] = {}
+    for i in range(2):
+        run(i)
+    alone = dict(found)
+    for _ in range(3):
+        turns = threading.Barrier(2)
+        # step by step, one beside the other
+        handle = pipe.unet.register_forward_pre_hook(lambda *_, turns=turns: _meet(turns))
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        handle.remove()
+        for i in range(2):
+            torch.testing.assert_close(found[i], alone[i], rtol=1e-5, atol=1e-6)
+    edit.remove(pipe)
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [(None, 1), (None, 3), ("HeunDiscreteScheduler", 3)])
+def test_one_picture_leaves_nothing_for_the_next(scheduler, steps):
+    pipe = tiny("sd1")
+    if scheduler:
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    noise, draw = noise_for(pipe), {"num_inference_steps": steps, "guidance_scale": 4.0}
+    edit = make(pipe, "superhero", "sld", **{**SETTINGS, "warmup": 0}).apply(pipe)
+    first = guided_by(pipe, "a cat", noise, **draw)[0]
+    guided_by(pipe, "van gogh", noise_for(pipe, seed=1), **draw)
+    assert torch.equal(guided_by(pipe, "a cat", noise, **draw)[0], first)
+    edit.remove(pipe)
+    assert not torch.equal(guided_by(pipe, "a cat", noise, **draw)[0], first)
+
+
+def _meet(turns):
+    try:
+        turns.wait(timeout=5)
+    except threading.BrokenBarrierError:
+        pytest.fail("a thread stopped drawing")
+
+
+def test_it_is_saved_with_what_it_steers_by(tmp_path):
+    pipe = tiny("sdxl")
+    noise, draw = noise_for(pipe), {"num_inference_steps": 3, "guidance_scale": 4.0}
+    edit = make(pipe, "superhero", "sld", **SETTINGS)
+    assert set(edit.tensors) == {"hidden", "pooled"} and not edit.parameter_names
+    again = Erasure.from_pretrained(edit.save_pretrained(tmp_path / "sld"))
+    pictures = []
+    for one in (edit, again):
+        one.apply(pipe)
+        pictures.append(guided_by(pipe, "a cat", noise, **draw)[0])
+        one.remove(pipe)
+    assert torch.equal(*pictures)
+    card = again.card()
+    assert "no weight changes" in card and "It changes weights" not in card
