@@ -118,7 +118,7 @@ def facts(erasure: Erasure) -> dict[str, str]:
         "preset": preset if isinstance(preset, str) else ", ".join(preset),
         "kind": f"{erasure.kind} ({size(erasure):,} bytes)",
         "concepts": "; ".join(map(_concept, config["concepts"])),
-        "kept": kept + (f"; and {len(everyday)} everyday nouns" if everyday else ""),
+        "kept": kept + (f"; and {len(everyday)} everyday words" if everyday else ""),
         **({"encoding": encoding} if (encoding := _encoding(config.get("encoding") or {})) else {}),
         "library": f"diffusion-erasure {config['library_version']}",
     }

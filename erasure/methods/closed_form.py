@@ -10,9 +10,10 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
@@ -24,6 +25,7 @@ from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
+from erasure.methods.vocabulary import vocabulary
 
 TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
 CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number
@@ -102,6 +104,9 @@ class ClosedForm(Method):
         keep_span: which tokens of a kept prompt must not change; ``all`` is the safest.
         keep_everyday: keep ninety everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
             tokens does not reach what nobody thought to name.
+        keep_vocabulary: how many words of the tokenizer's own vocabulary to keep beside those
+            (:func:`erasure.methods.vocabulary.vocabulary`), on any base; 0 for none. Raise it where unlisted things
+            suffer, or where the model does not know the everyday nouns.
         corpus: file of a Gram matrix over captions (:class:`erasure.methods.gram.Gram`, ``erasure gram``) that must
             not change either; "" for none. Bring one when erasing many concepts at once: twenty took three quarters of
             the unrelated things of Emoji World with them, and none with a corpus.
@@ -119,6 +124,7 @@ class ClosedForm(Method):
     synonyms: bool = False
     keep_span: TokenSpan = "last_subject"
     keep_everyday: bool = False
+    keep_vocabulary: Annotated[int, Field(ge=0)] = 0
     corpus: str = ""
     corpus_scale: float = 1000.0
     pooled: bool = False
@@ -150,7 +156,7 @@ class ClosedForm(Method):
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Solve and return the operator. Takes as long as encoding the prompts."""
-        everyday = self.everyday(request.concepts)
+        everyday = self.everyday(backbone, request.concepts)
         keep = [*request.keep, *everyday]
         tensors: dict[str, Tensor] = {}
         system: dict[str, Tensor] = {}
@@ -296,10 +302,12 @@ class ClosedForm(Method):
             parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
         return parts
 
-    def everyday(self, concepts: Sequence[Concept]) -> list[str]:
-        """The everyday nouns that are kept: those that name no target."""
+    def everyday(self, backbone: Backbone, concepts: Sequence[Concept]) -> list[str]:
+        """What is kept for everything else: the everyday nouns that name no target, and words of the vocabulary."""
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
-        return [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
+        nouns = [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
+        words = vocabulary(backbone, concepts, self.keep_vocabulary) if self.keep_vocabulary else []
+        return list(dict.fromkeys([*nouns, *words]))
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""

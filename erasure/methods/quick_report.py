@@ -104,7 +104,7 @@ def _warn(report: Mapping[str, Any]) -> None:
     target = report["target"]["moved"]
     for group, advice in (
         ("neighbours", "name more of them in the keep list"),
-        ("generic", "set keep_everyday or a corpus"),
+        ("generic", "set keep_everyday, keep_vocabulary or a corpus"),
     ):
         if group in report and report[group]["moved"] >= 0.5 * target:
             warnings.warn(

@@ -149,7 +149,7 @@ class SPEED(ClosedForm):
             warn_left_out([text for text in texts if text not in fitting])
 
     def facts(self, backbone: Backbone, request: Request) -> dict[str, Any]:
-        texts = self.texts(backbone, [*request.keep, *self.everyday(request.concepts)])
+        texts = self.texts(backbone, [*request.keep, *self.everyday(backbone, request.concepts)])
         retained = len(without(texts, request.concepts))
         return {"retained": retained, "named_a_target": len(texts) - retained}
 

@@ -98,7 +98,7 @@ class UCE(ClosedForm):
         """``W' = W + a_e sum (V* - W X_e) X_e^T D^-1``, where ``V*`` is ``W Y_e`` less its projection on ``W X_e``."""
         pairs = [pair for concept in request.concepts for pair in self.pairs(backbone, concept)]
         rows = [(x.cpu().double(), y.cpu().double()) for x, y in self.moved_rows(backbone, pairs, "hidden")]
-        kept = self.kept(backbone, [*request.keep, *self.everyday(request.concepts)], "hidden")
+        kept = self.kept(backbone, [*request.keep, *self.everyday(backbone, request.concepts)], "hidden")
         factor, _ = cholesky(normal_matrix(joined(rows)[0], kept, self.lamb, self.erase_scale))
         deltas = {}
         for name, site in self.sites(backbone, "hidden").items():

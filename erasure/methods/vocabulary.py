@@ -1,0 +1,72 @@
+"""Everything else, from the model itself: words of its tokenizer's vocabulary, for whatever base it is.
+
+An edit of padding tokens reaches every prompt, so something has to stand for all that nobody named. A fixed list fits
+one model better than another (21 of ninety everyday nouns are in Emoji World's vocabulary); every model has a
+vocabulary, and an embedding for each word of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbone import Backbone
+from erasure.concept import Concept, naming
+
+SHORTEST = 3  # letters of a word
+TYPICAL = (0.5, 2.0)  # embedding norms, in units of their median: pieces that no text trained keep what they began with
+NEAR = 0.01  # share of the words nearest to targets and anchors that is left out
+
+
+def words_of(pieces: dict[str, int]) -> dict[str, int]:
+    """The whole words of a vocabulary by their ids, in the order of these, which is that of frequency in most.
+
+    A word is lower-case ASCII letters with its tokenizer's mark: ``</w>`` behind it (CLIP), ``▁`` (SentencePiece) or
+    ``Ġ`` (byte-level) in front of it.
+    """
+    found: dict[str, int] = {}
+    for piece, token in sorted(pieces.items(), key=lambda item: item[1]):
+        word = piece.removesuffix("</w>") if piece.endswith("</w>") else piece[1:] if piece[:1] in ("▁", "Ġ") else ""
+        if len(word) >= SHORTEST and word.isascii() and word.isalpha() and word.islower():
+            found.setdefault(word, token)
+    return found
+
+
+@torch.no_grad()
+def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[str]:
+    """``n`` words of the vocabulary of a model's first tokenizer, at all distances from targets and anchors.
+
+    Words that name a target or stand in one, and those whose embeddings lie nearest to targets and anchors, are left
+    out: kept, they would hold on to it. So are pieces that were never trained as words, by their norms. Of the others
+    every k-th is taken in the order of distance. The same model and request give the same words.
+
+    Raises:
+        ValueError: the tokenizer has no words in its vocabulary.
+    """
+    concepts = list(concepts)
+    name, (tokenizer, _) = next(iter(backbone.tokenizers().items()))
+    encoder = backbone.components[name.replace("tokenizer", "text_encoder")]
+    table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    phrases = [phrase for concept in concepts for phrase in concept.phrases]
+    anchors = [concept.anchor for concept in concepts if concept.anchor]
+    ids = tokenizer([*phrases, *anchors], add_special_tokens=False).input_ids
+    own = {token for pieces in ids[: len(phrases)] for token in pieces}
+    words = words_of(tokenizer.get_vocab())
+    named = {*naming(words, phrases)}
+    words = {w: token for w, token in words.items() if w not in named and token not in own and token < len(table)}
+    if not words:
+        raise ValueError(f"the vocabulary of the {name} has no words that could be kept; leave keep_vocabulary at 0")
+    rows = table[torch.tensor(list(words.values()), device=table.device)].float().cpu()
+    near = table[torch.tensor(sorted({t for pieces in ids for t in pieces}), device=table.device)].float().cpu()
+    norms, similar = rows.norm(dim=1), (F.normalize(rows, dim=1) @ F.normalize(near, dim=1).T).max(dim=1).values
+    low, high = (bound * float(norms.median()) for bound in TYPICAL)
+    order = [i for i in similar.argsort(descending=True, stable=True).tolist() if low <= norms[i] <= high]
+    order = order[int(NEAR * len(order)) :]
+    every, count = list(words), min(n, len(order))
+    return [every[order[i * len(order) // count]] for i in range(count)]
+
+
+__all__ = ["vocabulary", "words_of"]
