@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erasure.artifact import Erasure, HookErasure
 from erasure.artifact.hooks import Handles
-from erasure.backbone import Backbone, backbone_of
+from erasure.backbone import Backbone, Space, backbone_of
 from erasure.backbone.listen import named_arguments
 from erasure.backbone.text import Text
 from erasure.methods.base import Method, Reference, Request
@@ -102,16 +102,24 @@ class SafeGuidance(HookErasure):
         parts = backbone.denoiser_parts.values()
         return Handles([module.register_forward_hook(steering, with_kwargs=True) for module in parts])
 
+    def misfits(self, backbone: Backbone) -> list[str]:
+        spaces: dict[str, Space] = {"hidden": "hidden", "pooled": "pooled"}
+        widths = {name: t.shape[-1] for name, t in self.tensors.items() if spaces.get(name) in backbone.spaces}
+        return [
+            f"its {name} text is {found} wide, the model's {wanted}"
+            for name, found in widths.items()
+            if found != (wanted := backbone.width(spaces[name]))
+        ]
+
     def check_tensors(self) -> None:
         settings = self.config.settings
         numbers = ("warmup", "strength", "threshold", "momentum_scale", "momentum")
         whole = isinstance(settings, dict) and all(isinstance(settings.get(n), int | float) for n in numbers)
-        if (
-            set(self.tensors) - {"pooled", "mask"} != {"hidden"}
-            or self.tensors["hidden"].dim() != 3
-            or self.system
-            or not whole
-        ):
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        dims = {"hidden": 3, "pooled": 2, "mask": 2}
+        rows = all(len(shape) == dims.get(name) and shape[0] == 1 and 0 not in shape for name, shape in shapes.items())
+        masked = shapes.get("mask", (1,))[1:] in ((), shapes.get("hidden", ())[1:2])
+        if "hidden" not in shapes or not rows or not masked or not whole or self.system:
             raise ValueError(
                 "safe guidance holds the concept's embeddings and SLD's settings; got others; get it again"
             )
@@ -174,7 +182,9 @@ class Steering:
         """``gamma`` of this step; None during the warm-up."""
         state, s = self.state, self.settings
         t = float(torch.as_tensor(inputs[self.backbone.time_argument]).reshape(-1)[0])
-        if not hasattr(state, "t") or t > state.t or state.nu.shape != null.shape:
+        # second-order schedulers come to every time but the first twice
+        again = hasattr(state, "t") and (t < state.t or (t == state.t and state.step > 1))
+        if not again or state.nu.shape != null.shape:
             state.step, state.nu = 0, torch.zeros_like(null)
         away = prompt - safe
         m = torch.where(away < s["threshold"], (s["strength"] * away.abs()).clamp(max=1), torch.zeros_like(away))

@@ -19,10 +19,16 @@ ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3,
 def an_erasure(pipe, kind, concept="superhero"):
     if kind == "operator":
         return make(pipe, concept, "uce", preset="official-2025", keep=["ninja"])
-    return make(pipe, concept, "esd", preset="official-2025-x", **ESD)
+    if kind == "safe-guidance":
+        return make(pipe, concept, "sld", warmup=0, threshold=1.0)
+    if kind == "gated":
+        return make(pipe, concept, "spm", keep=["ninja"], **ESD)
+    preset = {"preset": "official-2025-x"} if kind == "delta" else {"variant": "x", "adapter": "lora", "rank": 2}
+    return make(pipe, concept, "esd", **preset, **ESD)
 
 
-KINDS = pytest.mark.parametrize("kind", ["operator", "delta"])
+EVERY_KIND = ("operator", "delta", "lora", "gated", "safe-guidance")
+KINDS = pytest.mark.parametrize("kind", ["operator", "delta", "lora"])  # of weights
 
 
 @KINDS

@@ -1,5 +1,6 @@
 """A damaged or forged folder: the same erasure or one ValueError, never anything else."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure import Erasure
 from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS, digest
-from tests.test_artifact import an_erasure, reconfigure, retensor
+from tests.test_artifact import EVERY_KIND, an_erasure, reconfigure, retensor
 from tests.tiny import identical, tiny_pipeline
 
 REFUSED = (ValueError, FileNotFoundError)
@@ -22,8 +23,8 @@ REFUSED = (ValueError, FileNotFoundError)
 def originals(tmp_path_factory):
     """One folder of each kind, the operator's with its system."""
     root, pipe = tmp_path_factory.mktemp("fuzz"), tiny_pipeline()
-    an_erasure(pipe, "operator").save_pretrained(root / "operator", system=True)
-    an_erasure(pipe, "delta").save_pretrained(root / "delta")
+    for kind in EVERY_KIND:
+        an_erasure(pipe, kind).save_pretrained(root / kind, system=kind == "operator")
     return root
 
 
@@ -48,11 +49,11 @@ def loads_equal_or_is_refused(folder, original):
     return True
 
 
-@pytest.mark.parametrize("kind", ["operator", "delta"])
+@pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, SYSTEM])
 def test_flipped_and_missing_bytes(kind, name, originals, tmp_path):
     if not (originals / kind / name).exists():
-        assert (kind, name) == ("delta", SYSTEM)
+        assert kind != "operator" and name == SYSTEM
         return
     chance, original = random.Random(f"{kind} {name}"), Erasure.from_pretrained(originals / kind)
     folder = shutil.copytree(originals / kind, tmp_path / "e")
@@ -94,7 +95,7 @@ def mutations(config, chance):
 
 
 @pytest.mark.parametrize("forged", [False, True], ids=["damaged", "forged"])
-@pytest.mark.parametrize("kind", ["operator", "delta"])
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_mutated_json(kind, forged, originals, tmp_path):
     """With the hash made to fit, a strange fact may pass, but then the erasure works: it can be saved and applied."""
     chance, original, pipe = random.Random(kind), Erasure.from_pretrained(originals / kind), tiny_pipeline()
@@ -119,11 +120,12 @@ def test_mutated_json(kind, forged, originals, tmp_path):
     assert not forged or accepted > 3  # most hit a fingerprint, a number or a name; some reach past every check
 
 
-def test_forged_tensors(originals, tmp_path):
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_forged_tensors(kind, originals, tmp_path):
     chance, pipe = random.Random(0), tiny_pipeline()
-    folder = shutil.copytree(originals / "operator", tmp_path / "e")
+    folder = shutil.copytree(originals / kind, tmp_path / "e")
     tensors = load_file(folder / WEIGHTS)
-    shapes = [(0, 0), (32, 0), (1,), (), (32, 1, 1), (33, 1), (1, 32), (32, 2)]
+    shapes = [(0, 0), (32, 0), (1,), (), (32, 1, 1), (33, 1), (1, 33), (32, 3)]
     for _ in range(60):
         name = chance.choice([*tensors, "hidden.w", "pooled.u", "down_blocks.0.v"])
         made = torch.zeros(chance.choice(shapes), dtype=chance.choice([torch.float32, torch.int64, torch.bool]))
@@ -258,7 +260,8 @@ def test_spacing_and_order_of_the_json_do_not_matter(folder):
 
 def test_figures_that_are_not_finite_are_saved_as_nothing(tmp_path):
     edit = an_erasure(tiny_pipeline(), "operator")
-    edit.config["report"]["condition"] = float("inf")
+    report = {**edit.config["report"], "condition": float("inf")}
+    edit = dataclasses.replace(edit, config=edit.config.with_facts(report=report))
     loaded = Erasure.from_pretrained(edit.save_pretrained(tmp_path / "e"))
     assert (
         loaded.config["report"]["condition"] is None and "condition" not in loaded.card().split("## What the edit")[1]

@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import diffusers
 import pytest
 import torch
 
@@ -177,6 +178,20 @@ def test_two_threads_that_draw_keep_their_own_momentum():
         for i in range(2):
             torch.testing.assert_close(found[i], alone[i], rtol=1e-5, atol=1e-6)
     edit.remove(pipe)
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [(None, 1), (None, 3), ("HeunDiscreteScheduler", 3)])
+def test_one_picture_leaves_nothing_for_the_next(scheduler, steps):
+    pipe = tiny("sd1")
+    if scheduler:
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    noise, draw = noise_for(pipe), {"num_inference_steps": steps, "guidance_scale": 4.0}
+    edit = make(pipe, "superhero", "sld", **{**SETTINGS, "warmup": 0}).apply(pipe)
+    first = guided_by(pipe, "a cat", noise, **draw)[0]
+    guided_by(pipe, "van gogh", noise_for(pipe, seed=1), **draw)
+    assert torch.equal(guided_by(pipe, "a cat", noise, **draw)[0], first)
+    edit.remove(pipe)
+    assert not torch.equal(guided_by(pipe, "a cat", noise, **draw)[0], first)
 
 
 def _meet(turns):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
 from erasure.artifact.hooks import Factors, Handles, low_rank
+from erasure.artifact.lora import paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 from erasure.backbone.listen import named_arguments
@@ -65,14 +66,11 @@ class GatedErasure(HookErasure):
         return found
 
     def check_tensors(self) -> None:
-        wanted = {f"{site}.{key}" for site in self.sites for key in ("lora_A", "lora_B")} | {
-            "gate.concept",
-            "gate.empty",
-        }
-        shapes = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        gate = shapes.get("gate.concept", ()), shapes.get("gate.empty", ())
-        whole = len(gate[0]) == 3 and gate[0][1:] == gate[1]
-        if not self.sites or set(shapes) != wanted or not whole or self.system:
+        gate = {name: self.tensors[name] for name in ("gate.concept", "gate.empty") if name in self.tensors}
+        factors = {name: tensor for name, tensor in self.tensors.items() if name not in gate}
+        shapes = [tuple(tensor.shape) for tensor in gate.values()]
+        whole = len(shapes) == 2 and len(shapes[0]) == 3 and shapes[0][1:] == shapes[1] and 0 not in shapes[0]
+        if not paired(factors, self.sites) or not whole or self.system:
             raise ValueError(
                 "a gated erasure holds lora_A and lora_B of its sites and its gate; got others; get it again"
             )

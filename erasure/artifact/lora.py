@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -52,18 +53,22 @@ class LoraErasure(WeightErasure):
         return LoraErasure(f"{self.name}+{other.name}", {**self._composed_config(other), "sites": sites}, tensors)  # type: ignore[arg-type]
 
     def check_tensors(self) -> None:
-        sites = self.config.sites or []
-        wanted = {f"{site}.{key}" for site in sites for key in ("lora_A", "lora_B")}
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        ranks = all(
-            len(shapes[f"{s}.lora_A"]) >= 2
-            and len(shapes[f"{s}.lora_B"]) >= 2
-            and shapes[f"{s}.lora_A"][0] == shapes[f"{s}.lora_B"][1]
-            for s in sites
-            if {f"{s}.lora_A", f"{s}.lora_B"} <= set(shapes)
-        )
-        if not sites or len(set(sites)) < len(sites) or wanted != set(shapes) or not ranks or self.system:
+        if not paired(self.tensors, self.config.sites or []) or self.system:
             raise ValueError(
                 "a LoRA erasure holds lora_A and lora_B of one rank for each of its sites; names or shapes in file and "
                 "config differ; get it again"
             )
+
+
+def paired(tensors: Mapping[str, Tensor], sites: Sequence[str]) -> bool:
+    """Whether tensors are ``lora_A`` and ``lora_B`` of one rank for each of some sites, and nothing else."""
+    pairs = [(tensors.get(f"{site}.lora_A"), tensors.get(f"{site}.lora_B")) for site in sites]
+    if not sites or len(set(sites)) < len(sites) or len(tensors) != 2 * len(sites):
+        return False
+    return all(
+        a is not None and b is not None and a.dim() == b.dim() >= 2 and len(a) == b.shape[1] and a.numel() and b.numel()
+        for a, b in pairs
+    )
+
+
+__all__ = ["LoraErasure", "paired"]
