@@ -151,7 +151,7 @@ def operator(
 ) -> OperatorErasure:
     """The erasure of a solution, without the quick report that comes with ``erase``."""
     config = new_config(backbone, method=method.key, settings=method.settings(), concepts=concepts, keep=keep)
-    config |= {"spaces": {"hidden": space_config(backbone, "hidden")}, "report": {}}
+    config = config.with_facts(spaces={"hidden": space_config(backbone, "hidden")}, report={})
     return OperatorErasure("benchmark", config, solution.tensors("hidden"))
 
 

@@ -16,6 +16,7 @@ import torch
 
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
+from erasure.methods.base import Request
 from erasure.methods.esd import ESD
 from erasure.opening import load_base
 
@@ -26,7 +27,7 @@ def bank(backbone: Backbone, concept: Concept, *, iterations: int) -> dict[str, 
     def seconds(**settings: int | None) -> float:
         method = ESD(variant="x-strict", **common, **settings)  # type: ignore[arg-type]
         start = time.perf_counter()
-        method.erase(backbone, [concept], progress=False)
+        method.erase(backbone, Request((concept,), progress=False))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

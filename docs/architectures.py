@@ -127,7 +127,7 @@ def table() -> str:
             guidance(backbone),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", by_method()])
 
 
 def supported(method: str, architecture: str) -> bool:
@@ -173,7 +173,7 @@ def sites(backbone: type[Backbone], denoiser: Any, space: Any) -> str:
 
 
 def main() -> None:
-    block = f"{BEGIN}\n{table()}\n\n{by_method()}\n{END}"
+    block = f"{BEGIN}\n{table()}\n{END}"
     PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: block, PAGE.read_text("utf-8"), flags=re.DOTALL), "utf-8")
 
 

@@ -364,7 +364,8 @@ def _open_whole(pipeline_class: Any, path: Path, names: dict[str, str], dtype: t
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors.torch import save_file
 
-    index, others = _read_index(folder), {}
+    index = _read_index(folder)
+    others: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="erasure-") as temporary, _reasons(path):
         source = path
         if any(old != new for old, new in names.items()):  # diffusers takes a path alone

@@ -104,7 +104,7 @@ def generate(
     bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
     bar.set_postfix_str(f"{total - len(todo)} from the cache")
     # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
-    alone = autocast or pipe.dtype == torch.float32
+    alone = autocast or getattr(pipe, "dtype", torch.float32) == torch.float32
     casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
     with bar, _quiet(pipe), casting, _skipping(pipe) if clip_skip else contextlib.nullcontext():
         for start in range(0, len(todo), batch_size):

@@ -95,10 +95,9 @@ class Attached:
         self._call = _Call()
         self._latents = backbone.latent_argument
         self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
-        spaces: dict[str, Space] = {space: space for space in backbone.spaces}
         self._handles = [
             site.linear.register_forward_pre_hook(self._hook(site, space))
-            for space in spaces.values()
+            for space in backbone.spaces
             if any(space in edit.spaces for edit in edits)
             for site in backbone.text_sites(space).values()
         ]

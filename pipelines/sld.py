@@ -47,7 +47,9 @@ class SLD(Method):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 
-    architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl", "sd3")
+    architectures: ClassVar[tuple[str, ...] | None] = (
+        "sd-unet", "sdxl", "sd3", "pixart", "sana", "auraflow", "ltx", "kolors"
+    )  # fmt: skip
     key: ClassVar[str] = "sld"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -130,7 +132,7 @@ class Steering:
 
     def __init__(self, backbone: Backbone, edit: SafeGuidance, scale: float) -> None:
         self.backbone, self.scale = backbone, scale
-        self.text = Text(*(edit.tensors.get(part) for part in ("hidden", "pooled", "mask")))
+        self.text = Text(edit.tensors["hidden"], edit.tensors.get("pooled"), edit.tensors.get("mask"))
         self.settings: Any = edit.config.settings
         self.state = threading.local()
 

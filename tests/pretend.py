@@ -53,7 +53,7 @@ def pretend(device: str = "cuda:0") -> Iterator[None]:
     nothing = dict.fromkeys(("manual_seed", "manual_seed_all", "synchronize", "empty_cache"), lambda *a: None)
     with (
         mock.patch.object(torch, "Generator", _generator_class(wanted)),
-        mock.patch.multiple(torch.cuda, current_device=lambda: 0, **states, **nothing),
+        mock.patch.multiple(torch.cuda, current_device=lambda: 0, device=contextlib.nullcontext, **states, **nothing),
         _Surface(wanted) as surface,
         _Operations(surface),
     ):

@@ -572,6 +572,8 @@ def test_the_table_in_the_docs_is_what_the_code_says():
 
 
 CLOSED_FORMS = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), ClosedForm)]
+# The everyday words fill a text of 32 dimensions, which would leave nothing to move.
+ROOM = {"double-projections": {"rank": 8}}
 
 
 class OnApple(torch.Tensor):
@@ -596,8 +598,15 @@ def test_no_closed_form_asks_an_accelerator_for_float64(method, monkeypatch):
         return dataclasses.replace(found, hidden=found.hidden.as_subclass(OnApple), segments=segments)
 
     monkeypatch.setattr(Backbone, "encode", there)
-    edit = make(tiny("sd1"), Concept("superhero", anchor="ninja"), method, keep=["wizard", "batman"])
+    edit = make(
+        tiny("sd1"), Concept("superhero", anchor="ninja"), method, keep=["wizard", "batman"], **ROOM.get(method, {})
+    )
     assert edit.config["report"]["target"]["moved"] > 1e-3
+
+
+def test_a_concept_in_the_span_of_what_is_kept_is_refused():
+    with pytest.raises(ValueError, match="what is kept spans the concept.*keep less"):
+        make(tiny("sd1"), Concept("superhero", anchor="ninja"), "double-projections", keep=["wizard", "batman"])
 
 
 @EVERY
@@ -605,7 +614,7 @@ def test_no_closed_form_asks_an_accelerator_for_float64(method, monkeypatch):
 def test_every_closed_form_works_everywhere(architecture, method):
     pipe = tiny(architecture)
     concept = Concept("superhero", anchor="ninja")
-    edit = make(pipe, concept, method, keep=["wizard", "batman"])
+    edit = make(pipe, concept, method, keep=["wizard", "batman"], **ROOM.get(method, {}))
     assert edit.config["report"]["target"]["moved"] > 1e-3
     before = weights(pipe)
     edit.apply(pipe)

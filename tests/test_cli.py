@@ -114,7 +114,7 @@ def test_every_kind_of_erasure_is_made_and_inspected(base, tmp_path, erasure, me
     code, text, _ = erasure("inspect", out, "--json")
     assert code == 0 and json.loads(text)["method"] == method
     card = (out / "README.md").read_text()
-    assert ("It changes no weight" in card) == (effect == "changes no weight")
+    assert ("There are no weight changes" in card) == (effect == "changes no weight")
 
 
 def test_a_whole_denoiser_is_refused_where_it_would_be_the_bases_own(base, tmp_path, erasure):

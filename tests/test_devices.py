@@ -30,6 +30,7 @@ CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
 # The shortest training of each method that trains; the others are closed forms, or need nothing.
 TRAINED: dict[str, dict[str, Any]] = {
+    "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
     "esd": SHORT | {"retain": 1.0},
     "spm": SHORT,
     "adv-unlearn": {"iterations": 2},

@@ -90,7 +90,13 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"precision": "bfloat16"}, {"synonyms": True, "articles": True}, {"adapter": "lora", "lr": 1e-2}]
+    "settings",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"synonyms": True, "articles": True},
+        {"adapter": "lora", "lr": 1e-2, "iterations": 200},
+    ],
 )
 def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
     pipe = tiny_pipeline()
@@ -258,7 +264,7 @@ def test_stochastic_and_second_order_schedulers_are_sampled_whole_and_by_seed(sc
 
 @pytest.mark.parametrize("suite", ["superhero", "twemoji", "van_gogh"])
 def test_no_prompt_of_a_suite_is_needed_to_train_on_it(suite):
-    prompts = ESD.preset().prompts(Request(concepts=(Suite.load(suite).concept,)))
+    prompts = ESD.preset().prompts(backbone_of(tiny_pipeline()), Request(concepts=(Suite.load(suite).concept,)))
     assert prompts and not any("{" in prompt for prompt in prompts)
 
 

@@ -280,3 +280,50 @@ def test_esd_trains_an_adapter_and_leaves_the_base(name):
     assert not torch.equal(drawn(model), base)
     edit.remove(pipe)
     assert identical(before, weights(pipe)) and torch.equal(drawn(model), base)
+
+
+# --- schedulers and relatives ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(kind.__name__ for kind in build("sd1").scheduler.compatibles))
+def test_a_trajectory_is_the_pipelines_own_call_with_every_scheduler(kind):
+    """Steps, noise at every step and settings of the step (TCD's eta) are the pipeline's, whatever its scheduler."""
+    import diffusers
+
+    pipe = build("sd1")
+    try:
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    except ImportError as error:  # some need packages of their own
+        pytest.skip(str(error).strip().splitlines()[0])
+    model, noise = backbone(pipe, "sd1"), None
+    noise = noise_for(model)
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    own = []
+    with listening(model.denoiser_parts, before=lambda call: own.append(call)):
+        pipe(
+            prompt=list(PROMPTS),
+            latents=noise,
+            generator=torch.Generator().manual_seed(2),
+            output_type="latent",
+            **settings,
+        )
+    text, generator = model.encode(PROMPTS).text, torch.Generator().manual_seed(2)
+    taken = list(model.trajectory(text, noise, generator=generator, **settings))
+    assert len(own) == len(taken) == model.steps_of(4)
+    for call, step in zip(own, taken, strict=True):
+        x = call.inputs["sample"][:2]
+        assert (x - step.x).norm() <= 1e-3 * step.x.norm() and float(call.inputs["timestep"]) == float(step.t[0])
+
+
+@pytest.mark.parametrize("name", ["animatediff", "text-to-video", "lcm-sd"])
+def test_relatives_of_the_unet_are_driven_and_edited_like_it(name):
+    pipe = build(name)
+    model = backbone(pipe, name)
+    text = model.encode(PROMPTS).text
+    noise = noise_for(model)
+    step = next(model.trajectory(text, noise, num_inference_steps=3, generator=torch.Generator().manual_seed(2)))
+    with torch.no_grad():
+        again = model.predict(step.x, step.t, text)
+    assert (again - step.conditional).norm() <= 1e-3 * step.conditional.norm()
+    found = text_linears(model.denoiser, [text.hidden], lambda: model.predict(step.x, step.t, text))
+    assert set(found) == set(model.text_sites())

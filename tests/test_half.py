@@ -18,6 +18,7 @@ HALVES = (torch.float16, torch.bfloat16)
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
 TRAINED = {"esd": SHORT | {"retain": 1.0}, "spm": SHORT, "adv-unlearn": {"iterations": 2}, "sld": {"warmup": 0}}
+TRAINED["double-projections"] = {"rank": 8}  # the everyday words fill a text of 32 dimensions
 CLOSED = ("uce", "rece", "time", "speed", "mace-cfr", "double-projections", "cure")
 
 

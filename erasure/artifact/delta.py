@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erasure.artifact.base import Erasure, WeightErasure, exact
+from erasure.artifact.config import Config
 
 
 class DeltaErasure(WeightErasure):
@@ -39,7 +40,7 @@ class DeltaErasure(WeightErasure):
             name: torch.stack([e.tensors[name] for e in (self, other) if name in e.tensors]).sum(dim=0)
             for name in names
         }
-        config = {**self._composed_config(other), "sites": list(tensors)}
+        config = Config.of({**self._composed_config(other), "sites": list(tensors)})
         return DeltaErasure(f"{self.name}+{other.name}", config, tensors)
 
     def check_tensors(self) -> None:

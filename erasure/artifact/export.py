@@ -89,7 +89,7 @@ def export_lora(
         **gate,
     }
     metadata = {"format": "pt", "erasure": json.dumps(facts, ensure_ascii=False)}
-    files = {}
+    files: dict[Path, dict[str, Tensor]] = {}
     for module, (up, down) in pairs.items():
         part, colon, own = module.rpartition(":")
         folder = Path(path) / part if colon else Path(path)

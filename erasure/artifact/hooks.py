@@ -57,7 +57,8 @@ def product(layer: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def factor_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of ``B`` and ``A`` for a layer."""
-    out, width, *kernel = layer.weight.shape  # type: ignore[union-attr]
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    out, width, *kernel = weight.shape
     ones = [1] * len(kernel)
     return (out, rank, *ones), (rank, width, *kernel)
 

@@ -50,7 +50,7 @@ class LoraErasure(WeightErasure):
                 parts = [edit.tensors[name] for edit in (self, other) if name in edit.tensors]
                 tensors[name] = torch.cat(parts, dim=dim)
         sites = list(dict.fromkeys([*(self.config.sites or ()), *(other.config.sites or ())]))
-        return LoraErasure(f"{self.name}+{other.name}", {**self._composed_config(other), "sites": sites}, tensors)  # type: ignore[arg-type]
+        return LoraErasure(f"{self.name}+{other.name}", {**self._composed_config(other), "sites": sites}, tensors)
 
     def check_tensors(self) -> None:
         if not paired(self.tensors, self.config.sites or []) or self.system:

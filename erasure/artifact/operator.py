@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.artifact.base import Erasure, WeightErasure
+from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import fingerprint
 from erasure.io import shown
@@ -126,7 +127,7 @@ class OperatorErasure(WeightErasure):
             u2, v2 = (other.tensors[f"{space}.{factor}"].double() for factor in ("u", "v"))
             tensors[f"{space}.u"] = torch.cat([u1, u2 + u1 @ (v1.T @ u2)], dim=1).float()
             tensors[f"{space}.v"] = torch.cat([v1, v2], dim=1).float()
-        return OperatorErasure(f"{self.name}+{other.name}", self._composed_config(other), tensors)
+        return OperatorErasure(f"{self.name}+{other.name}", Config.of(self._composed_config(other)), tensors)
 
     def check_tensors(self) -> None:
         spaces = self.config.spaces

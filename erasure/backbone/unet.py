@@ -9,11 +9,12 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from erasure.backbone.base import Backbone, Site, Space
+from erasure.backbone.base import Backbone, Role, Site, Space
 from erasure.backbone.noise import NoiseModel, diffusion_of
 from erasure.backbone.text import Conditioning, Segment, Text, converted, in_batches, tokenise
 
 ClipSkip = int | Literal["both"] | None
+READERS: tuple[tuple[str, Role], ...] = (("to_k", "key"), ("to_v", "value"))
 
 
 class UNetBackbone(Backbone):
@@ -99,7 +100,7 @@ class UNetBackbone(Backbone):
             f"{name}.{layer}": Site(getattr(module, layer), role)
             for name, module in denoiser.named_modules()
             if isinstance(module, Attention) and module.is_cross_attention and module.to_k is not None
-            for layer, role in (("to_k", "key"), ("to_v", "value"))
+            for layer, role in READERS
         }
 
     # --- encoding ---------------------------------------------------------------------------------------------------

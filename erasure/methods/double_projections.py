@@ -95,6 +95,11 @@ class DoubleProjections(ClosedForm):
             y = proxy(x, basis)
         solution = double_projection(x, y, basis, floor=self.floor, ridge=self.ridge)
         residual, moved = solution.notes["residual"], solution.notes["moved"]
+        if moved < 1e-6:
+            raise ValueError(
+                f"what is kept spans the concept, so that nothing of it can move (residual {residual:.1e}); keep less, "
+                "lower energy, or give a rank"
+            )
         if moved < 0.5:
             warnings.warn(
                 f"what is kept holds all but {residual:.2g} of the concept's length, and the ridge lets {moved:.0%} of "

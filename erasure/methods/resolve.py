@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from erasure.artifact import OperatorErasure
+from erasure.artifact.config import Config
 from erasure.backbone import Space
 from erasure.concept import Concept
 from erasure.methods.base import check_request
@@ -84,7 +85,7 @@ def resolve(
         "report": report.pop("hidden", {}) | report,
     }
     made = name or "+".join(concept.name for concept in left) + f"-{config['method']}"
-    return OperatorErasure(made, config, tensors, system)
+    return OperatorErasure(made, Config.of(config), tensors, system)
 
 
 def _check(edit: OperatorErasure, first: OperatorErasure) -> None:
