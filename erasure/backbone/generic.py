@@ -66,7 +66,8 @@ class TransformerBackbone(Backbone):
         found = [words_between(row, empty) if row != empty else (place, place) for row in written]
         hidden, mask = parts["hidden"], parts.get("mask")
         offset = [self.row_of(length[0], ids.shape[1], hidden.shape[1]) for length in lengths]
-        whole = [row[-tail:] == empty[-tail:] if tail else len(row) < ids.shape[1] for row in written]
+        ends_well = [not tail or row[-tail:] == empty[-tail:] for row in written]  # T5's end token survives a cut
+        whole = [well and len(row) < ids.shape[1] for well, row in zip(ends_well, written, strict=True)]
         self._refuse_cut(prompts, found, whole, [hidden.shape[1] - o for o in offset])
         starts = tuple(max(a + o, 0) for (a, _), o in zip(found, offset, strict=True))
         ends = tuple(b + o for (_, b), o in zip(found, offset, strict=True))
@@ -151,7 +152,7 @@ class TransformerBackbone(Backbone):
         """Raise for prompts of which the pipeline cut words away: before the encoder, or behind it, at a stop.
 
         Args:
-            whole: whether what stands behind the words is there; where nothing does, whether there was room left.
+            whole: whether what stands behind the words is there, and there was room left.
         """
         plain = self._word_counts(prompts)
         rows = zip(prompts, plain, found, whole, stops, strict=True)
