@@ -1,7 +1,9 @@
 """An operator is a linear map on the text: unfused, per prompt, solved jointly, and on other denoisers."""
 
+import copy
 import dataclasses
 import itertools
+import threading
 
 import pytest
 import torch
@@ -162,6 +164,31 @@ def test_only_what_is_one_map_of_the_text_can_be_attached():
     with attach_erasures(pipe, uce(pipe), rows=[[]] * 4), pytest.raises(ValueError, match="batch of 6"):
         draw(pipe)
     draw(pipe)
+
+
+def test_two_threads_that_draw_under_one_attached_erasure_do_not_mix():
+    pipe = tiny("sd1")
+    pipes = [pipe, copy.copy(pipe)]
+    pipes[1].scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    batches = [PROMPTS[:1], PROMPTS[1:]]  # of other sizes
+    found = {}
+
+    def run(i):
+        for _ in range(5):
+            found[i] = draw(pipes[i], batches[i], guidance_scale=4.0)
+
+    with attach_erasures(pipe, [uce(pipe), uce(pipe, "van gogh")], scales=[1.0, 0.5]):
+        run(0)
+        run(1)
+        alone = dict(found)
+        for _ in range(3):
+            threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for i in range(2):
+                assert_same(found.pop(i), alone[i])
 
 
 # --- solved jointly --------------------------------------------------------------------------------------------------
