@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from erasure.backbone.base import Site, Space
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import NoiseModel, diffusion_of
 from erasure.backbone.text import Text
-from erasure.backbone.unet import pooled_site
+from erasure.backbone.unet import pooled_site, projection_site, with_pooled
 
 
 class KolorsBackbone(TransformerBackbone):
@@ -31,14 +29,8 @@ class KolorsBackbone(TransformerBackbone):
         return diffusion_of(self.pipe.scheduler, device=self.device)
 
     def sites_of(self, denoiser: Any, space: Space) -> dict[str, Site]:
-        if space == "pooled":
-            return pooled_site(denoiser, numbers=6)
-        for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
-            if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
-                return {name: Site(projection, "entry")}
-        return {}
+        return projection_site(denoiser) if space == "hidden" else pooled_site(denoiser, numbers=6)
 
     def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
         """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
-        added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
-        return {**super().with_text(inputs, text), "added_cond_kwargs": added}
+        return with_pooled(super().with_text(inputs, text), text)

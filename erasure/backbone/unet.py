@@ -87,9 +87,8 @@ class UNetBackbone(Backbone):
         Temporal attentions, whatever they are called, were not. Where the text is projected first (Kolors), that
         projection is the only layer that receives it.
         """
-        for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
-            if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
-                return {name: Site(projection, "entry")}
+        if projection := projection_site(denoiser):
+            return projection
         if getattr(getattr(denoiser, "config", None), "encoder_hid_dim_type", None) not in (
             None,
             "text_proj",
@@ -248,8 +247,20 @@ class SDXLBackbone(UNetBackbone):
 
     def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
         """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
-        added = {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}
-        return {**super().with_text(inputs, text), "added_cond_kwargs": added}
+        return with_pooled(super().with_text(inputs, text), text)
+
+
+def projection_site(denoiser: Any) -> dict[str, Site]:
+    """The layer that projects the text in front of a U-Net's attentions; empty where none does."""
+    for name in ("text_encoder_hid_proj", "encoder_hid_proj"):  # an IP-Adapter moves it to the first name
+        if isinstance(projection := getattr(denoiser, name, None), nn.Linear):
+            return {name: Site(projection, "entry")}
+    return {}
+
+
+def with_pooled(inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
+    """A U-Net's inputs with the pooled text in its place among ``added_cond_kwargs``, beside the picture's sizes."""
+    return {**inputs, "added_cond_kwargs": {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}}
 
 
 def pooled_site(denoiser: Any, *, numbers: int) -> dict[str, Site]:
