@@ -154,12 +154,14 @@ class TransformerBackbone(Backbone):
         Args:
             whole: whether what stands behind the words is there, and there was room left.
         """
-        plain = self._word_counts(prompts)
-        rows = zip(prompts, plain, found, whole, stops, strict=True)
-        cut = [p for p, n, (a, b), kept, stop in rows if (not kept and b - a + 1 < n) or b > stop]
+        rows = zip(prompts, found, whole, stops, strict=True)
+        suspects = [(p, b - a, b > stop) for p, (a, b), kept, stop in rows if not kept or b > stop]
+        plain = self._word_counts([prompt for prompt, *_ in suspects])
+        counted = zip(suspects, plain, strict=True)
+        cut = [(p, n + len(self._empty_ids)) for (p, left, beyond), n in counted if beyond or left + 1 < n]
         if cut:
-            counts = [n + len(self._empty_ids) for p, n in zip(prompts, plain, strict=True) if p in cut]
-            refuse_long(cut, counts, length=min(counts) - 1, name="tokenizer")
+            counts = [count for _, count in cut]
+            refuse_long([p for p, _ in cut], counts, length=min(counts) - 1, name="tokenizer")
 
 
 def ids_of_rows(ids: Tensor, first: Sequence[int], rows: int) -> Tensor:
