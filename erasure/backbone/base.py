@@ -244,6 +244,7 @@ class Backbone(Driven):
             if "Attention" in type(child).__name__ and any(isinstance(c, nn.Linear) for c in child.children())
         }
         reading = reading or attentions
+        blocks = self._blocks()
 
         def within(name: str, roots: set[str]) -> bool:
             return any(name.startswith(f"{root}.") for root in roots)
@@ -253,7 +254,7 @@ class Backbone(Driven):
             "cross_attention_kv": lambda name: name in sites if reading is not attentions else _is_kv(name, attentions),
             "not_cross_attention": lambda name: not within(name, reading),
             "attention": lambda name: within(name, attentions),
-            "blocks": lambda name: within(name, self._blocks()),
+            "blocks": lambda name: within(name, blocks),
             "all": lambda name: True,
         }
 
