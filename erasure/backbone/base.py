@@ -73,7 +73,6 @@ class Backbone(Driven):
         denoisers: the pipeline's attributes that hold a denoiser; the first names parameters without a prefix.
         requires: what else a pipeline must have.
         spaces: the embedding spaces that can be edited: ``hidden``, one vector a token, and ``pooled``, one a prompt.
-        templated: whether a chat template stands around the prompt, so that the default span is words and tail.
     """
 
     architecture: ClassVar[str]
@@ -81,7 +80,6 @@ class Backbone(Driven):
     denoisers: ClassVar[tuple[str, ...]] = ("transformer",)
     requires: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "scheduler")
     spaces: ClassVar[tuple[Space, ...]] = ("hidden",)
-    templated: ClassVar[bool] = False
     batch_size: ClassVar[int] = 16
 
     def __init__(self, pipe: Any, *, call: Mapping[str, Any] | None = None) -> None:

@@ -55,7 +55,6 @@ class SanaBackbone(TransformerBackbone):
     prompt_arguments = MASKED
     call = {"use_resolution_binning": False}
     noise = Flow("thousandths")
-    templated = True
 
     def encode_prompt(self, prompts: list[str]) -> Any:
         """With the instruction that the pipeline's call puts before every prompt."""
@@ -82,7 +81,6 @@ class Lumina2Backbone(TransformerBackbone):
     prompt_arguments = MASKED
     noise = Flow("one_minus_sigma", sign=-1)
     guidance_calls = True
-    templated = True
 
 
 class AuraFlowBackbone(TransformerBackbone):

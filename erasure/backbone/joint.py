@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import Flow
-from erasure.backbone.text import Conditioning, Text
+from erasure.backbone.text import Text
 
 
 class Flux2Backbone(TransformerBackbone):
@@ -22,7 +22,6 @@ class Flux2Backbone(TransformerBackbone):
     encoded = ("hidden",)
     guidance = "embedded"
     noise = Flow("sigma")
-    templated = True
 
     def call_latents(self, noise: Tensor) -> Tensor:
         """The call takes ``(n, C, h, w)`` where the denoiser reads ``(n, h w, C)``."""
@@ -60,7 +59,6 @@ class QwenImageBackbone(TransformerBackbone):
     guidance_calls = True
     null_prompt = " "
     noise = Flow("sigma")
-    templated = True
 
     def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
         """With a mask also where no prompt is padded."""
@@ -87,7 +85,6 @@ class ZImageBackbone(TransformerBackbone):
     null_prompt = ""
     noise = Flow("one_minus_sigma", sign=-1)
     latent_dtype = torch.float32
-    templated = True
 
     def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
         """The ragged list of the pipeline as one tensor and a mask."""
@@ -180,7 +177,6 @@ class ChromaBackbone(TransformerBackbone):
 
 __all__ = [
     "ChromaBackbone",
-    "Conditioning",
     "Flux2Backbone",
     "Flux2KleinBackbone",
     "QwenImageBackbone",
