@@ -32,6 +32,7 @@ EXPANSION = 10  # how much larger than written a YAML file may become through it
 NAME = 100  # characters of a folder's name
 NAME_BYTES = 200  # file systems end at 255, and temporary names add some
 CHUNK = 2**22
+TOKEN = 6  # random bytes in a temporary name
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -46,13 +47,25 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix[-20:]}")
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(TOKEN)}{path.suffix[-20:]}")
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_partial(path: str | os.PathLike[str]) -> None:
+    """Delete what :func:`writing` left of a file when its process was killed. Only for a file with one writer."""
+    path = Path(path)
+    begin, end = f".{path.stem[:40]}.", path.suffix[-20:]
+    if not path.parent.is_dir():
+        return
+    for file in path.parent.iterdir():
+        if file.name.startswith(begin) and file.name.endswith(end):
+            if re.fullmatch(f"[0-9a-f]{{{2 * TOKEN}}}", file.name[len(begin) : len(file.name) - len(end)]):
+                file.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -414,6 +416,29 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, kind):
         steps.append(Checkpoint.open(folder, train_worker.KINDS[kind].describe()).step)
     assert any(0 < step < 60 for step in steps) and steps == sorted(steps) and same(whole, torch.load(result))
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """The left-overs are made by dying between the writing and the renaming, as a killed process does."""
+    code = """
+import os, sys, torch
+from erasure.train import Checkpoint
+os.replace = lambda *_: os._exit(9)
+checkpoint = Checkpoint.open(sys.argv[1], "k")
+if sys.argv[2] == "bank":
+    checkpoint.keep("bank", lambda: {"x": torch.ones(2)})
+checkpoint.write({"step": 1})
+"""
+    for of in ("state", "bank"):
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path), of]).returncode == 9
+    kept = [".training.of-somebody.safetensors", ".trainings.0123456789ab.safetensors"]
+    for name in kept:
+        (tmp_path / name).touch()
+    assert len(list(tmp_path.glob(".*"))) == 4
+    checkpoint = Checkpoint.open(tmp_path, "k")
+    checkpoint.keep("bank", lambda: {"x": torch.ones(2)})
+    checkpoint.write({"step": 1})
+    assert sorted(file.name for file in tmp_path.glob(".*")) == sorted(kept)
 
 
 def test_a_damaged_checkpoint_is_one_clear_error_at_once(tmp_path):

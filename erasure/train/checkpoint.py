@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.io import sha256, write_atomically
+from erasure.io import remove_partial, sha256, write_atomically
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -92,8 +92,7 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         text = json.dumps(_pack(state, "", tensors, set()))
         meta = {"format": FORMAT, "key": self.digest, "state": text, "sha256": _content(text, tensors)}
-        for partial in self.folder.glob(f".{path.name}.*"):  # of a process that was killed as it wrote
-            partial.unlink(missing_ok=True)
+        remove_partial(path)
         write_atomically(path, save(tensors, metadata=meta))
 
     def _read(self, path: Path) -> dict[str, Any]:
