@@ -133,9 +133,9 @@ def test_every_closed_form_erases_at_both_layers(method):
     pipe = tiny("sd1")
     before = weights(pipe)
     concept = Concept("superhero", anchor="ninja")
-    one, both = (
-        erase(skipping(pipe, skip), concept, method, keep=["wizard", "batman"], apply=False) for skip in (None, "both")
-    )
+    # A tiny encoder is so narrow that the embeddings of the keep list may span all of it.
+    settings = {"keep": ["wizard", "batman"], "apply": False} | ({"rank": 8} if method == "double-projections" else {})
+    one, both = (erase(skipping(pipe, skip), concept, method, **settings) for skip in (None, "both"))
     assert one.tensors["hidden.u"].shape != both.tensors["hidden.u"].shape or not identical(one.tensors, both.tensors)
     both.apply(pipe).remove(pipe)
     assert identical(before, weights(pipe))
