@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.backbone import Backbone
@@ -95,11 +94,11 @@ class AdvUnlearn(FineTune):
             text = self.spoken(backbone, bank, prompts, chosen)
             if draw.step >= self.warmup_steps and self.attack_steps:
                 text = self.attacked(backbone, bank, text, chosen, draw.generator)
-            value = self.distance(backbone, bank, targets, text, chosen)
+            value = self.error_of_rows(backbone, bank, targets, text, chosen)
             if held is None:
                 return value
             chosen = held.pick(self.batch_size, draw.generator)
-            return value + self.retain * self.distance(
+            return value + self.retain * self.error_of_rows(
                 backbone, held, held.conditional, self.spoken(backbone, held, kept, chosen), chosen
             )
 
@@ -108,12 +107,6 @@ class AdvUnlearn(FineTune):
     def spoken(self, backbone: Backbone, bank: TrajectoryBank, prompts: list[str], chosen: Tensor) -> Text:
         """The prompts of chosen rows by the encoder as it is now, with its graph."""
         return backbone.encode([prompts[i] for i in bank.prompt[chosen].tolist()], grad=True).text
-
-    def distance(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
-        """Mean squared error of the denoiser to the targets with one text a row."""
-        x = bank.x[chosen].to(backbone.device, backbone.dtype)
-        predicted = backbone.predict(x, bank.t[chosen].to(backbone.device), text.to(x.dtype))
-        return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
 
     def attacked(
         self, backbone: Backbone, bank: TrajectoryBank, text: Text, chosen: Tensor, generator: torch.Generator
@@ -125,7 +118,7 @@ class AdvUnlearn(FineTune):
         for _ in range(self.attack_steps):
             d.requires_grad_(True)
             moved = dataclasses.replace(text, hidden=clean + d, pooled=_detached(text.pooled))
-            value = self.distance(backbone, bank, bank.conditional, moved, chosen)
+            value = self.error_of_rows(backbone, bank, bank.conditional, moved, chosen)
             (gradient,) = torch.autograd.grad(value, d)
             with torch.no_grad():
                 d = (d - self.epsilon / 4 * gradient.sign()).clamp(-self.epsilon, self.epsilon)

@@ -112,8 +112,16 @@ class TrajectoryBank:
 
     def inputs(self, backbone: Backbone, text: Text, chosen: Tensor) -> tuple[Tensor, Tensor, Text]:
         """``x, t`` and the prompts' text of chosen rows, where and in which dtype the backbone wants them."""
-        x = self.x[chosen].to(backbone.device, backbone.dtype)
-        return x, self.t[chosen].to(backbone.device), text[self.prompt[chosen].to(text.hidden.device)].to(x.dtype)
+        x, t = self.noisy(backbone, chosen)
+        return x, t, self.rows_of(text, chosen).to(x.dtype)
+
+    def noisy(self, backbone: Backbone, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """``x, t`` of chosen rows alone."""
+        return self.x[chosen].to(backbone.device, backbone.dtype), self.t[chosen].to(backbone.device)
+
+    def rows_of(self, text: Text, chosen: Tensor) -> Text:
+        """The prompts' text of chosen rows."""
+        return text[self.prompt[chosen].to(text.hidden.device)]
 
 
 def _predictions(

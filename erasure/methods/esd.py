@@ -15,7 +15,7 @@ from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import FineTune, Loss
-from erasure.methods.students import LowRank, Student, Weights
+from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
 SELECTORS = {"x": "cross_attention", "x-strict": "cross_attention_kv", "u": "not_cross_attention", "all": "all"}
@@ -97,11 +97,9 @@ class ESD(FineTune):
             request = dataclasses.replace(request, keep=())
         return super().erase(backbone, request)
 
-    def student(self, backbone: Backbone) -> Student:
-        selector = SELECTORS[self.variant]
-        if self.adapter == "lora" or (self.adapter == "auto" and backbone.denoiser_name != "unet"):
-            return LowRank(backbone, selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
-        return Weights(backbone, selector)
+    @property
+    def selector(self) -> str:
+        return SELECTORS[self.variant]
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         text = backbone.encode(self.prompts(backbone, request)).text

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +73,6 @@ class FineTune(Method):
     precision: Precision = "float32"
     seed: int = 0
 
-    selector: ClassVar[str] = "cross_attention"
-
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def validate(self, backbone: Backbone, request: Request) -> None:
@@ -116,18 +114,28 @@ class FineTune(Method):
                 )
                 for _ in run:
                     pass
-                return student.erasure(self.name_for(request), facts, run.result(), originals)
+                edit = student.erasure(self.name_for(request), facts, run.result(), originals)
+                return self.finished(backbone, request, edit)
 
     @abc.abstractmethod
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         """The loss of one step, on rows that its draw chooses. Sampling from the base happens here, before training."""
 
+    @property
+    def selector(self) -> str:
+        """Which layers are trained: see :meth:`Backbone.select`."""
+        return "cross_attention"
+
     def student(self, backbone: Backbone) -> Student:
-        """What is trained."""
+        """What is trained: the layers of :attr:`selector`, or an adapter on them."""
         lora = self.adapter == "lora" or (self.adapter == "auto" and backbone.denoiser_name != "unet")
         if lora:
             return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
         return Weights(backbone, self.selector)
+
+    def finished(self, backbone: Backbone, request: Request, edit: Erasure) -> Erasure:
+        """What the method makes of the trained erasure: that itself, unless there is something to add."""
+        return edit
 
     def prompts(self, backbone: Backbone, request: Request) -> list[str]:
         """What the concepts are called in training."""
@@ -195,8 +203,15 @@ class FineTune(Method):
         return 1.0 if backbone.guidance == "embedded" else None
 
     def error(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
-        """Mean squared error of the student to the targets on chosen rows of a bank."""
-        predicted = backbone.predict(*bank.inputs(backbone, text, chosen), guidance=self.trained_guidance(backbone))
+        """Mean squared error of the student to the targets on chosen rows of a bank, each with its prompt's text."""
+        return self.error_of_rows(backbone, bank, targets, bank.rows_of(text, chosen), chosen)
+
+    def error_of_rows(
+        self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor
+    ) -> Tensor:
+        """As :meth:`error`, with one text for each chosen row."""
+        x, t = bank.noisy(backbone, chosen)
+        predicted = backbone.predict(x, t, text.to(x.dtype), guidance=self.trained_guidance(backbone))
         return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
 
     def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:

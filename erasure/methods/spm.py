@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.artifact import Erasure
-from erasure.artifact.config import Config
 from erasure.artifact.gated import GatedErasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
@@ -19,21 +17,6 @@ from erasure.methods.base import Count, Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import LowRank, Student
 from erasure.train import Checkpoint, Draw
-
-
-class GatedStudent(LowRank):
-    """A low-rank adapter whose erasure keeps the concept's embeddings for its gate."""
-
-    concept: Text
-    empty: Text
-
-    def erasure(
-        self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
-    ) -> Erasure:
-        plain = super().erasure(name, config, result, originals)  # refuses an adapter that did not move
-        gate = {"gate.concept": self.concept.hidden, "gate.empty": self.empty.hidden[0]}
-        gate = {key: tensor.float().cpu().contiguous().clone() for key, tensor in gate.items()}
-        return GatedErasure(name, plain.config, {**plain.tensors, **gate})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +51,6 @@ class SPM(FineTune):
     anchoring: float = 1000.0
     anchors: Count = 4
 
-    selector: ClassVar[str] = "blocks"
     key: ClassVar[str] = "spm"
     summary: ClassVar[str] = "gated rank-1 adapter; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -97,13 +79,26 @@ class SPM(FineTune):
         },
     }
 
-    def student(self, backbone: Backbone) -> GatedStudent:
-        return GatedStudent(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
+    @property
+    def selector(self) -> str:
+        return "blocks"
+
+    def student(self, backbone: Backbone) -> LowRank:
+        return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)
+
+    def finished(self, backbone: Backbone, request: Request, edit: Erasure) -> Erasure:
+        """With the embeddings that the gate compares a prompt's with."""
+        text, empty = self.texts(backbone, request)
+        gate = {"gate.concept": text.hidden, "gate.empty": empty.hidden[0]}
+        gate = {key: tensor.float().cpu().contiguous().clone() for key, tensor in gate.items()}
+        return GatedErasure(edit.name, edit.config, {**edit.tensors, **gate})
+
+    def texts(self, backbone: Backbone, request: Request) -> tuple[Text, Text]:
+        """The concept's prompts and the empty one, encoded."""
+        return backbone.encode(self.prompts(backbone, request)).text, backbone.encode([""]).text
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        assert isinstance(student, GatedStudent)  # our own
-        text, empty = backbone.encode(self.prompts(backbone, request)).text, backbone.encode([""]).text
-        student.concept, student.empty = text, empty
+        text, empty = self.texts(backbone, request)
         bank = self.bank(backbone, text, request, checkpoint, "bank")
         targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)
         guidance = self.trained_guidance(backbone)
