@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.eval.claims import ClaimReport, Facts, claims
-from erasure.eval.claims.policy import Policy, check
-from erasure.eval.meta import gated
+from erasure.eval.judge import ClaimReport, Facts, claims
+from erasure.eval.judge.meta import gated
+from erasure.eval.judge.policy import Policy, check
 from erasure.eval.models import Kind, Role
 from erasure.eval.probes import HOMES, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe

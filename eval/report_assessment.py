@@ -1,6 +1,6 @@
 """What the report of an assessment has beside that of an evaluation: claims, policy, attacks, evidence by probe.
 
-Everything here is arranged, nothing is decided: claims come from :mod:`erasure.eval.claims`, numbers from the probes.
+Everything here is arranged, nothing is decided: claims come from :mod:`erasure.eval.judge`, numbers from the probes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from erasure.eval import report
 from erasure.eval.assessment import Assessment
-from erasure.eval.claims import ClaimReport
-from erasure.eval.claims.licences import LADDER, LICENCES, NO_CLAIM
+from erasure.eval.judge import ClaimReport
+from erasure.eval.judge.licences import LADDER, LICENCES, NO_CLAIM
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
 from erasure.eval.probes.base import Observation, Probe

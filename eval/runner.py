@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 from erasure.backbone.text import TooLong
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
-from erasure.eval.claims.policy import Policy
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
+from erasure.eval.judge.policy import Policy
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, check_restored, models_of

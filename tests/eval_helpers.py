@@ -12,9 +12,9 @@ from PIL import Image
 from erasure.backbone import denoiser_of
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
-from erasure.eval.claims.policy import Policy
 from erasure.eval.compare import Comparison, grid_of, records_of
 from erasure.eval.detectors.base import DetectorCard
+from erasure.eval.judge.policy import Policy
 from erasure.eval.models import Model, Swapped
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Observation

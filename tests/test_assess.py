@@ -13,8 +13,8 @@ import erasure
 from erasure.eval import Assessment, assess
 from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
-from erasure.eval.claims.policy import Policy
 from erasure.eval.controls import controls_for, held_out
+from erasure.eval.judge.policy import Policy
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
 from erasure.eval.probes.base import Missing, Observation

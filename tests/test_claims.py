@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from erasure.eval.claims import Facts, Margins, claims
-from erasure.eval.claims.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
-from erasure.eval.claims.policy import NECESSARY, SUFFICIENT, Policy, check
-from erasure.eval.claims.rules import READINGS, SEARCHES, VARIATIONS
-from erasure.eval.claims.view import View
+from erasure.eval.judge import Facts, Margins, claims
+from erasure.eval.judge.licences import LADDER, LICENCES, NOT_APPLICABLE, NOT_BY_CONSTRUCTION
+from erasure.eval.judge.policy import NECESSARY, SUFFICIENT, Policy, check
+from erasure.eval.judge.rules import READINGS, SEARCHES, VARIATIONS
+from erasure.eval.judge.view import View
 from erasure.eval.probes import HOMES
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate

@@ -9,8 +9,8 @@ import pytest
 
 from erasure import Suite
 from erasure.eval import probes as registry
-from erasure.eval.claims import rules
-from erasure.eval.claims.view import Facts, View
+from erasure.eval.judge import rules
+from erasure.eval.judge.view import Facts, View
 from erasure.eval.probes import Observation
 from erasure.eval.probes.attacking import Attack, excess, goals_of
 from erasure.eval.probes.removal.relearning import STEPS, Relearning

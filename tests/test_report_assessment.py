@@ -8,7 +8,7 @@ import re
 import pytest
 
 from erasure.eval.assessment import Assessment
-from erasure.eval.claims.licences import NO_CLAIM
+from erasure.eval.judge.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.report import SHARE, Scale, along, render, shown, write_report
 from erasure.eval.report_assessment import LEVELS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erasure.eval import Assessment, meta
-from erasure.eval.claims.licences import NO_CLAIM, NOT_BY_CONSTRUCTION
+from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

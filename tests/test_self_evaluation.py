@@ -13,9 +13,9 @@ import pytest
 
 import erasure
 from erasure.eval import assess
-from erasure.eval.claims.licences import NOT_BY_CONSTRUCTION
 from erasure.eval.detectors import world as detectors
 from erasure.eval.inference import equivalence
+from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION
 from erasure.eval.material import WorldMaterial
 from erasure.eval.models import Model, Swapped, randomised
 from erasure.eval.probes.removal.inversion import ConceptInversion

@@ -78,9 +78,9 @@ def evaluate(
     target, filters, and the claims that all this licences.
     """
     from erasure.concept import Suite
-    from erasure.eval.claims.policy import STRICT_EXIT, Policy
     from erasure.eval.controls import controls_for, held_out
     from erasure.eval.detectors.choice import CLIP, detectors_for
+    from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.material import material_for
 
     plan = Suite.load(suite)

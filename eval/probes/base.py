@@ -2,7 +2,7 @@
 
 A probe *runs* on one model at a time and leaves observations: plain rows with everything a later reader needs. It
 *weighs* the rows of all models into evidence, by a pure function: the same rows give the same evidence, on any machine,
-years later. What the evidence licences one to say is decided elsewhere (:mod:`erasure.eval.claims`).
+years later. What the evidence licences one to say is decided elsewhere (:mod:`erasure.eval.judge`).
 """
 
 from __future__ import annotations

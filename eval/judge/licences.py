@@ -1,6 +1,6 @@
 """What may be said: the ladder of claims, and what each piece of evidence licences. Data, read by the claims.
 
-``{...}`` in a sentence is filled with numbers by :mod:`erasure.eval.claims`; nothing here or there is written by hand
+``{...}`` in a sentence is filled with numbers by :mod:`erasure.eval.judge`; nothing here or there is written by hand
 for a single model. ``docs/claims.md`` shows both tables, and a test holds them together.
 """
 

@@ -15,11 +15,11 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT
-from erasure.eval.claims.licences import NO_CLAIM, NULL, Column
+from erasure.eval.judge.licences import NO_CLAIM, NULL, Column
 from erasure.io import load_yaml
 
 if TYPE_CHECKING:
-    from erasure.eval.claims import ClaimReport
+    from erasure.eval.judge import ClaimReport
 
 STRICT_EXIT = 3  # of the command line with --strict, when `check` has something to say
 

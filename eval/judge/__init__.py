@@ -3,8 +3,8 @@
 *Suppression* is about what comes out when asked (C1 to C3), *removal* about what is still inside (C4' to C6). No number
 here sums up a model.
 
-The levels and their sentences are data, in :mod:`erasure.eval.claims.licences`, their conditions in
-:mod:`erasure.eval.claims.rules`. The function is pure: the same evidence gives
+The levels and their sentences are data, in :mod:`erasure.eval.judge.licences`, their conditions in
+:mod:`erasure.eval.judge.rules`. The function is pure: the same evidence gives
 the same claims, from rows read back years later.
 
 References: the framework is Cooper et al. 2024, arXiv 2412.06966; the ladder and the margins are this library's.
@@ -16,10 +16,10 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from erasure.eval.claims import rules
-from erasure.eval.claims.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
-from erasure.eval.claims.view import UTILITY, Facts, Margins, View
 from erasure.eval.inference import worst_upper
+from erasure.eval.judge import rules
+from erasure.eval.judge.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
+from erasure.eval.judge.view import UTILITY, Facts, Margins, View
 from erasure.eval.models import Role
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
@@ -41,7 +41,7 @@ class ClaimReport:
         needed: column to what is missing for its next level.
         inconclusive: numbers whose gate failed: neither for nor against.
         not_assessed: probe to why it says nothing.
-        readings: rows of :data:`erasure.eval.claims.licences.LICENCES` that apply.
+        readings: rows of :data:`erasure.eval.judge.licences.LICENCES` that apply.
     """
 
     model: str

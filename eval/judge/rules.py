@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from scipy.special import ndtr, ndtri
 
-from erasure.eval.claims.licences import NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL
-from erasure.eval.claims.view import UTILITY, Margins, View
+from erasure.eval.judge.licences import NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL
+from erasure.eval.judge.view import UTILITY, Margins, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import LEVEL, Estimate, holm
 
