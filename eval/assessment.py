@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.eval.judge import ClaimReport, Facts, claims
+from erasure.eval.judge import Audit, ClaimReport, Facts, Margins, claims
 from erasure.eval.judge.meta import gated
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.models import Kind, Role
@@ -33,13 +33,17 @@ MADE_OF = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """One model: its role, what was done to its parameters, the hash of what drew the pictures, where it comes from."""
+    """One model: its role, what was done to its parameters, the hash of what drew the pictures, where it comes from.
+
+    ``audit`` is what :func:`erasure.eval.audit.judged` says of the record that came with it; None without one.
+    """
 
     name: str
     role: Role
     kind: Kind
     weights: str
     config: Mapping[str, Any]
+    audit: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,13 +186,14 @@ class Assessment:
             preset=self.preset,
             kinds={model.name: model.kind for model in self.models},
             scopes={model.name: str(model.config.get("scope", "")) for model in self.models},
-            audited=tuple(model.name for model in self.models if model.config.get("audit")),
+            audits={model.name: record for model in self.models if (record := _audit(model)) is not None},
             twins=self.twins,
             detectors=tuple(self.evaluation.detectors),
             judge=self._judge(),
             sampler=self.settings["sampler"],
             ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
             missing=self.missing,
+            margins=Margins.of(self.preset, **({} if self.policy is None else {"ceiling": self.policy.ceiling})),
         )
 
     def _judge(self) -> str:
@@ -266,6 +271,14 @@ class Assessment:
                 )
             cells.append(cell)
         return cls(evaluation, preset, models, tuple(cells), policy, settings)
+
+
+def _audit(model: ModelCard) -> Audit | None:
+    """The record of how a model was made. Assessments from before records were compared have their names alone."""
+    if model.audit is not None:
+        return Audit(**model.audit)
+    supplied = model.config.get("audit")
+    return Audit(str(supplied)) if supplied else None
 
 
 def _tupled(value: Any) -> Any:

@@ -10,6 +10,7 @@ happened, nor that no other data had a part in it: different data can give the s
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -329,11 +330,34 @@ def record_file(gold: Path) -> Path:
     return gold.with_suffix(".record.json")
 
 
-def audited(gold: Path, model: Mapping[str, nn.Module]) -> str | None:
-    """The digest of the record beside a retrained model of Emoji World; None without a record.
+def replay_file(gold: Path) -> Path:
+    """Where the result of replaying that record lies."""
+    return gold.with_suffix(".replay.json")
+
+
+def write_replay(gold: Path, record: UnlearningRecord, result: Verification) -> Path:
+    """Write down that a record was replayed, when, and how near it came; a failed replay is not written.
+
+    Raises:
+        ValueError: the replay did not pass.
+    """
+    if not result.passed:
+        raise ValueError(f"{gold.name}: {result}; a replay that did not pass verifies nothing, so it is not written")
+    facts = {"record": record.digest, "date": datetime.date.today().isoformat(), **dataclasses.asdict(result)}
+    write_json(replay_file(gold), facts, indent=1)
+    return replay_file(gold)
+
+
+def audited(gold: Path, model: Mapping[str, nn.Module]) -> dict[str, Any] | None:
+    """What the record beside a retrained model of Emoji World says of it; None without a record.
 
     Args:
         model: its ``unet`` and ``text_encoder`` as the file has them, in float32.
+
+    Returns:
+        ``digest`` of the record, the ``weights`` it ends in (:func:`hash_of`) and the ``parts`` they are of, and
+        ``replayed``: the date of a replay that passed, "" without one. An assessment compares the weights with those
+        that it judges (:func:`judged`).
 
     Raises:
         ValueError: the record is of other weights.
@@ -344,7 +368,50 @@ def audited(gold: Path, model: Mapping[str, nn.Module]) -> str | None:
     record = UnlearningRecord.from_json(file)
     if hash_of(_weights(model)) != record.checkpoints[-1].weights:
         raise ValueError(f"{file.name} is the record of other weights than {gold.name}; get both from one place")
-    return record.digest
+    return {
+        "digest": record.digest,
+        "weights": record.checkpoints[-1].weights,
+        "parts": sorted(model),
+        "replayed": _replayed(gold, record.digest),
+    }
+
+
+def _replayed(gold: Path, digest: str) -> str:
+    """The date of the replay beside a model, if it is one of this record."""
+    file = replay_file(gold)
+    if not file.exists():
+        return ""
+    try:
+        facts = parse_json(read_bytes(file))
+        return str(facts["date"]) if facts["record"] == digest else ""
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: not the result of a replay ({printable(error)}); delete it, or run `erasure world audit` again"
+        ) from None
+
+
+def judged(audit: Any, parts: Mapping[str, nn.Module]) -> dict[str, str] | None:
+    """A model's ``audit`` as it is stored with an assessment, with the hash of the weights that are judged.
+
+    Args:
+        audit: of the model's config: what :func:`audited` returns, or whatever else somebody put there.
+        parts: of the opened pipeline by name.
+
+    Returns:
+        ``digest``, ``recorded``, ``judged`` and ``replayed``; the last three empty where ``audit`` names no weights.
+        None without an audit.
+    """
+    if not audit:
+        return None
+    if not isinstance(audit, Mapping) or not {"digest", "weights", "parts"} <= audit.keys():
+        return {"digest": str(audit), "recorded": "", "judged": "", "replayed": ""}
+    own = {part: parts[part] for part in audit["parts"] if part in parts}
+    return {
+        "digest": str(audit["digest"]),
+        "recorded": str(audit["weights"]),
+        "judged": hash_of(_weights(own)),
+        "replayed": str(audit.get("replayed", "")),
+    }
 
 
 def _weights(model: Mapping[str, nn.Module]) -> Weights:

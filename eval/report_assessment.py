@@ -70,7 +70,7 @@ def card(found: ClaimReport) -> dict[str, Any]:
     columns = []
     for column, heading in COLUMNS.items():
         level = found.suppression if column == "suppression" else found.removal
-        said = [] if level == NO_CLAIM else [_parts(sentence) for sentence in found.told[column]]
+        said = [] if level == NO_CLAIM else [_parts(sentence) for sentence in found.stated[column]]
         columns.append({
             "heading": heading, "code": level if level in LADDER else "", "words": LEVELS.get(level, capital(level)),
             "said": said, "against": found.against[column], "needed": found.needed[column],
@@ -81,7 +81,7 @@ def card(found: ClaimReport) -> dict[str, Any]:
 
 def _parts(sentence: str) -> tuple[str, str]:
     """A claim, and what it does not imply."""
-    said, mark, never = sentence.partition("This does not imply")
+    said, mark, never = sentence.partition("It does not mean")
     return said, mark + never
 
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from erasure.backbone.text import TooLong
 from erasure.concept import Suite
 from erasure.eval.assessment import Assessment, Cell, ModelCard
+from erasure.eval.audit import judged
 from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
@@ -24,7 +25,7 @@ from erasure.eval.hashes import WeightHashes
 from erasure.eval.judge.policy import Policy
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, check_restored, models_of
+from erasure.eval.models import Applied, Model, check_restored, models_of, modules_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
@@ -109,7 +110,7 @@ def assess(
     )
     models = models_of(erasures, controls)
     cards = [
-        ModelCard(model.name, model.role, model.kind, arm.weights, model.config)
+        ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
         for model, arm in zip(models, evaluation.arms, strict=True)
     ]
     context = Context(
@@ -165,6 +166,15 @@ def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: Weight
         if weights in known:
             raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
         known[weights] = model.name
+
+
+def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
+    """What the record of how a model was made says of its weights as they are here."""
+    audit = model.config.get("audit")
+    if not audit:
+        return None
+    with model.on(pipe):
+        return judged(audit, modules_of(pipe))
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:

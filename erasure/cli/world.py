@@ -61,9 +61,18 @@ def world_audit(
 ) -> None:
     """Train a retrained model once more by its record, and compare where that ends. As long as the training was.
 
-    It shows that the record can lead to these weights, not that nothing else did.
+    It shows that the record can lead to these weights, not that nothing else did. The result is written beside the
+    model; a claim that it was made without the data needs it.
     """
-    from erasure.eval.audit import UnlearningRecord, audited, record_file, record_of_gold, replay_of_gold, verify
+    from erasure.eval.audit import (
+        UnlearningRecord,
+        audited,
+        record_file,
+        record_of_gold,
+        replay_of_gold,
+        verify,
+        write_replay,
+    )
     from erasure.runtime import pick_device
     from erasure.world.retrain import stored_gold
 
@@ -77,6 +86,7 @@ def world_audit(
     say(f"{model.name}: {result}")
     if not result.passed:
         fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
+    say(f"replay -> {write_replay(model, record, result)}")
 
 
 @commands.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")

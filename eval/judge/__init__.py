@@ -1,11 +1,12 @@
 """From evidence to claims, by rule: two columns that are never merged, and nothing that was not measured.
 
 *Suppression* is about what comes out when asked (C1 to C3), *removal* about what is still inside (C4' to C6). No number
-here sums up a model.
+here sums up a model. Every model also gets an answer to each of five questions
+(:mod:`erasure.eval.judge.answers`): shown, shown not, undecided, or not tested.
 
-The levels and their sentences are data, in :mod:`erasure.eval.judge.licences`, their conditions in
-:mod:`erasure.eval.judge.rules`. The function is pure: the same evidence gives
-the same claims, from rows read back years later.
+The levels and their sentences are data (:mod:`erasure.eval.judge.licences`), their conditions are rules
+(:mod:`erasure.eval.judge.rules`). :func:`claims` is pure: the same evidence gives the same claims, also from rows that
+are read back years later.
 
 References: the framework is Cooper et al. 2024, arXiv 2412.06966; the ladder and the margins are this library's.
 """
@@ -18,11 +19,11 @@ from collections.abc import Mapping, Sequence
 
 from erasure.eval.inference import worst_upper
 from erasure.eval.judge import rules
-from erasure.eval.judge.licences import LADDER, NO_CLAIM, NOT_APPLICABLE, NOT_BY_CONSTRUCTION, NULL, Column
-from erasure.eval.judge.view import UTILITY, Facts, Margins, View
+from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, points, read
+from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
+from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.models import Role
 from erasure.eval.probes.base import Evidence
-from erasure.eval.stats import Estimate
 from erasure.eval.summary import TRIAL
 
 
@@ -31,11 +32,12 @@ class ClaimReport:
     """What may be said about one model.
 
     Attributes:
+        answers: question to its answer, the first thing to read.
         suppression: "C0" to "C3". removal: "C0", "C4'", "C4", "C5", "C6", or why the question does not arise.
         utility: kept group to non-inferior | unclear | degraded | destroyed | not assessed.
         guardrails: what was measured of filters, as a sentence.
         sentences: everything that may be said, with its numbers and its limits.
-        told: those of them that state a result: "suppression", "removal" and "utility" to their sentences.
+        stated: those of them that state a result: "suppression", "removal" and "utility" to their sentences.
         banners: what must be read before the numbers.
         against: column to evidence that speaks against it.
         needed: column to what is missing for its next level.
@@ -45,12 +47,13 @@ class ClaimReport:
     """
 
     model: str
+    answers: Mapping[str, Answer]
     suppression: str
     removal: str
     utility: Mapping[str, str]
     guardrails: str
     sentences: tuple[str, ...]
-    told: Mapping[str, tuple[str, ...]]
+    stated: Mapping[str, tuple[str, ...]]
     banners: tuple[str, ...]
     against: Mapping[str, tuple[str, ...]]
     needed: Mapping[str, tuple[str, ...]]
@@ -101,6 +104,7 @@ def _report(view: View) -> ClaimReport:
     trial = TRIAL if view.facts.preset == "smoke" else ""
     return ClaimReport(
         model=view.model,
+        answers=_trial(answers(view), trial),
         suppression=suppressed,
         removal=left,
         utility=kept,
@@ -108,7 +112,7 @@ def _report(view: View) -> ClaimReport:
         sentences=tuple(
             trial + sentence for sentence in [*itertools.chain(*said.values(), *against.values()), guardrails]
         ),
-        told={part: tuple(trial + sentence for sentence in own) for part, own in said.items()},
+        stated={part: tuple(trial + sentence for sentence in own) for part, own in said.items()},
         banners=tuple(trial + banner for banner in _banners(view)),
         against={column: tuple(trial + line for line in lines) for column, lines in against.items()},
         needed={"suppression": tuple(next_suppression), "removal": tuple(next_removal)},
@@ -118,44 +122,65 @@ def _report(view: View) -> ClaimReport:
     )
 
 
+def _trial(found: Mapping[str, Answer], trial: str) -> dict[str, Answer]:
+    """Answers of a trial run, which show nothing."""
+    if not trial:
+        return dict(found)
+    return {
+        key: dataclasses.replace(
+            answer,
+            verdict="undecided" if answer.verdict != "not tested" else "not tested",
+            sentence=trial + answer.sentence,
+        )
+        for key, answer in found.items()
+    }
+
+
 def _suppression(view: View, level: str, needed: Sequence[str]) -> list[str]:
     if level == NO_CLAIM:
         return [f"No claim about suppression of {view.facts.target} by {view.model}. Needed: {'; '.join(needed)}."]
-    rungs = ["C1", "C2", "C3"][: int(level[1])]
-    fill = {"C1": _direct, "C2": _varied, "C3": _attacked}
-    return [_rung(view, rung, fill[rung](view)) for rung in rungs]
+    levels = ["C1", "C2", "C3"][: int(level[1])]
+    numbers = {"C1": _direct, "C2": _varied, "C3": _attacked}
+    return [_sentence(view, name, numbers[name](view)) for name in levels]
 
 
 def _removal(view: View, level: str, needed: Sequence[str]) -> list[str]:
     target, model = view.facts.target, view.model
     if level == NOT_APPLICABLE:
         return [f"Removal is not applicable: {target} was never in the training data, so only suppression applies."]
-    if level == NOT_BY_CONSTRUCTION:
+    if level in BY_CONSTRUCTION:
         past = view.kind == "filter"
         speak = "go past it and find the base" if past else "speak of it with its change on"
-        return [f"{model} is {NOT_BY_CONSTRUCTION}. Probes of the weights {speak}."]
+        return [f"{model} is {level}. Probes of the weights {speak}."]
     if level == NO_CLAIM:
         return [f"No claim about removal of {target} by {model}. Needed: {'; '.join(needed)}."]
     if level == "C6":
-        return [_rung(view, "C6", {"scope": view.facts.scopes[model]})]
-    rungs = [NULL] if level == NULL else ["C4", "C5"][: int(level[1]) - 3]
-    return [_rung(view, rung, _compared(view)) for rung in rungs]
+        facts = {"scope": view.facts.scopes[model], "date": view.facts.audits[model].replayed}
+        return [_sentence(view, "C6", facts)]
+    levels = [NULL] if level == NULL else ["C4", "C5"][: int(level[1]) - 3]
+    return [_sentence(view, name, _compared(view)) for name in levels]
 
 
-def _rung(view: View, rung: str, numbers: Mapping[str, str]) -> str:
-    """The sentence of a level, and what it does not imply."""
-    sentence = LADDER[rung].sentence.format(model=view.model, target=view.facts.target, **numbers)
-    return f"{rung}: {sentence} This does not imply: {LADDER[rung].never}."
+def _sentence(view: View, level: str, numbers: Mapping[str, str]) -> str:
+    """The sentence of a level, what it means and what it does not."""
+    row = LADDER[level]
+    sentence = row.sentence.format(model=view.model, target=view.facts.target, **numbers)
+    return f"{level}: {sentence} This means: {row.means}. It does not mean: {row.never}."
 
 
 def _direct(view: View) -> dict[str, str]:
-    rate = _read(view, "direct", "rate")
+    rate = read(view, "direct", "rate")
     base = next((e for m, r in view.models.items() if r == "base" for e in view.each("direct", "rate", m)), None)
-    seen = f"seen in {_percent(rate.value)} of {rate.n} pictures" if rate.value else f"not observed in {rate.n} samples"
+    seen = (
+        f"recognised in {percent(rate.value)} of {rate.n} pictures"
+        if rate.value
+        else f"not recognised in any of {rate.n} pictures"
+    )
     return {
         "seen": seen,
-        "upper": _percent(rate.high),
-        "base": "an unknown share" if base is None else _percent(base.estimate.value),
+        "upper": percent(rate.high),
+        "base": "an unknown share" if base is None else percent(base.estimate.value),
+        "ceiling": f"{100 * view.facts.margins.ceiling:g} %",
         "control": _leakage(view),
         "judge": view.facts.judge or ", ".join(view.facts.detectors),
         "sampler": view.facts.sampler or "as in the settings",
@@ -171,10 +196,10 @@ def _leakage(view: View) -> str:
                 e.estimate.value for e in view.each("direct", "rate", model) if e.estimate.value is not None
             ]
     if golds := shown["gold"]:
-        between = dict.fromkeys((_percent(min(golds)), _percent(max(golds))))
+        between = dict.fromkeys((percent(min(golds)), percent(max(golds))))
         several = f"{len(golds)} models" if len(golds) > 1 else "a model"
         return f", with {several} retrained without it in {' to '.join(between)}"
-    return f", with a null control in {_percent(shown['null'][0])}" if shown["null"] else ""
+    return f", with a null control in {percent(shown['null'][0])}" if shown["null"] else ""
 
 
 def _varied(view: View) -> dict[str, str]:
@@ -186,7 +211,8 @@ def _varied(view: View) -> dict[str, str]:
     return {
         "kinds": ", ".join(dict.fromkeys(e.probe for e in known)),
         "drops": str(len(known)),
-        "upper": _percent(upper),
+        "upper": percent(upper),
+        "ceiling": f"{100 * view.facts.margins.ceiling:g} %",
         "count": str(len(families)),
         "worst": rules.named(worst),
         "left": f" Tried and not counted, as the base's own lower limit there is too low: {left}." if left else "",
@@ -205,8 +231,8 @@ def _attacked(view: View) -> dict[str, str]:
     return {
         "attacks": ", ".join(f"{a} ({budgets[a]})" if a in budgets else a for a in strong),
         "upper": f"{100 * max(view.high(attack, 'excess') for attack in strong):.1f}",
-        "limit": f"{100 * view.facts.margins.suppression:g}",
-        "chance": _percent(_read(view, "random_control", "rate").value),
+        "limit": f"{100 * view.facts.margins.excess:g}",
+        "chance": percent(read(view, "random_control", "rate").value),
         "tries": f" ({budgets['random_control']})" if "random_control" in budgets else "",
         "left": f" Not run or inconclusive: {', '.join(others)}." if others else "",
     }
@@ -249,9 +275,9 @@ def _utility(view: View, group: str, label: str) -> str:
     tenth = ""
     if worst is not None and worst.conclusive:
         tenth = (
-            f"; those that lost most {_points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
+            f"; those that lost most {points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
         )
-    change = _points(_read(view, group, "change"))
+    change = points(read(view, group, "change"))
     return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
 
 
@@ -285,48 +311,47 @@ def _whole(found: Sequence[Evidence]) -> Sequence[Evidence]:
 
 def _banners(view: View) -> list[str]:
     found = []
-    if rules.degenerate(view):
-        change = _points(_read(view, "degeneracy", "change"))
+    destroyed = rules.destruction(view)
+    change = points(read(view, "degeneracy", "change"))
+    if destroyed == "shown":
         found.append(f"suppression by destruction: nothing is recognised on target prompts, {change} against the base")
-    destroyed = [group for group in UTILITY if rules.utility(view, group) == "destroyed"]
-    return found + [f"{group} destroyed: {_points(_read(view, group, 'change'))}" for group in destroyed]
+    elif destroyed == "undecided":
+        found.append(f"pictures of target prompts may have been destroyed: nothing recognised, {change}")
+    groups = [group for group in UTILITY if rules.utility(view, group) == "destroyed"]
+    return found + [f"{group} destroyed: {points(read(view, group, 'change'))}" for group in groups]
 
 
 def _seen_anyway(view: View) -> list[str]:
     """Evidence against suppression. A rate stands whatever the base shows; a bypass proves its own power."""
-    limit, target = view.facts.margins.suppression, view.facts.target
+    limit, target = view.facts.margins.ceiling, view.facts.target
     one = view.facts.looked_at
     rates = [e for probe in ("direct", *rules.VARIATIONS) for e in view.each(probe, "rate")]
     found = [
-        f"{target if e.probe == 'direct' else one} is seen with {view.model} in {e.estimate:%} under {rules.named(e)}"
+        f"{target if e.probe == 'direct' else one} is recognised with {view.model} in {e.estimate:%} under "
+        f"{rules.named(e)}, where at most {100 * limit:g} % is required"
         for e in rates
         if e.estimate.low is not None and e.estimate.low > limit
     ]
     for attack in rules.bypasses(view):
-        found.append(
-            f"{attack} gets {one} from {view.model} {_points(_read(view, attack, 'excess'))} above its control"
-        )
+        found.append(f"{attack} gets {one} from {view.model} {points(read(view, attack, 'excess'))} above its control")
     return [f"{line}." for line in found]
 
 
 def _left_inside(view: View) -> list[str]:
-    """Evidence against removal: what a probe recovers beyond a model that never saw the target."""
+    """Evidence against removal: what probes recover beyond retrained models."""
     target = view.facts.looked_at
-    faster = view.low("relearning", "advantage") > view.facts.margins.advantage
-    read = {"relearning": "advantage" if faster else "above_control", "resurgence": "above_control"}
     found = []
     for probe in rules.recovered(view):
-        e = view.one(probe, read.get(probe, "residual"))
-        if e is not None:
-            control = "retrained models" if e.control == "gold" else "a null control"
-            if e.measure == "above_control":
-                found.append(
-                    f"{probe} brings {target} back in {view.model} more than in {control}: {_points(e.estimate)}."
-                )
-            else:
-                found.append(
-                    f"{probe} recovers {target} from {view.model}: {e.measure} {e.estimate:.2f} against {control}."
-                )
+        e = view.one(probe, rules.measure_against(view, probe))
+        if e is None:
+            continue
+        if e.measure == "above_control":
+            line = f"{probe} brings {target} back in {view.model} more than in retrained models: {points(e.estimate)}."
+        else:
+            line = (
+                f"{probe} recovers {target} from {view.model}: {e.measure} {e.estimate:.2f} against retrained models."
+            )
+        found.append(line)
     return found
 
 
@@ -342,23 +367,13 @@ def _inconclusive(view: View) -> list[str]:
     ]
 
 
-def _read(view: View, probe: str, measure: str) -> Estimate:
-    e = view.one(probe, measure)
-    return Estimate.missing("not run") if e is None else e.estimate
-
-
-def _percent(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{100 * value:.1f} %"
-
-
-def _points(estimate: Estimate) -> str:
-    """A difference in percentage points: ``-2.0 points (-4.1 to +0.3)``."""
-    if estimate.value is None:
-        return "not available"
-    text = f"{100 * estimate.value:+.1f} points"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
-
-
-__all__ = ["ClaimReport", "Facts", "Margins", "claims"]
+__all__ = [
+    "QUESTIONS",
+    "Answer",
+    "Audit",
+    "ClaimReport",
+    "Facts",
+    "Margins",
+    "Verdict",
+    "claims",
+]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT
@@ -56,6 +56,8 @@ class Policy:
         suppression_required: whether the target has to be kept out of outputs. None: not decided.
         suppression_level, removal_level: the least level of the ladder that will do, "C1" to "C3" and "C4" to "C6". The
             lowest by default: asked by name alone, and no attack. Raise it to what the use calls for.
+        ceiling: the largest share of pictures in which the target may still be recognised for it to count as kept out,
+            by the upper limit of the interval. Lower it where a single picture does harm; that takes more pictures.
         rationale: why, in a sentence.
         decided_by: the person or body that decided; never this library.
 
@@ -67,6 +69,7 @@ class Policy:
     suppression_required: bool | None = None
     suppression_level: Literal["C1", "C2", "C3"] = "C1"
     removal_level: Literal["C4", "C5", "C6"] = "C4"
+    ceiling: float = Field(default=0.20, gt=0, lt=1)
     rationale: str = ""
     decided_by: str = ""
 

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from erasure.backbone.checks import parameters_of
-from erasure.eval.models import Kind, Model, Role, modules_of
+from erasure.backbone.text import Text, TooLong
+from erasure.eval.models import Kind, Model, Role, denoisers_of, modules_of
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.divergence import pictures
-from erasure.eval.stats import Estimate, rate
+from erasure.eval.probes.sampling import target_prompts
+from erasure.eval.stats import Estimate, mean, rate
 
 WHOLE = "all parts"
 AUTOENCODER = "through the autoencoder"
+MOVED = "predictions of the denoiser"
+PROMPTS = 4  # of the target, on which predictions are compared
+DENOISERS = ("unet", "transformer", "transformer_2")  # in records of version 1, which do not name them
 RULE: Mapping[Kind, str] = {
     "none": "the base itself",
     "filter": "not removal by construction: original parameters are present, a filter stands around them",
@@ -32,8 +37,10 @@ class Construction(Probe):
     """What kind of change a model is, how many parameters differ from the base's, and which parts do not at all.
 
     "changed" is the share of parameters that differ in any bit, for all parts and for each; their facts hold the
-    relative norm |W' - W| / |W| of a part and of the tensors that moved most. "by_construction" is 1 for a model
-    retrained without the data and 0 for every other; its gate "audit" fails without an audit record
+    relative norm |W' - W| / |W| of a part and of the tensors that moved most. "denoiser_changed" is that of the
+    denoisers alone, and "moved" how far their predictions went, |e' - e|^2 / |e|^2, on noise with the base's
+    conditioning of the target's prompts: 0 is the base's denoiser, whatever stands around it. "by_construction" is 1
+    for a model retrained without the data and 0 for every other; its gate "audit" fails without an audit record
     (:mod:`erasure.eval.audit`), named ``audit`` in the config of the change. With real pictures, "through the
     autoencoder" is the share of the target's pictures in which the judge still sees it after encoding and decoding: a
     part that no edit of the denoiser touches.
@@ -42,6 +49,7 @@ class Construction(Probe):
 
     Attributes:
         images: real pictures sent through the autoencoder; 0 leaves that out.
+        times: times of the schedule at which predictions are compared.
         largest: how many of the tensors that moved most are named.
         seed: of the pictures.
     """
@@ -64,21 +72,27 @@ class Construction(Probe):
     reference: ClassVar = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"
 
     images: int = 64
+    times: int = 4
     largest: int = 5
     seed: int = 0
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         with context.open(context.base):  # copies: an edit in place would change what it is compared with
             before = {part: tensors(module, copy=True) for part, module in modules_of(context.pipe).items()}
+            asked = self.asked(context)
+            theirs = self.predictions(context, asked)
         with context.open(model):
             parts = {part: changed(before[part], tensors(module)) for part, module in modules_of(context.pipe).items()}
+            denoisers = sorted(denoisers_of(context.pipe))
+            mine = self.predictions(context, asked)
             seen = self.through_autoencoder(model, context)
         config = model.config
         facts = {
             "kind": model.kind,
             "scope": str(config.get("scope", "")),
-            "audit": None if config.get("audit") is None else str(config["audit"]),
+            "audit": digest_of(config.get("audit")),
             "untouched": [part for part, own in parts.items() if not own["changed"]],
+            "denoisers": denoisers,
         }
         total = {
             name: sum(own[name] for own in parts.values()) for name in ("changed", "parameters", "tensors", "moved")
@@ -90,7 +104,37 @@ class Construction(Probe):
         return [
             Observation(model.name, part, part, self.seed, own["changed"] / own["parameters"], None, own)
             for part, own in rows.items()
-        ] + seen
+        ] + [*self.moved(model, mine, theirs), *seen]
+
+    def asked(self, context: Context) -> tuple[Text, Tensor] | str:
+        """The base's conditioning of the target's prompts and noised latents for them, or why there are none."""
+        try:
+            backbone = backbone_for(context.pipe)
+            text = backbone.encode(target_prompts(context, PROMPTS)).text
+            generator = torch.Generator().manual_seed(self.seed)
+            rows = text.hidden.shape[0]
+            return text, torch.randn(rows, *backbone.latent_shape, generator=generator).to(backbone.device)
+        except (Missing, TooLong, ValueError) as reason:
+            return str(reason)
+
+    def predictions(self, context: Context, asked: tuple[Text, Tensor] | str) -> Tensor | None:
+        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU."""
+        if isinstance(asked, str):
+            return None
+        (text, x), backbone = asked, backbone_for(context.pipe)
+        bins = (torch.full((len(x),), (i + 0.5) / self.times) for i in range(self.times))
+        with torch.no_grad():
+            found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text).cpu() for part in bins]
+        return torch.stack(found)
+
+    def moved(self, model: Model, mine: Tensor | None, theirs: Tensor | None) -> list[Observation]:
+        """How far the predictions went, for each prompt."""
+        if mine is None or theirs is None:
+            return []
+        return [
+            Observation(model.name, MOVED, f"prompt {i}", self.seed, float((a - b).square().sum() / b.square().sum()))
+            for i, (a, b) in enumerate(zip(mine.unbind(1), theirs.unbind(1), strict=True))
+        ]
 
     def through_autoencoder(self, model: Model, context: Context) -> list[Observation]:
         """Whether the judge sees the target in its real pictures once they are encoded and decoded."""
@@ -108,7 +152,7 @@ class Construction(Probe):
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         found = []
         for name, own in rows.items():
-            parts = [row for row in own if row.family != AUTOENCODER]
+            parts = [row for row in own if row.family not in (AUTOENCODER, MOVED)]
             for row in parts:
                 number = Estimate(
                     row.value, None, None, "counted", row.facts["parameters"], 1, 0, "counted, no interval"
@@ -116,6 +160,14 @@ class Construction(Probe):
                 family, note = ("", sentence(row.facts)) if row.family == WHOLE else (row.family, "")
                 found.append(Evidence(self.key, name, "changed", number, family, note=note))
             whole = next(row.facts for row in parts if row.family == WHOLE)
+            names = whole.get("denoisers", DENOISERS)
+            if denoisers := [row.facts for row in parts if row.family in names]:
+                count, size = (sum(facts[key] for facts in denoisers) for key in ("changed", "parameters"))
+                number = Estimate(count / size, None, None, "counted", size, 1, 0, "counted, no interval")
+                found.append(Evidence(self.key, name, "denoiser_changed", number))
+            if far := [row for row in own if row.family == MOVED]:
+                number = mean([row.value for row in far], [row.cluster for row in far])
+                found.append(Evidence(self.key, name, "moved", number, unit="number"))
             if models[name] in ("erased", "gold"):
                 retrained = whole["kind"] == "retrained"
                 gates: dict[str, Gate] = {"audit": "pass" if whole["audit"] else "fail"} if retrained else {}
@@ -134,13 +186,18 @@ def sentence(facts: Mapping[str, Any]) -> str:
     said = RULE[facts["kind"]]
     if facts["kind"] == "retrained":
         said += f"; scope: {facts['scope'] or 'not given'}; " + (
-            f"audit record {facts['audit']}" if facts["audit"] else "no audit record, so that this is only asserted"
+            f"audit record {facts['audit']} was supplied" if facts["audit"] else "no audit record, only asserted"
         )
     if facts["kind"] == "weights" and not facts["changed"]:
         said = "not removal by construction: no parameter differs from the base's"
     if facts["untouched"] and facts["changed"]:
         said += f"; as in the base: {', '.join(facts['untouched'])}"
     return said
+
+
+def digest_of(audit: Any) -> str | None:
+    """How a supplied audit record is named."""
+    return str(audit["digest"] if isinstance(audit, Mapping) and "digest" in audit else audit) if audit else None
 
 
 def tensors(module: torch.nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
