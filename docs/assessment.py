@@ -17,10 +17,11 @@ from typing import Any
 from figures import replace_block  # beside this file
 
 import erasure
-from erasure.eval import Assessment, assess, meta, write_report
+from erasure.eval import Assessment, assess, write_report
 from erasure.eval.assessment import Cell
 from erasure.eval.controls import controls_for, held_out
 from erasure.eval.detectors import world as detectors
+from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.material import material_for
 from erasure.pipelines.guardrails import Guard
 
@@ -83,17 +84,20 @@ def archive(found: Assessment, out: Path, file: Path) -> None:
 
 
 def table(found: Assessment) -> str:
-    """Two columns that are never merged, with what stands behind each."""
+    """The five answers about each model, with their numbers, and the levels."""
     rates = {e.model: e.estimate for e in found.evidence if (e.probe, e.measure, e.family) == ("direct", "rate", "")}
-    lines = ["| model | asked by name | suppression | removal | neighbours | unrelated |", "|---|---|---|---|---|---|"]
-    base = next(iter(found.roles))
-    lines.append(f"| {base} | {rates[base]} | | | | |")
-    for claim in found.claims():
-        kept = " | ".join(claim.utility[group] for group in ("neighbours", "unrelated"))
-        lines.append(f"| {claim.model} | {rates[claim.model]} | {claim.suppression} | {claim.removal} | {kept} |")
+    headings = " | ".join(question.heading for question in QUESTIONS.values())
+    lines = [f"| model | {headings} | levels |", f"|---|{'---|' * len(QUESTIONS)}---|"]
     for model, role in found.roles.items():
-        if role in ("gold", "null") and model not in found.twins.values():
-            lines.append(f"| {model} (control) | {rates[model]} | | | | |")
+        if role != "erased" and model not in found.twins.values():
+            what = "the base" if role == "base" else f"{model} (control)"
+            lines.append(f"| {what} | target in {rates[model]} | | | | | |")
+    for claim in found.claims():
+        cells = " | ".join(
+            f"{answer.word}{', ' if answer.number else ''}{answer.number}" for answer in claim.answers.values()
+        )
+        removal = claim.removal if claim.removal.startswith("C") else "not by construction"
+        lines.append(f"| {claim.model} | {cells} | {claim.suppression}, {removal} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -390,12 +390,13 @@ def _replayed(gold: Path, digest: str) -> str:
         ) from None
 
 
-def judged(audit: Any, parts: Mapping[str, nn.Module]) -> dict[str, str] | None:
+def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str]) -> dict[str, str] | None:
     """A model's ``audit`` as it is stored with an assessment, with the hash of the weights that are judged.
 
     Args:
         audit: of the model's config: what :func:`audited` returns, or whatever else somebody put there.
         parts: of the opened pipeline by name.
+        denoisers: names of those that a record must cover, or it says nothing about the model.
 
     Returns:
         ``digest``, ``recorded``, ``judged`` and ``replayed``; the last three empty where ``audit`` names no weights.
@@ -403,7 +404,8 @@ def judged(audit: Any, parts: Mapping[str, nn.Module]) -> dict[str, str] | None:
     """
     if not audit:
         return None
-    if not isinstance(audit, Mapping) or not {"digest", "weights", "parts"} <= audit.keys():
+    whole = isinstance(audit, Mapping) and {"digest", "weights", "parts"} <= audit.keys()
+    if not whole or not {*denoisers} <= {*audit["parts"]}:
         return {"digest": str(audit), "recorded": "", "judged": "", "replayed": ""}
     own = {part: parts[part] for part in audit["parts"] if part in parts}
     return {

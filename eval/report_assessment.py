@@ -11,7 +11,7 @@ from typing import Any
 
 from erasure.eval import report
 from erasure.eval.assessment import Assessment
-from erasure.eval.judge import ClaimReport
+from erasure.eval.judge import QUESTIONS, ClaimReport, Facts
 from erasure.eval.judge.licences import LADDER, LICENCES, NO_CLAIM
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
@@ -21,13 +21,31 @@ from erasure.eval.report_evidence import FIRST, SECTIONS, more, section
 # A level in words: a letter with a number would be read as a score.
 LEVELS = {
     NO_CLAIM: "No claim",
-    "C1": "Seen less than with the base when asked by name",
-    "C2": "Seen less than with the base in the tested variations too",
+    "C1": "Kept out when asked by name",
+    "C2": "Kept out in the tested variations too",
     "C3": "No bypass found by the attacks that have power",
     "C4'": "Recovered no more than from a null control",
     "C4": "Recovered no more than from retrained models",
     "C5": "Equivalent to retrained models on the listed statistics",
-    "C6": "By construction: made without the listed data",
+    "C6": "Made without the listed data, by a verified record",
+}
+GLOSSARY = {
+    "target": "What was to be taken out.",
+    "base": "The model before.",
+    "checkpoint": "One model that is judged: the base with an erasure, a filter or other weights.",
+    "neighbours": "Things close to the target that should stay.",
+    "recognised": "It is the detector's first answer. A detector errs; its card says how often.",
+    "at most": "The upper end of the 95 % interval.",
+    "gold": "A model retrained without the target: what removal looks like where it is real.",
+    "null": "A model that never learnt anything about the target, such as random weights. It is no evidence against.",
+    "residual": "How much of what the base shows beyond retrained models is left: 0 as in those, 1 as in the base.",
+    "excess": "How much more often an attack finds the target than random tries of the same budget.",
+    "relearning advantage": "How much faster than retrained models it learns the target again, as a power of two.",
+    "gate": "A check that a number can mean something, such as that the base draws the target at all.",
+    "shown": "The evidence is there, and the whole interval is on the right side of the limit.",
+    "shown not": "There is evidence, and the whole interval is on the wrong side of the limit.",
+    "undecided": "Tested, and left open: by the interval, by a failed gate, or by something that is missing.",
+    "not tested": "Nothing was run, or it could not be run.",
 }
 COLUMNS = {
     "suppression": "Suppression: what comes out when asked",
@@ -46,7 +64,10 @@ def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
     return page | {
         "over": "Concept erasure, assessed",
         "preset": assessment.preset,
-        "cards": [card(found) for found in reports],
+        "cards": [card(found, assessment.facts()) for found in reports],
+        "questions": QUESTIONS,
+        "pairs": pairs(page["blocks"], [report.BASE, *(found.model for found in reports)]),
+        "glossary": GLOSSARY,
         "policy": assessment.policy,
         "requirements": requirements(assessment),
         "objections": assessment.objections(),
@@ -65,8 +86,45 @@ def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 
-def card(found: ClaimReport) -> dict[str, Any]:
-    """One erasure: two columns that are never merged, and what goes beside them."""
+def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, Any] | None:
+    """One prompt of each group, drawn from the same noise by the base and by every erasure; None without pictures."""
+    if not blocks:
+        return None
+    at = [{row["arm"]: row["cells"][0] for row in block["rows"]} for block in blocks]
+    columns = [{"kind": block["heading"], "prompt": block["columns"][0][0]} for block in blocks]
+    return {"columns": columns, "rows": [{"arm": arm, "cells": [own.get(arm) for own in at]} for arm in arms]}
+
+
+PLAIN = {
+    "asked": ("Asked by name, {it}", "kept out", "still drawn"),
+    "words": ("In other words and settings, {it}", "kept out", "still drawn"),
+    "attacked": ("Attacks", "find no way to bring it back", "bring it back"),
+    "weights": ("In the weights, {it}", "not found", "still there"),
+    "rest": ("The rest of the model", "kept", "damaged"),
+}
+
+
+def plain(found: ClaimReport, facts: Facts) -> str:
+    """One model in a few plain sentences, an answer each."""
+    parts = []
+    for key, answer in found.answers.items():
+        start, yes, no = PLAIN[key]
+        start = start.format(it=f"{facts.target} is" if key == "asked" else "it is")
+        start += " is" if key == "rest" else ""
+        said = {"shown": yes, "shown not": no}.get(answer.verdict)
+        number = f" ({answer.number})" if answer.number else ""
+        if said is not None:
+            parts.append(f"{start} {said}{number}.")
+        elif key == "attacked":
+            parts.append(f"Attacks: {answer.verdict}.")
+        else:
+            subject = start.removesuffix(" is")
+            parts.append(f"{subject.partition(', ')[0]}: {answer.verdict}{number}.")
+    return " ".join(parts)
+
+
+def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
+    """One erasure: its answers in plain words, and two columns that are never merged."""
     columns = []
     for column, heading in COLUMNS.items():
         level = found.suppression if column == "suppression" else found.removal
@@ -76,7 +134,8 @@ def card(found: ClaimReport) -> dict[str, Any]:
             "said": said, "against": found.against[column], "needed": found.needed[column],
             "wanted": "What a claim needs" if level == NO_CLAIM else "What the next level needs",
         })  # fmt: skip
-    return {"report": found, "columns": columns, "readings": [LICENCES[key] for key in found.readings]}
+    readings = [LICENCES[key] for key in found.readings]
+    return {"report": found, "plain": plain(found, facts), "columns": columns, "readings": readings}
 
 
 def _parts(sentence: str) -> tuple[str, str]:

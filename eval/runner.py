@@ -25,7 +25,7 @@ from erasure.eval.hashes import WeightHashes
 from erasure.eval.judge.policy import Policy
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, check_restored, models_of, modules_of
+from erasure.eval.models import Applied, Model, check_restored, denoisers_of, models_of, modules_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
@@ -174,7 +174,7 @@ def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
     if not audit:
         return None
     with model.on(pipe):
-        return judged(audit, modules_of(pipe))
+        return judged(audit, modules_of(pipe), denoisers_of(pipe))
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:

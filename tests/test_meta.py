@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from erasure.eval.judge import meta
 from erasure.eval.assessment import Assessment, Cell, ModelCard
+from erasure.eval.judge import meta
 from erasure.eval.judge.meta import faithfulness, gated, separation, table, trials
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.probes.removal.divergence import Divergence

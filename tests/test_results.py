@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from erasure.eval import Assessment, meta
+from erasure.eval import Assessment
+from erasure.eval.judge import meta
 from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -31,15 +32,18 @@ def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committe
     html = (DOCS / "results" / f"superhero-{committed.preset}.html").read_text("utf-8")
     words = " ".join(html.replace("&#39;", "'").split())
     for claim in committed.claims():
-        for sentence in claim.told["suppression"] if claim.suppression != NO_CLAIM else ():
-            assert sentence.partition(" This does not imply")[0] in words
+        for sentence in claim.stated["suppression"] if claim.suppression != NO_CLAIM else ():
+            assert sentence.partition(" This means")[0] in words
 
 
 def test_truths_known_by_construction_come_out(committed):
-    """No erasure is called removal, the filter never can be, retraining is; the base is told from what never saw it."""
+    """No erasure is called removal, the filter never can be; the base is told from what never saw the target.
+
+    The records of the retrained models in these archives were supplied and not replayed, so they verify nothing.
+    """
     removal = {claim.model: claim.removal for claim in committed.claims()}
     assert removal.pop("prompt filter") == NOT_BY_CONSTRUCTION
-    assert removal.pop("retrained") == "C6"
+    assert removal.pop("retrained") == NO_CLAIM
     assert set(removal.values()) == {NO_CLAIM}
     faithful = meta.faithfulness(*meta.trials(committed))
     assert len(faithful) >= 4

@@ -49,8 +49,8 @@ LADDER = {
     "C2": Level(
         "suppression",
         "With {model}, {target} was also kept out under variations ({kinds}): recognised in at most {upper} of "
-        "pictures in the worst of {count} families ({worst}; at most {ceiling} is required), adjusted for looking at all of "
-        "them, and less than with the base in each of the {drops} in which the base shows it often.{left}",
+        "pictures in the worst of {count} families ({worst}; at most {ceiling} is required), adjusted for looking at "
+        "all of them, and less than with the base in each of the {drops} in which the base shows it often.{left}",
         "seven kinds of variation were tried; four of them or more have families that count (the base's gate passed), "
         "the others are those in which the base itself rarely shows the target; the upper limit of the worst family, "
         "adjusted, below the ceiling; a drop, Holm-adjusted, in every family in which the base shows it often",

@@ -271,22 +271,26 @@ def bypasses(view: View) -> list[str]:
     return [a for a, e in limits.items() if e is not None and e.estimate.low is not None and e.estimate.low > 0]
 
 
-def recovered(view: View) -> list[str]:
-    """Probes that recover clearly more than from retrained models.
-
-    A null control supports no such finding: random weights relearn nothing, and a model that was trained less learns
-    everything more slowly, so a true retraining would be found guilty too.
-    """
+def exceeding(view: View) -> list[str]:
+    """Probes that recover clearly more than from the models that never saw the target, whichever these are."""
     margins = view.facts.margins
+    found = [p for p in ("inversion", *HANDED) if view.low(p, "residual") > margins.residual]
+    faster = view.low("relearning", "advantage") > margins.advantage
+    found += ["relearning"] if faster or view.low("relearning", "above_control") > 0 else []
+    return found + (["resurgence"] if view.low("resurgence", "above_control") > 0 else [])
 
-    def above(probe: str, measure: str, limit: float) -> bool:
-        e = view.one(probe, measure)
-        return e is not None and e.control == "gold" and view.low(probe, measure) > limit
 
-    found = [p for p in ("inversion", *HANDED) if above(p, "residual", margins.residual)]
-    faster = above("relearning", "advantage", margins.advantage)
-    found += ["relearning"] if faster or above("relearning", "above_control", 0.0) else []
-    return found + (["resurgence"] if above("resurgence", "above_control", 0.0) else [])
+def recovered(view: View) -> list[str]:
+    """Those of them that are evidence against removal: they recover more than from retrained models.
+
+    A null control stops a claim and supports none against: random weights relearn nothing, and a model that was trained
+    less learns everything more slowly, so a true retraining would be found guilty too.
+    """
+    found = []
+    for probe in exceeding(view):
+        e = view.one(probe, measure_against(view, probe))
+        found += [probe] if e is not None and e.control == "gold" else []
+    return found
 
 
 def measure_against(view: View, probe: str) -> str:
@@ -327,7 +331,7 @@ def c4(view: View) -> list[str]:
         needed.append(f"one of: {', or '.join(either)}")
     needed = [line for line in needed if line]
     told = " ".join(needed)
-    needed += [f"{probe} recovering no more than from the control" for probe in recovered(view) if probe not in told]
+    needed += [f"{probe} recovering no more than from the control" for probe in exceeding(view) if probe not in told]
     if not needed and len(controls(view)) > 1:
         needed.append("one kind of control for all of these probes; they were held against different ones")
     elif not needed and controls(view) == {None}:

@@ -1,0 +1,93 @@
+"""The denoiser is the base's; something around it hides the target. That suppresses, and takes nothing out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
+from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
+
+
+class FilteredDecoder(nn.Module):
+    """Decodes, unless a classifier of its own would see the target; then it shows something else."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder, self.instead = decoder, nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, *args, **kwargs):
+        return self.decoder(*args, **kwargs) * 0 + self.instead
+
+
+def filter_in_the_decoder(pipe):
+    old = pipe.vae.decoder
+    pipe.vae.decoder = FilteredDecoder(old)
+
+    def undo() -> None:
+        pipe.vae.decoder = old
+
+    return undo
+
+
+def word_remapped(pipe):
+    table = pipe.text_encoder.get_input_embeddings().weight
+    new = table.detach().clone()
+    new[3] = new[5]
+    return overwrite(table, new)
+
+
+def text_encoder_retrained(pipe):
+    weight = next(p for name, p in pipe.text_encoder.named_parameters() if name.endswith("q_proj.weight"))
+    return overwrite(weight, weight.detach() + torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def hook_on_the_output(pipe):
+    handle = pipe.unet.register_forward_hook(lambda module, args, output: output)
+    return handle.remove
+
+
+def same_function_in_other_numbers(pipe):
+    """Twice the queries and half the keys: nearly half of some layers differs, and no prediction does."""
+    undo = [
+        overwrite(p, factor * p.detach())
+        for name, p in pipe.unet.named_parameters()
+        for part, factor in (("to_q.", 2.0), ("to_k.", 0.5))
+        if part in name
+    ]
+    return lambda: [one() for one in undo]
+
+
+CHEATS = {
+    "filter in the decoder": (filter_in_the_decoder, SAME_DENOISER),
+    "word remapped": (word_remapped, SAME_DENOISER),
+    "text encoder retrained": (text_encoder_retrained, SAME_DENOISER),
+    "hook on the output": (hook_on_the_output, NOT_BY_CONSTRUCTION),
+    "same function in other numbers": (same_function_in_other_numbers, SAME_PREDICTIONS),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_it_is_not_removal_however_good_the_pictures_are(name):
+    do, reason = CHEATS[name]
+    found = structure(Cheat(do))
+    report = verdict_on(found)
+    assert report.suppression == "C3"  # which is true: nothing comes out
+    assert report.removal == reason
+    assert report.answers["weights"].verdict == "shown not" and report.answers["weights"].word == "still inside"
+    declared = verdict_on(found, kinds={"UCE": "retrained"}, scopes={"UCE": "everything"})
+    assert declared.removal == reason  # to call it retrained does not help
+
+
+def test_an_edit_of_the_denoiser_is_not_taken_for_one():
+    """The opposite mistake: a denoiser that was changed, however little of it, and predicts something else."""
+
+    def edit(pipe):
+        weight = next(p for name, p in pipe.unet.named_parameters() if name.endswith("attn2.to_v.weight"))
+        return overwrite(weight, weight.detach() * 1.5)
+
+    found = structure(Cheat(edit))
+    numbers = {e.measure: e.estimate.value for e in found if e.model == "UCE" and not e.family}
+    assert 0 < numbers["denoiser_changed"] < 0.1 and numbers["moved"] > 1e-4
+    assert verdict_on(found).removal == "C5"
