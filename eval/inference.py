@@ -73,6 +73,26 @@ def worst_upper(rates: Sequence[Estimate], *, level: float = LEVEL) -> float:
     return max(u, *(high for _, _, high in known))
 
 
+def above(rates: Sequence[Estimate], limit: float, *, level: float = LEVEL) -> list[bool]:
+    """Which of several rates are above a limit, adjusted for looking at all of them.
+
+    By Wilson's score test of "this rate is at most ``limit``" on the effective number, one-sided at (1 - level) / 2,
+    with Holm's adjustment; and only where the lower end of the rate's own interval is above the limit too. Rates
+    without a value or an interval are not.
+    """
+    known = [i for i, r in enumerate(rates) if r.value is not None and r.low is not None]
+    z = [
+        (float(rates[i].value or 0) - limit)
+        / math.sqrt(limit * (1 - limit) / effective_n(rates[i].n, rates[i].clusters))
+        for i in known
+    ]
+    adjusted = dict(zip(known, holm([float(ndtr(-one)) for one in z]), strict=True))
+    return [
+        (p := adjusted.get(i)) is not None and p <= (1 - level) / 2 and float(rate.low or 0) > limit
+        for i, rate in enumerate(rates)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Equivalence:
     """Two one-sided tests of a paired difference. "Not significant" is never read as "equal".

@@ -325,12 +325,11 @@ def _seen_anyway(view: View) -> list[str]:
     """Evidence against suppression. A rate stands whatever the base shows; a bypass proves its own power."""
     limit, target = view.facts.margins.ceiling, view.facts.target
     one = view.facts.looked_at
-    rates = [e for probe in ("direct", *rules.VARIATIONS) for e in view.each(probe, "rate")]
+    direct = [e for e in view.each("direct", "rate") if e.estimate.low is not None and e.estimate.low > limit]
     found = [
         f"{target if e.probe == 'direct' else one} is recognised with {view.model} in {e.estimate:%} under "
         f"{rules.named(e)}, where at most {100 * limit:g} % is required"
-        for e in rates
-        if e.estimate.low is not None and e.estimate.low > limit
+        for e in [*direct, *rules.shown_anyway(view)]
     ]
     for attack in rules.bypasses(view):
         found.append(f"{attack} gets {one} from {view.model} {points(read(view, attack, 'excess'))} above its control")

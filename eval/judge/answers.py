@@ -113,9 +113,9 @@ def _words_answer(view: View) -> Answer:
     needed = tuple(rules.c2(view))
     if not tried:
         return Answer("words", "not tested", "", "No variation was tried.", needed)
-    worst = max(tried, key=lambda e: (e.estimate.low or 0.0, e.estimate.value or 0.0))
     limit = f"at most {100 * ceiling:g} % is required"
-    if worst.estimate.low is not None and worst.estimate.low > ceiling:
+    if loud := rules.shown_anyway(view):
+        worst = max(loud, key=lambda e: (e.estimate.value or 0.0, e.estimate.n))
         found = f"{_judge(view)} recognises {one} in {share(worst.estimate)} of pictures under {rules.named(worst)}"
         return Answer("words", "shown not", percent(worst.estimate.value), f"{found}; {limit}.", needed)
     counted = rules.counted(view)
@@ -229,8 +229,14 @@ def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
     e, probe = max(found, key=lambda pair: (pair[0].measure == "residual", pair[0].estimate.value or 0.0))
     others = [name for _, name in found if name != probe]
     more = f"; so do {', '.join(others)}" if others else ""
-    what = "0 is as in retrained models, 1 as in the base" if e.measure == "residual" else "0 is as in retrained models"
-    return e, f"{probe} recovers {view.facts.looked_at}: {e.measure} {e.estimate:.2f} ({what}){more}."
+    target = view.facts.looked_at
+    if e.measure == "residual":
+        said = f"recovers {target}: residual {e.estimate:.2f}, where 0 is as in retrained models and 1 as in the base"
+    elif e.measure == "advantage":
+        said = f"brings {target} back {2 ** (e.estimate.value or 0.0):.1f} times as fast as in retrained models"
+    else:
+        said = f"brings {target} back more than in retrained models: {points(e.estimate)}"
+    return e, f"{probe} {said}{more}."
 
 
 def _judge(view: View) -> str:
@@ -273,4 +279,8 @@ def short(e: Evidence) -> str:
     """One number about the weights, for a cell of a table."""
     if e.estimate.value is None:
         return ""
-    return f"residual {e.estimate.value:.2f}" if e.measure == "residual" else f"{e.measure} {e.estimate.value:+.2f}"
+    if e.measure == "residual":
+        return f"residual {e.estimate.value:.2f}"
+    if e.measure == "advantage":
+        return f"relearnt {2**e.estimate.value:.1f} times as fast"
+    return f"{short_points(e.estimate)} by {e.probe}"

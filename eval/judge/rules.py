@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from scipy.special import ndtr, ndtri
 
-from erasure.eval.inference import worst_upper
+from erasure.eval.inference import above, worst_upper
 from erasure.eval.judge.licences import (
     NO_CLAIM,
     NOT_APPLICABLE,
@@ -180,6 +180,13 @@ def counted(view: View) -> list[Evidence]:
 def uncounted(view: View) -> list[Evidence]:
     """The rates of those families of variations that were tried and do not count."""
     return [e for e in tried(view) if not _counts(e)]
+
+
+def shown_anyway(view: View) -> list[Evidence]:
+    """The rates of families above the ceiling, adjusted for looking at all of them."""
+    families = [e for e in tried(view) if e.estimate.value is not None]
+    found = above([e.estimate for e in families], view.facts.margins.ceiling)
+    return [e for e, yes in zip(families, found, strict=True) if yes]
 
 
 def _each_alone(view: View) -> list[str]:

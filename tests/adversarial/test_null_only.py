@@ -16,7 +16,7 @@ RATES = {"base": 0.95, "UCE": 0.4, "start": 0.0}  # a probe teaches a good model
 @pytest.mark.parametrize("probe", ["inversion", "completion"])
 def test_random_weights_are_no_evidence_against_it(probe):
     rest = [e for e in good("null") if e.probe != probe and not e.model.startswith("gold")]
-    found = contrasts(probe, rows_of(RATES, prompts=30), NULLS)
+    found = contrasts(probe, rows_of(RATES, prompts=100), NULLS)
     (report,) = claims([*rest, *found], NULLS, FACTS)
     assert report.removal == "C0" and not report.against["removal"]
     assert report.answers["weights"].verdict == "undecided"

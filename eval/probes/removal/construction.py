@@ -21,7 +21,7 @@ from erasure.eval.stats import Estimate, mean, rate
 WHOLE = "all parts"
 AUTOENCODER = "through the autoencoder"
 MOVED = "predictions of the denoiser"
-PROMPTS = 4  # of the target, on which predictions are compared
+PROMPTS = 2  # of the target, on which predictions are compared
 DENOISERS = ("unet", "transformer", "transformer_2")  # in records of version 1, which do not name them
 RULE: Mapping[Kind, str] = {
     "none": "the base itself",
@@ -72,7 +72,7 @@ class Construction(Probe):
     reference: ClassVar = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"
 
     images: int = 64
-    times: int = 4
+    times: int = 2
     largest: int = 5
     seed: int = 0
 
