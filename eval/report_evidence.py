@@ -69,7 +69,7 @@ MARKED = ("base", "gold", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
 SHOWN = 12  # columns before the rest is folded away
-FIRST = 50  # records of a model
+FIRST = 10  # records of a model
 BRIEF = 60  # characters of what else is known of a record
 
 

@@ -68,7 +68,7 @@ def test_it_needs_nothing_but_itself(html, page):
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object")
         for name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert not attributes.get(name) or attributes[name].startswith("data:image/png;base64,"), (tag, attributes)
+            assert not attributes.get(name) or attributes[name].startswith("data:image/webp;base64,"), (tag, attributes)
         assert not any(name.startswith("on") for name in attributes)
     assert "@import" not in html and "url(" not in html
     assert not page.open
@@ -90,7 +90,7 @@ def test_every_arm_has_its_pictures_in_every_block(page, evaluation):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == len(evaluation.pictures)
     for image in images:
-        assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG")
+        assert base64.b64decode(image["src"].partition(",")[2])[8:12] == b"WEBP"
         assert image["alt"] and "crisp" in image["class"]
     for arm in evaluation.arms:
         for group in ("target", "neighbours", "unrelated"):

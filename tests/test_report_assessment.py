@@ -11,7 +11,7 @@ from erasure.eval.assessment import Assessment
 from erasure.eval.judge.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.report import SHARE, Scale, along, render, shown, write_report
-from erasure.eval.report_assessment import LEVELS
+from erasure.eval.report_assessment import LEVELS, plain
 from erasure.eval.report_curves import curve_of, curves, operating
 from erasure.eval.report_evidence import block, scale_of
 from erasure.eval.stats import Estimate
@@ -70,21 +70,36 @@ def rate(model: str, family: str, value: float | None, **more) -> Evidence:
 
 def test_it_needs_nothing_but_itself_and_stays_small(html, page):
     assert not page.open
-    assert len(html) < 3_000_000
+    assert len(html) < 1_500_000
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object")
         for name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert not attributes.get(name) or attributes[name].startswith("data:image/png;base64,")
+            assert not attributes.get(name) or attributes[name].startswith(("data:image/webp;base64,", "#"))
         assert not any(name.startswith("on") for name in attributes)
     assert "url(" not in html
     assert "@import" not in html
 
 
-def test_claims_come_first_and_suppression_is_not_removal_last(page):
-    assert page.headings[:4] == ["Superhero, assessed", "What may be said", "What is required", "Before and after"]
+def test_answers_come_first_and_suppression_is_not_removal_last(page):
+    first = ["Superhero, assessed", "What was found", "What may be said", "What is required", "Before and after"]
+    assert page.headings[:5] == first
     evidence = [f"Evidence: {section}" for section in ("suppression", "removal", "utility", "guardrails")]
     assert [h for h in page.headings if h.startswith("Evidence")] == evidence
-    assert page.headings[-3:] == ["Settings", "What was not assessed", "Suppression is not removal"]
+    assert page.headings[-3:] == ["What was not assessed", "Glossary", "Suppression is not removal"]
+
+
+def test_the_first_table_has_a_row_for_each_checkpoint_and_a_word_for_each_answer(assessment, html, text):
+    table = html[html.index('<table class="answers">') : html.index("</table>", html.index('<table class="answers">'))]
+    reports = assessment.claims()
+    assert table.count('<th scope="row">') == len(reports)
+    for report in reports:
+        row = table.partition(f'<th scope="row">{report.model}</th>')[2].partition("</tr>")[0]
+        for answer in report.answers.values():
+            assert f'class="answer {answer.verdict.replace(" ", "-")}"' in row
+            assert f">{answer.word}<" in row and f"({answer.verdict})" in row
+        assert plain(report, assessment.facts()).replace("\u00a0", " ") in text
+    for target in re.findall(r'href="#([^"]+)"', html):
+        assert f'id="{target}"' in html
 
 
 def test_a_rate_is_told_with_what_is_known_of_the_errors_of_who_judged(assessment):
@@ -101,10 +116,10 @@ def test_a_rate_is_told_with_what_is_known_of_the_errors_of_who_judged(assessmen
 
 def test_every_claim_stands_in_its_own_column(assessment, text):
     for report in assessment.claims():
-        card = (
-            text.partition(f"{report.model} Suppression: what comes out when asked")[2]
-            or text.partition("Suppression by destruction")[2].partition("Suppression: what comes out when asked")[2]
-        )
+        claims = text.partition("What may be said")[2]
+        heading = "Suppression: what comes out when asked"
+        banners = "".join(f" {banner[:1].upper()}{banner[1:]}." for banner in report.banners)
+        card = claims.partition(f"{report.model}{flat(banners) and ' ' + flat(banners)} {heading}")[2]
         suppression, _, removal = card.partition("Removal: what is still inside")
         for column, shown_as in (("suppression", suppression), ("removal", removal)):
             level = report.level(column)
@@ -112,8 +127,8 @@ def test_every_claim_stands_in_its_own_column(assessment, text):
             for line in (*report.against[column], *report.needed[column]):
                 assert flat(line) in shown_as
             if level != NO_CLAIM:
-                assert all(flat(sentence) in shown_as for sentence in report.told[column])
-        assert all(flat(sentence) in text for sentence in report.told["utility"])
+                assert all(flat(sentence) in shown_as for sentence in report.stated[column])
+        assert all(flat(sentence) in text for sentence in report.stated["utility"])
         assert all(flat(line) in text for line in (*report.inconclusive, report.guardrails))
 
 
@@ -143,7 +158,8 @@ def test_records_are_linked_where_they_lie_beside_the_report_or_are_said_to_be(a
 
     def links(path, **given):
         page = Page(write_report(found, path, **given).read_text("utf-8"))
-        return {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
+        found = {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
+        return {link for link in found if link is None or not link.startswith("#")}
 
     assert links(tmp_path / "alone.html") <= {None}
     found.save(tmp_path / "a run")
@@ -161,7 +177,7 @@ def test_every_probe_says_what_it_allows_and_leaves_its_records(assessment, text
             assert f"probes/{cell.probe}/{cell.model}.jsonl" in text
         else:
             assert f"Nothing is known: {cell.missing}" in text
-    assert "the first 50 of" in text
+    assert "the first 10 of" in text
 
 
 def test_described_numbers_stand_apart(page, text):
