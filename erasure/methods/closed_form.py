@@ -318,3 +318,12 @@ class ClosedForm(Method):
             weight = self.corpus_scale / corpus.counts[space] if self.corpus_scale else 1.0
             total = total + weight * corpus.kept[space]
         return total
+
+
+def refuse_weights(method: ClosedForm, name: str, *, instead: str) -> None:
+    """Refuse the weights of the ridge regression in a method that solves none."""
+    if (method.lamb, method.erase_scale) != (ClosedForm.lamb, ClosedForm.erase_scale):
+        raise ValueError(
+            f"{name} weighs nothing; got lamb={method.lamb}, erase_scale={method.erase_scale}; leave them out, and set "
+            f"{instead} instead"
+        )
