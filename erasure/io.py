@@ -452,6 +452,16 @@ def rich_text(text: Any, *, limit: int | None = 200) -> Any:
     return Text(printable(text, limit=limit))
 
 
+def first_line(error: BaseException, *, limit: int | None = None) -> str:
+    """The first line of a foreign error, or its class where it says nothing.
+
+    Args:
+        limit: characters; the rest is cut off. None for all of it.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:limit] if lines else type(error).__name__
+
+
 def plain(value: Any) -> Any:
     """Plain JSON data; a number that is not finite becomes null."""
     if isinstance(value, Mapping):

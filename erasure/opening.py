@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from erasure.concept import WORLD
+from erasure.io import first_line
 from erasure.runtime import pick_device, pick_dtype
 from erasure.weights import (
     FULL_FIRST,
@@ -125,14 +126,15 @@ def download(base: str, variant: str | None) -> Path:
             f"no model at {base!r}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
             "('CompVis/stable-diffusion-v1-4')"
         )
-    error: Exception | None = None
+    errors: list[Exception] = []
     for files in (variant, "fp16") if variant is None else (variant,):
         try:
             return Path(diffusers.DiffusionPipeline.download(base, variant=files, use_safetensors=True))
         except (OSError, ValueError) as failure:  # no plain safetensors there: a ValueError or OSError by version
-            error = error or failure
-    kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)} if error else set()
-    reason = _first_line(error)
+            errors.append(failure)
+    error = errors[0]
+    kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
+    reason = _fault(error)
     if "GatedRepoError" in kinds:
         reason = f"it is gated: accept its terms on https://huggingface.co/{base}, then run `hf auth login`"
     elif "RepositoryNotFoundError" in kinds:
@@ -199,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({_first_line(error)}); get it again") from None
+        raise ValueError(f"{path} cannot be read as JSON ({_fault(error)}); get it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not an object; get it again")
     return content
@@ -354,7 +356,7 @@ def _config_folder(path: Path, tensors: Any, config: str | Path | None) -> Path:
     except Exception as error:
         raise ValueError(
             f"{path} holds tensors and no configs; those of {repository}, which fit files like it, cannot be had "
-            f"({_first_line(error)}); give config= a diffusers folder of the same architecture, or put one beside the "
+            f"({_fault(error)}); give config= a diffusers folder of the same architecture, or put one beside the "
             f"file as {path.with_suffix('').name}/"
         ) from None
 
@@ -431,13 +433,12 @@ def _reasons(source: Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(f"could not open {source}: {_first_line(error)}") from error
+        raise ValueError(f"could not open {source}: {_fault(error)}") from error
 
 
-def _first_line(error: Exception | None) -> str:
+def _fault(error: Exception) -> str:
     """The sentence of an error that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = re.split(r"(?<=[\w\])`'\"])\. (?=[A-Z])", lines[0])[0].rstrip(".") if lines else type(error).__name__
+    first = re.split(r"(?<=[\w\])`'\"])\. (?=[A-Z])", first_line(error))[0].rstrip(".")
     if isinstance(error, KeyError):
         return f"it lacks the tensor or setting {first}"
     if absent := re.match(r"Failed to load (\w+)$", first):  # diffusers' words for a file without such a part

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from erasure.backbone.listen import Call, Enough, listening, separate
 from erasure.backbone.text import Conditioning, Text, evaluating
+from erasure.io import first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +199,8 @@ class Driven(abc.ABC):
             )[0]
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a "
-                "pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
+                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error, limit=200)}); this "
+                "needs a pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
                 "text-to-image pipeline"
             ) from error
 
@@ -291,10 +292,4 @@ class Driven(abc.ABC):
         return list(text.hidden)
 
 
-def first_line(error: BaseException) -> str:
-    """A foreign error in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-__all__ = ["Driven", "Step", "first_line"]
+__all__ = ["Driven", "Step"]
