@@ -83,6 +83,8 @@ def load_base(
     source = world.path() if base == WORLD else Path(base).expanduser()
     with quiet():
         if source.is_file():
+            if variant is not None:
+                raise ValueError(f"variant= chooses among a folder's files; {base!r} is one file; leave it out")
             pipe = open_file(source, dtype, config=config)
         elif source.is_dir():
             if config is not None:
