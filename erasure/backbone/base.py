@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -274,9 +275,7 @@ class Backbone(Driven):
         """
         encoders = [module for name, module in self.components.items() if name not in self.denoisers]
         with torch.set_grad_enabled(grad), evaluating(*encoders):
-            if not in_float32:
-                return self._encode(nonempty(prompts), padded=padded)
-            with precise(*encoders):
+            with precise(*encoders) if in_float32 else contextlib.nullcontext():
                 return self._encode(nonempty(prompts), padded=padded)
 
     @abc.abstractmethod

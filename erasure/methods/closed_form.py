@@ -216,10 +216,10 @@ class ClosedForm(Method):
         """
         pairs = self.prompt_pairs(concept)
         fitting = set(backbone.fitting(dict.fromkeys(itertools.chain(*pairs))))
-        if fits := [pair for pair in pairs if fitting.issuperset(pair)]:
-            return fits
-        backbone.check_lengths(pairs[0])
-        raise AssertionError  # it raises
+        fits = [pair for pair in pairs if fitting.issuperset(pair)]
+        if not fits:
+            backbone.check_lengths(pairs[0])
+        return fits
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
