@@ -20,8 +20,8 @@ from erasure.artifact.config import FORMAT, Config
 from erasure.artifact.kinds import kind_class
 from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
-from erasure.backbone.base import parameters_by_name
 from erasure.backbone.fingerprint import fingerprint, matches, short
+from erasure.backbone.names import parameters_by_name, split
 from erasure.concept import Concept
 from erasure.io import writing_folder
 
@@ -307,11 +307,11 @@ class WeightErasure(Erasure):
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a text encoder, so yes, if it changes no denoiser."""
-        parts = {name.partition(":")[0] if ":" in name else backbone.denoiser_name for name in self.parameter_names}
+        parts = {split(name, first=backbone.denoiser_name)[0] for name in self.parameter_names}
         return parts.isdisjoint(backbone.denoisers)
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        parameters = parameters_by_name(backbone.components, backbone.denoiser_name)
+        parameters = parameters_by_name(backbone.components, first=backbone.denoiser_name)
         absent = [f"{name} is missing" for name in self.parameter_names if name not in parameters]
         shapes = {name: tuple(parameters[name].shape) for name in self.parameter_names if name in parameters}
         return absent or [f"{name} has shape {shape}" for name, shape in shapes.items() if not self.fits(name, shape)]
