@@ -37,8 +37,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erasure.artifact import OperatorErasure
-from erasure.artifact.base import new_config
 from erasure.artifact.operator import space_config
+from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.methods.closed_form import EVERYDAY, joined, rows
