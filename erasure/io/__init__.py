@@ -6,6 +6,7 @@ Only the standard library is imported at the top: ``erasure doctor`` prints thro
 """
 
 from erasure.io.files import (
+    cache_folder,
     remove_partial,
     write_atomically,
     write_json,
@@ -65,6 +66,7 @@ __all__ = [
     "YAML_DEPTH",
     "Content",
     "blake2b",
+    "cache_folder",
     "dump_yaml",
     "fault_of",
     "first_line",

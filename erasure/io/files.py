@@ -89,7 +89,23 @@ def _move(source: Path, folder: Path, last: str | None) -> None:
             os.replace(file, folder / file.name)
 
 
+def cache_folder() -> Path | None:
+    """Where the library keeps what it can make again: ``ERASURE_CACHE``, or ``erasure`` in the user's cache folder.
+
+    Anything in it may be deleted at any time. None where ``ERASURE_CACHE`` is ``off``.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    chosen = os.environ.get("ERASURE_CACHE", "")
+    if chosen:
+        return None if chosen == "off" else Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "erasure"
+
+
 __all__ = [
+    "cache_folder",
     "remove_partial",
     "write_atomically",
     "write_json",

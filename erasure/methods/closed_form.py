@@ -23,6 +23,7 @@ from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
 from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
+from erasure.methods.gram_cache import gram_with
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 from erasure.methods.vocabulary import vocabulary
@@ -309,10 +310,15 @@ class ClosedForm(Method):
         words = vocabulary(backbone, concepts, self.keep_vocabulary) if self.keep_vocabulary else []
         return list(dict.fromkeys([*nouns, *words]))
 
+    def gram(self, backbone: Backbone, prompts: Sequence[str], space: Space) -> Gram:
+        """The Gram of prompts to keep. The everyday nouns among them are encoded once for a text encoder, not again."""
+        everyday = expanded(backbone, EVERYDAY, articles=self.articles) if self.keep_everyday else []
+        return gram_with(backbone, prompts, everyday, span=self.keep_span, space=space)
+
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""
         prompts = expanded(backbone, keep, articles=self.articles)
-        total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
+        total = self.preserve_scale * self.gram(backbone, prompts, space).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)
             weight = self.corpus_scale / corpus.counts[space] if self.corpus_scale else 1.0
