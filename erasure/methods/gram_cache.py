@@ -102,7 +102,7 @@ def _mark(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space) 
         "backbone": f"{type(backbone).__module__}:{type(backbone).__qualname__}",
         "encoding": backbone.encoding,
         "tokens": {
-            name: [length, tokenizer(converted(backbone.pipe, tokenizer, prompts)).input_ids]
+            name: [length, *(tokenizer([p]).input_ids for p in converted(backbone.pipe, tokenizer, prompts))]
             for name, (tokenizer, length) in backbone.tokenizers().items()
         },
         "laid out": [[s.ids.tolist(), s.starts, s.ends, s.stops] for one in layers for s in one.segments],
