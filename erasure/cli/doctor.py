@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from rich.text import Text
 
-from erasure.io import first_line
+from erasure.io import cache_folder, first_line
 from erasure.terminal import PlainTable, console
 
 commands = typer.Typer()
@@ -79,6 +79,7 @@ def diagnose() -> list[Finding]:
         "torchmetrics CLIPScore": check_clip_score,
         "device": check_device,
         "disk": check_disk,
+        "cache": check_cache,
         "Emoji World": check_world,
         "detectors": check_detectors,
     }
@@ -190,6 +191,14 @@ def check_disk() -> Finding:
     if rooms["model cache"][0] < ROOM_FOR_A_CHECKPOINT:
         return Finding("disk", "warn", f"{found}; Stable Diffusion 1.x needs about 6 GiB", "hf cache prune")
     return Finding("disk", "ok", found)
+
+
+def check_cache() -> Finding:
+    """Where the library keeps what it can make again, and how much of it."""
+    folder = cache_folder()
+    if folder is None:
+        return Finding("cache", "ok", "off (ERASURE_CACHE)")
+    return Finding("cache", "ok", f"{_size(folder) / 2**20:.0f} MiB in {folder}; delete it to clear it")
 
 
 def check_world() -> Finding:

@@ -126,8 +126,8 @@ def _encoders(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
 
 def _config(module: Any) -> dict[str, Any]:
     """What a text encoder computes with its weights (activations, epsilons), wherever they were loaded from."""
-    config = getattr(module, "config", None)
-    return {k: v for k, v in config.to_dict().items() if k not in UNRELATED} if hasattr(config, "to_dict") else {}
+    to_dict = getattr(getattr(module, "config", None), "to_dict", dict)
+    return {key: value for key, value in to_dict().items() if key not in UNRELATED}
 
 
 def _altered(backbone: Backbone) -> bool:
