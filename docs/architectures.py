@@ -34,6 +34,23 @@ from erasure.methods import BUILT_IN, method_class
 PAGE = Path(__file__).with_suffix(".md")
 BEGIN, END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 
+
+def sdxl_unet(**settings: Any) -> UNet2DConditionModel:
+    """The U-Net of SDXL, which Kolors has too."""
+    return UNet2DConditionModel(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        **settings,
+    )
+
+
 # Shapes as their authors published them. Weights are never made: the layers stand on the meta device.
 PUBLISHED: list[tuple[str, str, Callable[[], Any]]] = [
     ("Stable Diffusion 1.x", "sd-unet", lambda: UNet2DConditionModel(cross_attention_dim=768)),
@@ -44,22 +61,7 @@ PUBLISHED: list[tuple[str, str, Callable[[], Any]]] = [
             cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
         ),
     ),
-    (
-        "Stable Diffusion XL",
-        "sdxl",
-        lambda: UNet2DConditionModel(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        ),
-    ),
+    ("Stable Diffusion XL", "sdxl", lambda: sdxl_unet(projection_class_embeddings_input_dim=2816)),
     (
         "Stable Diffusion 3 medium",
         "sd3",
@@ -92,19 +94,8 @@ PUBLISHED: list[tuple[str, str, Callable[[], Any]]] = [
     (
         "Kolors",
         "kolors",
-        lambda: UNet2DConditionModel(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            encoder_hid_dim=4096,
-            encoder_hid_dim_type="text_proj",
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=5632,
+        lambda: sdxl_unet(
+            encoder_hid_dim=4096, encoder_hid_dim_type="text_proj", projection_class_embeddings_input_dim=5632
         ),
     ),
 ]

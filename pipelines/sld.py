@@ -47,6 +47,7 @@ class SLD(Method):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 
+    # where both predictions of guidance are made by one call of the denoiser, and guidance is off at 1
     architectures: ClassVar[tuple[str, ...] | None] = (
         "sd-unet", "sdxl", "sd3", "pixart", "sana", "auraflow", "ltx", "kolors"
     )  # fmt: skip
@@ -68,7 +69,8 @@ class SLD(Method):
 
     def validate(self, backbone: Backbone, request: Request) -> None:
         super().validate(backbone, request)
-        refuse_unguided(backbone, "SLD")
+        if backbone.guidance != "cfg":
+            raise ValueError("SLD changes classifier-free guidance, and an LCM U-Net has none; use a closed form")
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concept; everything else happens while pictures are drawn."""
@@ -77,16 +79,6 @@ class SLD(Method):
         parts = {"hidden": text.hidden, "pooled": text.pooled, "mask": text.mask}
         tensors = {name: t.float().cpu().contiguous().clone() for name, t in parts.items() if t is not None}
         return SafeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), tensors)
-
-
-def refuse_unguided(backbone: Backbone, name: str) -> None:
-    """Refuse models in whose denoiser calls both predictions of guidance do not stand together."""
-    # guidance that is off at another number than 1 is another formula
-    if backbone.guidance != "cfg" or backbone.guidance_calls or backbone.no_guidance != 1:
-        raise ValueError(
-            f"{name} changes classifier-free guidance, and {backbone.pipelines} has none of that form in one batch; "
-            "use a closed form"
-        )
 
 
 class SafeGuidance(HookErasure):
@@ -99,7 +91,6 @@ class SafeGuidance(HookErasure):
 
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)
-        refuse_unguided(backbone, "SLD")
         steering = Steering(backbone, self, scale)
         parts = backbone.denoiser_parts.values()
         return Handles([module.register_forward_hook(steering, with_kwargs=True) for module in parts])

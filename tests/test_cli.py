@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from erasure import Erasure, Suite, cli
+from erasure.opening import load_base
 from tests.tiny import tiny_pipeline
 
 
@@ -89,6 +90,32 @@ def test_erase_then_generate(base, tmp_path, erasure):
     )
     assert code == 0
     assert sorted(f.name for f in (tmp_path / "pictures").iterdir()) == ["000-0-after.png", "000-0-before.png"]
+
+
+def test_the_variant_of_a_base_is_the_one_that_is_opened(tmp_path, erasure):
+    folder, out = tmp_path / "both", tmp_path / "edit"
+    tiny_pipeline().save_pretrained(folder)
+    tiny_pipeline(seed=1).save_pretrained(folder, variant="fp16")
+    common = ("erase", "superhero", "--base", folder, "--preset", "official-2025", "--out", out)
+    for options, mine, other in ((["--variant", "fp16"], "fp16", None), ([], None, "fp16")):
+        assert erasure(*common, *options)[0] == 0
+        edit = Erasure.from_pretrained(out)
+        edit.apply(load_base(folder, device="cpu", variant=mine))
+        with pytest.raises(ValueError, match="wrong base model"):
+            edit.apply(load_base(folder, device="cpu", variant=other))
+    code, _, err = erasure(
+        "erase",
+        "cat",
+        "--base",
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        "--variant",
+        "fp16",
+        "--out",
+        out,
+    )
+    assert code == 2 and "leave it out" in err
+    for command in (["generate"], ["export"], ["gram"], ["evaluate"], ["reproduce"], ["world", "check"]):
+        assert "--variant" in erasure(*command, "--help")[1]
 
 
 FEW = ["--set", "iterations=2", "--set", "trajectories=1", "--set", "num_inference_steps=2"]

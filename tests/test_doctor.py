@@ -93,6 +93,16 @@ def test_a_sound_environment_has_nothing_to_mend(machine):
     assert {finding.status for finding in findings().values()} == {"ok"}
 
 
+def test_it_says_where_the_cache_is_and_how_large(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    assert findings()["cache"].detail.startswith(f"0 MiB in {tmp_path / 'cache'}")
+    (tmp_path / "cache" / "gram").mkdir(parents=True)
+    (tmp_path / "cache" / "gram" / "a.safetensors").write_bytes(bytes(3 * 2**20))
+    assert findings()["cache"].detail.startswith("3 MiB in")
+    monkeypatch.setenv("ERASURE_CACHE", "off")
+    assert "off" in findings()["cache"].detail
+
+
 def test_torch_that_does_not_import_is_reported_and_the_rest_still_runs(machine):
     machine.broken["torch"] = ImportError("libcudart.so.13: cannot open shared object file\nlong trace")
     found = findings()

@@ -68,12 +68,23 @@ def test_words_stand_at_all_distances(sd1):
 @pytest.mark.parametrize("architecture", EVERY)
 def test_every_base_has_words(architecture):
     backbone = backbone_of(build(architecture))
-    if not words_of(next(iter(backbone.tokenizers().values()))[0].get_vocab()):  # the tiny T5 spells
+    if not any(
+        words_of(tokenizer.get_vocab()) for tokenizer, _ in backbone.tokenizers().values()
+    ):  # the tiny T5 spells
         with pytest.raises(ValueError, match="has no words.*leave keep_vocabulary at 0"):
             vocabulary(backbone, [Concept("superhero")], 3)
         return
     words = vocabulary(backbone, [Concept("superhero")], 3)
     assert words and "superhero" not in words and backbone.fitting(words) == words
+
+
+def test_where_the_first_tokenizer_has_no_words_the_next_one_gives_them():
+    pipe = tiny("flux")
+    first, second = (tokenizer for tokenizer, _ in backbone_of(pipe).tokenizers().values())
+    assert first is pipe.tokenizer_2 and not words_of(first.get_vocab())  # the tiny T5 spells
+    words = vocabulary(backbone_of(pipe), [HERO], 20)
+    assert len(words) == 20 and {*words} <= {*words_of(second.get_vocab())}
+    assert len(make(pipe, HERO, keep=["wizard"], keep_vocabulary=20).config["keep_everyday"]) >= 20
 
 
 @pytest.mark.parametrize("method", CLOSED_FORMS)

@@ -174,6 +174,17 @@ def test_any_string_tokenises(pipe):
     assert len(pipe.tokenizer("superhero").input_ids) == 3
 
 
+def test_the_same_captions_give_the_same_vocabulary(pipe):
+    """In every process: the learner's hash tables begin with other numbers each time, and ties must not follow them."""
+    captions = ["a photo of a superhero", "a ninja and a wizard", "the cat in the style of van gogh", "an animal"]
+    learnt = {repr(train.learn_bpe(captions * 50, 700)) for _ in range(20)}
+    assert len(learnt) == 1
+    generator = np.random.default_rng(0)
+    texts = [sample_caption(scene, generator) for scene in scenes(2000)]
+    vocabulary, _ = train.learn_bpe(texts, 700)
+    assert list(vocabulary)[:512] == sorted(pipe.tokenizer.get_vocab(), key=pipe.tokenizer.get_vocab().get)[:512]
+
+
 def test_the_background_asked_for_is_the_one_drawn(pipe):
     generator = torch.Generator().manual_seed(0)
     for name in ("red", "blue", "black"):

@@ -150,8 +150,11 @@ def t5_tokenizer() -> T5Tokenizer:
     special = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
     learner.train_from_iterator([f"{words} abcdefghijklmnopqrstuvwxyz" for words in WORDS] * 50, trainer)
-    pieces = json.loads(learner.to_str())["model"]["vocab"]
-    return T5Tokenizer(vocab=[tuple(piece) for piece in pieces], extra_ids=0, model_max_length=512)
+    pieces = json.loads(learner.to_str())["model"]["vocab"][len(special) :]
+    # The learner adds in the order of a hash table: the last digits of scores, and with them the order, vary.
+    pieces = sorted(((piece, round(score, 4)) for piece, score in pieces), key=lambda entry: (-entry[1], entry[0]))
+    vocabulary = [*((token, 0.0) for token in special), *pieces]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
 def clip_encoder(words: CLIPTokenizer, width: int, *, projection: int | None = None) -> Any:

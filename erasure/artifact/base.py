@@ -7,22 +7,21 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure.artifact import files
-from erasure.artifact.card import card, licence_of
-from erasure.artifact.config import FORMAT, Config
+from erasure.artifact.card import card
+from erasure.artifact.config import Config
 from erasure.artifact.kinds import kind_class
+from erasure.artifact.record import base_name, component_prints
 from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of, denoiser_of
-from erasure.backbone.base import parameters_by_name
-from erasure.backbone.fingerprint import fingerprint, matches, short
-from erasure.concept import Concept
+from erasure.backbone.fingerprint import matches, short
+from erasure.backbone.names import parameters_by_name, split
 from erasure.io import writing_folder
 
 Allow = Literal["same-text-encoder"]
@@ -307,11 +306,11 @@ class WeightErasure(Erasure):
 
     def transfers(self, backbone: Backbone) -> bool:
         """It is a text encoder, so yes, if it changes no denoiser."""
-        parts = {name.partition(":")[0] if ":" in name else backbone.denoiser_name for name in self.parameter_names}
+        parts = {split(name, first=backbone.denoiser_name)[0] for name in self.parameter_names}
         return parts.isdisjoint(backbone.denoisers)
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        parameters = parameters_by_name(backbone.components, backbone.denoiser_name)
+        parameters = parameters_by_name(backbone.components, first=backbone.denoiser_name)
         absent = [f"{name} is missing" for name in self.parameter_names if name not in parameters]
         shapes = {name: tuple(parameters[name].shape) for name in self.parameter_names if name in parameters}
         return absent or [f"{name} has shape {shape}" for name, shape in shapes.items() if not self.fits(name, shape)]
@@ -342,66 +341,6 @@ def ordinary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def exact(tensor: Tensor) -> Tensor:
     """The tensor in float64, on the CPU where the device has no float64 (Apple silicon)."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
-
-
-def new_config(
-    backbone: Backbone,
-    *,
-    method: str,
-    settings: dict[str, Any],
-    concepts: Sequence[Concept],
-    keep: Sequence[str],
-    **facts: Any,
-) -> Config:
-    """The config of a freshly made erasure, with further facts of the method."""
-    from erasure import __version__
-
-    pipe = backbone.pipe
-    return Config.of(
-        {
-            "format": FORMAT,
-            "library_version": __version__,
-            "method": method,
-            "settings": settings,
-            "concepts": [dataclasses.asdict(concept) for concept in concepts],  # type: ignore[call-overload]
-            "keep": list(keep),
-            "base": {
-                "name": base_name(pipe),
-                "architecture": backbone.architecture,
-                "prediction_type": backbone.prediction_type,
-                "components": component_prints(backbone),
-                "licence": licence_of(pipe),
-            },
-            **facts,
-        }
-    )
-
-
-def component_prints(backbone: Backbone) -> dict[str, Any]:
-    """Fingerprints of denoiser and text encoders as they are without the erasures on them."""
-    stack = stack_of(backbone)
-    return {
-        name: fingerprint(module, originals={**_own_words(backbone, name), **stack.originals_of(name)})
-        for name, module in backbone.components.items()
-    }
-
-
-def _own_words(backbone: Backbone, name: str) -> dict[str, Tensor]:
-    """A text encoder's token table without the words that textual inversions added at its end."""
-    tokenizer = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer"), None)
-    module = backbone.components[name]
-    if name in backbone.denoisers or tokenizer is None or not hasattr(tokenizer, "vocab_size"):
-        return {}
-    table: nn.Parameter = module.get_input_embeddings().weight  # type: ignore[operator]  # transformers' own method
-    if not len(table) == len(tokenizer) > tokenizer.vocab_size:
-        return {}
-    return {part: table[: tokenizer.vocab_size] for part, p in module.named_parameters() if p is table}
-
-
-def base_name(pipe: Any) -> str:
-    """Hub id of the pipeline, or the name of the folder it was loaded from (never the whole path)."""
-    source = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return Path(source).name if Path(source).exists() else source
 
 
 def refuse_origin(pipe: Any, folder: Path) -> None:
@@ -438,6 +377,5 @@ __all__ = [
     "base_name",
     "component_prints",
     "exact",
-    "new_config",
     "save_denoiser",
 ]

@@ -23,7 +23,7 @@ from erasure.artifact.lora import LoraErasure
 from erasure.artifact.operator import OperatorErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
-from erasure.backbone.base import parameters_by_name
+from erasure.backbone.names import parameters_by_name, split
 from erasure.io import write_atomically
 
 Layout = Literal["diffusers", "kohya"]
@@ -91,8 +91,8 @@ def export_lora(
     metadata = {"format": "pt", "erasure": json.dumps(facts, ensure_ascii=False)}
     files: dict[Path, dict[str, Tensor]] = {}
     for module, (up, down) in pairs.items():
-        part, colon, own = module.rpartition(":")
-        folder = Path(path) / part if colon else Path(path)
+        part, own = split(module, first=backbone.denoiser_name)
+        folder = Path(path) if part == backbone.denoiser_name else Path(path) / part
         file = folder / DIFFUSERS_FILE if layout == "diffusers" else folder
         files.setdefault(file, {}).update(_names(own, up, down, layout, backbone.denoiser_name))
     for file, named in files.items():
@@ -105,9 +105,9 @@ def refuse_elsewhere(edit: Erasure, backbone: Backbone) -> None:
     sites = edit.sites if isinstance(edit, GatedErasure) else edit.parameter_names
     if not sites:
         raise ValueError(f"{edit.name!r} is a {edit.kind}, which changes no layer; a file of weights cannot hold it")
-    elsewhere = (site for site in sites if ":" in site and site.partition(":")[0] not in backbone.denoisers)
-    if other := next(elsewhere, None):
-        part = other.partition(":")[0]
+    parts = {site: split(site, first=backbone.denoiser_name)[0] for site in sites}
+    if other := next((site for site, part in parts.items() if part not in backbone.denoisers), None):
+        part = parts[other]
         raise ValueError(
             f"{edit.name!r} changes the {part} ({other}), and a LoRA here is one of the denoiser; apply it and save "
             f"that module instead: pipe.{part}.save_pretrained(folder)"
@@ -116,7 +116,7 @@ def refuse_elsewhere(edit: Erasure, backbone: Backbone) -> None:
 
 def base_weights(backbone: Backbone) -> dict[str, Tensor]:
     """The parameters of every part, by qualified name, as they are without the erasures on them."""
-    own = parameters_by_name(backbone.components, backbone.denoiser_name)
+    own = parameters_by_name(backbone.components, first=backbone.denoiser_name)
     return {**{name: parameter.detach() for name, parameter in own.items()}, **stack_of(backbone).originals}
 
 

@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, check_scale, exact, new_config
+from erasure.artifact.base import Erasure, check_scale, exact
 from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.export import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
+from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept

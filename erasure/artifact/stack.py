@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
+from erasure.backbone.names import qualified, split
 from erasure.io import shown
 
 LARGEST_SCALE = 10_000  # published ones reach 15
@@ -110,7 +111,7 @@ class Stack:
     def originals(self) -> dict[str, Tensor]:
         """The tensors under the erasures, by qualified name."""
         return {
-            self._qualified(part, name): tensor
+            qualified(part, name, first=self.first): tensor
             for part, state in self.parts.items()
             for name, tensor in state.originals.items()
         }
@@ -147,7 +148,7 @@ class Stack:
         layers = {name: dataclasses.replace(layer, place=next(_places)) for name, layer in layers.items()}
         with self.locked():
             for layer in layers.values():
-                if absent := {part for part, _ in map(self._split, layer.erasure.parameter_names)} - set(self.parts):
+                if absent := {part for part, _ in self._names(layer)} - set(self.parts):
                     raise ValueError(
                         f"the pipeline has no {sorted(absent)}, which the erasure changes; wrong base model"
                     )
@@ -188,8 +189,8 @@ class Stack:
                 raise ValueError(f"{list(self.layers)} are applied already, over copies; fuse or remove them first")
             if not layer.erasure.parameter_names:
                 raise ValueError(f"{layer.erasure.name!r} changes no weight, so it cannot be fused; apply it instead")
-            names = {name: self._split(name) for name in layer.erasure.parameter_names}
-            parameters = {name: self._parameters(part, [own])[own] for name, (part, own) in names.items()}
+            names = zip(layer.erasure.parameter_names, self._names(layer), strict=True)
+            parameters = {name: self._parameters(part, [own])[own] for name, (part, own) in names}
             for write in (False, True):  # refuse what overflows before a weight is written
                 for name, parameter in parameters.items():
                     now = parameter.detach()
@@ -223,21 +224,25 @@ class Stack:
             if touched[name] or (part == self.first and not layer.erasure.parameter_names)
         }
         parameters = self._parameters(part, [*names, *state.originals])
-        qualified = {own: self._qualified(part, own) for own in parameters}
+        across = {own: qualified(part, own, first=self.first) for own in parameters}
         for own, original in state.originals.items():
             now = parameters[own].detach()
-            expected = stacked(qualified[own], original, state.layers).to(now.device, now.dtype)
+            expected = stacked(across[own], original, state.layers).to(now.device, now.dtype)
             if not torch.allclose(now, expected, rtol=1e-2, atol=1e-5, equal_nan=True):
                 raise ValueError(
-                    f"{qualified[own]} was changed since the erasures were applied, which removing them would undo; "
+                    f"{across[own]} was changed since the erasures were applied, which removing them would undo; "
                     "unload what changed it (a LoRA, training) first, or fuse the erasures to keep everything"
                 )
         kept = {own: state.originals.get(own, parameters[own].detach().clone()) for own in names}
-        return _Plan(state, mine, kept, {own: parameters[own] for own in {**state.originals, **kept}}, qualified)
+        return _Plan(state, mine, kept, {own: parameters[own] for own in {**state.originals, **kept}}, across)
 
     def _own_names(self, part: str, layer: Layer) -> list[str]:
         """The parameters of a part that a layer changes, by the part's own names."""
-        return [own for where, own in map(self._split, layer.erasure.parameter_names) if where == part]
+        return [own for where, own in self._names(layer) if where == part]
+
+    def _names(self, layer: Layer) -> list[tuple[str, str]]:
+        """Part and own name of every parameter that a layer changes."""
+        return [split(name, first=self.first) for name in layer.erasure.parameter_names]
 
     def _parameters(self, part: str, touched: Iterable[str]) -> dict[str, nn.Parameter]:
         wanted = list(touched)
@@ -255,13 +260,6 @@ class Stack:
         for name, layer in layers.items():
             if layer.scale and (handle := layer.erasure.install(self.pipe, layer.scale)) is not None:
                 handles[name] = handle
-
-    def _qualified(self, part: str, name: str) -> str:
-        return name if part == self.first else f"{part}:{name}"
-
-    def _split(self, name: str) -> tuple[str, str]:
-        part, colon, own = name.partition(":")
-        return (part, own) if colon else (self.first, name)
 
 
 @dataclasses.dataclass(frozen=True)

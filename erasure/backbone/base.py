@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erasure.backbone.checks import parameters_of, refuse_unsafe
+from erasure.backbone.checks import refuse_unsafe
 from erasure.backbone.drive import Driven, Step
+from erasure.backbone.names import qualified, split
 from erasure.backbone.noise import NoiseModel
+from erasure.backbone.selectors import selected
 from erasure.backbone.text import Conditioning, Text, TooLong, converted, evaluating, nonempty, precise, refuse_long
 
 Space = Literal["hidden", "pooled"]
@@ -142,7 +145,7 @@ class Backbone(Driven):
     @property
     def components(self) -> dict[str, Any]:
         """Denoisers and text encoders by their names on the pipeline: what makes a base model what it is."""
-        return {name: module for name in PARTS if (module := getattr(self.pipe, name, None)) is not None}
+        return named_parts(self.pipe)
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +193,7 @@ class Backbone(Driven):
 
     def qualified(self, part: str, name: str) -> str:
         """The name of a parameter or module of a part: bare for the first denoiser, ``part:name`` for all others."""
-        return name if part == self.denoiser_name else f"{part}:{name}"
+        return qualified(part, name, first=self.denoiser_name)
 
     def select(self, selector: str) -> dict[str, nn.Parameter]:
         """Weights and biases of layers chosen by what they do, by qualified name.
@@ -203,58 +206,8 @@ class Backbone(Driven):
         Raises:
             ValueError: unknown selector, or nothing to train under it.
         """
-        if selector == "text_encoder":
-            chosen = self._layers({n: m for n, m in self.components.items() if n not in self.denoisers})
-        else:
-            wanted = self._selectors()
-            if selector not in wanted:
-                known = [*wanted, "text_encoder"]
-                raise ValueError(f"unknown parameter selector; got {selector!r}; choose one of {known}")
-            chosen = {n: m for n, m in self._layers(self.denoiser_parts).items() if wanted[selector](n)}
+        chosen = selected(self, selector)
         return {f"{n}.{key}": p for n, m in chosen.items() for key, p in m.named_parameters(recurse=False)}
-
-    def _layers(self, parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        return {
-            self.qualified(part, name): layer
-            for part, module in parts.items()
-            for name, layer in module.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
-        }
-
-    def _blocks(self) -> set[str]:
-        """Qualified names of the transformers in a U-Net, or of the blocks of a transformer."""
-        return {
-            self.qualified(part, name)
-            for part, module in self.denoiser_parts.items()
-            for name, child in module.named_modules()
-            if (type(child).__name__.startswith("Transformer") and name)
-            or (isinstance(child, nn.ModuleList) and "." not in name and part.startswith("transformer"))
-        }
-
-    def _selectors(self) -> dict[str, Callable[[str], bool]]:
-        """Which layers each selector takes, by qualified name."""
-        sites = self.text_sites()
-        reading = {name.rpartition(".")[0] for name, site in sites.items() if site.role in ("key", "value")}
-        attentions = {
-            self.qualified(part, name)
-            for part, module in self.denoiser_parts.items()
-            for name, child in module.named_modules()
-            if "Attention" in type(child).__name__ and any(isinstance(c, nn.Linear) for c in child.children())
-        }
-        reading = reading or attentions
-        blocks = self._blocks()
-
-        def within(name: str, roots: set[str]) -> bool:
-            return any(name.startswith(f"{root}.") for root in roots)
-
-        return {
-            "cross_attention": lambda name: within(name, reading),
-            "cross_attention_kv": lambda name: name in sites if reading is not attentions else _is_kv(name, attentions),
-            "not_cross_attention": lambda name: not within(name, reading),
-            "attention": lambda name: within(name, attentions),
-            "blocks": lambda name: within(name, blocks),
-            "all": lambda name: True,
-        }
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
@@ -274,9 +227,7 @@ class Backbone(Driven):
         """
         encoders = [module for name, module in self.components.items() if name not in self.denoisers]
         with torch.set_grad_enabled(grad), evaluating(*encoders):
-            if not in_float32:
-                return self._encode(nonempty(prompts), padded=padded)
-            with precise(*encoders):
+            with precise(*encoders) if in_float32 else contextlib.nullcontext():
                 return self._encode(nonempty(prompts), padded=padded)
 
     @abc.abstractmethod
@@ -430,8 +381,12 @@ class Backbone(Driven):
 
 def parts_of(pipe: Any) -> dict[str, Any]:
     """Denoisers and text encoders of a pipeline by name, without compiled wrappers."""
-    found = {name: module for name in PARTS if (module := getattr(pipe, name, None)) is not None}
-    return {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
+    return {name: getattr(module, "_orig_mod", module) for name, module in named_parts(pipe).items()}
+
+
+def named_parts(pipe: Any) -> dict[str, Any]:
+    """Denoisers and text encoders by their names on a pipeline, as they stand there."""
+    return {name: module for name in PARTS if (module := getattr(pipe, name, None)) is not None}
 
 
 def denoiser_of(pipe: Any) -> Any:
@@ -451,24 +406,8 @@ def layer_at(backbone: Backbone, name: str) -> Any:
     Raises:
         AttributeError, KeyError: there is none.
     """
-    part, colon, own = name.partition(":")
-    module = backbone.components[part] if colon else backbone.denoiser
-    return module.get_submodule(own if colon else name)
-
-
-def parameters_by_name(parts: Mapping[str, nn.Module], denoiser: str) -> dict[str, nn.Parameter]:
-    """Every parameter of some parts by qualified name, as they are called without a PEFT adapter around them."""
-    return {
-        name if part == denoiser else f"{part}:{name}": parameter
-        for part, module in parts.items()
-        for name, parameter in parameters_of(module).items()
-    }
-
-
-def _is_kv(name: str, attentions: set[str]) -> bool:
-    """Keys and values of a joint attention, the text stream's own (``add_``) included."""
-    last = name.rpartition(".")[2]
-    return last in ("to_k", "to_v", "add_k_proj", "add_v_proj") and name.rpartition(".")[0] in attentions
+    part, own = split(name, first=backbone.denoiser_name)
+    return backbone.components[part].get_submodule(own)
 
 
 __all__ = ["PARTS", "Backbone", "Role", "Site", "Space", "Step", "denoiser_of", "parts_of"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from erasure.backbone.listen import Call, Enough, listening, separate
 from erasure.backbone.text import Conditioning, Text, evaluating
+from erasure.io import first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +199,8 @@ class Driven(abc.ABC):
             )[0]
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error)}); this needs a "
-                "pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
+                f"{type(self.pipe).__name__} cannot be called with text alone ({first_line(error, limit=200)}); this "
+                "needs a pipeline that draws from a prompt: unload what wants more (an IP-Adapter), or use the "
                 "text-to-image pipeline"
             ) from error
 
@@ -232,18 +233,18 @@ class Driven(abc.ABC):
         """
         heard: list[Step] = []
 
-        def begins(call: Call) -> bool:
-            x, t = self._moment(call, len(text))
+        def begins(x: Tensor, t: Tensor) -> bool:
             return not heard or not (torch.equal(heard[-1].x, x) and torch.equal(heard[-1].t, t))
 
         def before(call: Call) -> None:
-            if stop is not None and len(heard) >= stop and begins(call):
+            if stop is not None and len(heard) >= stop and begins(*self._moment(call, len(text))):
                 raise Enough
 
         def after(call: Call) -> None:
             conditional, *unconditional = self._predictions(call, text)
-            if begins(call):
-                heard.append(Step(len(heard), *self._moment(call, len(text)), conditional, *unconditional or (None,)))
+            x, t = self._moment(call, len(text))
+            if begins(x, t):
+                heard.append(Step(len(heard), x.clone(), t.clone(), conditional, *unconditional or (None,)))
             else:  # guidance by a second call, which comes after the prompt's own in every pipeline
                 heard[-1] = dataclasses.replace(heard[-1], unconditional=conditional)
 
@@ -265,10 +266,10 @@ class Driven(abc.ABC):
         return len(scheduler.timesteps)
 
     def _moment(self, call: Call, n: int) -> tuple[Tensor, Tensor]:
-        """``x (n, ...)`` and ``t (n,)`` of a call; with guidance in one batch, its two halves hold the same."""
+        """``x (n, ...)`` and ``t (n,)`` of a call, not copied; with guidance in one batch, its halves hold the same."""
         t = torch.as_tensor(call.inputs[self.time_argument])
         x = self.unpacked(call.inputs[self.latent_argument])[:n]
-        return x.detach().clone(), t.reshape(-1).expand(n).clone() if t.numel() == 1 else t[:n].clone()
+        return x.detach(), t.reshape(-1).expand(n) if t.numel() == 1 else t[:n]
 
     def _predictions(self, call: Call, text: Text) -> list[Tensor]:
         """The prediction with the prompts; behind it the other one, where guidance makes both in one batch."""
@@ -291,10 +292,4 @@ class Driven(abc.ABC):
         return list(text.hidden)
 
 
-def first_line(error: BaseException) -> str:
-    """A foreign error in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-__all__ = ["Driven", "Step", "first_line"]
+__all__ = ["Driven", "Step"]

@@ -13,6 +13,7 @@ from erasure.io import sha256
 
 TENSORS, VALUES = 48, 4
 # of an IP-Adapter, and of AnimateDiff's motion adapter
+BLOCK = 2**16  # 32-bit words that are summed up at a time; they and their factors fit a processor's cache
 ADDED = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.motion_modules\.")
 
 
@@ -53,6 +54,28 @@ def matches(a: dict[str, Any], b: dict[str, Any]) -> bool:
     if len(x) != len(y) or len(x) < VALUES or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
         return False
     return bool(((x - y).abs() <= 0.01 * torch.maximum(x.abs(), y.abs()) + 1e-5).all())
+
+
+def content(module: nn.Module) -> str:
+    """A hash of every bit of every parameter and buffer, with names, dtypes and shapes.
+
+    Unlike a :func:`fingerprint`, it tells a fine-tune of one row, or a float16 copy, from the original. Blocks of
+    32-bit words are summed up with fixed random 64-bit factors on the device that holds them, and the sums are hashed:
+    that reads the weights once, at the speed of memory, and moves nothing to the processor. Two versions of a block
+    have one sum by chance once in 2^33 times. It is not kept between calls: a change through ``.data`` counts nowhere.
+    """
+    factors = torch.randint(-(2**63), 2**63 - 1, (BLOCK,), generator=torch.Generator().manual_seed(0))
+    tensors = sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items())
+    read = [(name, str(t.dtype), tuple(t.shape), _sums(t.detach(), factors.to(t.device))) for name, t in tensors]
+    return sha256(repr(read))
+
+
+def _sums(tensor: Tensor, factors: Tensor) -> list[int]:
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if len(raw) % 4 or raw.storage_offset() % 4:
+        raw = torch.cat([raw, raw.new_zeros(-len(raw) % 4)])
+    parts = raw.view(torch.int32).split(BLOCK)
+    return torch.stack([(part.long() * factors[: len(part)]).sum() for part in parts]).tolist()
 
 
 def short(print_: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from rich.text import Text
 
+from erasure.io import cache_folder, first_line
 from erasure.terminal import PlainTable, console
 
 commands = typer.Typer()
@@ -78,6 +79,7 @@ def diagnose() -> list[Finding]:
         "torchmetrics CLIPScore": check_clip_score,
         "device": check_device,
         "disk": check_disk,
+        "cache": check_cache,
         "Emoji World": check_world,
         "detectors": check_detectors,
     }
@@ -121,7 +123,7 @@ def check_package(distribution: str, module: str, attribute: str = "") -> Findin
             getattr(loaded, attribute)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         # A broken torchvision surfaces here under other names ("could not import CLIPModel"): mend from the top down.
-        detail = f"{found} is installed but does not import: {_first_line(error)}; mend what fails above it first"
+        detail = f"{found} is installed but does not import: {first_line(error)}; mend what fails above it first"
         return Finding(distribution, "fail", detail, _pip("--force-reinstall", "--no-deps", f"{distribution}=={found}"))
     return Finding(distribution, "ok", found)
 
@@ -143,7 +145,7 @@ def check_torchvision() -> Finding:
     try:
         import_module("torch").ops.torchvision.nms  # noqa: B018  the look-up itself is the check
     except (AttributeError, RuntimeError) as error:
-        detail = f"{pair}: its operators are missing ({_first_line(error)}); the two come from different builds"
+        detail = f"{pair}: its operators are missing ({first_line(error)}); the two come from different builds"
         return Finding("torchvision", "fail", detail, mend)
     return Finding("torchvision", "ok", pair)
 
@@ -191,6 +193,14 @@ def check_disk() -> Finding:
     return Finding("disk", "ok", found)
 
 
+def check_cache() -> Finding:
+    """Where the library keeps what it can make again, and how much of it."""
+    folder = cache_folder()
+    if folder is None:
+        return Finding("cache", "ok", "off (ERASURE_CACHE)")
+    return Finding("cache", "ok", f"{_size(folder) / 2**20:.0f} MiB in {folder}; delete it to clear it")
+
+
 def check_world() -> Finding:
     """Whether the weights of Emoji World, the default model, are here."""
     folder = Path(__file__).parents[1] / "world" / "emoji-world"
@@ -217,7 +227,7 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     except PackageNotFoundError as error:
         return Finding(name, "fail", f"cannot be checked: {error.name} is not installed", _pip(error.name))
     except Exception as error:  # a broken environment may raise anything, and the other lines still count
-        detail = f"cannot be checked: {type(error).__name__}: {_first_line(error)}; mend what fails above it first"
+        detail = f"cannot be checked: {type(error).__name__}: {first_line(error)}; mend what fails above it first"
         return Finding(name, "fail", detail, "erasure doctor")
 
 
@@ -245,10 +255,6 @@ def _restore(folder: str) -> str:
     if (clone / ".git").exists():
         return shlex.join(["git", "-C", str(clone), "checkout", "HEAD", "--", folder])
     return _pip("--force-reinstall", "--no-deps", f"{DISTRIBUTION} @ git+{REPOSITORY}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _memory() -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Limit, open_base
+from erasure.cli.options import Device, Dtype, Limit, Variant, open_base
 from erasure.terminal import PlainTable, console, say
 
 FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
@@ -67,6 +67,7 @@ def evaluate(
     policy: PolicyFile = None,
     strict: Strict = False,
     base: OtherBase = None,
+    variant: Variant = None,
     limit: Limit = None,
     clip: Judges = None,
     device: Device = None,
@@ -91,7 +92,7 @@ def evaluate(
     real = material_for(plan, material)
     edits = read_erasures(erasure or [])
     check_arms([*edits, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
-    pipe = open_base(base or plan.base, device, dtype)
+    pipe = open_base(base or plan.base, device, dtype, variant=variant)
     detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
     controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm.auto import tqdm
 
-from erasure.cli.options import Device, Dtype, open_base
+from erasure.cli.options import Device, Dtype, Variant, open_base
 from erasure.io import sha256_file, writing_folder
 from erasure.terminal import PlainTable, console, print_json, say
 
@@ -26,6 +26,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
     base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
+    variant: Variant = None,
     rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
     scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
@@ -41,7 +42,7 @@ def export(
         raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
     if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
         raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
-    pipe = open_base(base or edit.config["base"]["name"], device, dtype)
+    pipe = open_base(base or edit.config["base"]["name"], device, dtype, variant=variant)
     strength = 1.0 if scale is None else scale
     if format in ("lora", "kohya"):
         layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
@@ -63,6 +64,7 @@ def gram(
     captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
     out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
     base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a folder, a checkpoint, or a hub id.")],
+    variant: Variant = None,
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
     add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
     device: Device = None,
@@ -76,7 +78,7 @@ def gram(
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
     if missing := [str(path) for path in [*captions, *(add or [])] if not path.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
-    backbone = backbone_of(open_base(base, device))
+    backbone = backbone_of(open_base(base, device, variant=variant))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
     for path in add or []:
         total = total + Gram.load(path)

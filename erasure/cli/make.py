@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli.evaluate import compare, make_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, open_base
+from erasure.cli.options import Base, Device, Dtype, Limit, Variant, open_base
 from erasure.io import parse_yaml
 from erasure.terminal import PlainTable, console, say
 
@@ -55,6 +55,7 @@ def erase(
     concept: Annotated[str, typer.Argument(help="What to erase.")],
     out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
     base: Base = "emoji-world",
+    variant: Variant = None,
     method: Method = "uce",
     preset: Preset = None,
     keep: Keep = None,
@@ -80,7 +81,7 @@ def erase(
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
-    pipe = open_base(base, device, dtype)
+    pipe = open_base(base, device, dtype, variant=variant)
     keeping = [*kept, *(keep or [])] or None
     edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
@@ -112,6 +113,7 @@ def generate(
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
     scale: Annotated[float, typer.Option(help="How strongly, 0 to 1.")] = 1.0,
     base: Base = "emoji-world",
+    variant: Variant = None,
     seeds: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
     guidance: Annotated[
@@ -126,7 +128,7 @@ def generate(
     from erasure.pipelines import load_erasure
 
     edits = [Erasure.from_pretrained(source) for source in erasure or []]  # a slip is found before anything is drawn
-    pipe = open_base(base, device, dtype)
+    pipe = open_base(base, device, dtype, variant=variant)
     strength = guidance if guidance is not None else 3.0 if base == "emoji-world" else 7.5
     arms = {"before": draw(pipe, prompts, seeds=range(seeds), num_inference_steps=steps, guidance_scale=strength)}
     for edit in edits:

@@ -13,17 +13,18 @@ from erasure.io import printable, rich_text
 from erasure.terminal import console
 
 Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
+Variant = Annotated[str | None, typer.Option(help="fp16 for the base's files of that name; the plain ones by default.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many prompts per group: quicker, and no evidence.")]
 
 
-def open_base(base: str, device: str | None, dtype: str | None = None) -> Any:
+def open_base(base: str, device: str | None, dtype: str | None = None, *, variant: str | None = None) -> Any:
     """The base pipeline, with a word of what is going on."""
     from erasure.opening import load_base
 
     with console.status(rich_text(f"loading {base}")):
-        return load_base(base, device=device, dtype=dtype)
+        return load_base(base, device=device, dtype=dtype, variant=variant)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, open_base
+from erasure.cli.options import Device, Dtype, Variant, open_base
 from erasure.terminal import PlainTable, console, lines, say
 
 commands = typer.Typer()
@@ -53,6 +53,7 @@ def reproduce(
     prompts: Prompts = None,
     unchecked: Unchecked = False,
     base: OtherBase = None,
+    variant: Variant = None,
     erasure: Erasures = None,
     judge: Judge = None,
     pictures: OwnPictures = None,
@@ -85,7 +86,7 @@ def reproduce(
         inception=inception, batch_size=batch_size, limit=limit, num_inference_steps=steps,
     )  # fmt: skip
     change = change_of(recipe, erasure or [])
-    pipe = open_base(base or recipe.base, device, dtype)
+    pipe = open_base(base or recipe.base, device, dtype, variant=variant)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
         say("The safety checker is off: what the model draws is measured, not what a filter lets through.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from erasure.cli.options import Base, Device, fail, open_base
+from erasure.cli.options import Base, Device, Variant, fail, open_base
 from erasure.terminal import PlainTable, console, say
 
 commands = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
@@ -95,6 +95,7 @@ def world_check(
         Path, typer.Option(help="Folder for the world's card, the detectors' and the contact sheet.")
     ] = Path("world-check"),
     base: Base = "emoji-world",
+    variant: Variant = None,
     per_concept: Annotated[int, typer.Option(help="Pictures per concept; fewer are quicker, and tell less.")] = 24,
     device: Device = None,
 ) -> None:
@@ -103,7 +104,8 @@ def world_check(
     from erasure.eval.world_check import calibrated, check, contact_sheet, disputed
 
     judges = detectors()
-    result = check(open_base(base, device), detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
+    pipe = open_base(base, device, variant=variant)
+    result = check(pipe, detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")
     if doubts := disputed(judges, result):

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
-from erasure.artifact.base import new_config
 from erasure.artifact.config import Config
+from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, architectures
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article

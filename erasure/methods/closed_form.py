@@ -23,6 +23,7 @@ from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.concept import Concept, same, with_article
 from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
+from erasure.methods.gram_cache import gram_with
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 from erasure.methods.vocabulary import vocabulary
@@ -216,10 +217,10 @@ class ClosedForm(Method):
         """
         pairs = self.prompt_pairs(concept)
         fitting = set(backbone.fitting(dict.fromkeys(itertools.chain(*pairs))))
-        if fits := [pair for pair in pairs if fitting.issuperset(pair)]:
-            return fits
-        backbone.check_lengths(pairs[0])
-        raise AssertionError  # it raises
+        fits = [pair for pair in pairs if fitting.issuperset(pair)]
+        if not fits:
+            backbone.check_lengths(pairs[0])
+        return fits
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
@@ -309,12 +310,26 @@ class ClosedForm(Method):
         words = vocabulary(backbone, concepts, self.keep_vocabulary) if self.keep_vocabulary else []
         return list(dict.fromkeys([*nouns, *words]))
 
+    def gram(self, backbone: Backbone, prompts: Sequence[str], space: Space) -> Gram:
+        """The Gram of prompts to keep. The everyday nouns among them are encoded once for a text encoder, not again."""
+        everyday = expanded(backbone, EVERYDAY, articles=self.articles) if self.keep_everyday else []
+        return gram_with(backbone, prompts, everyday, span=self.keep_span, space=space)
+
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """What must not move, weighted: the keep list and the corpus."""
         prompts = expanded(backbone, keep, articles=self.articles)
-        total = self.preserve_scale * Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
+        total = self.preserve_scale * self.gram(backbone, prompts, space).kept[space]
         if self.corpus:
             corpus = Gram.load(self.corpus).check(backbone)
             weight = self.corpus_scale / corpus.counts[space] if self.corpus_scale else 1.0
             total = total + weight * corpus.kept[space]
         return total
+
+
+def refuse_weights(method: ClosedForm, name: str, *, instead: str) -> None:
+    """Refuse the weights of the ridge regression in a method that solves none."""
+    if (method.lamb, method.erase_scale) != (ClosedForm.lamb, ClosedForm.erase_scale):
+        raise ValueError(
+            f"{name} weighs nothing; got lamb={method.lamb}, erase_scale={method.erase_scale}; leave them out, and set "
+            f"{instead} instead"
+        )

@@ -11,17 +11,17 @@ from pydantic import Field
 
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
-from erasure.methods.base import Reference
-from erasure.methods.closed_form import ClosedForm, TokenSpan
+from erasure.methods.base import Reference, Request
+from erasure.methods.closed_form import TokenSpan, refuse_weights
 from erasure.methods.projections import double_projection, proxy, subspace
 from erasure.methods.ridge import Solution, gathered
-from erasure.methods.uce import sentences
+from erasure.methods.sentences import Sentences
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoubleProjections(ClosedForm):
+class DoubleProjections(Sentences):
     """For targets ``C`` and anchors ``C*``, columns of shape ``(d, n)``,
 
         W' = W T,   T = I + (C* - C)(R^T R + rho I)^-1 R^T,   R = (I - P) C
@@ -33,10 +33,10 @@ class DoubleProjections(ClosedForm):
     What decides is the rank of the preserved span: the embeddings of whole prompts fill every direction a little, and
     what lies in the span cannot be moved. The report says how much of the targets is left outside of it (``residual``,
     ``|R| / |C|``) and the span's rank. The settings it shares with other closed forms are those of
-    :class:`~erasure.methods.closed_form.ClosedForm`; ``lamb`` and ``erase_scale`` have no part in it.
+    :class:`~erasure.methods.closed_form.ClosedForm` and :class:`~erasure.methods.sentences.Sentences`; ``lamb`` and
+    ``erase_scale`` have no part in it.
 
     Attributes:
-        expand_prompts: also edit the concept inside five sentences such as "photo of {}", as UCE does.
         energy: share of the energy of what is kept that the preserved span holds. Lower it when the target survives,
             raise it when neighbours suffer.
         rank: number of directions of the preserved span, instead of a share; 0 for the share.
@@ -46,7 +46,6 @@ class DoubleProjections(ClosedForm):
     """
 
     keep_span: TokenSpan = "all"
-    expand_prompts: bool = False
     energy: Share = 0.9999
     rank: Annotated[int, Field(ge=0)] = 0
     ridge: Annotated[float, Field(ge=0)] = 0.0
@@ -76,18 +75,13 @@ class DoubleProjections(ClosedForm):
         "paper": {"keep_span": "last_subject", "energy": 1.0, "proxy": True},
     }
 
-    def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        pairs = super().prompt_pairs(concept)
-        return [*pairs, *sentences(concept, synonyms=self.synonyms)] if self.expand_prompts else pairs
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        refuse_weights(self, "Double Projections", instead="ridge or energy")
 
     def solve(
         self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space
     ) -> tuple[Solution, None]:
-        if (self.lamb, self.erase_scale) != (ClosedForm.lamb, ClosedForm.erase_scale):
-            raise ValueError(
-                f"Double Projections weighs nothing; got lamb={self.lamb}, erase_scale={self.erase_scale}; leave them "
-                "out, and set ridge or energy instead"
-            )
         targets, anchors, _ = gathered(self.concept_rows(backbone, concepts, space))
         x, y = targets.cpu().double(), anchors.cpu().double()
         basis = subspace(self.kept(backbone, keep, space), energy=self.energy, rank=self.rank)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.artifact import Erasure
-from erasure.artifact.base import component_prints
+from erasure.artifact.record import component_prints
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank

@@ -7,18 +7,19 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from erasure.artifact.base import component_prints
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
-from erasure.backbone.text import PADDED, Span
+from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.io import parse_json, write_atomically
 from erasure.methods.ridge import SKETCH, Accumulator, Kept
 
@@ -74,16 +75,13 @@ class Gram:
             left_out += [caption for caption in batch if caption not in fitting]
             if not fitting:
                 continue
-            conditioning, *more = (one.read(fitting, padded=span in PADDED) for one in backbone.read_at())
+            layers = [one.read(fitting, padded=span in PADDED) for one in backbone.read_at()]
             for space, total in sums.items():
-                parts = conditioning.pooled_rows() if space == "pooled" else conditioning.take(span)
-                if space == "hidden":
-                    parts += [row for other in more for row in other.take(span)]
-                rows = torch.cat(parts)
+                rows = embeddings(layers, span, space)
                 total.add(rows)
                 counts[space] += len(rows)
         warn_left_out(left_out)
-        return cls({space: total.kept() for space, total in sums.items()}, counts, span, _encoders(backbone))
+        return cls({space: total.kept() for space, total in sums.items()}, counts, span, encoder_prints(backbone))
 
     def __add__(self, other: Gram) -> Gram:
         if self.span != other.span or self.kept.keys() != other.kept.keys() or not self._same_encoders(other.encoders):
@@ -92,9 +90,17 @@ class Gram:
         counts = {space: count + other.counts[space] for space, count in self.counts.items()}
         return dataclasses.replace(self, kept=kept, counts=counts)
 
+    def less(self, other: Gram) -> Gram:
+        """Without some of its captions. Of matrices alone: nobody knows what a sketch has left of a caption."""
+        if any(kept.low_rank for kept in (*self.kept.values(), *other.kept.values())):
+            raise ValueError("nothing can be taken out of a sketch; sum up the captions that are left")
+        kept = {space: Kept(mine.data - other.kept[space].data) for space, mine in self.kept.items()}
+        counts = {space: count - other.counts[space] for space, count in self.counts.items()}
+        return dataclasses.replace(self, kept=kept, counts=counts)
+
     def check(self, backbone: Backbone) -> Self:
         """Raise unless it was made with the pipeline's text encoders; returns itself."""
-        if not self._same_encoders(_encoders(backbone)):
+        if not self._same_encoders(encoder_prints(backbone)):
             raise ValueError(
                 "this corpus was encoded by other text encoders than the pipeline's; make it again with them"
             )
@@ -103,12 +109,16 @@ class Gram:
     def _same_encoders(self, others: dict[str, Any]) -> bool:
         return self.encoders.keys() == others.keys() and all(matches(e, others[n]) for n, e in self.encoders.items())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file: a float64 matrix for each space, and what they are of."""
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file: a float64 matrix for each space, and what they are of.
+
+        Args:
+            notes: further entries of the file's metadata.
+        """
         facts: dict[str, Any] = {"counts": self.counts, "span": self.span, "encoders": self.encoders}
         facts["lost"] = {space: kept.lost for space, kept in self.kept.items() if kept.low_rank}
         tensors = {str(space): kept.data.contiguous() for space, kept in self.kept.items()}
-        write_atomically(Path(path), save(tensors, metadata={"gram": json.dumps(facts)}))
+        write_atomically(Path(path), save(tensors, metadata={**(notes or {}), "gram": json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -139,6 +149,14 @@ def warn_left_out(captions: Sequence[str]) -> None:
         )
 
 
-def _encoders(backbone: Backbone) -> dict[str, Any]:
+def embeddings(layers: Sequence[Conditioning], span: Span, space: Space) -> Tensor:
+    """``(n, d)``: what a Gram counts of some captions, read at every layer of the text encoder that is erased at."""
+    if space == "pooled":  # which comes from one layer
+        return torch.cat(layers[0].pooled_rows())
+    return torch.cat([row for conditioning in layers for row in conditioning.take(span)])
+
+
+def encoder_prints(backbone: Backbone) -> dict[str, Any]:
+    """Fingerprints of the text encoders, without the erasures on them."""
     prints = component_prints(backbone)
     return {name: prints[name] for name in prints if name != backbone.denoiser_name}

@@ -243,7 +243,7 @@ class MACECFR(ClosedForm):
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         """``s (G + w G_domain)``, with the keep list in the domain."""
         prompts = expanded(backbone, keep, articles=self.articles)
-        domain = Gram.of(backbone, prompts, span=self.keep_span, spaces=(space,)).kept[space]
+        domain = self.gram(backbone, prompts, space).kept[space]
         if self.domain:
             domain = domain + Gram.load(self.domain).check(backbone).kept[space]
         general = super().kept(backbone, [], space)

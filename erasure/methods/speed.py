@@ -180,7 +180,7 @@ class SPEED(ClosedForm):
             every = backbone.read_at(space)
             retain = torch.cat([row for one in every for row in rows(one, texts, self.keep_span, space)])
         elif texts:  # nobody looks at them one by one, so their number does not matter
-            gram = Gram.of(backbone, texts, span=self.keep_span, spaces=(space,))
+            gram = self.gram(backbone, texts, space)
             kept, count = kept + gram.kept[space], count + gram.counts[space]
         k = torch.cat([invariants(tokens) for tokens in empty])
         return Retention(kept=kept, count=count, retain=retain.cpu().double(), invariants=k)

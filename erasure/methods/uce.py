@@ -13,23 +13,19 @@ from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, check_moved
-from erasure.methods.closed_form import ClosedForm, joined
+from erasure.methods.closed_form import joined
 from erasure.methods.ridge import Kept, cholesky, normal_matrix
-
-EXPANSIONS = {
-    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
-    "other": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
-}
+from erasure.methods.sentences import Sentences
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UCE(ClosedForm):
+class UCE(Sentences):
     """Solve the ridge regression of :mod:`erasure.methods.closed_form` for the embeddings of the concept.
 
-    The settings it shares with other closed forms are those of :class:`~erasure.methods.closed_form.ClosedForm`.
+    The settings it shares with other closed forms are those of :class:`~erasure.methods.closed_form.ClosedForm` and
+    :class:`~erasure.methods.sentences.Sentences`.
 
     Attributes:
-        expand_prompts: also edit the concept inside five sentences such as "photo of {}". Stronger and less selective.
         retain_empty: keep the empty prompt beside the keep list (2023 code).
         preserve_rule: ``fixed`` weighs every kept embedding by ``preserve_scale``; ``share`` by max(0.1, 1/n) for n
             kept prompts (2023 code).
@@ -39,7 +35,6 @@ class UCE(ClosedForm):
         style_anchor: where styles without an anchor are moved; the empty prompt by default.
     """
 
-    expand_prompts: bool = False
     retain_empty: bool = False
     preserve_rule: Literal["fixed", "share"] = "fixed"
     technique: Literal["replace", "tensor"] = "replace"
@@ -76,8 +71,7 @@ class UCE(ClosedForm):
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
         if concept.kind == "style" and not concept.anchor and self.style_anchor:
             concept = dataclasses.replace(concept, anchor=self.style_anchor)
-        pairs = super().prompt_pairs(concept)
-        return [*pairs, *sentences(concept, synonyms=self.synonyms)] if self.expand_prompts else pairs
+        return super().prompt_pairs(concept)
 
     def kept(self, backbone: Backbone, keep: Sequence[str], space: Space) -> Kept:
         keep = ["", *keep] if self.retain_empty else keep
@@ -113,10 +107,3 @@ class UCE(ClosedForm):
         report = {"relative_change": check_moved(deltas, parameters)}
         config = config.with_facts(spaces=None, system=None, sites=list(deltas), report=report)
         return DeltaErasure(self.name_for(request), config, deltas)
-
-
-def sentences(concept: Concept, *, synonyms: bool) -> list[tuple[str, str]]:
-    """The concept inside five sentences, and its anchor inside the same."""
-    phrases = concept.phrases if synonyms else (concept.name,)
-    templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
-    return [(template.format(p), template.format(concept.anchor).strip()) for template in templates for p in phrases]

@@ -8,6 +8,7 @@ vocabulary, and an embedding for each word of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,19 +38,28 @@ def words_of(pieces: dict[str, int]) -> dict[str, int]:
 
 @torch.no_grad()
 def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[str]:
-    """``n`` words of the vocabulary of a model's first tokenizer, at all distances from targets and anchors.
+    """``n`` words of the vocabulary of a model's first tokenizer that has some, at all distances from the concepts.
 
     Words that name a target or stand in one, and those whose embeddings lie nearest to targets and anchors, are left
     out: kept, they would hold on to it. So are pieces that were never trained as words, by their norms. Of the others
     every k-th is taken in the order of distance. The same model and request give the same words.
 
     Raises:
-        ValueError: the tokenizer has no words in its vocabulary.
+        ValueError: no tokenizer has words in its vocabulary.
     """
-    concepts = list(concepts)
-    name, (tokenizer, _) = next(iter(backbone.tokenizers().items()))
-    encoder = backbone.components[name.replace("tokenizer", "text_encoder")]
-    table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    concepts, tokenizers = list(concepts), backbone.tokenizers()
+    for name, (tokenizer, _) in tokenizers.items():
+        encoder = backbone.components[name.replace("tokenizer", "text_encoder")]
+        table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+        if order := _by_distance(tokenizer, table, concepts):
+            count = min(n, len(order))
+            return [order[i * len(order) // count] for i in range(count)]
+    names = " and the ".join(tokenizers)
+    raise ValueError(f"the vocabulary of the {names} has no words that could be kept; leave keep_vocabulary at 0")
+
+
+def _by_distance(tokenizer: Any, table: Tensor, concepts: list[Concept]) -> list[str]:
+    """The words of a tokenizer that may be kept, the nearest to targets and anchors first."""
     phrases = [phrase for concept in concepts for phrase in concept.phrases]
     anchors = [concept.anchor for concept in concepts if concept.anchor]
     ids = tokenizer([*phrases, *anchors], add_special_tokens=False).input_ids
@@ -58,15 +68,14 @@ def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[
     named = {*naming(words, phrases)}
     words = {w: token for w, token in words.items() if w not in named and token not in own and token < len(table)}
     if not words:
-        raise ValueError(f"the vocabulary of the {name} has no words that could be kept; leave keep_vocabulary at 0")
+        return []
     rows = table[torch.tensor(list(words.values()), device=table.device)].float().cpu()
     near = table[torch.tensor(sorted({t for pieces in ids for t in pieces}), device=table.device)].float().cpu()
     norms, similar = rows.norm(dim=1), (F.normalize(rows, dim=1) @ F.normalize(near, dim=1).T).max(dim=1).values
     low, high = (bound * float(norms.median()) for bound in TYPICAL)
     order = [i for i in similar.argsort(descending=True, stable=True).tolist() if low <= norms[i] <= high]
-    order = order[int(NEAR * len(order)) :]
-    every, count = list(words), min(n, len(order))
-    return [every[order[i * len(order) // count]] for i in range(count)]
+    every = list(words)
+    return [every[i] for i in order[int(NEAR * len(order)) :]]
 
 
 __all__ = ["vocabulary", "words_of"]

@@ -126,14 +126,23 @@ def train_tokenizer(out: Path) -> CLIPTokenizer:
 
 
 def learn_bpe(texts: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's layout: bytes, bytes that end a word, merges, start, end."""
-    blank = CLIPTokenizer()._tokenizer
+    """Vocabulary and merges in CLIP's layout: bytes, bytes that end a word, merges, start, end.
+
+    The same texts give the same merges in every process: of pairs that are equally frequent the learner takes the one
+    with the lower numbers, so that ends of words are numbered here and not in the order of its hash table.
+    """
+    blank, texts = CLIPTokenizer()._tokenizer, list(texts)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     symbols = [*letters, *(letter + "</w>" for letter in letters)]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    words = {w for t in set(texts) for w, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(t))}
     trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=size,
+        special_tokens=sorted({f"{word[-1]}</w>" for word in words}),
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -1,0 +1,114 @@
+"""Files written whole: under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TOKEN = 6  # random bytes in a temporary name
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it at the end; removed if anything fails.
+
+    For writers that need a path (``torch.save``, ``save_file``). The suffix is kept: some writers go by it. The result
+    is whole whenever the process is killed; after a loss of power the file system decides.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(TOKEN)}{path.suffix[-20:]}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial(path: str | os.PathLike[str]) -> None:
+    """Delete what :func:`writing` left of a file when its process was killed. Only for a file with one writer."""
+    path = Path(path)
+    begin, end = f".{path.stem[:40]}.", path.suffix[-20:]
+    if not path.parent.is_dir():
+        return
+    for file in path.parent.iterdir():
+        if file.name.startswith(begin) and file.name.endswith(end):
+            if re.fullmatch(f"[0-9a-f]{{{2 * TOKEN}}}", file.name[len(begin) : len(file.name) - len(end)]):
+                file.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no half-written file is ever seen."""
+    with writing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, default: Any = None) -> None:
+    """Write plain data as JSON with a newline at the end, whole or not at all."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=default)
+    write_atomically(path, text + "\n")
+
+
+@contextlib.contextmanager
+def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` whose content becomes that of ``folder`` at the end; dropped on failure.
+
+    A new folder appears at once. In one that exists, files are replaced one by one; files of other names stay.
+
+    Args:
+        last: the file that makes the rest valid (a config with hashes); it is replaced last.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}.") as outer:
+        temporary = Path(outer) / "new"  # one further down: the outer one is closed to other users
+        temporary.mkdir()
+        yield temporary
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # somebody else made it meanwhile
+                temporary.rename(folder)
+                return
+        _move(temporary, folder, last)
+
+
+def _move(source: Path, folder: Path, last: str | None) -> None:
+    """Move files into a folder one by one, those of folders within it too."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name == last):
+        if file.is_dir():
+            _move(file, folder / file.name, None)
+        else:
+            os.replace(file, folder / file.name)
+
+
+def cache_folder() -> Path | None:
+    """Where the library keeps what it can make again: ``ERASURE_CACHE``, or ``erasure`` in the user's cache folder.
+
+    Anything in it may be deleted at any time. None where ``ERASURE_CACHE`` is ``off``.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    chosen = os.environ.get("ERASURE_CACHE", "")
+    if chosen:
+        return None if chosen == "off" else Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "erasure"
+
+
+__all__ = [
+    "cache_folder",
+    "remove_partial",
+    "write_atomically",
+    "write_json",
+    "writing",
+    "writing_folder",
+]

@@ -1,0 +1,249 @@
+"""Files of others read within bounds: none costs more than its size, or does more than hold data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from erasure.io.text import printable, shown
+
+JSON_DEPTH = 32  # of nesting; an erasure's config needs seven
+LARGEST_JSON = 2**28  # bytes; the largest evaluation so far has 2**25
+DIGITS = 300  # of one number; a float holds no more
+YAML_DEPTH = 32
+LARGEST_YAML = 2**20  # bytes, read in half a minute; a suite with fifty thousand names stays below
+EXPANSION = 10  # how much larger than written a YAML file may become through its aliases
+
+
+def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> bytes:
+    """The content of a regular file of at most ``largest`` bytes.
+
+    Raises:
+        FileNotFoundError: no such file, or a device, pipe or folder.
+        ValueError: it is larger.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; check the path")
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{path}: {size:,} bytes; at most {largest:,} are read; is it the right file?")
+    with path.open("rb") as file:
+        return file.read(largest)
+
+
+def read_json(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> Any:
+    """Read a JSON file; see :func:`parse_json`. Every fault is one ValueError that names the file."""
+    raw = read_bytes(path, largest=largest)
+    try:
+        return parse_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse_json(raw: str | bytes, *, depth: int = JSON_DEPTH) -> Any:
+    """JSON without what its grammar leaves open: a key given twice, NaN, infinity, nesting and numbers without end.
+
+    Raises:
+        ValueError: not JSON, or one of these; one line.
+    """
+    try:
+        text = raw if isinstance(raw, str) else raw.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_once,
+            parse_constant=_no_constant,
+            parse_int=_int,
+            parse_float=_float,
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not readable as JSON ({error}); it is incomplete or was altered") from None
+    except RecursionError:
+        raise ValueError(f"JSON nested more than {depth} deep; it was altered") from None
+    level = [value]
+    for _ in range(depth + 1):
+        level = [part for part in level if isinstance(part, dict | list)]
+        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part)]
+    if level:
+        raise ValueError(f"JSON nested more than {depth} deep; it was altered")
+    _check_characters(text, value)
+    return value
+
+
+def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file into a pydantic type; every fault is one line that names the file and the key.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML within bounds (:func:`parse_yaml`), or not of the type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {fault_of(error)}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file; see :func:`parse_yaml`."""
+    raw = read_bytes(path, largest=LARGEST_YAML)
+    try:
+        return parse_yaml(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """YAML as plain data: no tags of Python, no key twice, no NaN, and no alias that makes little text large.
+
+    Raises:
+        ValueError: not YAML, or one of these; one line.
+    """
+    import yaml
+
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node, loader)
+        value = loader.construct_document(node)
+        _check_characters(text, value)
+        return value
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, OverflowError, RecursionError) as error:
+        fault = "nested too deeply" if isinstance(error, RecursionError) else printable(error, limit=300)
+        raise ValueError(f"not readable as YAML ({fault}); is the file complete?") from None
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML, keys in their order."""
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def fault_of(error: Any) -> str:
+    """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is wrong``."""
+    first = error.errors()[0]
+    fault = printable(first["msg"].removeprefix("Value error, "), limit=400)
+    return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)} stands twice; it was altered")
+    return content
+
+
+def _no_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON number; it was altered")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; it was altered")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{printable(digits, limit=20)} is no finite number; it was altered")
+    return value
+
+
+def _loader() -> Any:
+    """PyYAML's safe loader that stops at a depth and at a key given twice. Its C twin cannot be stopped on the way."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth, self.nodes = self.depth + 1, self.nodes + 1
+            if self.depth > YAML_DEPTH:
+                raise ValueError(f"nested more than {YAML_DEPTH} deep")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_yaml_float(self, node: Any) -> float:
+            value = super().construct_yaml_float(node)
+            if not math.isfinite(value):
+                raise ValueError(f"{node.value} is no finite number")
+            return value
+
+        def construct_yaml_int(self, node: Any) -> int:
+            if len(node.value) > DIGITS:
+                raise ValueError(f"a number of {len(node.value):,} digits")
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return Loader
+
+
+def _check_nodes(root: Any, loader: Any) -> None:
+    """Refuse keys given twice, and a tree that its aliases make endless or far larger than the file."""
+    sizes: dict[int, float] = {}
+
+    def size(node: Any, level: int) -> float:
+        if level > YAML_DEPTH:
+            raise ValueError(f"aliases nested more than {YAML_DEPTH} deep")
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # stands if the node is met again inside itself
+            sizes[id(node)] = 1 + sum(size(part, level + 1) for part in _parts(node))
+        return sizes[id(node)]
+
+    if size(root, 0) > EXPANSION * loader.nodes + 1000:
+        raise ValueError("aliases make it endless, or far larger than it is written; write them out")
+
+
+def _parts(node: Any) -> list[Any]:
+    """The nodes within a YAML node; of a mapping, keys and values."""
+    if node.id != "mapping":
+        return node.value if node.id == "sequence" else []
+    seen: set[str] = set()
+    for key in (key.value for key, _ in node.value if key.id == "scalar" and key.value != "<<"):
+        if key in seen:
+            raise ValueError(f"the key {shown(key)} stands twice")
+        seen.add(key)
+    return [part for pair in node.value for part in pair]
+
+
+def _check_characters(text: str, value: Any) -> None:
+    """Refuse half characters (lone surrogates), which no file can be written with. Only an escape makes one."""
+    if re.search(r"\\[uU]0*[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("half a character (a lone surrogate); it was altered") from None
+
+
+__all__ = [
+    "DIGITS",
+    "EXPANSION",
+    "JSON_DEPTH",
+    "LARGEST_JSON",
+    "LARGEST_YAML",
+    "YAML_DEPTH",
+    "dump_yaml",
+    "fault_of",
+    "load_yaml",
+    "parse_json",
+    "parse_yaml",
+    "read_bytes",
+    "read_json",
+    "read_yaml",
+]

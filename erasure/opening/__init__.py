@@ -1,0 +1,117 @@
+"""Opening a base model: a diffusers folder, a hub repository or one file, each whole or refused for its reason.
+
+Models are opened one by one before the pipeline is, because diffusers and transformers leave a tensor that no file
+holds at random values and say so in a log line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure.concept import WORLD
+from erasure.opening.faults import fault
+from erasure.opening.folder import open_folder
+from erasure.opening.single_file import open_file
+from erasure.runtime import pick_device, pick_dtype
+
+
+def load_base(
+    base: str | Path = WORLD,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
+) -> Any:
+    """A pipeline by name: "emoji-world", a diffusers folder, a hub id, or a single .safetensors file.
+
+    Only safetensors are opened, never pickles. Every tensor a model needs must be in its files, whatever wrapper's
+    prefix its name carries; nothing is left at random values.
+
+    Args:
+        device: cuda, mps or cpu; the best one here by default.
+        dtype: float32 (default), float16 or bfloat16. Change it when memory is short.
+        variant: "fp16" for the files of that name. By default the plain ones, or those there are.
+        config: for a single file, the diffusers folder whose configs (and, where the file holds the denoiser alone,
+            whose other components) go with it. By default the folder around the file, the one beside it under the
+            same name, or the hub repository that diffusers names for this architecture.
+
+    Raises:
+        FileNotFoundError: neither a folder or file nor a model the hub gives.
+        ValueError: unknown device or dtype; or what is there cannot be opened, for the reason given.
+    """
+    from erasure import world  # only the world's own pipeline needs it
+
+    device, dtype = pick_device(device), pick_dtype(dtype)
+    base = str(base)
+    source = world.path() if base == WORLD else Path(base).expanduser()
+    with quiet():
+        if source.is_file():
+            if variant is not None:
+                raise ValueError(f"variant= chooses among a folder's files; {base!r} is one file; leave it out")
+            pipe = open_file(source, dtype, config=config)
+        elif source.is_dir():
+            if config is not None:
+                raise ValueError(f"config= goes with a single file; {base!r} is a folder with its own; leave it out")
+            pipe = open_folder(source, dtype, variant=variant)
+        else:
+            pipe = open_folder(download(base, variant), dtype, variant=variant)
+            pipe.register_to_config(_name_or_path=base)  # not the cache's folder
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers and transformers without bars and tables: what they report is checked here, or of no use."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [library.utils.logging for library in (diffusers, transformers)]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bar) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+
+
+def download(base: str, variant: str | None) -> Path:
+    """The folder of a hub repository in the local cache."""
+    import diffusers
+
+    if address := re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)", base):
+        raise FileNotFoundError(f"{base!r} is a web address; give the hub id {address[1]!r}, or a downloaded file")
+    if base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).suffix in (".safetensors", ".ckpt"):
+        raise FileNotFoundError(
+            f"no model at {base!r}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
+            "('CompVis/stable-diffusion-v1-4')"
+        )
+    errors: list[Exception] = []
+    for files in (variant, "fp16") if variant is None else (variant,):
+        try:
+            return Path(diffusers.DiffusionPipeline.download(base, variant=files, use_safetensors=True))
+        except (OSError, ValueError) as failure:  # no plain safetensors there: a ValueError or OSError by version
+            errors.append(failure)
+    error = errors[0]
+    kinds = {type(e).__name__ for e in (error, error.__cause__, error.__context__)}
+    reason = fault(error)
+    if "GatedRepoError" in kinds:
+        reason = f"it is gated: accept its terms on https://huggingface.co/{base}, then run `hf auth login`"
+    elif "RepositoryNotFoundError" in kinds:
+        reason = "the hub has no such repository, or it is private (`hf auth login`)"
+    raise FileNotFoundError(f"could not load {base!r}: {reason}") from None
+
+
+__all__ = ["download", "load_base", "open_file", "open_folder", "quiet"]

@@ -1,0 +1,38 @@
+"""What diffusers, transformers and safetensors raise, as one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from erasure.io import first_line
+
+
+@contextlib.contextmanager
+def reasons(source: Path) -> Iterator[None]:
+    """What diffusers, transformers and safetensors raise, as one line that names what was being opened."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"could not open {source}: {fault(error)}") from error
+
+
+def fault(error: Exception) -> str:
+    """The sentence of an error that says what is wrong."""
+    first = re.split(r"(?<=[\w\])`'\"])\. (?=[A-Z])", first_line(error))[0].rstrip(".")
+    if isinstance(error, KeyError):
+        return f"it lacks the tensor or setting {first}"
+    if absent := re.match(r"Failed to load (\w+)$", first):  # diffusers' words for a file without such a part
+        return f"it holds no weights of a {absent[1]} under names that diffusers knows"
+    if "meta tensor" in first:
+        return "it lacks tensors that its config asks for; it is not complete, or of another model"
+    return first[:300]
+
+
+__all__ = ["fault", "reasons"]
