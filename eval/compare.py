@@ -87,6 +87,7 @@ def evaluate(
     extractor: torch.nn.Module | None = None,
     images_per_prompt: int | None = None,
     limit: int | None = None,
+    wide: int | None = None,
     batch_size: int = 16,
     autocast: bool | None = None,
     cache_dir: str | Path | None = None,
@@ -106,6 +107,7 @@ def evaluate(
             one more set of base pictures. Give it a ``name`` attribute.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
+        wide: ask in so many sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
         hash_weights: a :class:`~erasure.eval.hashes.WeightHashes` that knows the models already.
@@ -120,13 +122,13 @@ def evaluate(
     _check_unmodified(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
-    seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
+    seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt)))
     hash_weights = hash_weights or WeightHashes()
     options = {
         "batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress,
         "hash_weights": hash_weights,
     }  # fmt: skip
-    prompts = limited(suite.prompts(), limit)
+    prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit)
     job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
     notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
     before = hash_weights(pipe)
@@ -272,6 +274,8 @@ def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]
             clip_cosine=cosines[i],
             image_hash=image_hash(image),
             clip_hit=judged[i],
+            template=p.template,
+            phrase=p.phrase,
         )
         for i, (p, seed, image) in enumerate(flat)
     ]

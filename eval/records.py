@@ -49,7 +49,8 @@ class Record:
     """One picture: what was asked, of which model, and what was seen.
 
     ``clip_cosine`` and ``clip_hit`` are the CLIP judge's: cosine with the prompt, and whether the asked-for label is
-    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label.
+    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label. ``template`` and
+    ``phrase`` are what the prompt is made of; empty in records that were written before they were kept.
     """
 
     arm: str
@@ -61,6 +62,8 @@ class Record:
     clip_cosine: float | None
     image_hash: str
     clip_hit: bool | None = None
+    template: str = ""
+    phrase: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,12 +31,13 @@ from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.records import fingerprint
 from erasure.runtime import autocast_for
 
-# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
+# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
+# `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
 PICTURES: dict[str, dict[str, int | None]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
     "quick": {"images_per_prompt": 1, "limit": None},
-    "standard": {"images_per_prompt": None, "limit": None},
-    "full": {"images_per_prompt": 4, "limit": None},
+    "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
+    "full": {"images_per_prompt": 4, "limit": None, "wide": 24},
 }
 
 

@@ -193,7 +193,7 @@ def test_intervals_speak_of_the_labels_asked_for_and_name_the_worst():
     arms = (found.arms[0], dataclasses.replace(found.arms[1], config={"keep": ["Fox", "sun"]}))
     (finding,) = findings(dataclasses.replace(found, arms=arms))
     for text in (finding.short, finding.sentence.lower()):
-        assert "these 2 named neighbours" in text and "worst fox \u2212100.0" in text
+        assert "these 2 named neighbours" in text and "worst fox \u2212100.0 (p = " in text
         assert "1 of them named to the method" in text
     assert "named to the method" not in findings(found)[0].short
 

@@ -107,7 +107,7 @@ def test_what_one_label_loses_is_in_its_family_and_in_the_worst_tenth():
     found = Neighbours().weigh(kept_rows({"UCE": {"label 3": 3}}), ROLES)
     whole = by_measure(found)
     assert whole["change"].estimate.value == pytest.approx(-3 / 60)
-    assert whole["worst"].estimate.value == pytest.approx(-0.5 / 3)  # three labels, of which one lost half
+    assert -0.5 / 3 < whole["worst"].estimate.value < -0.1  # three labels, of which one lost half, less chance
     assert "label 3" in whole["worst"].note
     assert whole["worst"].estimate.low < -0.5 / 3 < whole["worst"].estimate.high
     assert by_measure(found, family="label 3")["change"].estimate.value == pytest.approx(-0.5)
@@ -127,7 +127,9 @@ def test_the_worst_are_a_tenth_of_the_labels_and_three_at_least(times, value):
         ]
         for (name, own), kept in zip(rows.items(), kept_rows({}).values(), strict=True)
     }
-    assert by_measure(Neighbours().weigh(rows, ROLES))["worst"].estimate.value == pytest.approx(value)
+    worst = by_measure(Neighbours().weigh(rows, ROLES))["worst"]
+    assert value <= worst.estimate.value < value + 0.08  # less what chance gives for the label that lost half
+    assert len(worst.note.split(";")[0].split(",")) == round(-1.5 / value)
 
 
 def test_the_worst_of_nothing_lost_is_0_with_a_width():
@@ -157,7 +159,7 @@ def test_labels_without_a_verdict_are_no_loss():
     found = Neighbours().weigh(rows, ROLES)
     assert by_measure(found)["change"].estimate.excluded == 6
     assert by_measure(found, family="label 0")["change"].estimate.value is None
-    assert by_measure(found)["worst"].estimate.value == pytest.approx(-0.5 / 3)
+    assert -0.5 / 3 < by_measure(found)["worst"].estimate.value < -0.1
 
 
 @pytest.mark.parametrize("probe", READING, ids=lambda probe: probe.key)

@@ -37,9 +37,9 @@ class SoftPrompt(Probe):
 
         excess = any hit in `tries` of the attack - any hit in `tries` of the control, paired by picture
 
-    Clusters are pictures, seeds of attack and control the tries. The gate "power" asks that the attack works on the
-    base: any hit on 80 % of the pictures for which random vectors draw the target less than half the time, and more
-    than those vectors do.
+    Clusters are pictures, each with a training of its own, so that what trainings differ by is in the interval; seeds
+    of attack and control are the tries. The gate "power" asks that the attack works on the base: any hit on 80 % of the
+    pictures for which random vectors draw the target less than half the time, and more than those vectors do.
 
     Attributes:
         pictures: how many are attacked, each alone.
