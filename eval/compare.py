@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from erasure.artifact.base import base_name
-from erasure.artifact.stack import stack_of
 from erasure.backbone import denoiser_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
@@ -22,7 +21,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import refuse_cut
 from erasure.eval.metrics import frechet, kid
-from erasure.eval.models import Applied, Model, check_restored, models_of
+from erasure.eval.models import Applied, Model, check_base, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -112,12 +111,13 @@ def evaluate(
 
     Raises:
         TooLong: prompts do not fit the text encoder, which would cut them.
-        ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
+        ValueError: no detector, two of one name, an arm called "base", or a pipeline that is wrapped or already carries
+            an erasure; see :func:`erasure.eval.models.check_base`.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
+    check_base(pipe)
     models = models_of(erasures, controls)
     _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
-    _check_unmodified(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
     seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
@@ -186,16 +186,6 @@ def _check(
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
-
-
-def _check_unmodified(pipe: Any) -> None:
-    """An erasure that is already there would be part of the base, and everything would be measured against it."""
-    stack = stack_of(pipe)
-    if there := [*stack.layers, *(f"an attached {type(handle).__name__}" for handle in stack.attached)]:
-        raise ValueError(
-            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the "
-            "remove() of what was attached, first"
-        )
 
 
 def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:

@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
+from transformers import PreTrainedModel
 
+from erasure.artifact.stack import Stack, fused_in
 from erasure.backbone import parts_of
 from erasure.eval.hashes import modules_of, weights_hash
 from erasure.eval.records import BASE
 
 Role = Literal["base", "erased", "gold", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
+
+BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that draw nothing from a prompt
 
 
 class Applied(Protocol):
@@ -150,6 +155,61 @@ def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[
         raise RuntimeError(
             f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
             "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
+        )
+
+
+def check_base(pipe: Any) -> None:
+    """Raise unless a pipeline can stand as the base: bare, and without an erasure on, in or beside any part of it.
+
+    An erasure that is already there would be part of the base, and everything would be measured against it.
+
+    Raises:
+        ValueError: it is wrapped (a filter, DataParallel, torch.compile ...), or carries an erasure or a LoRA.
+    """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ValueError(
+            f"the base must be a plain diffusers pipeline; got a {type(pipe).__name__}; give the pipeline inside it"
+        )
+    denoisers_of(pipe)
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module) and part not in BESIDE:
+            _check_bare(part, module)
+    stack = Stack(pipe)
+    there = [f"{name!r}" for name in stack.layers]
+    for part, state in stack.parts.items():
+        there += [f"an attached {type(handle).__name__}" for handle in state.attached]
+        there += [f"a hook of {name!r}" for name in state.handles if name not in stack.layers]
+        there += [f"{name!r}, fused into the {part}" for name in fused_in(stack.modules[part])]
+    if there:
+        raise ValueError(
+            f"the base must be unmodified; the pipeline already carries {', '.join(there)}; call remove(pipe) of "
+            "what is applied and remove() of what is attached, and load the original model where something was fused"
+        )
+
+
+def _check_bare(part: str, module: nn.Module) -> None:
+    """Refuse wrappers, which hide the weights or go on using old ones, and adapters."""
+    kind = type(module).__name__
+    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
+        raise ValueError(
+            f"the base's {part} is compiled (torch.compile) and may go on using old weights when a model is swapped "
+            "in; evaluate the pipeline as it was before compiling"
+        )
+    if not isinstance(module, ModelMixin | PreTrainedModel):
+        inner = " (its .module)" if isinstance(getattr(module, "module", None), nn.Module) else ""
+        raise ValueError(
+            f"the base's {part} is wrapped in a {kind}; put the model of diffusers or transformers inside it{inner} "
+            "back on the pipeline; pictures are drawn on one device"
+        )
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        raise ValueError(
+            f"the base's {part} has another forward than its class ({kind}): it was wrapped in place, as accelerate's "
+            "prepare() does; load the pipeline anew"
+        )
+    if adapted := next((name for name, child in module.named_modules() if hasattr(child, "base_layer")), None):
+        raise ValueError(
+            f"the base must be unmodified; its {part} carries a LoRA adapter ({adapted}); unload it, or make it a part "
+            "of the model with fuse_lora() and unload_lora_weights()"
         )
 
 

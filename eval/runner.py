@@ -24,7 +24,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.material import Material
 from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, check_restored, models_of
+from erasure.eval.models import Applied, Model, check_base, check_restored, models_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
@@ -82,10 +82,12 @@ def assess(
 
     Raises:
         TooLong: prompts of the suite do not fit the text encoder, which would cut them.
-        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice.
+        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice, or a
+            pipeline that is wrapped or already carries an erasure.
         RuntimeError: a change, or a probe, did not give the weights back.
     """
     chosen = probes_of(preset, None if probes is None else tuple(probes))
+    check_base(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     folder = None if out is None else Path(out)
     cache = None if folder is None else folder / "cache"
