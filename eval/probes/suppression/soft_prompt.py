@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.backbone import Backbone
 from erasure.eval.models import Model, Role
 from erasure.eval.probes.attacking import any_hits, excess
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
@@ -52,6 +51,7 @@ class SoftPrompt(Probe):
         fresh: pictures drawn with other noise.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "soft_prompt"
     code: ClassVar = "S13"
     title: ClassVar = "learnt vectors before a prompt"
@@ -94,7 +94,7 @@ class SoftPrompt(Probe):
             backbone = backbone_for(context.pipe)
             free = FreeWords(context.pipe, [self.prompt] * len(examples), count=self.words)
             latents = backbone.latents([example.image for example in examples])
-            learnt = torch.stack([self.search(backbone, free, latents[i : i + 1], i) for i in range(len(examples))])
+            learnt = torch.stack([self.search(context, free, latents[i : i + 1], i) for i in range(len(examples))])
 
             def drawn(family: str, vectors: Tensor, seeds: Sequence[int]) -> list[Observation]:
                 facts = {"prompt": self.prompt, "tries": self.tries, "steps": self.steps}
@@ -109,12 +109,17 @@ class SoftPrompt(Probe):
                 found += drawn(CONTROL, control[:, number], (number,))
             return found + drawn(FRESH, learnt[:, -1], range(self.tries, self.tries + self.fresh))
 
-    def search(self, backbone: Backbone, free: FreeWords, x: Tensor, seed: int) -> Tensor:
+    def search(self, context: Context, free: FreeWords, x: Tensor, seed: int) -> Tensor:
         """The vectors at each try ``(tries, k, d)``, learnt on one picture's latents ``x (1, c, h, w)``."""
         vectors = random_words(free, seed).requires_grad_()
-        lesson = Lesson(backbone, x, lambda rows: free.text(vectors, [0]).repeat(len(rows)), self.batch_size)
+        lesson = Lesson(
+            backbone_for(context.pipe), x, lambda rows: free.text(vectors, [0]).repeat(len(rows)), self.batch_size
+        )
         marks = [round(self.steps * (number + 1) / self.tries) for number in range(self.tries)]
-        steps = learn({"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=marks, lr=self.lr, seed=seed)
+        steps = learn(
+            {"words": vectors}, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=seed,
+            autocast=context.autocast,
+        )  # fmt: skip
         return torch.stack([vectors.detach().clone() for _ in steps])
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
