@@ -249,7 +249,8 @@ class Suite:
             guidance of 0 to 100.
 
     Raises:
-        ValueError: unknown keys, a number out of its range or not finite, an empty name, an unknown version, a name in more than one group, a description that names a target.
+        ValueError: unknown keys, a number out of its range or not finite, an empty name, an unknown version, a name in
+            more than one group, a description that names a target.
     """
 
     version: Literal[1]

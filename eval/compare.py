@@ -21,7 +21,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import refuse_cut
 from erasure.eval.metrics import frechet, kid
-from erasure.eval.models import Applied, Model, check_base, check_restored, models_of
+from erasure.eval.models import Applied, Model, Swapped, check_base, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -140,7 +140,8 @@ def evaluate(
         weights, images = _draw(pipe, job, model, before)
         if model.change is not None and weights == before:
             notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
-        if model.change is not None and model.role == "erased" and model.kind in ("weights", "adapter"):
+        method = model.kind in ("weights", "adapter") and not isinstance(model.change, Swapped)
+        if model.change is not None and model.role == "erased" and method:
             notes += _told(model.name, model.change, suite)
         rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))

@@ -18,6 +18,10 @@ SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML f
 Results = Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")]
 Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
 Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare."),
+]
 Preset = Annotated[
     str | None, typer.Option(help="Put every probe of quick, standard or full (or smoke: a trial) as well.")
 ]
@@ -58,6 +62,7 @@ def evaluate(
     out: Results = Path("erasure-results"),
     erasure: Erasures = None,
     method: Methods = None,
+    model: Models = None,
     preset: Preset = None,
     probe: Probes = None,
     prompt_filter: PromptFilter = False,
@@ -83,6 +88,7 @@ def evaluate(
     from erasure.eval.controls import controls_for, held_out
     from erasure.eval.detectors.choice import CLIP, detectors_for
     from erasure.eval.material import material_for
+    from erasure.eval.models import name_of, whole_model
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -91,11 +97,13 @@ def evaluate(
     rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
     real = material_for(plan, material)
     edits = read_erasures(erasure or [])
-    check_arms([*edits, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
+    named = [name_of(source) for source in model or []]
+    check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
     detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
     controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None
+    edits |= {name: whole_model(pipe, source) for name, source in zip(named, model or [], strict=True)}
     edits |= make_erasures(pipe, plan, method or [], out / "erasures")
     edits |= further_arms(plan, prompt_filter, swapped)
     if preset is None:
@@ -165,7 +173,7 @@ def check_arms(named: list[str], methods: list[str]) -> None:
 
     every = [*named, *map(str.upper, methods)]
     if not every:
-        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+        raise ValueError("nothing to evaluate; give --erasure FOLDER, --method NAME or --model FOLDER")
     if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
         raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
     for method in methods:
