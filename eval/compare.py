@@ -18,9 +18,10 @@ from erasure.backbone import denoiser_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.distances import OTHER_SEEDS, Distances
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import refuse_cut
-from erasure.eval.metrics import frechet, kid
+from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, Swapped, check_base, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
@@ -38,7 +39,6 @@ PACKAGES = (
     "scipy",
 )
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
-OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def evaluate(
     detectors: Sequence[Detector],
     controls: Sequence[Model] = (),
     clip: ClipDetector | None = None,
-    extractor: torch.nn.Module | None = None,
+    extractors: Sequence[torch.nn.Module] | None = None,
     images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_size: int = 16,
@@ -101,8 +101,9 @@ def evaluate(
         detectors: at least one; two independent ones let the report say how far they agree.
         controls: models that never saw the target (retrained, or null), drawn like every arm; no claim is made of them.
         clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
-        extractor: feature extractor for distances between sets of kept (non-target) pictures, with a null. It costs
-            one more set of base pictures. Give it a ``name`` attribute.
+        extractors: feature extractors for distances of kept (non-target) pictures from the base's own, each with a
+            ``name``; see :mod:`erasure.eval.distances`. By default the image features of ``clip``, where there is one;
+            () for none. With one picture a prompt they cost one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
@@ -131,11 +132,14 @@ def evaluate(
     notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
     before = hash_weights(pipe)
     _rehearse(pipe, job, models[1:], before)
-    reference = _reference(pipe, job) if extractor is not None else []
+    if extractors is None:
+        extractors = () if clip is None else (ClipFeatures(clip),)
+    distances = Distances(extractors, prompts, seeds)
+    others = _others(pipe, job, distances.wanted)
     arms: list[Arm] = []
     records: list[Record] = []
     pictures: list[Picture] = []
-    distances: list[Distance] = []
+    far: list[Distance] = []
     for model in models:
         weights, images = _draw(pipe, job, model, before)
         if model.change is not None and weights == before:
@@ -146,7 +150,7 @@ def evaluate(
         rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))
         pictures += grid_of(job, images, rows)
-        distances += _distances(model.name, job, images, reference, extractor)
+        far += distances.of(model.name, images, others if model.role == "base" else ())
         records += rows
     return Evaluation(
         suite=suite,
@@ -154,7 +158,7 @@ def evaluate(
         detectors={detector.name: detector.card for detector in detectors},
         records=tuple(records),
         pictures=tuple(pictures),
-        distances=tuple(distances),
+        distances=tuple(far),
         settings=_settings(pipe, job, before, limit=limit, seconds=time.monotonic() - started),
         warnings=tuple(notes),
     )
@@ -327,29 +331,11 @@ def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: S
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
 
 
-def _kept(job: Comparison) -> list[int]:
-    return [i for i, prompt in enumerate(job.prompts) if prompt.group != "target"]
-
-
-def _reference(pipe: Any, job: Comparison) -> list[Image.Image]:
-    """Base pictures of the kept prompts, drawn with other seeds."""
+def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.Image]]:
+    """Pictures of some prompts by the base with other seeds."""
     seeds = [seed + OTHER_SEEDS for seed in job.seeds]
-    rows = job.draw(pipe, [job.prompts[i] for i in _kept(job)], seeds=seeds, description=f"{BASE}, other seeds")
-    return [image for row in rows for image in row]
-
-
-def _distances(
-    arm: str,
-    job: Comparison,
-    images: Sequence[Sequence[Image.Image]],
-    reference: Sequence[Image.Image],
-    extractor: torch.nn.Module | None,
-) -> list[Distance]:
-    if extractor is None:
-        return []
-    ours = [image for i in _kept(job) for image in images[i]]
-    name = str(getattr(extractor, "name", type(extractor).__name__))
-    return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
+    prompts = [job.prompts[i] for i in rows]
+    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds") if rows else []
 
 
 def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:

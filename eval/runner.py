@@ -23,7 +23,6 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.material import Material
-from erasure.eval.metrics import ClipFeatures
 from erasure.eval.models import Applied, Model, check_base, check_restored, models_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
@@ -49,6 +48,7 @@ def assess(
     detectors: Sequence[Detector],
     controls: Sequence[Model] = (),
     clip: ClipDetector | None = None,
+    extractors: Sequence[torch.nn.Module] | None = None,
     material: Material | None = None,
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
@@ -70,6 +70,7 @@ def assess(
         controls: models that never saw the target, retrained ones before nulls; see
             :func:`erasure.eval.controls.controls_for`. Without any, no probe of removal can be read.
         clip: an open_clip model that had no part in training, for cosines and distances.
+        extractors: other feature extractors for distances; as in :func:`erasure.eval.compare.evaluate`.
         material: real pictures of the target and of what is kept; see :mod:`erasure.eval.material`. Probes that need
             them say so when there are none.
         policy: what is required, by whom; the report says what of it is assessed.
@@ -101,7 +102,7 @@ def assess(
         detectors=detectors,
         controls=controls,
         clip=clip,
-        extractor=ClipFeatures(clip) if clip is not None and preset in ("standard", "full") else None,
+        extractors=extractors,
         batch_size=batch_size,
         autocast=autocast,
         cache_dir=cache,
