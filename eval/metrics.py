@@ -130,7 +130,7 @@ def _centred(x: np.ndarray, p: np.ndarray) -> np.ndarray:
     """``A`` with ``Aᵀ A`` the covariance of weighted features; at most as many rows as features."""
     kept = p > 0
     a = np.sqrt(p[kept, None] * len(x) / (len(x) - 1)) * (x[kept] - p @ x)
-    return np.linalg.qr(a, "r") if len(a) > a.shape[1] else a
+    return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
 
 
 def cmmd(real: Sequence[Image.Image], fake: Sequence[Image.Image], clip: ClipDetector) -> tuple[str, Estimate]:
