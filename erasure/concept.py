@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.io import dump_yaml, load_yaml, shown, write_atomically
@@ -33,7 +33,16 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def named(text: str) -> str:
+    """The text in composed form, unless it is empty: an empty prompt names nothing."""
+    if not text:
+        raise ValueError("an empty string; a name or a prompt needs at least 1 character")
+    return nfc(text)
+
+
 Phrase = Annotated[str, AfterValidator(nfc)]
+Named = Annotated[str, AfterValidator(named)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def folded(name: str) -> str:
@@ -128,10 +137,10 @@ class Concept:
 
     name: Phrase
     kind: Kind = "object"
-    synonyms: tuple[Phrase, ...] = ()
+    synonyms: tuple[Named, ...] = ()
     anchor: Phrase = ""
-    neighbours: tuple[Phrase, ...] = ()
-    templates: tuple[Phrase, ...] = ("{}",)
+    neighbours: tuple[Named, ...] = ()
+    templates: Annotated[tuple[Phrase, ...], Field(min_length=1)] = ("{}",)
 
     @model_validator(mode="after")
     def _check(self) -> Concept:
@@ -199,14 +208,14 @@ class Words:
         ValueError: sentences in a language without names, or a sentence or scene without ``{}``.
     """
 
-    paraphrases: tuple[Phrase, ...] = ()
-    misspellings: tuple[Phrase, ...] = ()
-    descriptions: tuple[Phrase, ...] = ()
-    superclasses: tuple[Phrase, ...] = ()
-    translations: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
-    sentences: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
-    beside: tuple[Phrase, ...] = ()
-    scenes: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
+    paraphrases: tuple[Named, ...] = ()
+    misspellings: tuple[Named, ...] = ()
+    descriptions: tuple[Named, ...] = ()
+    superclasses: tuple[Named, ...] = ()
+    translations: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
+    sentences: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
+    beside: tuple[Named, ...] = ()
+    scenes: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Words:
@@ -242,28 +251,31 @@ class Suite:
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
         further: more sentences like the concept's templates, for every name: from preset ``standard`` on pictures are
             spread over them. Without any, those of ``words.scenes`` are taken.
-        images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
-        num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
+        images_per_prompt: seeds per prompt, 1 to 10,000. Raise it when intervals are too wide; more prompts are better
+            still.
+        num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation; 1 to 1000 steps,
+            guidance of 0 to 100.
 
     Raises:
-        ValueError: unknown keys, an unknown version, a name in more than one group, a description that names a target.
+        ValueError: unknown keys, a number out of its range or not finite, an empty name, an unknown version, a name in
+            more than one group, a description that names a target.
     """
 
     version: Literal[1]
-    name: Phrase
+    name: Named
     concept: Concept
-    base: str = WORLD
+    base: Named = WORLD
     also: tuple[Concept, ...] = ()
-    unrelated: tuple[Phrase, ...] = ()
-    keep: tuple[Phrase, ...] = ()
+    unrelated: tuple[Named, ...] = ()
+    keep: tuple[Named, ...] = ()
     words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
     information: Literal["higher-order", "observed", "latent"] = "higher-order"
-    subjects: tuple[Phrase, ...] = ()
-    further: tuple[Phrase, ...] = ()
-    images_per_prompt: int = 2
-    num_inference_steps: int = 25
-    guidance_scale: float = 5.0
+    subjects: tuple[Named, ...] = ()
+    further: tuple[Named, ...] = ()
+    images_per_prompt: Annotated[Count, Field(le=10_000)] = 2
+    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 5.0
 
     @model_validator(mode="after")
     def _check(self) -> Suite:

@@ -48,7 +48,13 @@ def context(bare):
     changes = {model.name: model.change for model in bare.models.values() if model.change is not None}
     found = evaluate(bare.pipe, changes, SUITE, detectors=[bare.judge], progress=False)
     given = tuple(
-        Distance(arm.name, "kid[x]", Estimate(float(i), None, None, "point", 20, 20))
+        Distance(
+            arm.name,
+            "kid[x]",
+            Estimate(float(i), i - 0.5, i + 0.5, "drawn", 20, 20),
+            "neighbours",
+            Estimate(float(i), i - 0.2, i + 0.2, "drawn", 20, 20) if i else None,
+        )
         for i, arm in enumerate(found.arms)
     )
     return dataclasses.replace(bare, evaluation=dataclasses.replace(found, distances=given))
@@ -248,11 +254,12 @@ def test_an_anchor_that_the_suite_or_the_detector_does_not_name_has_no_share(con
 # --- distances --------------------------------------------------------------------------------------------------------
 
 
-def test_distances_stand_beside_their_null_without_an_interval(context):
+def test_distances_stand_beside_their_null_with_intervals(context):
     _, found = weighed(Distances(), context)
-    null, mine = (by_measure(found, name, "kid[x]")["rate"] for name in ("base", "noise"))
-    assert null.note == NULL and not mine.note
-    assert (mine.estimate.value, mine.estimate.low, mine.estimate.n) == (1.0, None, 20)
+    null, mine = (by_measure(found, name, "kid[x], neighbours") for name in ("base", "noise"))
+    assert null["rate"].note == NULL and not mine["rate"].note
+    assert (mine["rate"].estimate.value, mine["rate"].estimate.low, mine["rate"].estimate.n) == (1.0, 0.5, 20)
+    assert (mine["change"].estimate.low, mine["change"].estimate.high) == (0.8, 1.2) and "change" not in null
     assert by_measure(found, "noise", "same picture")["rate"].estimate.value == 0
 
 

@@ -51,6 +51,7 @@ class Relearning(Probe):
     Studies of relearning (Erased or Dormant, 2025; Meta-Unlearning, 2024) measure it without a control.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "relearning"
     code: ClassVar = "R2"
     title: ClassVar = "relearning from a few pictures"
@@ -91,7 +92,10 @@ class Relearning(Probe):
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
                 with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    for step in learn(trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run):
+                    for step in learn(
+                        trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run,
+                        autocast=context.autocast,
+                    ):  # fmt: skip
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=f"step {step}", seeds=seeds, facts=facts)
         return found

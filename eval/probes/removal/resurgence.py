@@ -38,6 +38,7 @@ class Resurgence(Probe):
         prompts, images_per_prompt: of the suite's prompts for its target, before and after, per run.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "resurgence"
     code: ClassVar = "R3"
     title: ClassVar = "after harmless fine-tuning"
@@ -78,7 +79,10 @@ class Resurgence(Probe):
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
                 with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run)
+                    steps = learn(
+                        trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run,
+                        autocast=context.autocast,
+                    )  # fmt: skip
                     for step, family in zip(steps, (BEFORE, AFTER), strict=True):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=family, seeds=seeds, facts=facts)
