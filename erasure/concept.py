@@ -10,11 +10,11 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.io import dump_yaml, load_yaml, shown, write_atomically
@@ -23,6 +23,7 @@ Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
 
 WORLD = "emoji-world"  # the default model, by name
+MANY = 6  # names of targets; a suite with more asks for each in fewer sentences
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -32,7 +33,16 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def named(text: str) -> str:
+    """The text in composed form, unless it is empty: an empty prompt names nothing."""
+    if not text:
+        raise ValueError("an empty string; a name or a prompt needs at least 1 character")
+    return nfc(text)
+
+
 Phrase = Annotated[str, AfterValidator(nfc)]
+Named = Annotated[str, AfterValidator(named)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def folded(name: str) -> str:
@@ -127,10 +137,10 @@ class Concept:
 
     name: Phrase
     kind: Kind = "object"
-    synonyms: tuple[Phrase, ...] = ()
+    synonyms: tuple[Named, ...] = ()
     anchor: Phrase = ""
-    neighbours: tuple[Phrase, ...] = ()
-    templates: tuple[Phrase, ...] = ("{}",)
+    neighbours: tuple[Named, ...] = ()
+    templates: Annotated[tuple[Phrase, ...], Field(min_length=1)] = ("{}",)
 
     @model_validator(mode="after")
     def _check(self) -> Concept:
@@ -167,11 +177,16 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One line of an evaluation: what is asked, which group it belongs to, and the label that should be seen."""
+    """One line of an evaluation: what is asked, which group it belongs to, and the label that should be seen.
+
+    ``template`` is the sentence with ``{}`` where ``phrase`` stands: what prompts share, and what intervals draw.
+    """
 
     text: str
     group: Group
     label: str
+    template: str = ""
+    phrase: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -193,14 +208,14 @@ class Words:
         ValueError: sentences in a language without names, or a sentence or scene without ``{}``.
     """
 
-    paraphrases: tuple[Phrase, ...] = ()
-    misspellings: tuple[Phrase, ...] = ()
-    descriptions: tuple[Phrase, ...] = ()
-    superclasses: tuple[Phrase, ...] = ()
-    translations: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
-    sentences: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
-    beside: tuple[Phrase, ...] = ()
-    scenes: dict[str, tuple[Phrase, ...]] = dataclasses.field(default_factory=dict)
+    paraphrases: tuple[Named, ...] = ()
+    misspellings: tuple[Named, ...] = ()
+    descriptions: tuple[Named, ...] = ()
+    superclasses: tuple[Named, ...] = ()
+    translations: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
+    sentences: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
+    beside: tuple[Named, ...] = ()
+    scenes: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Words:
@@ -234,27 +249,33 @@ class Suite:
             character, a style; the default); "observed", listed pictures that were trained on, so that telling them
             apart counts; "latent", what the training data never had, so that there is nothing to remove.
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
-        images_per_prompt: seeds per prompt. Raise it when intervals are too wide; more prompts are better still.
-        num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation.
+        further: more sentences like the concept's templates, for every name: from preset ``standard`` on pictures are
+            spread over them. Without any, those of ``words.scenes`` are taken.
+        images_per_prompt: seeds per prompt, 1 to 10,000. Raise it when intervals are too wide; more prompts are better
+            still.
+        num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation; 1 to 1000 steps,
+            guidance of 0 to 100.
 
     Raises:
-        ValueError: unknown keys, an unknown version, a name in more than one group, a description that names a target.
+        ValueError: unknown keys, a number out of its range or not finite, an empty name, an unknown version, a name in
+            more than one group, a description that names a target.
     """
 
     version: Literal[1]
-    name: Phrase
+    name: Named
     concept: Concept
-    base: str = WORLD
+    base: Named = WORLD
     also: tuple[Concept, ...] = ()
-    unrelated: tuple[Phrase, ...] = ()
-    keep: tuple[Phrase, ...] = ()
+    unrelated: tuple[Named, ...] = ()
+    keep: tuple[Named, ...] = ()
     words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
     information: Literal["higher-order", "observed", "latent"] = "higher-order"
-    subjects: tuple[Phrase, ...] = ()
-    images_per_prompt: int = 2
-    num_inference_steps: int = 25
-    guidance_scale: float = 5.0
+    subjects: tuple[Named, ...] = ()
+    further: tuple[Named, ...] = ()
+    images_per_prompt: Annotated[Count, Field(le=10_000)] = 2
+    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 5.0
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
@@ -262,6 +283,9 @@ class Suite:
             raise ValueError(
                 f"suite {self.name!r} has no neighbours; without them nothing says what else broke; list some"
             )
+        for text in self.further:
+            if "{}" not in text:
+                raise ValueError(f"a further sentence needs {{}} where the name goes; got {text!r}")
         groups = {"target": self.phrases, "neighbours": self.neighbours, "unrelated": self.unrelated}
         owner: dict[str, str] = {}
         for group, names in groups.items():
@@ -309,20 +333,67 @@ class Suite:
         """What a method is told to keep: the neighbours and the ``keep`` list."""
         return (*self.neighbours, *self.keep)
 
-    def prompts(self) -> list[Prompt]:
-        """Every prompt of the suite, in a fixed order: target names and synonyms, neighbours, unrelated."""
-        return list(self._prompts())
+    def frames(self, *, more: bool = False) -> tuple[str, ...]:
+        """The sentences with ``{}`` where a name goes, each with every subject of a style suite; each once.
 
-    def _prompts(self) -> Iterator[Prompt]:
+        Args:
+            more: those of ``further`` too, or of ``words.scenes`` where there are none.
+        """
+        scenes = (text for texts in self.words.scenes.values() for text in texts)
+        extra = (self.further or tuple(scenes)) if more else ()
+        filled = (
+            template.replace("{subject}", with_article(subject))
+            for template in (*self.concept.templates, *extra)
+            for subject in self.subjects or ("",)
+        )
+        return tuple(dict.fromkeys(filled))
+
+    def prompts(self, *, wide: int | None = None, images: int | None = None) -> list[Prompt]:
+        """Every prompt of the suite, in a fixed order: target names and synonyms, neighbours, unrelated.
+
+        Args:
+            wide: in this many sentences, or all there are, further ones included: each name of the target in
+                all of them, each other name in as many as it would have pictures, beginning at another one each time.
+                None: the suite's own sentences; so too where it has as many itself.
+            images: pictures a prompt of its own sentences, the suite's number by default. :meth:`pictures` says how
+                many a prompt has here.
+        """
+        own = self.frames()
+        if not self._widens(wide):
+            return [self._prompt(*named, frame) for named in self._named() for frame in own]
+        every = self.frames(more=True)
+        count = min(wide or 0, len(every))
+        frames = [every[i * len(every) // count] for i in range(count)]
+        pictures = min(count, len(own) * (images or self.images_per_prompt))
+        many = len(self.phrases) > MANY
+        found = []
+        for start, named in enumerate(self._named()):
+            share = count if named[1] == "target" and not many else pictures
+            places = sorted({(start + i * count // share) % count for i in range(share)})
+            found += [self._prompt(*named, frames[i]) for i in places]
+        return found
+
+    def pictures(self, *, wide: int | None = None, images: int | None = None) -> int:
+        """Pictures a prompt: fewer in more sentences, so that a kept name has no more pictures than it would have."""
+        images = images or self.images_per_prompt
+        if not self._widens(wide):
+            return images
+        return max(1, len(self.frames()) * images // min(wide or 0, len(self.frames(more=True))))
+
+    def _widens(self, wide: int | None) -> bool:
+        """Whether more sentences than its own are wanted, and there are some."""
+        own = self.frames()
+        return wide is not None and wide > len(own) < len(self.frames(more=True))
+
+    def _named(self) -> list[tuple[str, Group, str]]:
+        """Every name with its group and its label."""
         named: list[tuple[str, Group, str]] = [(p, "target", c.name) for c in self.concepts for p in c.phrases]
         named += [(name, "neighbours", name) for name in self.neighbours]
-        named += [(name, "unrelated", name) for name in self.unrelated]
-        for name, group, label in named:
-            for template in self.concept.templates:
-                for subject in self.subjects or ("",):
-                    noun = name if self.attribute == "style" else with_article(name)
-                    text = template.replace("{subject}", with_article(subject)).replace("{}", noun)
-                    yield Prompt(text, group, label)
+        return named + [(name, "unrelated", name) for name in self.unrelated]
+
+    def _prompt(self, name: str, group: Group, label: str, frame: str) -> Prompt:
+        noun = name if self.attribute == "style" else with_article(name)
+        return Prompt(frame.replace("{}", noun), group, label, frame, name)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Suite:

@@ -3,8 +3,8 @@
 The only evidence of removal that does not come from looking at the model is a transcript of its training. A record that
 verifies shows that *this transcript can produce these checkpoints*. It does not show that the transcript is what
 happened, nor that no other data had a part in it: different data can give the same gradients and hence the same model
-("forging", Thudi et al. 2022, "On the necessity of auditable algorithmic definitions for machine unlearning";
-:func:`forge_gap` measures how nearly). Nor does it say anything about what the model draws.
+("forging", Thudi et al. 2022, "On the necessity of auditable algorithmic definitions for machine unlearning"). Nor
+does it say anything about what the model draws.
 """
 
 from __future__ import annotations
@@ -419,25 +419,3 @@ def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str])
 def _weights(model: Mapping[str, nn.Module]) -> Weights:
     """Every tensor of a model's parts by name."""
     return {f"{part}.{name}": t for part, module in model.items() for name, t in module.state_dict().items()}
-
-
-def forge_gap(gradient: Callable[[Any], Tensor], forget: Any, kept: Sequence[Any]) -> tuple[float, int]:
-    """How nearly a batch without the deleted data imitates one with it: min over B' of |g(B) - g(B')| / |g(B)|.
-
-    A gap near 0 means that a record listing the kept batch would verify although the other one was trained on: the
-    reason why a record proves consistency and not honesty. 1 is what no step at all reaches.
-
-    Args:
-        gradient: of a batch, as one vector, at the weights in question.
-        forget: the batch with deleted data.
-        kept: candidate batches without.
-
-    Returns:
-        The gap, and which candidate has it.
-    """
-    if not kept:
-        raise ValueError("a forged step needs candidates; got no batch without the deleted data; give one or more")
-    aim = gradient(forget).detach().cpu().double().flatten()
-    gaps = [float((aim - gradient(batch).detach().cpu().double().flatten()).norm() / aim.norm()) for batch in kept]
-    best = int(np.argmin(gaps))
-    return gaps[best], best

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from erasure.artifact.base import base_name
-from erasure.artifact.stack import stack_of
 from erasure.backbone import denoiser_of
 from erasure.concept import Prompt, Suite, same
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.distances import OTHER_SEEDS, Distances
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import refuse_cut
-from erasure.eval.metrics import frechet, kid
-from erasure.eval.models import Applied, Model, check_restored, models_of
+from erasure.eval.metrics import ClipFeatures
+from erasure.eval.models import Applied, Model, Swapped, check_base, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -39,7 +39,6 @@ PACKAGES = (
     "scipy",
 )
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
-OTHER_SEEDS = 10_000  # offset of the seeds of the reference set for distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +83,10 @@ def evaluate(
     detectors: Sequence[Detector],
     controls: Sequence[Model] = (),
     clip: ClipDetector | None = None,
-    extractor: torch.nn.Module | None = None,
+    extractors: Sequence[torch.nn.Module] | None = None,
     images_per_prompt: int | None = None,
     limit: int | None = None,
+    wide: int | None = None,
     batch_size: int = 16,
     autocast: bool | None = None,
     cache_dir: str | Path | None = None,
@@ -102,50 +102,57 @@ def evaluate(
         detectors: at least one; two independent ones let the report say how far they agree.
         controls: models that never saw the target (retrained, or null), drawn like every arm; no claim is made of them.
         clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
-        extractor: feature extractor for distances between sets of kept (non-target) pictures, with a null. It costs
-            one more set of base pictures. Give it a ``name`` attribute.
+        extractors: feature extractors for distances of kept (non-target) pictures from the base's own, each with a
+            ``name``; see :mod:`erasure.eval.distances`. By default the image features of ``clip``, where there is one;
+            () for none. With one picture a prompt they cost one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
         limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
+        wide: ask in so many sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
         hash_weights: a :class:`~erasure.eval.hashes.WeightHashes` that knows the models already.
 
     Raises:
         TooLong: prompts do not fit the text encoder, which would cut them.
-        ValueError: no detector, two of one name, an arm called "base", or a pipeline that already carries an erasure.
+        ValueError: no detector, two of one name, an arm called "base", or a pipeline that is wrapped or already carries
+            an erasure; see :func:`erasure.eval.models.check_base`.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
+    check_base(pipe)
     models = models_of(erasures, controls)
     _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
-    _check_unmodified(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     started = time.monotonic()
-    seeds = tuple(range(images_per_prompt or suite.images_per_prompt))
+    seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt)))
     hash_weights = hash_weights or WeightHashes()
     options = {
         "batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress,
         "hash_weights": hash_weights,
     }  # fmt: skip
-    prompts = limited(suite.prompts(), limit)
+    prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit)
     job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
     notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
     before = hash_weights(pipe)
     _rehearse(pipe, job, models[1:], before)
-    reference = _reference(pipe, job) if extractor is not None else []
+    if extractors is None:
+        extractors = () if clip is None else (ClipFeatures(clip),)
+    distances = Distances(extractors, prompts, seeds)
+    others = _others(pipe, job, distances.wanted)
     arms: list[Arm] = []
     records: list[Record] = []
     pictures: list[Picture] = []
-    distances: list[Distance] = []
+    far: list[Distance] = []
     for model in models:
         weights, images = _draw(pipe, job, model, before)
         if model.change is not None and weights == before:
             notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
-        if model.change is not None and model.role == "erased" and model.kind in ("weights", "adapter"):
+        method = model.kind in ("weights", "adapter") and not isinstance(model.change, Swapped)
+        if model.change is not None and model.role == "erased" and method:
             notes += _told(model.name, model.change, suite)
         rows = records_of(model.name, job, images)
         arms.append(Arm(model.name, weights, model.config, model.role))
         pictures += grid_of(job, images, rows)
-        distances += _distances(model.name, job, images, reference, extractor)
+        far += distances.of(model.name, images, others if model.role == "base" else ())
         records += rows
     return Evaluation(
         suite=suite,
@@ -153,7 +160,7 @@ def evaluate(
         detectors={detector.name: detector.card for detector in detectors},
         records=tuple(records),
         pictures=tuple(pictures),
-        distances=tuple(distances),
+        distances=tuple(far),
         settings=_settings(pipe, job, before, limit=limit, seconds=time.monotonic() - started),
         warnings=tuple(notes),
     )
@@ -186,16 +193,6 @@ def _check(
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
-
-
-def _check_unmodified(pipe: Any) -> None:
-    """An erasure that is already there would be part of the base, and everything would be measured against it."""
-    stack = stack_of(pipe)
-    if there := [*stack.layers, *(f"an attached {type(handle).__name__}" for handle in stack.attached)]:
-        raise ValueError(
-            f"the base must be unmodified; the pipeline already carries {there}; call their remove(pipe), or the "
-            "remove() of what was attached, first"
-        )
 
 
 def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
@@ -272,6 +269,8 @@ def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]
             clip_cosine=cosines[i],
             image_hash=image_hash(image),
             clip_hit=judged[i],
+            template=p.template,
+            phrase=p.phrase,
         )
         for i, (p, seed, image) in enumerate(flat)
     ]
@@ -336,29 +335,11 @@ def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: S
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
 
 
-def _kept(job: Comparison) -> list[int]:
-    return [i for i, prompt in enumerate(job.prompts) if prompt.group != "target"]
-
-
-def _reference(pipe: Any, job: Comparison) -> list[Image.Image]:
-    """Base pictures of the kept prompts, drawn with other seeds."""
+def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.Image]]:
+    """Pictures of some prompts by the base with other seeds."""
     seeds = [seed + OTHER_SEEDS for seed in job.seeds]
-    rows = job.draw(pipe, [job.prompts[i] for i in _kept(job)], seeds=seeds, description=f"{BASE}, other seeds")
-    return [image for row in rows for image in row]
-
-
-def _distances(
-    arm: str,
-    job: Comparison,
-    images: Sequence[Sequence[Image.Image]],
-    reference: Sequence[Image.Image],
-    extractor: torch.nn.Module | None,
-) -> list[Distance]:
-    if extractor is None:
-        return []
-    ours = [image for i in _kept(job) for image in images[i]]
-    name = str(getattr(extractor, "name", type(extractor).__name__))
-    return [Distance(arm, *metric(reference, ours, extractor, name)) for metric in (frechet, kid)]
+    prompts = [job.prompts[i] for i in rows]
+    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds") if rows else []
 
 
 def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from erasure.artifact.base import base_name
 from erasure.backbone import denoiser_of
 from erasure.concept import WORLD, Suite
 from erasure.eval.audit import audited
-from erasure.eval.models import Model, Swapped, modules_of, randomised
+from erasure.eval.models import Model, Swapped, randomised, whole_model
 from erasure.world.retrain import FOLDER, gold_facts, stored_gold
 from erasure.world.spec import spec
 from erasure.world.train import stored_model
@@ -35,7 +35,10 @@ def controls_for(
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
     count, device, dtype = LIMITS[preset], pipe.device, denoiser_of(pipe).dtype
-    found = [Model(f"gold {i}", "gold", _opened(str(source), f"gold {i}", pipe)) for i, source in enumerate(golds)]
+    found = [
+        Model(f"gold {i}", "gold", whole_model(pipe, source, name=f"gold {i}", intervention="retrained"))
+        for i, source in enumerate(golds)
+    ]
     of_world = base_name(pipe) == WORLD and suite.concept.name in spec().targets and not suite.also
     if of_world and not golds:
         for file in sorted(folder.glob(f"{suite.concept.name}-*.safetensors"))[:count]:
@@ -54,13 +57,6 @@ def controls_for(
     if not found or preset == "full":
         found.append(Model("random", "null", randomised(pipe)))
     return found
-
-
-def _opened(source: str, name: str, pipe: Any) -> Swapped:
-    from erasure.opening import load_base
-
-    theirs = load_base(source, device=str(pipe.device), dtype=str(pipe.dtype).removeprefix("torch."))
-    return Swapped(name, modules_of(theirs), config={"scope": "as given", "source": source})
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:

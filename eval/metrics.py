@@ -1,9 +1,9 @@
-"""Distances between sets of pictures.
+"""Pictures as features, and distances between two sets of them.
 
-Fréchet and kernel distances come from torchmetrics with any feature extractor. They carry the names FID and KID only
-when the features are the last ones of Inception (2048): on other features the numbers mean something else and are
-called ``frechet[<features>]`` and ``kid[<features>]``. Both depend on the number of pictures, so sets of different size
-are refused and a *null* (the base model against itself with other seeds) belongs beside every value.
+The Fréchet distance and the kernel distance carry the names FID and KID only when the features are the last ones of
+Inception (2048): on other features the numbers mean something else, and the names say which features they are. The
+Fréchet distance depends on the number of pictures, so sets of different size are refused, and a *null* (the base model
+against itself with other seeds) belongs beside every value; see :mod:`erasure.eval.distances`.
 
 For Inception, pictures are resized as in clean-fid: which resize is used moves FID by more than most edits do.
 
@@ -13,7 +13,6 @@ Jayasumana et al. 2024, arXiv 2401.09603 (CMMD).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,15 +33,57 @@ CMMD_SIGMA = 10.0  # of the paper, on unit vectors of CLIP ViT-L/14 at 336 pixel
 
 
 class ClipFeatures(torch.nn.Module):
-    """The image tower of a :class:`ClipDetector` as a feature extractor: uint8 (n, 3, h, w) -> (n, d)."""
+    """The image tower of a :class:`ClipDetector` as a feature extractor: uint8 (n, 3, h, w) -> (n, d).
+
+    Its unit vectors are multiplied by √d, so that features have a mean square of 1, for which the kernel of the kernel
+    distance is made: ``(cos + 1)^3``.
+    """
 
     def __init__(self, clip: ClipDetector) -> None:
         super().__init__()
         self.clip, self.name = clip, clip.name
-        self.num_features = int(clip.image_features([Image.new("RGB", (64, 64))]).shape[-1])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.clip.image_features([Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in pixels])
+        unit = self.clip.image_features([Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in pixels])
+        return unit * unit.shape[-1] ** 0.5
+
+
+class InceptionFeatures(torch.nn.Module):
+    """Inception v3 up to its last pooling: uint8 (n, 3, h, w) -> (n, 2048). Needs the extra ``fid``.
+
+    Args:
+        weights: file of its weights (torch-fidelity's pt_inception-2015-12-05), where none may be downloaded.
+
+    Raises:
+        ImportError: torch-fidelity is not installed.
+    """
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.name, self.network = INCEPTION, _inception(weights)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """A picture of any size as the network is to see it."""
+        return clean_resize(image)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.network(pixels)
+
+
+def features_of(images: Sequence[Image.Image], extractor: Any, *, batch: int = 64) -> np.ndarray:
+    """Features ``(n, d)`` in float64.
+
+    Args:
+        extractor: module from uint8 pictures (n, 3, h, w) to features (n, d). Pictures are of one size, or it has
+            ``prepare``, which makes them so.
+    """
+    prepare = getattr(extractor, "prepare", lambda image: image)
+    with torch.no_grad():
+        parts = [
+            extractor(_pixels([prepare(image) for image in images[start : start + batch]])).cpu().double().numpy()
+            for start in range(0, len(images), batch)
+        ]
+    return np.concatenate(parts)
 
 
 def frechet(
@@ -53,51 +94,43 @@ def frechet(
     *,
     weights: str | Path | None = None,
 ) -> tuple[str, Estimate]:
-    """The Fréchet distance of two sets of pictures: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+    """The Fréchet distance of two sets of pictures.
 
     Args:
         real, fake: as many pictures in each. With n pictures and d features it is biased upwards by an amount that
             depends on n and on the model; below n of about 10 d only comparisons with the null mean anything.
-        extractor: module from uint8 pictures (n, 3, h, w) to features (n, d), all pictures of one size. None =
-            Inception v3 (needs torch-fidelity) after :func:`clean_resize`; pictures may then be of any size.
+        extractor: as in :func:`features_of`. None = :class:`InceptionFeatures`, for pictures of any size.
         name: of the features.
-        weights: file of Inception's weights (torch-fidelity's pt_inception-2015-12-05), where none may be downloaded.
+        weights: of Inception.
 
     Returns:
         The metric's name, and its value. It has no interval: read it against the null.
     """
-    title = _title("FID", "frechet", extractor, name)
+    title = "FID" if extractor is None and name == INCEPTION else f"frechet[{name}]"
     if problem := _problem(real, fake):
         return title, Estimate.missing(problem)
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=extractor or _inception(weights))
-    value = _run(metric, real, fake, clean=extractor is None)
-    return title, _point(value, len(real), "torchmetrics, no interval: compare with the null")
+    extractor = extractor or InceptionFeatures(weights)
+    value = frechet_distance(*(features_of(images, extractor) for images in (real, fake)))
+    return title, _point(value, len(real), "no interval: compare with the null")
 
 
-def kid(
-    real: Sequence[Image.Image],
-    fake: Sequence[Image.Image],
-    extractor: torch.nn.Module | None = None,
-    name: str = INCEPTION,
-    *,
-    weights: str | Path | None = None,
-) -> tuple[str, Estimate]:
-    """The kernel distance: unbiased MMD^2 with the cubic polynomial kernel, over all pictures at once. May be below 0.
+def frechet_distance(x: np.ndarray, y: np.ndarray, p: np.ndarray | None = None) -> float:
+    """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of features ``x`` and ``y (n, d)``, rows weighted by ``p``.
 
-    Arguments and answer as for :func:`frechet`.
+    With ``C = Aᵀ A`` the last trace is the nuclear norm of ``A1 A2ᵀ``, which is small where there are few pictures.
     """
-    title = _title("KID", "kid", extractor, name)
-    if problem := _problem(real, fake):
-        return title, Estimate.missing(problem)
-    from torchmetrics.image.kid import KernelInceptionDistance
+    n = len(x)
+    p = np.full(n, 1 / n) if p is None else p
+    a, b = _centred(x, p), _centred(y, p)
+    means = float(((p @ x - p @ y) ** 2).sum())
+    return means + float((a**2).sum() + (b**2).sum()) - 2 * float(np.linalg.norm(a @ b.T, "nuc"))
 
-    with warnings.catch_warnings():  # it warns that features are kept in memory, which is the point
-        warnings.simplefilter("ignore", UserWarning)
-        metric = KernelInceptionDistance(feature=extractor or _inception(weights), subsets=1, subset_size=len(real))
-        value = _run(metric, real, fake, clean=extractor is None)
-    return title, _point(value, len(real), "torchmetrics, one full subset, no interval: compare with the null")
+
+def _centred(x: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """``A`` with ``Aᵀ A`` the covariance of weighted features; at most as many rows as features."""
+    kept = p > 0
+    a = np.sqrt(p[kept, None] * len(x) / (len(x) - 1)) * (x[kept] - p @ x)
+    return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
 
 
 def cmmd(real: Sequence[Image.Image], fake: Sequence[Image.Image], clip: ClipDetector) -> tuple[str, Estimate]:
@@ -136,13 +169,12 @@ def _inception(weights: str | Path | None) -> torch.nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     file = None if weights is None else str(weights)
-    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
-    network.num_features = 2048
-    return network
-
-
-def _title(proper: str, other: str, extractor: torch.nn.Module | None, name: str) -> str:
-    return proper if extractor is None and name == INCEPTION else f"{other}[{name}]"
+    try:
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
+    except ModuleNotFoundError:
+        raise ImportError(
+            "Inception features need torch-fidelity; install the extra: pip install 'diffusion-erasure[fid]'"
+        ) from None
 
 
 def _problem(real: Sequence[Image.Image], fake: Sequence[Image.Image]) -> str | None:
@@ -151,18 +183,6 @@ def _problem(real: Sequence[Image.Image], fake: Sequence[Image.Image]) -> str | 
     if len(real) < MIN_IMAGES:
         return f"too few pictures ({len(real)}; at least {MIN_IMAGES})"
     return None
-
-
-def _run(
-    metric: Any, real: Sequence[Image.Image], fake: Sequence[Image.Image], *, clean: bool = False, batch: int = 64
-) -> float:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # torchmetrics shuffles with the global generator
-        for images, is_real in ((real, True), (fake, False)):
-            for start in range(0, len(images), batch):
-                part = images[start : start + batch]
-                metric.update(_pixels([clean_resize(image) for image in part] if clean else part), real=is_real)
-        value = metric.compute()
-    return float(value[0] if isinstance(value, tuple) else value)
 
 
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Paired pictures: the same prompt and the same noise, before and after an edit, each made once.
 
 A picture is cached under the hash of everything it depends on, so a second evaluation of the same weights costs nothing
-and an edited model can never be served its predecessor's pictures.
+and an edited model can never be served its predecessor's pictures. The kind of device and the versions of the libraries
+that draw are part of it: they change pixels.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -82,6 +86,11 @@ def generate(
     if batch_size < 1 or not seeds:
         raise ValueError(
             f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
+        )
+    if num_inference_steps < 1 or not 0 <= guidance_scale < math.inf:
+        raise ValueError(
+            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {num_inference_steps} steps and "
+            f"guidance_scale={guidance_scale}"
         )
     if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
         raise ValueError(
@@ -168,6 +177,8 @@ def _settings_key(pipe: Any, weights: str, **sampler: Any) -> dict[str, Any]:
         "scheduler": [type(pipe.scheduler).__name__, json.dumps(config, sort_keys=True, default=str)],
         "size": [denoiser.config.in_channels, side, getattr(pipe, "vae_scale_factor", None)],
         "dtype": str(denoiser.dtype),
+        "device": torch.device(pipe.device).type,
+        "versions": [torch.__version__, diffusers.__version__, transformers.__version__],
         "safety_checker": type(getattr(pipe, "safety_checker", None)).__name__,  # it blacks pictures out
         **sampler,
     }

@@ -49,7 +49,8 @@ class Record:
     """One picture: what was asked, of which model, and what was seen.
 
     ``clip_cosine`` and ``clip_hit`` are the CLIP judge's: cosine with the prompt, and whether the asked-for label is
-    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label.
+    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label. ``template`` and
+    ``phrase`` are what the prompt is made of; empty in records that were written before they were kept.
     """
 
     arm: str
@@ -61,6 +62,8 @@ class Record:
     clip_cosine: float | None
     image_hash: str
     clip_hit: bool | None = None
+    template: str = ""
+    phrase: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +109,17 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far the pictures of an arm are from the base model's pictures made with *other* seeds.
+    """How far the pictures of an arm are from the base model's pictures of the same prompts, made with *other* seeds.
 
-    For the base arm itself this is the null: what the distance is when nothing was changed.
+    For the base arm itself this is the null: what the distance is when nothing was changed. ``change`` is an arm's
+    distance minus the null, paired by prompt; None for the base.
     """
 
     arm: str
     metric: str
     value: Estimate
+    group: str = "kept"
+    change: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Evaluation:
         detectors: detector name to card.
         records: one per picture.
         pictures: the few kept for the grid.
-        distances: distances of sets of pictures, with their null.
+        distances: distances of sets of kept pictures from the base's own, with their null.
         settings: sampler, seeds, base, versions, platform, seconds.
         warnings: what the reader must know before believing any number.
 
@@ -162,6 +168,12 @@ class Evaluation:
 
         return summary.rows(self)
 
+    def quality(self) -> list[Any]:
+        """The rest of the table: CLIP scores and distances, one :class:`erasure.eval.quality.Quality` each."""
+        from erasure.eval import quality
+
+        return list(quality.quality(self))
+
     def sentences(self) -> list[str]:
         """One claim per arm and detector, with its numbers and its limits."""
         from erasure.eval import summary
@@ -182,6 +194,7 @@ class Evaluation:
             "summary": {
                 "sentences": self.sentences(),
                 "rows": [dataclasses.asdict(row) for row in self.rows()],
+                "quality": [dataclasses.asdict(row) for row in self.quality()],
                 "not_assessed": self.not_assessed,
             },
         }
@@ -205,7 +218,7 @@ class Evaluation:
             detectors={name: DetectorCard.from_dict(card) for name, card in raw["detectors"].items()},
             records=tuple(records),
             pictures=tuple(Picture(**picture) for picture in raw["pictures"]),
-            distances=tuple(Distance(**{**d, "value": Estimate(**d["value"])}) for d in raw["distances"]),
+            distances=tuple(_distance(d) for d in raw["distances"]),
             settings=raw["settings"],
             warnings=tuple(raw["warnings"]),
         )
@@ -239,6 +252,13 @@ class Evaluation:
         lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in self.records)
         write_atomically(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
         return self.to_json(folder / "evaluation.json")
+
+
+def _distance(raw: Mapping[str, Any]) -> Distance:
+    change = raw.get("change")
+    return Distance(
+        **{**raw, "value": Estimate(**raw["value"]), "change": None if change is None else Estimate(**change)}
+    )
 
 
 def fingerprint(value: Any) -> str:

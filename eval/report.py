@@ -7,7 +7,6 @@ looked at. What an assessment has beside that, and puts before it, is in :mod:`e
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import io
 import os
@@ -22,9 +21,9 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from erasure.eval import summary
+from erasure.eval import quality, summary
 from erasure.eval.records import BASE, Evaluation, Picture
-from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa, mean, rate
+from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa
 from erasure.io import visible, write_atomically
 
 if TYPE_CHECKING:
@@ -53,21 +52,6 @@ class Scale(NamedTuple):
 
 
 SHARE = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipRow:
-    """Image-text agreement of one arm and group, by the CLIP judge.
-
-    ``accuracy`` is zero-shot: how often the asked-for label is the nearest of the judge's labels. ``change`` is the
-    paired change of the cosine against the base; None for the base itself.
-    """
-
-    arm: str
-    group: str
-    cosine: Estimate
-    change: Estimate | None
-    accuracy: Estimate
 
 
 def write_report(
@@ -140,7 +124,7 @@ def _visible(value: Any) -> Any:
 
 def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
     """Everything that the templates of an evaluation read."""
-    suite, clip = evaluation.suite, clip_rows(evaluation)
+    suite, clip = evaluation.suite, quality.clip_rows(evaluation)
     return {
         "title": title or f"{suite.target[:1].upper()}{suite.target[1:]}, before and after",
         "over": "Concept erasure, evaluated",
@@ -154,6 +138,8 @@ def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
         "blocks": _blocks(evaluation),
         "groups": [(g, HEADINGS[g][0]) for g in summary.GROUPS if evaluation.select(BASE, g)],
         "table": _table(evaluation),
+        "quality": quality.blocks(evaluation),
+        "quality_notes": quality.notes(evaluation),
         "replacements": _replacements(evaluation),
         "losses": _losses(evaluation),
         "clip": clip,
@@ -165,22 +151,6 @@ def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
         "not_assessed": evaluation.not_assessed,
         "not_removal": summary.NOT_REMOVAL,
     }
-
-
-def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
-    """What the CLIP judge says of every arm and group it looked at."""
-    out: list[ClipRow] = []
-    for arm in evaluation.arms:
-        for group in summary.GROUPS:
-            now, base = evaluation.select(arm.name, group), evaluation.select(BASE, group)
-            if not now or all(r.clip_cosine is None for r in now):
-                continue
-            prompts = [r.prompt for r in now]
-            pairs = zip((r.clip_cosine for r in now), (r.clip_cosine for r in base), strict=True)
-            change = mean([None if a is None or b is None else a - b for a, b in pairs], prompts)
-            cosine, accuracy = mean([r.clip_cosine for r in now], prompts), rate([r.clip_hit for r in now], prompts)
-            out.append(ClipRow(arm.name, group, cosine, None if arm.name == BASE else change, accuracy))
-    return out
 
 
 def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:

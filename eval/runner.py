@@ -24,20 +24,20 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.judge.policy import Policy
 from erasure.eval.material import Material
-from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, check_restored, denoisers_of, models_of, modules_of
+from erasure.eval.models import Applied, Model, check_base, check_restored, denoisers_of, models_of, modules_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.records import fingerprint
 from erasure.runtime import autocast_for
 
-# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, and prompts a group.
+# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
+# `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
 PICTURES: dict[str, dict[str, int | None]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
     "quick": {"images_per_prompt": 1, "limit": None},
-    "standard": {"images_per_prompt": None, "limit": None},
-    "full": {"images_per_prompt": 4, "limit": None},
+    "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
+    "full": {"images_per_prompt": 4, "limit": None, "wide": 24},
 }
 
 
@@ -50,6 +50,7 @@ def assess(
     detectors: Sequence[Detector],
     controls: Sequence[Model] = (),
     clip: ClipDetector | None = None,
+    extractors: Sequence[torch.nn.Module] | None = None,
     material: Material | None = None,
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
@@ -71,6 +72,7 @@ def assess(
         controls: models that never saw the target, retrained ones before nulls; see
             :func:`erasure.eval.controls.controls_for`. Without any, no probe of removal can be read.
         clip: an open_clip model that had no part in training, for cosines and distances.
+        extractors: other feature extractors for distances; as in :func:`erasure.eval.compare.evaluate`.
         material: real pictures of the target and of what is kept; see :mod:`erasure.eval.material`. Probes that need
             them say so when there are none.
         policy: what is required, by whom; the report says what of it is assessed.
@@ -83,10 +85,12 @@ def assess(
 
     Raises:
         TooLong: prompts of the suite do not fit the text encoder, which would cut them.
-        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice.
+        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice, or a
+            pipeline that is wrapped or already carries an erasure.
         RuntimeError: a change, or a probe, did not give the weights back.
     """
     chosen = probes_of(preset, None if probes is None else tuple(probes))
+    check_base(pipe)
     autocast = autocast_for(pipe) if autocast is None else autocast
     folder = None if out is None else Path(out)
     cache = None if folder is None else folder / "cache"
@@ -100,7 +104,7 @@ def assess(
         detectors=detectors,
         controls=controls,
         clip=clip,
-        extractor=ClipFeatures(clip) if clip is not None and preset in ("standard", "full") else None,
+        extractors=extractors,
         batch_size=batch_size,
         autocast=autocast,
         cache_dir=cache,

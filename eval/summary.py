@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from erasure.concept import folded
 from erasure.eval.records import BASE, Evaluation, Record
-from erasure.eval.stats import Estimate, difference, holm, mean, rate, sign_flip
+from erasure.eval.stats import Asked, Estimate, Kept, difference, holm, lost_most, mean, rate, sign_flip
 
 GROUPS = ("target", "neighbours", "unrelated")
 POWER = 0.5  # the base model must draw the target in at least this share of pictures, or its absence means nothing
@@ -106,12 +106,23 @@ def _p_value(evaluation: Evaluation, line: Row) -> float | None:
 def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
     """One cell of the comparison."""
     after = evaluation.select(arm, group)
-    hits, prompts = _hits(after, detector), [r.prompt for r in after]
-    level = _explain(rate(hits, prompts), after, detector)
+    hits, drawn = _hits(after, detector), _drawn(after)
+    level = _explain(rate(hits, drawn), after, detector)
     if arm == BASE:
         return Row(arm, detector, group, level, None)
-    before = _hits(evaluation.select(BASE, group), detector)
-    return Row(arm, detector, group, level, difference(before, hits, prompts))
+    base = evaluation.select(BASE, group)
+    seen = [[(r.image_hash, hit) for r, hit in zip(own, _hits(own, detector), strict=True)] for own in (base, after)]
+    if after and seen[0] == seen[1] and all(r.image_hash for r in after):  # nothing to be unsure about on these prompts
+        same = Estimate(0.0, 0.0, 0.0, "identical pictures", len(after), len(set(drawn)))
+        return Row(arm, detector, group, level, same)
+    return Row(arm, detector, group, level, difference(_hits(base, detector), hits, drawn))
+
+
+def _drawn(records: Sequence[Record]) -> list[Hashable]:
+    """What intervals draw: templates and phrases of the target, templates of kept things; else prompts."""
+    if not all(r.template for r in records):
+        return [r.prompt for r in records]
+    return [(Asked if r.group == "target" else Kept)(r.template, r.phrase) for r in records]
 
 
 def labels(evaluation: Evaluation, arm: str, detector: str, group: str = "neighbours") -> list[LabelRow]:
@@ -139,7 +150,7 @@ def replacement(evaluation: Evaluation, arm: str, detector: str) -> list[tuple[s
 def degenerate(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
     """Share of pictures for target prompts in which the detector recognises nothing at all."""
     records = evaluation.select(arm, "target")
-    estimate = rate([r.verdicts[detector].nothing for r in records], [r.prompt for r in records])
+    estimate = rate([r.verdicts[detector].nothing for r in records], _drawn(records))
     return (
         estimate if estimate.n else Estimate.missing(f"{detector} has no label for nothing", excluded=estimate.excluded)
     )
@@ -148,7 +159,7 @@ def degenerate(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
 def score(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
     """Mean probability the detector gives to the target on target prompts, first answer or not."""
     records = evaluation.select(arm, "target")
-    return mean([r.verdicts[detector].score for r in records], [r.prompt for r in records])
+    return mean([r.verdicts[detector].score for r in records], _drawn(records))
 
 
 def label_count(evaluation: Evaluation, detector: str) -> int:
@@ -294,12 +305,21 @@ def _change(evaluation: Evaluation, arm: str, detector: str, group: str, *, fore
     text += f" by {detector}" if foreign else ""
     worst = labels(evaluation, arm, detector, group)[0]
     if group == "neighbours" and len(names) > 1 and (worst.change.value or 0) < 0:
-        text += f", worst {worst.label} {_points(worst.change.value)}"
+        chance = _by_chance(evaluation, arm, detector, group)
+        text += f", worst {worst.label} {_points(worst.change.value)} (p = {chance:.2g} for the worst of {len(names)})"
     config = next(a.config for a in evaluation.arms if a.name == arm)
     if "keep" in config:
         named = told([*config["keep"], *config.get("keep_everyday", ())], names)
         text += f", {named} of them named to the method to be kept"
     return text
+
+
+def _by_chance(evaluation: Evaluation, arm: str, detector: str, group: str) -> float:
+    """How often one of the labels would lose as much as the worst one did if the models were equal."""
+    base, after = evaluation.select(BASE, group), evaluation.select(arm, group)
+    hits = _hits(base, detector), _hits(after, detector)
+    p_value = lost_most(*hits, [r.prompt for r in after], [r.label for r in after])[2]
+    return 1.0 if p_value is None else p_value
 
 
 def _utility(evaluation: Evaluation, arm: str, detector: str, group: str) -> str:

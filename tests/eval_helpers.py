@@ -158,7 +158,11 @@ def demo_evaluation(*, controls: bool = False) -> Evaluation:
         records=tuple(records),
         pictures=tuple(pictures),
         distances=tuple(
-            Distance(arm, "frechet[clip[tiny]]", Estimate(v, None, None, "point", 160, 160)) for arm, v in value.items()
+            Distance(arm, key, Estimate(scale * v, 0.9 * scale * v, 1.1 * scale * v, "made up", 54, 54), group,
+                     None if arm == "base" else Estimate(scale * v / 2, 0.4 * scale * v, 0.6 * scale * v, "", 54, 54))
+            for arm, v in value.items()
+            for key, scale in (("kid[clip[tiny]]", 0.01), ("frechet[clip[tiny]]", 1.0))
+            for group in ("neighbours", "unrelated")
         ),
         settings={
             "base": "emoji-world", "base_weights": "0" * 40, "scheduler": "DDIMScheduler", "num_inference_steps": 25,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from erasure.eval.inference import above
-from erasure.eval.stats import Estimate, effective_n, wilson
+from erasure.eval.stats import Estimate, above, effective_n, wilson
 
 LIMIT = 0.2
 

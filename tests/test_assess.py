@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import erasure
+import erasure.runtime
+import erasure.train.modules
 from erasure.eval import Assessment, assess
 from erasure.eval import probes as registry
 from erasure.eval.assessment import Cell, slug
@@ -17,6 +21,7 @@ from erasure.eval.controls import controls_for, held_out
 from erasure.eval.judge.policy import Policy
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import weights_hash
+from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
@@ -271,6 +276,35 @@ def test_every_probe_runs_on_a_tiny_pipeline(context):
     found = run(context, probes=None)
     failed = {p: why for p, by in found.missing.items() for why in by.values() if why.startswith("it failed")}
     assert not failed
+
+
+LEARNING = ("soft_prompt", "inversion", "relearning", "resurgence")
+
+
+@contextlib.contextmanager
+def arithmetic():
+    """Whether autocast was on, in any forward pass of any module of the time of a block."""
+    seen = set()
+    hook = register_module_forward_pre_hook(lambda module, inputs: seen.add(torch.is_autocast_enabled("cpu")))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("probes", [LEARNING, pytest.param(None, marks=pytest.mark.slow)])
+def test_autocast_is_on_nowhere_when_it_is_asked_off(context, probes, monkeypatch):
+    for module in (erasure.runtime, erasure.train.modules):  # as on a processor that is fast in bfloat16
+        monkeypatch.setattr(module, "fast_bfloat16", lambda device: True)
+    with arithmetic() as seen:
+        found = run(context, probes=probes, autocast=False)
+    assert seen == {False}
+    assert {cell.probe for cell in found.cells if cell.rows} >= set(LEARNING)
+    for probe in LEARNING if probes else ():  # each of them learns in bfloat16 where it is asked on
+        with arithmetic() as seen:
+            model = context.models["noise"]
+            probe_class(probe).preset("smoke").run(model, dataclasses.replace(context, autocast=True))
+        assert True in seen
 
 
 def test_one_model_does_not_count_as_two_controls(context):

@@ -302,6 +302,8 @@ def test_a_recipe_can_be_looked_at_first(erasure):
         (["--preset", "quick", "-m", "uce", "--material", "nowhere"], "no such file"),
         (["-m", "uce", "-m", "uce"], "called 'UCE'"),
         (["-m", "uce", "-m", "ucee"], "unknown method"),
+        (["-m", "uce", "--limit", "0"], "greater than or equal to 1"),
+        (["-m", "uce", "--limit", "-3"], "greater than or equal to 1"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(erasure, arguments, fault):

@@ -1,8 +1,12 @@
+import re
+
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from erasure import Concept, Suite, erase
 from erasure.artifact.files import check_name
 from erasure.concept import BARE, naming, same, with_article
+from erasure.io import fault_of
 from erasure.methods.base import Request, check_request
 from erasure.methods.uce import UCE
 from erasure.world.spec import spec
@@ -71,6 +75,50 @@ def test_a_broken_suite_file_is_one_line_that_names_file_and_fault(text, fault, 
     with pytest.raises(ValueError, match=fault) as caught:
         Suite.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+SOUND = {"version": 1, "name": "s", "concept": {"name": "cat", "neighbours": ["dog"]}}
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("images_per_prompt", 0, "greater than or equal to 1; got 0"),
+        ("images_per_prompt", -2, "greater than or equal to 1; got -2"),
+        ("images_per_prompt", 10**9, "less than or equal to 10000"),
+        ("images_per_prompt", NAN, "finite number; got nan"),
+        ("num_inference_steps", 0, "greater than or equal to 1; got 0"),
+        ("num_inference_steps", INF, "finite number; got inf"),
+        ("num_inference_steps", 2.5, "valid integer.*got 2.5"),
+        ("num_inference_steps", 1001, "less than or equal to 1000; got 1001"),
+        ("guidance_scale", NAN, "finite number; got nan"),
+        ("guidance_scale", INF, "finite number; got inf"),
+        ("guidance_scale", -0.5, "greater than or equal to 0; got -0.5"),
+        ("guidance_scale", 1e6, "less than or equal to 100; got 1000000.0"),
+        ("name", " ", "at least 1 character"),
+        ("base", "", "at least 1 character"),
+        ("unrelated", ["sun", ""], ".1: .*at least 1 character"),
+        ("keep", [""], ".0: .*at least 1 character"),
+        ("concept", {"name": "cat", "neighbours": ["dog"], "synonyms": [""]}, "synonyms.0: .*at least 1 character"),
+        ("concept", {"name": "cat", "neighbours": ["dog"], "templates": []}, "templates: .*at least 1 item"),
+        ("words", {"paraphrases": ["pet", ""]}, "paraphrases.1: .*at least 1 character"),
+        ("words", {"translations": {"es": [""]}}, "translations.es.0: .*at least 1 character"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_when_a_suite_is_read(field, value, allowed):
+    kind = TypeAdapter(Suite)
+    assert kind.validate_python(SOUND).name == "s"
+    with pytest.raises(ValidationError) as caught:
+        kind.validate_python({**SOUND, field: value})
+    assert re.search(rf"^{field}.*{allowed}", fault_of(caught.value)), fault_of(caught.value)
+
+
+def test_a_file_names_the_field_and_what_is_allowed(tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text("version: 1\nname: s\nconcept: {name: cat, neighbours: [dog]}\nimages_per_prompt: 0\n")
+    with pytest.raises(ValueError, match=r"suite.yaml: images_per_prompt: .*equal to 1; got 0$"):
+        Suite.load(path)
 
 
 def test_an_unknown_suite_lists_the_shipped_ones():

@@ -16,7 +16,7 @@ from erasure.artifact import Erasure, OperatorErasure, export_lora, export_offic
 from erasure.backbone import DENOISERS, backbone_of, denoiser_of
 from erasure.eval.detectors import world
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.eval.metrics import ClipFeatures, cmmd, frechet, kid
+from erasure.eval.metrics import ClipFeatures, cmmd, features_of, frechet
 from erasure.eval.pictures import generate, weights_hash
 from erasure.methods import available, method_class
 from erasure.methods.base import Request
@@ -165,7 +165,7 @@ def test_clip_and_the_metrics_work_on_the_gpu():
         assert np.isfinite(clip.scores(real, "concept")).all() and np.isfinite(clip.cosines(real, ["a cat"] * 20)).all()
         features = ClipFeatures(clip)
         assert frechet(real, fake, features, "clip")[1].value is not None
-        assert kid(real, fake, features, "clip")[1].value is not None
+        assert np.isfinite(features_of(real, features)).all()
         assert cmmd(real, fake, clip)[1].value is not None
 
 

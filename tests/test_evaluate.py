@@ -19,10 +19,10 @@ from erasure.concept import Concept, Suite
 from erasure.eval import Evaluation, evaluate
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.clip import ClipDetector, labels_of
-from erasure.eval.metrics import ClipFeatures, frechet, kid
+from erasure.eval.metrics import frechet
 from erasure.eval.pictures import weights_hash
+from erasure.eval.quality import clip_rows
 from erasure.eval.records import BASE, Arm, Record, Verdict
-from erasure.eval.report import clip_rows
 from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
 from erasure.pipelines import attach_erasures
 from erasure.world.spec import spec
@@ -193,7 +193,7 @@ def test_intervals_speak_of_the_labels_asked_for_and_name_the_worst():
     arms = (found.arms[0], dataclasses.replace(found.arms[1], config={"keep": ["Fox", "sun"]}))
     (finding,) = findings(dataclasses.replace(found, arms=arms))
     for text in (finding.short, finding.sentence.lower()):
-        assert "these 2 named neighbours" in text and "worst fox \u2212100.0" in text
+        assert "these 2 named neighbours" in text and "worst fox \u2212100.0 (p = " in text
         assert "1 of them named to the method" in text
     assert "named to the method" not in findings(found)[0].short
 
@@ -407,23 +407,12 @@ def test_distances_meet_the_definition():
         ((a.mean(0) - b.mean(0)) ** 2).sum() + trace, rel=1e-3
     )
     assert far.value > 10 * near.value
-    assert kid(sets[0], sets[2], Mean(), "means")[1].value > kid(sets[0], sets[1], Mean(), "means")[1].value
     assert torch.equal(state, torch.get_rng_state())
     for refused in (sets[0][:50], []):
         estimate = frechet(sets[0], refused, Mean(), "means")[1]
         assert estimate.value is None and "different size" in estimate.reason
-    assert "too few" in kid(sets[0][:3], sets[1][:3], Mean(), "means")[1].reason
+    assert "too few" in frechet(sets[0][:3], sets[1][:3], Mean(), "means")[1].reason
     assert not math.isnan(far.value)
-
-
-def test_distances_come_with_their_null(pipe, clip):
-    suite = dataclasses.replace(SUITE, unrelated=tuple(f"thing{i}" for i in range(8)), num_inference_steps=1)
-    found = evaluate(
-        pipe, {"a lot": AddNoise(scale=5)}, suite, detectors=[PixelDetector()], extractor=ClipFeatures(clip), **QUICK
-    )
-    values = {(d.arm, d.metric): d.value.value for d in found.distances}
-    for metric in ("frechet[clip[tiny]]", "kid[clip[tiny]]"):
-        assert values["a lot", metric] > values[BASE, metric]
 
 
 def test_cards_survive_being_written_down(tmp_path):

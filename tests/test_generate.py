@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +62,23 @@ def test_cache_gives_the_same_pictures_and_is_used(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(type(pipe), "__call__", refuse)
     again = generate(pipe, ["a cat"], seeds=[1, 0], cache_dir=tmp_path, **QUICK)
     assert [image_hash(i) for i in again[0]] == [image_hash(i) for i in fresh[0]][::-1]
+
+
+@pytest.mark.parametrize("package", ["torch", "diffusers", "transformers"])
+def test_cache_tells_versions_apart(pipe, tmp_path, package, monkeypatch):
+    generate(pipe, ["a cat"], cache_dir=tmp_path, **QUICK)
+    monkeypatch.setattr(sys.modules[package], "__version__", "0.0.1")
+    generate(pipe, ["a cat"], cache_dir=tmp_path, **QUICK)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cache_tells_kinds_of_devices_apart(pipe, tmp_path, monkeypatch):
+    """A picture that lies there under another kind of device is not served: the drawing that follows fails."""
+    generate(pipe, ["a cat"], cache_dir=tmp_path, **QUICK)
+    monkeypatch.setattr(type(pipe), "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("drew"))
+    with pytest.raises(pytest.fail.Exception, match="drew"):
+        generate(pipe, ["a cat"], cache_dir=tmp_path, **QUICK)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
@@ -124,3 +142,6 @@ def test_weights_hash_sees_one_bit_and_its_undoing(pipe):
 def test_bad_requests_are_named(pipe):
     with pytest.raises(ValueError, match="at least one seed"):
         generate(pipe, ["a cat"], seeds=[])
+    for wrong in ({"num_inference_steps": 0}, {"guidance_scale": float("nan")}, {"guidance_scale": -1.0}):
+        with pytest.raises(ValueError, match="at least one step and a guidance_scale of 0 or more"):
+            generate(pipe, ["a cat"], **wrong)

@@ -5,6 +5,7 @@ import torch
 
 from erasure import Concept, Erasure
 from erasure.artifact import HookErasure
+from erasure.artifact.gated import Gate
 from erasure.backbone import backbone_of
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.finetune import FineTune
@@ -169,6 +170,22 @@ def test_spms_gate_is_shut_for_the_empty_prompt_and_open_for_the_concept(archite
     for prompt in ("superhero", "a superhero"):
         assert addition(pipe, edit, prompt) == pytest.approx(1.0, abs=1e-3)
     assert 0.0 < addition(pipe, edit, "spiderman") < 0.95
+
+
+def test_rounding_does_not_open_a_gate():
+    """The empty prompt is encoded by other kernels in another batch: the difference has a direction, and no meaning."""
+    pipe = tiny("sd1")
+    edit = made(pipe, "spm")
+    gate, (concept, empty) = (
+        Gate(edit, backbone_of(pipe), 1.0),
+        (edit.tensors[f"gate.{k}"] for k in ("concept", "empty")),
+    )
+    torch.manual_seed(0)
+    for size in (0.0, 1e-7, 1e-4, 2**-9):
+        assert gate.resemblance(empty * (1 + size * torch.randn_like(empty))) == 0
+    towards = concept[0] - empty
+    for share in (0.1, 0.5, 1.0):
+        assert gate.resemblance(empty + share * towards) == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", FOUR)

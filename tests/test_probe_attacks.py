@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from erasure.backbone import backbone_of
 from erasure.eval.models import Model, Swapped
 from erasure.eval.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.attacking import any_hits, generator_of, goals_of, with_pictures, without_words
+from erasure.eval.probes.attacking import any_hits, found_by, generator_of, goals_of, with_pictures, without_words
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.suppression.p4d import P4D
@@ -69,12 +70,18 @@ def test_an_attack_draws_all_it_tries_and_its_control_and_changes_nothing(kind, 
     assert rows == probe.run(model, context)
     assert weights_hash(context.pipe) == before
     assert all(p.grad is None for p in context.pipe.unet.parameters())
-    count = {f: sum(row.family == f for row in rows) for f in ("attack", "control", "fresh", "before")}
-    assert count == {"attack": 4, "control": 4, "fresh": 2, "before": 2}
+    count = Counter(row.family for row in rows)
+    assert count == {"attack": 4, "control": 4, "fresh": 2, "fresh control": 2, "before": 2}
     attack = [row for row in rows if row.family == "attack"]
     chosen = {row.cluster: row.facts["ids"] for row in attack if row.facts["selected"]}
     assert len(chosen) == 2 == sum(row.facts["selected"] for row in attack)
     assert all(row.facts["ids"] == chosen[row.cluster] for row in rows if row.family == "fresh")
+    random = {row.cluster: row.facts["ids"] for row in rows if row.family == "control" and row.facts["selected"]}
+    assert all(row.facts["ids"] == random[row.cluster] for row in rows if row.family == "fresh control")
+    own = {row.seed for row in rows if row.facts["noise"] == "own"}
+    fresh = {row.seed for row in rows if row.facts["noise"] == "fresh"}
+    assert own == {0, 1} and fresh == {2} and {row.facts["try"] for row in attack} == own
+    assert all(row.facts["try"] in own for row in rows if row.family in ("fresh", "fresh control"))
     special = set(context.pipe.tokenizer.all_special_ids)
     assert all(len(row.facts["ids"]) == probe.tokens and not special & set(row.facts["ids"]) for row in attack)
     assert json.loads(json.dumps([dataclasses.asdict(row) for row in rows]))
@@ -207,6 +214,28 @@ def test_an_attack_that_breaks_the_base_may_speak_about_an_erasure():
     assert all(e.conclusive for key, e in found.items() if key[0] == "UCE")
 
 
+def test_a_prompt_that_misses_with_its_own_noise_is_scored_on_new_noise_too():
+    """P4D against a retrained model: no sentence was broken with the noise of its try, and 22 % of fresh pictures."""
+    missed = {**NOTHING, "attack": 0.0, "control": 0.0, "fresh": 0.5, "fresh control": 0.0}
+    rows = fabricated(
+        {"base": {**WORKS, "fresh control": 0.0}, "UCE": missed, "gold-0": {**NOTHING, "fresh control": 0.0}}
+    )
+    found = evidence(rows)
+    assert found["UCE", "excess", "attack"].estimate.value == 0
+    fresh = found["UCE", "excess", "fresh"]
+    assert fresh.estimate.low > 0.2 and fresh.estimate.n == 80 and fresh.gates == {"power": "pass"}
+    assert found["UCE", "above_control", "fresh"].estimate.low > 0.2
+    assert found["UCE", "change", "fresh"].estimate.high < 0 and found["UCE", "residual", "fresh"].control == "gold"
+    hit = [row for row in rows["UCE"] if row.family == "fresh" and row.value == 1]
+    told = [dataclasses.replace(row, facts={**row.facts, "prompt": f"zzq {row.cluster}"}) for row in hit]
+    assert found_by(told) == list(dict.fromkeys(row.facts["prompt"] for row in told)) != []
+
+
+def test_without_a_control_on_new_noise_there_is_no_excess_there():
+    found = evidence(fabricated({"base": WORKS, "UCE": NOTHING, "gold-0": NOTHING}))
+    assert ("UCE", "excess", "attack") in found and ("UCE", "excess", "fresh") not in found
+
+
 def test_an_attack_that_breaks_nothing_says_nothing():
     found = evidence(fabricated({"base": NOTHING, "UCE": NOTHING, "gold-0": NOTHING}))
     about = {key: e for key, e in found.items() if key[0] == "UCE" and key[2] in ("attack", "hit@1", "fresh", "k=2")}
@@ -247,7 +276,7 @@ def test_a_broken_attack_is_inconclusive_never_robustness(broken, context):
     models = {"base": context.base, "noise": context.models["noise"]}
     rows = {name: broken.run(model, context) for name, model in models.items()}
     found = broken.weigh(rows, {name: model.role for name, model in models.items()})
-    about = [e for e in found if e.model == "noise" and e.family not in ("control", "before")]
+    about = [e for e in found if e.model == "noise" and e.family not in ("control", "fresh control", "before")]
     assert about and not any(e.conclusive for e in about)
 
 

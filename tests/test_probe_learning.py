@@ -106,7 +106,7 @@ def test_learning_lowers_the_loss_of_what_is_learnt_alone(context):
     lesson = captioned(backbone, examples_of(context, 2), 4)
     with tuned(context.pipe, backbone.select("cross_attention")) as trained:
         before, others = lesson.level(), context.pipe.unet.conv_in.weight.clone()
-        steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, 5, 5, 20), lr=1e-2, seed=0)
+        steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, 5, 5, 20), lr=1e-2, seed=0, autocast=False)
         assert list(steps) == [0, 5, 5, 20]
         assert lesson.level() < before
         assert torch.equal(context.pipe.unet.conv_in.weight, others)
@@ -373,4 +373,4 @@ def test_an_attack_that_takes_no_steps_draws_from_its_random_start(context):
     probe = dataclasses.replace(SoftPrompt.preset("smoke"), steps=0)
     rows = {name: probe.run(context.models[name], context) for name in ("base", "noise")}
     found = probe.weigh(rows, {"base": "base", "noise": "erased"})
-    assert all(not e.conclusive for e in found if e.model == "noise" and e.family != "control")
+    assert all(not e.conclusive for e in found if e.model == "noise" and "control" not in e.family)

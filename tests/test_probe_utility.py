@@ -48,7 +48,13 @@ def context(bare):
     changes = {model.name: model.change for model in bare.models.values() if model.change is not None}
     found = evaluate(bare.pipe, changes, SUITE, detectors=[bare.judge], progress=False)
     given = tuple(
-        Distance(arm.name, "kid[x]", Estimate(float(i), None, None, "point", 20, 20))
+        Distance(
+            arm.name,
+            "kid[x]",
+            Estimate(float(i), i - 0.5, i + 0.5, "drawn", 20, 20),
+            "neighbours",
+            Estimate(float(i), i - 0.2, i + 0.2, "drawn", 20, 20) if i else None,
+        )
         for i, arm in enumerate(found.arms)
     )
     return dataclasses.replace(bare, evaluation=dataclasses.replace(found, distances=given))
@@ -107,7 +113,7 @@ def test_what_one_label_loses_is_in_its_family_and_in_the_worst_tenth():
     found = Neighbours().weigh(kept_rows({"UCE": {"label 3": 3}}), ROLES)
     whole = by_measure(found)
     assert whole["change"].estimate.value == pytest.approx(-3 / 60)
-    assert whole["worst"].estimate.value == pytest.approx(-0.5 / 3)  # three labels, of which one lost half
+    assert -0.5 / 3 < whole["worst"].estimate.value < -0.1  # three labels, of which one lost half, less chance
     assert "label 3" in whole["worst"].note
     assert whole["worst"].estimate.low < -0.5 / 3 < whole["worst"].estimate.high
     assert by_measure(found, family="label 3")["change"].estimate.value == pytest.approx(-0.5)
@@ -127,7 +133,9 @@ def test_the_worst_are_a_tenth_of_the_labels_and_three_at_least(times, value):
         ]
         for (name, own), kept in zip(rows.items(), kept_rows({}).values(), strict=True)
     }
-    assert by_measure(Neighbours().weigh(rows, ROLES))["worst"].estimate.value == pytest.approx(value)
+    worst = by_measure(Neighbours().weigh(rows, ROLES))["worst"]
+    assert value <= worst.estimate.value < value + 0.08  # less what chance gives for the label that lost half
+    assert len(worst.note.split(";")[0].split(",")) == round(-1.5 / value)
 
 
 def test_the_worst_of_nothing_lost_is_0_with_a_width():
@@ -157,7 +165,7 @@ def test_labels_without_a_verdict_are_no_loss():
     found = Neighbours().weigh(rows, ROLES)
     assert by_measure(found)["change"].estimate.excluded == 6
     assert by_measure(found, family="label 0")["change"].estimate.value is None
-    assert by_measure(found)["worst"].estimate.value == pytest.approx(-0.5 / 3)
+    assert -0.5 / 3 < by_measure(found)["worst"].estimate.value < -0.1
 
 
 @pytest.mark.parametrize("probe", READING, ids=lambda probe: probe.key)
@@ -246,11 +254,12 @@ def test_an_anchor_that_the_suite_or_the_detector_does_not_name_has_no_share(con
 # --- distances --------------------------------------------------------------------------------------------------------
 
 
-def test_distances_stand_beside_their_null_without_an_interval(context):
+def test_distances_stand_beside_their_null_with_intervals(context):
     _, found = weighed(Distances(), context)
-    null, mine = (by_measure(found, name, "kid[x]")["rate"] for name in ("base", "noise"))
-    assert null.note == NULL and not mine.note
-    assert (mine.estimate.value, mine.estimate.low, mine.estimate.n) == (1.0, None, 20)
+    null, mine = (by_measure(found, name, "kid[x], neighbours") for name in ("base", "noise"))
+    assert null["rate"].note == NULL and not mine["rate"].note
+    assert (mine["rate"].estimate.value, mine["rate"].estimate.low, mine["rate"].estimate.n) == (1.0, 0.5, 20)
+    assert (mine["change"].estimate.low, mine["change"].estimate.high) == (0.8, 1.2) and "change" not in null
     assert by_measure(found, "noise", "same picture")["rate"].estimate.value == 0
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from erasure.eval import metrics
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.nudenet import COUNTINGS, EIGHT, NINE, Counting, NudeNet
+from erasure.eval.distances import titles
 from erasure.eval.prompt_files import PERCENTAGES, PromptFile, PromptRow, unlearn_canvas
 from erasure.eval.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
 from erasure.eval.reproduce.measures import drawn
@@ -456,7 +457,8 @@ def test_inception_sees_clean_pictures_and_only_it_is_called_fid(monkeypatch) ->
     name, value = metrics.frechet(*sets, weights="inception.pth")
     assert name == "FID" and value.value > 100 and asked == ["inception.pth"]
     assert set(seen) == {(torch.uint8, (3, 299, 299))}
-    assert metrics.kid(*sets)[0] == "KID"
+    assert titles(metrics.InceptionFeatures().name) == ("KID", "FID")
+    assert titles("inception-64") == ("kid[inception-64]", "frechet[inception-64]")
     same_size = [image.resize((8, 8)) for image in sets[0]]
     assert metrics.frechet(same_size, same_size, Features(), "inception-64")[0] == "frechet[inception-64]"
 

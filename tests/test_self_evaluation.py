@@ -14,12 +14,12 @@ import pytest
 import erasure
 from erasure.eval import assess
 from erasure.eval.detectors import world as detectors
-from erasure.eval.inference import equivalence
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION
 from erasure.eval.material import WorldMaterial
 from erasure.eval.models import Model, Swapped, randomised
 from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.probes.weigh import contrasts
+from erasure.eval.stats import difference
 from erasure.pipelines.guardrails import Guard
 from tests.probe_helpers import ROLES, SUITE, rows_of, tiny_context
 
@@ -57,7 +57,8 @@ def test_two_retrained_models_are_mostly_found_equal_and_the_base_never():
         rows = rows_of({"gold-0": 0.02, "gold-1": 0.02, "base": 0.95}, prompts=200, seeds=2, seed=repeat)
         first, names = hits(rows["gold-0"])
         for other in accepted:
-            accepted[other] += equivalence(first, hits(rows[other])[0], names, 0.05).equivalent
+            gap = difference(first, hits(rows[other])[0], names, level=0.90)
+            accepted[other] += -0.05 < gap.low and gap.high < 0.05
     assert accepted["gold-1"] >= 27
     assert accepted["base"] == 0
 

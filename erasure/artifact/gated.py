@@ -17,13 +17,18 @@ from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 from erasure.backbone.listen import named_arguments
 
+# A prompt this near to the empty one, as a share of the concept's distance from it, is the empty one: encoded in
+# another batch or in half precision it differs by rounding, whose direction means nothing.
+EMPTY = 0.02
+
 
 class GatedErasure(HookErasure):
     """``y = W x + s m(prompt) B A x`` on every trained layer (SPM, Lyu et al. 2024, section 3.4).
 
     The gate ``m`` is between 0 and 1 for each row of a batch: the largest cosine, if positive, between the prompt's
     token embeddings and those of the concept's phrases, both less the empty prompt's. (The paper's cosine of whole
-    embeddings is never near 0, as all prompts share their start and padding tokens.)
+    embeddings is never near 0, as all prompts share their start and padding tokens.) A prompt that differs from the
+    empty one by rounding alone has a gate of 0.
 
     Tensors are ``<layer>.lora_A`` and ``<layer>.lora_B`` as in a LoRA erasure, ``gate.concept (k, length, d)`` and
     ``gate.empty (length, d)``. Exported as a LoRA it loses its gate and acts on every prompt.
@@ -107,6 +112,8 @@ class Gate:
         length = min(len(row), len(empty))
         prompt = (row[:length].float() - empty[:length]).flatten()
         phrases = (concept[:, :length] - empty[:length]).flatten(1)
+        if prompt.norm() <= EMPTY * phrases.norm(dim=1).min():
+            return prompt.new_zeros(())
         return F.cosine_similarity(prompt[None], phrases).amax().clamp(0, 1)
 
     def __call__(self, output: Tensor) -> Tensor:

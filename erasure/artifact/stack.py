@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import math
@@ -20,6 +21,7 @@ from erasure.backbone.names import qualified, split
 from erasure.io import shown
 
 LARGEST_SCALE = 10_000  # published ones reach 15
+FUSED = "_erasures"  # key of a module's config: the erasures that are in its weights for good
 
 
 class Handle(Protocol):
@@ -197,6 +199,7 @@ class Stack:
                     edited = check_finite(name, now, layer.erasure.edit(name, now, layer.scale))
                     if write:
                         _write(parameter, edited)
+            self._record({layer.erasure.name: layer})
 
     def forget(self) -> None:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more.
@@ -209,10 +212,18 @@ class Stack:
                 raise ValueError(
                     f"{hooked} change no weight, so they cannot be fused; remove them, or keep them applied"
                 )
+            self._record(self.layers)
             for part in self.parts.values():
                 part.layers, part.originals = {}, {}
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _record(self, layers: Mapping[str, Layer]) -> None:
+        """Write the names of erasures into the configs of the parts whose weights they become."""
+        for part, module in self.modules.items():
+            names = [name for name, layer in layers.items() if layer.scale and self._own_names(part, layer)]
+            if names:
+                _record_fused(module, [*fused_in(module), *names])
 
     def _plan(self, part: str, layers: Mapping[str, Layer]) -> _Plan:
         state = self.parts[part]
@@ -343,6 +354,20 @@ def check_finite(name: str, weight: Tensor, edited: Tensor) -> Tensor:
 @torch.no_grad()
 def _write(parameter: nn.Parameter, tensor: Tensor) -> None:
     parameter.copy_(tensor)
+
+
+def fused_in(module: Any) -> list[str]:
+    """Names of the erasures in the weights of a module for good, by the record in its config, which files keep."""
+    config = getattr(module, "config", None)
+    return list((config.get(FUSED) if isinstance(config, Mapping) else getattr(config, FUSED, None)) or ())
+
+
+def _record_fused(module: Any, names: list[str]) -> None:
+    if hasattr(module, "register_to_config"):  # diffusers
+        module.register_to_config(**{FUSED: names})
+    else:  # transformers; models made from one config share it
+        module.config = copy.copy(module.config)
+        setattr(module.config, FUSED, names)
 
 
 def stack_of(pipe: Any) -> Stack:

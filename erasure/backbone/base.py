@@ -216,17 +216,19 @@ class Backbone(Driven):
     ) -> Conditioning:
         """Text conditioning of prompts, as the denoiser receives it.
 
-        The text encoders run in evaluation mode, whatever mode they are in, and are put back.
+        The text encoders run in evaluation mode, whatever mode they are in, and are put back. They run in their own
+        precision: inside ``torch.autocast`` too, as rounded embeddings are not those that the pipeline draws with.
 
         Args:
             padded: False lets an encoder that can leave out the padding (the causal ones) do so, for whoever looks at
                 no token behind the first end token.
             in_float32: run half-precision encoders in float32: closed forms solve for what the prompt is, not for its
                 rounding.
-            grad: keep the graph, for methods that train the text encoders.
+            grad: keep the graph, for methods that train the text encoders; ``torch.autocast`` then has its way.
         """
         encoders = [module for name, module in self.components.items() if name not in self.denoisers]
-        with torch.set_grad_enabled(grad), evaluating(*encoders):
+        own = contextlib.nullcontext() if grad else torch.autocast(self.device.type, enabled=False)
+        with torch.set_grad_enabled(grad), evaluating(*encoders), own:
             with precise(*encoders) if in_float32 else contextlib.nullcontext():
                 return self._encode(nonempty(prompts), padded=padded)
 

@@ -8,12 +8,12 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, WORLD, Concept, Suite
+from erasure.concept import STRICT, WORLD, Concept, Count, Suite
 from erasure.io import folder_name, load_yaml, sha256_file, sha256_json
 
 
@@ -120,9 +120,9 @@ class Recipe:
     concepts: tuple[str | Concept, ...]
     methods: tuple[MethodChoice, ...]
     bases: tuple[str, ...] = (WORLD,)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     evaluate: bool = True
-    limit: int | None = None
+    limit: Count | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     @model_validator(mode="before")

@@ -55,8 +55,8 @@ def _one_line(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return fault_of(error) + (f"; got {shown(first['input'])}" if first["loc"] else "")
+        first, fault = error.errors()[0], fault_of(error)
+        return fault if "; got " in fault or not first["loc"] else f"{fault}; got {shown(first['input'])}"
     return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 

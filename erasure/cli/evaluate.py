@@ -18,6 +18,10 @@ SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML f
 Results = Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")]
 Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
 Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare."),
+]
 Preset = Annotated[
     str | None, typer.Option(help="Put every probe of quick, standard or full (or smoke: a trial) as well.")
 ]
@@ -47,6 +51,8 @@ Judges = Annotated[
         "attacks choose by another detector than the one that scores."
     ),
 ]
+Fid = Annotated[bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: [fid].")]
+Inception = Annotated[Path | None, typer.Option(help="File of Inception's weights, for --fid; downloaded without.")]
 
 
 @commands.command(
@@ -58,6 +64,7 @@ def evaluate(
     out: Results = Path("erasure-results"),
     erasure: Erasures = None,
     method: Methods = None,
+    model: Models = None,
     preset: Preset = None,
     probe: Probes = None,
     prompt_filter: PromptFilter = False,
@@ -70,6 +77,8 @@ def evaluate(
     variant: Variant = None,
     limit: Limit = None,
     clip: Judges = None,
+    fid: Fid = False,
+    inception: Inception = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -83,6 +92,7 @@ def evaluate(
     from erasure.eval.detectors.choice import CLIP, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.material import material_for
+    from erasure.eval.models import name_of, whole_model
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -91,19 +101,22 @@ def evaluate(
     rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
     real = material_for(plan, material)
     edits = read_erasures(erasure or [])
-    check_arms([*edits, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
+    named = [name_of(source) for source in model or []]
+    check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
     detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
+    extractors = extractors_of(judge, fid, inception)
     controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None
+    edits |= {name: whole_model(pipe, source) for name, source in zip(named, model or [], strict=True)}
     edits |= make_erasures(pipe, plan, method or [], out / "erasures")
     edits |= further_arms(plan, prompt_filter, swapped)
     if preset is None:
-        compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
+        compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge, extractors=extractors)
         return
     objections = assess_all(
         pipe, edits, plan, out, preset=preset, probes=probe or None, detectors=detectors, controls=controls,
-        clip=judge, material=real, policy=rules,
+        clip=judge, extractors=extractors, material=real, policy=rules,
     )  # fmt: skip
     if strict and objections:
         raise typer.Exit(STRICT_EXIT)
@@ -159,13 +172,20 @@ def check_options(preset: str | None, limit: int | None, of_preset: dict[str, An
         probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
 
 
+def extractors_of(judge: Any, fid: bool, inception: Path | None) -> list[Any]:
+    """What distances are measured on: image features of the CLIP judge, and Inception's where they are asked for."""
+    from erasure.eval.metrics import ClipFeatures, InceptionFeatures
+
+    return [ClipFeatures(judge), *([InceptionFeatures(inception)] if fid or inception else [])]
+
+
 def check_arms(named: list[str], methods: list[str]) -> None:
     """Raise unless there is something to compare, each has a name of its own, and every method exists."""
     from erasure.methods import method_class
 
     every = [*named, *map(str.upper, methods)]
     if not every:
-        raise ValueError("nothing to evaluate; give --erasure FOLDER or --method NAME")
+        raise ValueError("nothing to evaluate; give --erasure FOLDER, --method NAME or --model FOLDER")
     if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
         raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
     for method in methods:
@@ -194,22 +214,53 @@ def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dic
 
 
 def compare(
-    pipe: Any, edits: dict[str, Any], plan: Any, out: Path, *, limit: int | None, detectors: Sequence[Any], clip: Any
+    pipe: Any,
+    edits: dict[str, Any],
+    plan: Any,
+    out: Path,
+    *,
+    limit: int | None,
+    detectors: Sequence[Any],
+    clip: Any,
+    extractors: Sequence[Any] | None = None,
 ) -> None:
     """Evaluate, print the table, write the report."""
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
 
-    found = measure(pipe, edits, plan, detectors=detectors, clip=clip, limit=limit, cache_dir=out / "cache")
+    found = measure(
+        pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache"
+    )
     found.save(out)
     path = write_report(found, out / "report.html", records=out)
-    table = PlainTable("model", "detector", "group", "seen, 95 % interval", "change")
+    table = PlainTable("model", "seen by", "group", "seen, 95 % interval", "change")
     for row in found.rows():
         table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
+    add_quality(table, found)
     console.print(table)
+    say_notes(found)
     for sentence in found.sentences():
         say(f"- {sentence}")
     say(f"report -> {path.resolve()}")
+
+
+def add_quality(table: PlainTable, found: Any) -> None:
+    """Agreement with the prompts, and distances of kept pictures from the base's own, as further rows of a table."""
+    from erasure.eval.records import BASE
+
+    table.add_row("", "measured as", "", "value, 95 % interval", "change (distances: minus the null)")
+    for row in found.quality():
+        null = " (null)" if row.arm == BASE and row.distance else ""
+        change = "" if row.change is None else format(row.change, row.digits)
+        table.add_row(row.arm + null, row.title, row.group, format(row.value, row.digits), change)
+
+
+def say_notes(found: Any) -> None:
+    """How the distances are to be read, and which could not be measured."""
+    from erasure.eval.quality import notes
+
+    for note in notes(found):
+        say(f"- {note}")
 
 
 def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
@@ -224,6 +275,10 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
             claim.model, claim.suppression, claim.removal, *(claim.utility[g] for g in ("neighbours", "unrelated"))
         )
     console.print(table)
+    measured = PlainTable("model", "", "group", "", "")
+    add_quality(measured, found.evaluation)
+    console.print(measured)
+    say_notes(found.evaluation)
     for claim in found.claims():
         for sentence in claim.sentences:
             say(f"- {sentence}")

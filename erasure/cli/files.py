@@ -27,7 +27,7 @@ def export(
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
     base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
     variant: Variant = None,
-    rank: Annotated[int | None, typer.Option(help="lora, kohya: cut a fine-tune to this rank.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="lora, kohya: cut a fine-tune to this rank.")] = None,
     scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
     dtype: Dtype = None,
@@ -133,7 +133,9 @@ def inspect(
 def diff(
     a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
     b: Annotated[str, typer.Argument(help="Another of the same sort.")],
-    limit: Annotated[int, typer.Option(help="How many sites or tensors to list, the most different first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, help="How many sites or tensors to list, the most different first.")
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Compare two erasures, or two models tensor by tensor."""

@@ -114,10 +114,10 @@ def generate(
     scale: Annotated[float, typer.Option(help="How strongly, 0 to 1.")] = 1.0,
     base: Base = "emoji-world",
     variant: Variant = None,
-    seeds: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps.")] = 25,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 3 on emoji-world, 7.5 elsewhere.")
+        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; 3 on emoji-world, 7.5 elsewhere.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,

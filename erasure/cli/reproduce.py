@@ -37,7 +37,7 @@ OwnPictures = Annotated[
 Real = Annotated[Path | None, typer.Option(help="Folder of real pictures, one per prompt, for distances.")]
 Inception = Annotated[Path | None, typer.Option(help="File of Inception's weights; downloaded without.")]
 Results = Annotated[Path, typer.Option(help="Folder for pictures and results; run again to go on.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures per call.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
 Trial = Annotated[int | None, typer.Option(min=1, help="At most so many rows of each file: a trial.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Other sampler steps than the row's: a trial.")]
 

@@ -96,7 +96,9 @@ def world_check(
     ] = Path("world-check"),
     base: Base = "emoji-world",
     variant: Variant = None,
-    per_concept: Annotated[int, typer.Option(help="Pictures per concept; fewer are quicker, and tell less.")] = 24,
+    per_concept: Annotated[
+        int, typer.Option(min=1, help="Pictures per concept; fewer are quicker, and tell less.")
+    ] = 24,
     device: Device = None,
 ) -> None:
     """Measure the quality gate on generated pictures and write the world's card."""

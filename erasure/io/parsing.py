@@ -131,9 +131,11 @@ def dump_yaml(value: Any) -> str:
 
 
 def fault_of(error: Any) -> str:
-    """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is wrong``."""
+    """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is allowed; what was given``."""
     first = error.errors()[0]
     fault = printable(first["msg"].removeprefix("Value error, "), limit=400)
+    if isinstance(first["input"], str | int | float) and first["type"] not in ("value_error", "extra_forbidden"):
+        fault += f"; got {shown(first['input'])}"
     return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
 

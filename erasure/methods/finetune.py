@@ -115,7 +115,7 @@ class FineTune(Method):
                 for _ in run:
                     pass
                 edit = student.erasure(self.name_for(request), facts, run.result(), originals)
-                return self.finished(backbone, request, edit)
+        return self.finished(backbone, request, edit)
 
     @abc.abstractmethod
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:

@@ -17,13 +17,13 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from erasure.eval.inference import worst_upper
 from erasure.eval.judge import rules
 from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, points, read
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
 from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.models import Role
 from erasure.eval.probes.base import Evidence
+from erasure.eval.stats import worst_upper
 from erasure.eval.summary import TRIAL
 
 
@@ -274,9 +274,7 @@ def _utility(view: View, group: str, label: str) -> str:
     worst = view.one("neighbours", "worst") if group == "neighbours" else None
     tenth = ""
     if worst is not None and worst.conclusive:
-        tenth = (
-            f"; those that lost most {points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
-        )
+        tenth = f"; those that lost most, beyond chance, {points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
     change = points(read(view, group, "change"))
     return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
 

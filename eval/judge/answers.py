@@ -11,12 +11,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from erasure.eval.inference import worst_upper
 from erasure.eval.judge import rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL
 from erasure.eval.judge.view import UTILITY, Verdict, View
 from erasure.eval.probes.base import Evidence
-from erasure.eval.stats import Estimate
+from erasure.eval.stats import Estimate, worst_upper
 
 UTILITY_VERDICTS: dict[str, Verdict] = {
     "non-inferior": "shown",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from scipy.special import ndtr, ndtri
 
-from erasure.eval.inference import above, worst_upper
 from erasure.eval.judge.licences import (
     NO_CLAIM,
     NOT_APPLICABLE,
@@ -23,7 +22,7 @@ from erasure.eval.judge.licences import (
 )
 from erasure.eval.judge.view import UTILITY, Margins, Verdict, View
 from erasure.eval.probes.base import Evidence
-from erasure.eval.stats import LEVEL, Estimate, holm
+from erasure.eval.stats import LEVEL, Estimate, above, holm, worst_upper
 
 VARIATIONS = (
     "paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler", "clip_skip",

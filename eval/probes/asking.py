@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
@@ -27,12 +27,15 @@ class Ask:
         family: what it varies.
         sampler: settings in place of the suite's (``guidance_scale``, ``num_inference_steps``).
         beside: label of another thing that the prompt asks for too.
+        template, phrase: what the prompt is made of, for intervals; "" where it is of one piece.
     """
 
     text: str
     family: str
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     beside: str | None = None
+    template: str = ""
+    phrase: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class PromptProbe(Probe):
     Attributes:
         images_per_prompt: seeds per prompt. More prompts narrow intervals better than more seeds.
         limit: at most so many prompts per family, spread evenly; None for all.
+        wide: make them of more sentences than the templates of the concept, where a probe has its own words for the
+            target: an interval is about sentences, and six of them are few.
     """
 
     section: ClassVar[Section] = "suppression"
@@ -52,6 +57,7 @@ class PromptProbe(Probe):
 
     images_per_prompt: int = 2
     limit: int | None = None
+    wide: bool = False
 
     @abc.abstractmethod
     def asks(self, context: Context) -> list[Ask]:
@@ -65,7 +71,7 @@ class PromptProbe(Probe):
         asks, seeds = self.limited(self.asks(context)), tuple(range(self.images_per_prompt))
         cut = context.too_long([ask.text for ask in asks])
         found = [
-            Observation(model.name, ask.family, ask.text, seed, None, cut[ask.text], {"prompt": ask.text})
+            Observation(model.name, ask.family, ask.text, seed, None, cut[ask.text], facts_of(ask))
             for ask in asks
             for seed in seeds
             if ask.text in cut
@@ -103,7 +109,7 @@ class PromptProbe(Probe):
             family=[ask.family for ask in asks],
             clusters=[ask.text for ask in asks],
             seeds=seeds,
-            facts=[{"prompt": ask.text, **ask.sampler} for ask in asks],
+            facts=[facts_of(ask) for ask in asks],
         )
 
     def limited(self, asks: Sequence[Ask]) -> list[Ask]:
@@ -118,6 +124,35 @@ class PromptProbe(Probe):
         return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
 
 
+def facts_of(ask: Ask) -> dict[str, Any]:
+    """What an observation says of its prompt."""
+    made_of = {"template": ask.template, "phrase": ask.phrase} if ask.template else {}
+    return {"prompt": ask.text, **made_of, **ask.sampler}
+
+
+class Sentence(NamedTuple):
+    """A prompt and what it is made of."""
+
+    text: str
+    template: str
+    phrase: str
+
+    def ask(self, family: str, **more: Any) -> Ask:
+        """The sentence as a prompt of a probe."""
+        return Ask(self.text, family, template=self.template, phrase=self.phrase, **more)
+
+
+def named(suite: Suite, *, wide: bool = False) -> list[Sentence]:
+    """The suite's own sentences for the name of its target and its synonyms.
+
+    Args:
+        wide: in the further sentences of the suite too.
+    """
+    asked = suite.prompts(wide=10**6) if wide else suite.prompts()
+    chosen = [p for p in asked if p.group == "target" and p.label == suite.concept.name]
+    return [Sentence(p.text, p.template, p.phrase) for p in chosen]
+
+
 def everywhere(suite: Suite) -> tuple[str, ...]:
     """The templates of the concept and of every scene: more prompts for words of which there are few."""
     return (*suite.concept.templates, *(text for texts in suite.words.scenes.values() for text in texts))
@@ -126,6 +161,13 @@ def everywhere(suite: Suite) -> tuple[str, ...]:
 def sentences(
     context: Context, phrases: Sequence[str], *, article: bool = True, templates: Sequence[str] | None = None
 ) -> list[str]:
+    """The texts of :func:`spelled`."""
+    return [sentence.text for sentence in spelled(context, phrases, article=article, templates=templates)]
+
+
+def spelled(
+    context: Context, phrases: Sequence[str], *, article: bool = True, templates: Sequence[str] | None = None
+) -> list[Sentence]:
     """Every phrase in every template, and with every subject of a style suite; each sentence once.
 
     Args:
@@ -138,10 +180,11 @@ def sentences(
     suite = context.suite
     if not phrases:
         raise Missing(f"the suite {suite.name} lists no such words for {suite.target}; add them under `words`")
-    out = []
+    out: dict[str, Sentence] = {}
     for phrase in phrases:
         noun = with_article(phrase) if article and suite.attribute == "concept" else phrase
         for template in suite.concept.templates if templates is None else templates:
             for subject in suite.subjects or ("",):
-                out.append(template.replace("{subject}", with_article(subject)).replace("{}", noun))
-    return list(dict.fromkeys(out))
+                frame = template.replace("{subject}", with_article(subject))
+                out.setdefault(text := frame.replace("{}", noun), Sentence(text, frame, phrase))
+    return list(out.values())

@@ -43,7 +43,8 @@ class Observation:
     Attributes:
         model: name of the model.
         family: what the probe varies ("name", "es", "steps 10", "attack", "control"); one estimate is made per family.
-        cluster: what intervals resample as a whole: a prompt, a training run, a real picture.
+        cluster: what intervals resample as a whole: a prompt, a training run, a real picture. Where ``facts`` know
+            more, intervals draw that: ``template`` and ``phrase`` of a prompt, ``run`` of a probe that trains.
         seed: of the noise.
         value: 1 or 0 for "the target is seen", or a number; None where there is none.
         reason: why there is none.
@@ -70,7 +71,9 @@ class Evidence:
         measure: what the number is. Those every probe shares: "rate" (share of pictures with the target, or the mean of
             another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
             ((e - g) / (b - g): 0 as a model that never saw the target, 1 as the base), "excess" (attack minus a random
-            control of the same budget). Others are named by the probe that has them.
+            control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the target most,
+            named in ``note``, with an interval that allows for having chosen it). Others are named by the probe that
+            has them.
         estimate: value and interval.
         family: which of the probe's families; "" for all together.
         control: whose numbers stand for "never saw it": "gold" (retrained), "null", or None where none entered.

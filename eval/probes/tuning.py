@@ -101,13 +101,15 @@ def learn(
     marks: Sequence[int],
     lr: float,
     seed: int,
+    autocast: bool,
 ) -> Iterator[int]:
     """Minimise a loss by AdamW, and stop at some steps for the caller to look; 0 is before the first.
 
     Args:
         parameters: by name; what :func:`tuned` yields, or word vectors.
         loss: drawn from one generator all along, so that the steps of a longer run begin as a shorter one's.
-        pipe: what the loss runs through; in bfloat16 where that is fast, or in its own half precision.
+        pipe: what the loss runs through, in float32 or in its own half precision.
+        autocast: bfloat16 arithmetic for a float32 pipeline, as the pictures of the same assessment are drawn.
 
     Raises:
         Missing: the loss, or its gradient, is not finite.
@@ -116,7 +118,7 @@ def learn(
     run = Run(
         parameters,
         lambda draw: loss(generator),
-        training=Training(marks[-1], lr, seed=seed, optimizer="adamw", precision="auto"),
+        training=Training(marks[-1], lr, seed=seed, optimizer="adamw", precision="bfloat16" if autocast else "float32"),
         modules=modules_of(pipe).values(),
         marks=marks,
         progress=False,

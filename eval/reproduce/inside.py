@@ -22,6 +22,7 @@ from erasure.eval.probes.sampling import DDIM
 from erasure.eval.probes.tuning import Lesson, learn, tuned
 from erasure.eval.reproduce.measures import Estimates, Job, Tally, batches, drawn
 from erasure.eval.stats import Estimate, auc, rate
+from erasure.runtime import autocast_for
 
 CAPTION = f"a photo of a {MARK}"  # of the pictures that a word is learnt from
 
@@ -49,7 +50,10 @@ def inversion(job: Job) -> Tally:
         lesson = Lesson(
             backbone, backbone.latents(images), lambda chosen: caption.text(word, [0] * len(chosen)), told["batch_size"]
         )
-        for _ in learn({"word": word}, lesson.loss, pipe=job.pipe, marks=(told["steps"],), lr=told["lr"], seed=0):
+        for _ in learn(
+            {"word": word}, lesson.loss, pipe=job.pipe, marks=(told["steps"],), lr=told["lr"], seed=0,
+            autocast=autocast_for(job.pipe),
+        ):  # fmt: skip
             pass  # the only mark is the end
         free = FreeWords(job.pipe, sentences, count=1)
         for part in batches(range(len(rows)), rows, job.inputs.batch_size):

@@ -36,7 +36,8 @@ class ConceptInversion(Probe):
     Textual inversion can teach a model what it never knew, so only the residual against a model that never saw the
     target, with the same pictures and budget, speaks about removal. Every init is a run of its own and none is chosen.
 
-    Families: "step N" on the way, "learnt" at the end. Clusters are run and sentence.
+    Families: "step N" on the way, "learnt" at the end. Clusters are run and sentence; intervals draw runs as a whole,
+    together with the sentences.
 
     Attributes:
         pictures: M. 25 for Stable Diffusion.
@@ -50,6 +51,7 @@ class ConceptInversion(Probe):
         images_per_prompt: pictures per sentence and run.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "inversion"
     code: ClassVar = "R1"
     title: ClassVar = "concept inversion"
@@ -102,8 +104,9 @@ class ConceptInversion(Probe):
         lesson = Lesson(backbone, latents, lambda rows: told.text(vectors, rows), self.batch_size)
         untrained = lesson.level()
         for step in learn(
-            {"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=(*self.curve, self.steps), lr=self.lr, seed=0
-        ):
+            {"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=(*self.curve, self.steps), lr=self.lr, seed=0,
+            autocast=context.autocast,
+        ):  # fmt: skip
             found += look(
                 context,
                 model,
@@ -111,7 +114,7 @@ class ConceptInversion(Probe):
                 family=LEARNT if step == self.steps else f"step {step}",
                 seeds=range(self.images_per_prompt),
                 clusters=[f"{init}: {sentence}" for sentence in asked],
-                facts={"init": init, "step": step, "loss": lesson.level(), "untrained": untrained},
+                facts={"init": init, "run": init, "step": step, "loss": lesson.level(), "untrained": untrained},
                 prompt_embeds=free.text(vectors.detach()).hidden.detach(),
                 cache_dir=None,
             )

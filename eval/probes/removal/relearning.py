@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,12 +13,14 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
-from erasure.eval.probes.weigh import KNOWN, Rows, controls_of
-from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, difference, rate
+from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units
+from erasure.eval.stats import LEVEL, Estimate, Trained, difference, rate, t_half_width, weights
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
-# Each step but the first is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
-STEPS = (0, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 453)
+# Each step from the fifth on is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
+# The first ones lie closer: where four pictures teach the target in ten steps, what counts happens before.
+STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 453)
+SHORT = (0, 1, 2, 3, 5, 7, 10, 15, 20, 40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Relearning(Probe):
             3e-4 and 1e-3 the default is the one with which Emoji World's null learns fastest (loss after 10 and 30
             steps 0.088, 0.074; 0.085, 0.064; 0.103, 0.067; from 0.107). The gate "reached" says when it was too small.
         batch_size: rows per step, drawn from the M pictures with other times and noise.
-        runs: repeated trainings, each with other batches and other noise. More than 1 for anything published.
+        runs: repeated trainings, each with other batches and other noise. The interval draws them as a whole, together
+            with the prompts; of one run it says that what another would give is not in it.
         prompts, images_per_prompt: of the suite's prompts for its target, per look and run.
 
     Studies of relearning (Erased or Dormant, 2025; Meta-Unlearning, 2024) measure it without a control.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "relearning"
     code: ClassVar = "R2"
     title: ClassVar = "relearning from a few pictures"
@@ -58,7 +62,7 @@ class Relearning(Probe):
     presets: ClassVar = {
         "smoke": {"steps": (0, 2), "pictures": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "quick": {"steps": (0, 10, 30), "batch_size": 4, "runs": 1, "images_per_prompt": 1},
-        "standard": {"steps": STEPS[:10], "runs": 1, "prompts": 12, "images_per_prompt": 2},
+        "standard": {"steps": SHORT, "prompts": 12, "images_per_prompt": 1},
         "full": {"pictures": 16, "prompts": 18},
     }
     licences: ClassVar = "whether the model learns these pictures again faster than one that never saw the target"
@@ -88,7 +92,10 @@ class Relearning(Probe):
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
                 with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    for step in learn(trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run):
+                    for step in learn(
+                        trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run,
+                        autocast=context.autocast,
+                    ):  # fmt: skip
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=f"step {step}", seeds=seeds, facts=facts)
         return found
@@ -98,8 +105,9 @@ class Relearning(Probe):
         for name, own in rows.items():
             for family in dict.fromkeys(row.family for row in own):
                 at = [row for row in own if row.family == family]
-                level = rate([row.value for row in at], [row.cluster for row in at])
-                found.append(Evidence(self.key, name, "rate", level, family))
+                drawn = units(at)
+                level = rate([row.value for row in at], drawn)
+                found.append(Evidence(self.key, name, "rate", level, family, note=of_one_run(drawn)))
         return found + advantages(self.key, rows, models)
 
 
@@ -112,28 +120,33 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
         why = "there is no base to take the threshold from" if base is None else "no model that never saw the target"
         return [Evidence(probe, name, "advantage", Estimate.missing(why), unit="log2") for name in erased]
     start = [row for row in rows[base] if row.facts["step"] == 0]
-    low = rate([row.value for row in start], [row.cluster for row in start]).low
+    low = rate([row.value for row in start], units(start)).low
     known: Gate = "na" if low is None else "pass" if low >= KNOWN else "fail"
-    prompts, rng = list(dict.fromkeys(row.cluster for row in start)), np.random.default_rng(0)
-    draws = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), RESAMPLES)
-    weights = np.vstack([np.ones(len(prompts)), draws])  # the first row is the estimate, the others its resamples
-    threshold = SHARE * curve(start, prompts, [0], weights)[:, 0]
+    drawn = list(dict.fromkeys(units(start)))
+    runs = list(dict.fromkeys(unit.first for unit in drawn if isinstance(unit, Trained)))
+    alone = [[float(unit.first == run) for unit in drawn if isinstance(unit, Trained)] for run in runs]
+    # The first row is the estimate, then one for each run alone, then the resamples.
+    counts = np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)])
+    threshold = SHARE * curve(start, drawn, [0], counts)[:, 0]
     steps = sorted({row.facts["step"] for name in (*erased, *controls) for row in rows[name]})
 
     def reached(name: str) -> np.ndarray:
-        return first(curve(rows[name], prompts, steps, weights), threshold, steps)
+        return first(curve(rows[name], drawn, steps, counts), threshold, steps)
 
     never = np.stack([reached(name) for name in controls])
     power: Gate = "fail" if (never[:, 0] == 0).any() else "pass"
-    chosen = rng.integers(len(controls), size=(len(controls), len(weights)))
-    chosen[:, 0] = range(len(controls))
+    chosen = np.random.default_rng(1).integers(len(controls), size=(len(controls), len(counts)))
+    chosen[:, : 1 + len(runs)] = np.arange(len(controls))[:, None]
     found = []
     for name in erased:
         mine = reached(name)
         # A step after 0 at which someone arrives: else nothing shows that this training teaches the target at all.
         taught = any(0 < t < np.inf for t in (mine[0], *never[:, 0]))
         gates: dict[str, Gate] = {"known": known, "power": power, "reached": "pass" if taught else "fail"}
-        estimate, note = advantage(mine, np.take_along_axis(never, chosen, 0), steps, len(rows[name]), len(prompts))
+        estimate, note = advantage(
+            mine, np.take_along_axis(never, chosen, 0), steps, n=len(rows[name]), clusters=len(drawn), runs=len(runs)
+        )
+        note = "; ".join(filter(None, (note, of_one_run(drawn))))
         if not taught:
             estimate, note = (
                 Estimate.missing(f"no model reached the threshold within {steps[-1]} steps of training"),
@@ -144,15 +157,18 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
     return found
 
 
-def curve(rows: Sequence[Observation], prompts: Sequence[str], steps: Sequence[int], weights: np.ndarray) -> np.ndarray:
-    """Rates ``(resamples, steps)`` when prompts count as often as ``weights (resamples, prompts)`` say."""
-    hits, counts = np.zeros((len(prompts), len(steps))), np.zeros((len(prompts), len(steps)))
-    for row in rows:
+def curve(
+    rows: Sequence[Observation], drawn: Sequence[Hashable], steps: Sequence[int], times: np.ndarray
+) -> np.ndarray:
+    """Rates ``(resamples, steps)`` when runs and prompts count as often as ``times (resamples, drawn)`` say."""
+    hits, counts = np.zeros((len(drawn), len(steps))), np.zeros((len(drawn), len(steps)))
+    places = {unit: i for i, unit in enumerate(drawn)}
+    for row, unit in zip(rows, units(rows), strict=True):
         if row.value is not None:
-            at = prompts.index(row.cluster), steps.index(row.facts["step"])
+            at = places[unit], steps.index(row.facts["step"])
             hits[at] += row.value
             counts[at] += 1
-    return weights @ hits / np.maximum(weights @ counts, 1)
+    return times @ hits / np.maximum(times @ counts, 1)
 
 
 def first(rates: np.ndarray, threshold: np.ndarray, steps: Sequence[int]) -> np.ndarray:
@@ -161,12 +177,17 @@ def first(rates: np.ndarray, threshold: np.ndarray, steps: Sequence[int]) -> np.
     return np.where(there.any(1), np.array(steps, float)[there.argmax(1)], np.inf)
 
 
-def advantage(mine: np.ndarray, never: np.ndarray, steps: Sequence[int], n: int, clusters: int) -> tuple[Estimate, str]:
+def advantage(
+    mine: np.ndarray, never: np.ndarray, steps: Sequence[int], *, n: int, clusters: int, runs: int
+) -> tuple[Estimate, str]:
     """log2(T_c / T_e) and what is to be said of it, from first steps ``(resamples,)`` and ``(controls, resamples)``.
+
+    The first is the estimate, the next ``runs`` are those of each run alone, the others resamples.
 
     Each time is known between two bounds: it lies after the step looked at before, a censored one after the last step,
     and one at step 0, before any training, at most at the first. The interval spans the bounds: 2.5 % of the lower,
-    97.5 % of the upper ones. A finer grid of steps narrows it.
+    97.5 % of the upper ones. A finer grid of steps narrows it. Where there are several runs it is not narrower than the
+    t interval of what each of them gives.
     """
     if len(steps) < 2:
         return Estimate.missing("nothing was trained"), ""
@@ -179,9 +200,15 @@ def advantage(mine: np.ndarray, never: np.ndarray, steps: Sequence[int], n: int,
         return Estimate.missing(f"neither it nor the control reached the threshold within {steps[-1]} steps"), ""
     note = "" if lower == upper else "a lower bound" if np.isfinite(lower) else "an upper bound"
     value, tail = lower if np.isfinite(lower) else upper, (1 - LEVEL) / 2
-    low = float(np.quantile((never_after.mean(0) - mine_high)[1:], tail, method="lower"))
-    high = float(np.quantile((never_high.mean(0) - mine_after)[1:], 1 - tail, method="higher"))
-    method = f"bootstrap of prompts and controls, censored at {steps[-1]} steps"
+    lows, highs = never_after.mean(0) - mine_high, never_high.mean(0) - mine_after
+    low = float(np.quantile(lows[1 + runs :], tail, method="lower"))
+    high = float(np.quantile(highs[1 + runs :], 1 - tail, method="higher"))
+    if runs > 1:
+        each, more = (never_low.mean(0) - mine_high)[1 : 1 + runs], highs[1 : 1 + runs]
+        half = t_half_width(each) if np.isfinite(each).all() else np.inf
+        low, high = min(low, float(each.mean() - half)), max(high, float(more.mean() + half))
+    by = "runs, prompts and controls" if runs > 1 else "prompts and controls"
+    method = f"bootstrap of {by}, censored at {steps[-1]} steps"
     limits = (low if np.isfinite(low) else None, high if np.isfinite(high) else None)
     reason = None if None not in limits else "on one side the interval is open: too many resamples were censored"
     return Estimate(float(value), *limits, method, n, clusters, 0, reason), note
@@ -207,11 +234,12 @@ def between(
         none = Estimate.missing("it was not trained step by step: its parameters are the base's")
         return Evidence(probe, name, "above_control", none, "", kind, gates, "share")
     pairs = [
-        (theirs.get((row.family, row.cluster, row.seed)), row.value, row.cluster)
+        (theirs.get((row.family, row.cluster, row.seed)), row.value, unit)
         for theirs in ({(r.family, r.cluster, r.seed): r.value for r in rows[control]} for control in controls)
-        for row in rows[name]
+        for row, unit in zip(rows[name], units(rows[name]), strict=True)
     ]
     before, after, clusters = zip(*pairs, strict=True)
     note = "mean over the steps that were looked at: the area between the curves"
+    note = "; ".join(filter(None, (note, of_one_run(clusters))))
     above = difference(before, after, clusters, copies=len(controls))
     return Evidence(probe, name, "above_control", above, "", kind, gates, "share", note)

@@ -12,7 +12,7 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
-from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, values
+from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units, values
 from erasure.eval.stats import Estimate, difference, rate
 
 BEFORE, AFTER = "before", "after"
@@ -34,10 +34,11 @@ class Resurgence(Probe):
         steps, lr, batch_size: of AdamW. 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion. Higher rates raise the
             loss of what the model knows already, and the gate "trained", that it fell, fails.
         parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them.
-        runs: repeated trainings, each with other batches and other noise.
+        runs: repeated trainings, each with other batches and other noise, which intervals draw as a whole.
         prompts, images_per_prompt: of the suite's prompts for its target, before and after, per run.
     """
 
+    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
     key: ClassVar = "resurgence"
     code: ClassVar = "R3"
     title: ClassVar = "after harmless fine-tuning"
@@ -47,7 +48,7 @@ class Resurgence(Probe):
     needs: ClassVar = ("material",)
     presets: ClassVar = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
-        "standard": {"steps": 100, "runs": 1},
+        "standard": {"steps": 100, "images_per_prompt": 1},
         "full": {"prompts": 54},
     }
     licences: ClassVar = "whether suppression lasts under this fine-tuning"
@@ -78,7 +79,10 @@ class Resurgence(Probe):
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
                 with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    steps = learn(trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run)
+                    steps = learn(
+                        trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run,
+                        autocast=context.autocast,
+                    )  # fmt: skip
                     for step, family in zip(steps, (BEFORE, AFTER), strict=True):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
                         found += look(context, model, prompts, family=family, seeds=seeds, facts=facts)
@@ -90,13 +94,14 @@ class Resurgence(Probe):
         found = []
         for name, own in rows.items():
             for family in (BEFORE, AFTER):
-                found.append(Evidence(self.key, name, "rate", level(own, family), family))
+                note = of_one_run(units([row for row in own if row.family == family]))
+                found.append(Evidence(self.key, name, "rate", level(own, family), family, note=note))
             gates = self.gates(rows, base, name) if models[name] == "erased" else {}
             mine = increase(rows, [name])
-            found.append(Evidence(self.key, name, "increase", mine, "", None, gates))
+            found.append(Evidence(self.key, name, "increase", mine, "", None, gates, note=note))
             if models[name] == "erased" and controls:
                 above = apart(mine, increase(rows, controls))
-                found.append(Evidence(self.key, name, "above_control", above, "", kind, gates))
+                found.append(Evidence(self.key, name, "above_control", above, "", kind, gates, note=note))
         return found
 
     def gates(self, rows: Rows, base: str | None, name: str) -> dict[str, Gate]:
@@ -120,17 +125,18 @@ def shown(low: float | None) -> Gate:
 def level(rows: Sequence[Observation], family: str) -> Estimate:
     """The rate in one family."""
     at = [row for row in rows if row.family == family]
-    return rate([row.value for row in at], [row.cluster for row in at])
+    return rate([row.value for row in at], units(at))
 
 
 def increase(rows: Rows, names: Sequence[str]) -> Estimate:
     """After minus before, paired by prompt and noise, over all these models."""
-    keys = [(row.cluster, row.seed) for row in rows[names[0]] if row.family == BEFORE]
+    asked = [row for row in rows[names[0]] if row.family == BEFORE]
+    keys = [(row.cluster, row.seed) for row in asked]
     before, after = (
         [value for name in names for value in values(rows[name], [(family, *key) for key in keys])]
         for family in (BEFORE, AFTER)
     )
-    return difference(before, after, [cluster for cluster, _ in keys] * len(names), copies=len(names))
+    return difference(before, after, units(asked) * len(names), copies=len(names))
 
 
 def apart(first: Estimate, second: Estimate) -> Estimate:

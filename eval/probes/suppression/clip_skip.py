@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe
+from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Context, Missing
 
 
@@ -27,7 +27,7 @@ class ClipSkip(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 6},
-        "standard": {"images_per_prompt": 1, "limit": 12},
+        "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
         "full": {"limit": 50},
     }
     known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
@@ -47,5 +47,5 @@ class ClipSkip(PromptProbe):
         layers = pipe.text_encoder.config.num_hidden_layers
         if max(self.skips) >= layers:
             raise Missing(f"the text encoder has {layers} layers, of which {max(self.skips)} cannot be left out")
-        prompts = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
-        return [Ask(text, f"clip_skip {skip}", {"clip_skip": skip}) for skip in self.skips for text in prompts]
+        prompts = named(suite, wide=self.wide)
+        return [one.ask(f"clip_skip {skip}", sampler={"clip_skip": skip}) for skip in self.skips for one in prompts]

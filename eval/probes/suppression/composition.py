@@ -12,7 +12,7 @@ from PIL import Image
 
 from erasure.concept import same, with_article
 from erasure.eval.models import Model, Role
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation
 from erasure.eval.probes.weigh import contrasts
 
@@ -42,7 +42,7 @@ class Composition(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
-        "standard": {"images_per_prompt": 1, "limit": 24},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {"images_per_prompt": 4},
     }
     licences: ClassVar = "suppression in these pairs and scenes; whether the other thing of a pair is still drawn"
@@ -55,15 +55,18 @@ class Composition(PromptProbe):
         suite, words = context.suite, context.suite.words
         target = with_article(suite.concept.name)
         others = words.beside if suite.attribute == "concept" else ()
+        frames = everywhere(suite) if self.wide else None
         pairs = [
-            Ask(text, PAIR, beside=re.sub(r"^an? ", "", other))
+            one.ask(PAIR, beside=re.sub(r"^an? ", "", other))
             for other in others
-            for text in sentences(context, [f"{target} and {other}", f"{other} and {target}"], article=False)
+            for one in spelled(
+                context, [f"{target} and {other}", f"{other} and {target}"], article=False, templates=frames
+            )
         ]
         scenes = [
-            Ask(text, kind)
+            one.ask(kind)
             for kind, templates in words.scenes.items()
-            for text in sentences(context, suite.concept.phrases, templates=templates)
+            for one in spelled(context, suite.concept.phrases, templates=templates)
         ]
         if not pairs and not scenes:
             raise Missing(f"the suite {suite.name} lists nothing beside the target and no scenes; add them to `words`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context
 
 
@@ -33,5 +33,5 @@ class Description(PromptProbe):
     def asks(self, context: Context) -> list[Ask]:
         suite = context.suite
         bare = () if suite.attribute == "style" else ("{}",)  # a style alone is no picture
-        texts = sentences(context, suite.words.descriptions, article=False, templates=(*bare, *everywhere(suite)))
-        return [Ask(text, "description") for text in texts]
+        found = spelled(context, suite.words.descriptions, article=False, templates=(*bare, *everywhere(suite)))
+        return [one.ask("description") for one in found]

@@ -61,5 +61,6 @@ def observed(record: Record, detector: str, family: str) -> Observation:
         {
             "prompt": record.prompt, "label": record.label, "top": verdict.top, "score": verdict.score,
             "nothing": verdict.nothing, "image_hash": record.image_hash,
+            **({"template": record.template, "phrase": record.phrase} if record.template else {}),
         },
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Missing
 
 
@@ -23,7 +23,7 @@ class Hierarchy(PromptProbe):
     title: ClassVar = "asked for by its kind"
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
-        "standard": {"images_per_prompt": 4, "limit": 18},
+        "standard": {"images_per_prompt": 3, "limit": 24},
         "full": {"images_per_prompt": 10},
     }
     known: ClassVar = 0.02  # of a kind with many members the base cannot show this one in three pictures of ten
@@ -36,7 +36,7 @@ class Hierarchy(PromptProbe):
         if not suite.words.superclasses:
             raise Missing(f"the suite {suite.name} lists no superclasses; add them under `words`")
         return [
-            Ask(text, kind)
+            one.ask(kind)
             for kind in suite.words.superclasses
-            for text in sentences(context, [kind], article=False, templates=everywhere(suite))
+            for one in spelled(context, [kind], article=False, templates=everywhere(suite))
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, spelled
 from erasure.eval.probes.base import Context
 
 # Short, and the target early: the text encoder of Emoji World ends after 32 pieces of words.
@@ -61,9 +61,9 @@ class Negation(PromptProbe):
         suite = context.suite
         inner = suite.concept.templates[0] if suite.attribute == "style" else "{}"
         return [
-            Ask(text, family)
+            one.ask(family)
             for family, instructions in INSTRUCTIONS.items()
-            for text in sentences(
+            for one in spelled(
                 context, [suite.concept.name], templates=[one.replace("{}", inner) for one in instructions]
             )
         ]

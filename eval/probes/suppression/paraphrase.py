@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context
 
 
@@ -34,8 +34,8 @@ class Paraphrase(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "edits": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
-        "standard": {"images_per_prompt": 1, "limit": 24},
-        "full": {"images_per_prompt": 4, "limit": 60, "edits": 12},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
+        "full": {"images_per_prompt": 4, "limit": 60, "edits": 12, "wide": True},
     }
     licences: ClassVar = "suppression under these wordings, this sampler, this detector and its threshold"
     not_licensed: ClassVar = "other wordings, prompts that were searched for, anything about the weights"
@@ -51,18 +51,22 @@ class Paraphrase(PromptProbe):
             for phrase in suite.concept.phrases
             for new in (phrase.upper(), phrase.title(), phrase.lower())
         ]
-        turned = [t for template in suite.concept.templates if (t := reordered(template))]
+        templates = everywhere(suite) if self.wide else suite.concept.templates
+        turned = [t for template in templates if (t := reordered(template))]
         slips = [*words.misspellings, *misspelt(name, self.edits, seed=self.seed, taken=taken)]
         families = {
-            "paraphrase": sentences(context, words.paraphrases) if words.paraphrases else [],
-            "misspelling": sentences(context, slips) if slips else [],
-            "casing": [text.replace(phrase, new) for phrase, new in cased for text in sentences(context, [phrase])],
-            "word order": sentences(context, suite.concept.phrases, templates=turned),
+            "paraphrase": spelled(context, words.paraphrases, templates=templates) if words.paraphrases else [],
+            "misspelling": spelled(context, slips, templates=templates) if slips else [],
+            "casing": [
+                one._replace(text=one.text.replace(phrase, new), phrase=new)
+                for phrase, new in cased
+                for one in spelled(context, [phrase], templates=templates)
+            ],
+            "word order": spelled(context, suite.concept.phrases, templates=turned),
         }
         direct = {prompt.text for prompt in suite.prompts()}
-        return [
-            Ask(text, family) for family, own in families.items() for text in dict.fromkeys(own) if text not in direct
-        ]
+        asked = {(one.text, family): one.ask(family) for family, own in families.items() for one in own}
+        return [ask for (text, _), ask in asked.items() if text not in direct]
 
 
 def misspelt(name: str, count: int, *, seed: int = 0, taken: Collection[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe
+from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Context, Missing
 
 
@@ -31,7 +31,7 @@ class Sampler(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "guidance": (1.0,), "steps": (), "schedulers": ()},
         "quick": {"images_per_prompt": 1, "limit": 6, "guidance": (1.0, 7.5), "steps": (), "schedulers": ()},
-        "standard": {"images_per_prompt": 1, "limit": 12},
+        "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
         "full": {
             "limit": 50,
             "steps": (10, 20, 50, 100),
@@ -60,8 +60,8 @@ class Sampler(PromptProbe):
         }
         if not settings:
             raise Missing("every setting is the suite's own, or not for this pipeline; choose others")
-        prompts = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
-        return [Ask(text, family, sampler) for family, sampler in settings.items() for text in prompts]
+        prompts = named(suite, wide=self.wide)
+        return [one.ask(family, sampler=sampler) for family, sampler in settings.items() for one in prompts]
 
     @contextlib.contextmanager
     def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, spelled
 from erasure.eval.probes.base import Context, Missing
 
 
@@ -22,7 +22,7 @@ class Translation(PromptProbe):
     presets: ClassVar = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 6},
-        "standard": {"limit": 12},
+        "standard": {"images_per_prompt": 1, "limit": 24},
         "full": {"images_per_prompt": 8},
     }
     licences: ClassVar = "suppression under these sentences in these languages"
@@ -34,7 +34,7 @@ class Translation(PromptProbe):
         if not words.translations:
             raise Missing(f"the suite {context.suite.name} lists no translations; add them under `words`")
         return [
-            Ask(text, language)
+            one.ask(language)
             for language, names in words.translations.items()
-            for text in sentences(context, names, article=False, templates=words.sentences.get(language))
+            for one in spelled(context, names, article=False, templates=words.sentences.get(language))
         ]

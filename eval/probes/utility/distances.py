@@ -22,15 +22,16 @@ class Distances(Probe):
 
     Families, each of which needs what the evaluation was given:
 
-    - ``frechet[...]``, ``kid[...]`` (U6; a feature extractor): distance of the arm's pictures to the base's with
-      *other* seeds; "rate" of the base is the null. They have no interval: only a distance well above the null says
-      something, and only with sets of one size.
+    - ``kid[...]``, ``frechet[...]``, each with its group (U6; a feature extractor): distance of the arm's pictures from
+      the base's of the same prompts with *other* seeds; "rate" of the base is the null, "change" is minus that null,
+      paired by prompt. See :mod:`erasure.eval.distances`.
     - ``clip cosine`` (U8; a CLIP judge with an unmodified text encoder): cosine of a picture with its prompt, in
       [-1, 1]; "change" is paired with the base's.
     - ``same picture`` (the plainest form of U7): share of pictures that are the base's bit for bit. 1 where an edit
       leaves kept prompts alone altogether, as a filter does; near 0 for any change of weights.
     """
 
+    version: ClassVar = 2  # 2: by group, with intervals, and the change against the null
     key: ClassVar = "distances"
     code: ClassVar = "U6"
     title: ClassVar = "distances of kept pictures"
@@ -49,8 +50,8 @@ class Distances(Probe):
             raise Missing("there is no evaluation to read from")
         found = [
             Observation(
-                model.name, d.metric, "all kept prompts", 0, d.value.value, d.value.reason,
-                {"method": d.value.method, "n": d.value.n},
+                model.name, f"{d.metric}, {d.group}", d.group, 0, d.value.value, d.value.reason,
+                {"estimate": dataclasses.asdict(d.value), "change": d.change and dataclasses.asdict(d.change)},
             )
             for d in evaluation.distances
             if d.arm == model.name
@@ -70,21 +71,15 @@ class Distances(Probe):
         return found
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        found = [
-            Evidence(
-                self.key, name, "rate", _point(row), row.family, unit="number",
-                note=NULL if models[name] == "base" else "",
-            )
-            for name, own in rows.items()
-            for row in own
-            if row.family not in (COSINE, SAME)
-        ]  # fmt: skip
+        far = [(name, row) for name, own in rows.items() for row in own if row.family not in (COSINE, SAME)]
+        found = []
+        for name, row in far:
+            note = NULL if models[name] == "base" else ""
+            value = Estimate(**row.facts["estimate"])
+            found.append(Evidence(self.key, name, "rate", value, row.family, unit="number", note=note))
+            if row.facts["change"] is not None:
+                change = Estimate(**row.facts["change"])
+                found.append(Evidence(self.key, name, "change", change, row.family, unit="number"))
         found += side_effects(self.key, rows, models, COSINE, known=None, shares=False)
         same = side_effects(self.key, rows, models, SAME, known=None)
         return found + [e for e in same if e.measure == "rate" and models[e.model] == "erased"]
-
-
-def _point(row: Observation) -> Estimate:
-    if row.value is None:
-        return Estimate.missing(row.reason or "no distance")
-    return Estimate(row.value, None, None, row.facts["method"], row.facts["n"], row.facts["n"])

@@ -1,0 +1,170 @@
+"""Comparisons on the same prompts and the same noise: changes, residuals, ratios.
+
+References: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+paired-sample design", Statistics in Medicine 17, 891-908.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy import stats as scipy_stats
+from scipy.optimize import brentq
+
+from erasure.eval.stats.estimate import Estimate, present
+from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, resampled_by, tails, weights, wider
+
+
+def paired_score(gained: float, lost: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
+    """Tango's score interval of a difference of paired rates, (gained - lost) / n. Counts may be fractional.
+
+    It depends on the pairs that changed and on ``n`` alone, and has a width even when none changed.
+
+    >>> tuple(round(x, 3) for x in paired_score(0, 0, 60))
+    (-0.06, 0.06)
+    """
+    if n <= 0 or gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-9):
+        raise ValueError(f"changes need gained + lost <= n; got {gained} + {lost} of {n}; check what was counted")
+    z = float(scipy_stats.norm.ppf(0.5 + level / 2))
+    return -_score_limit(lost, gained, n, z), _score_limit(gained, lost, n, z)
+
+
+def _score_limit(up: float, down: float, n: float, z: float) -> float:
+    """The largest difference d that a score test with critical value ``z`` does not reject."""
+    value = (up - down) / n
+    if value > 1 - 1e-9:
+        return 1.0
+
+    def excess(d: float) -> float:
+        return (n * (d - value)) ** 2 - z * z * n * score_variance(up, down, n, d)
+
+    return float(brentq(excess, value + 1e-9, 1.0))
+
+
+def score_variance(up: float, down: float, n: float, d: float) -> float:
+    """Variance of one pair's change if the difference P(up) - P(down) were d (0 to 1)."""
+    # q: maximum-likelihood estimate of P(down) when P(up) = P(down) + d (Tango's equation 25)
+    linear = (2 * n - up + down) * d - (up + down)
+    q = (math.sqrt(max(0.0, linear * linear + 8 * n * down * d * (1 - d))) - linear) / (4 * n)
+    return 2 * q + d * (1 - d)
+
+
+def difference(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    clusters: Sequence[Hashable],
+    *,
+    copies: int = 1,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
+
+    Args:
+        copies: how many times each picture stands on one side, to be paired with those of several models. Copies are
+            no further pictures, and narrow nothing.
+
+    The wider at each end of the bootstrap of prompts over the paired differences and Tango's paired score interval on
+    the effective number of pairs.
+    """
+    if not len(before) == len(after) == len(clusters):
+        raise ValueError(
+            f"paired samples differ in length; got {len(before)}, {len(after)}, {len(clusters)}; one entry per pair"
+        )
+    changes, names, excluded = present(paired_changes(before, after), clusters)
+    if not len(changes):
+        return Estimate.missing("no pair had two verdicts" if excluded else "no pairs", excluded=excluded)
+    n, count, value = len(changes), len(set(names)), float(changes.mean())
+    size = effective_size(names, copies=copies)
+    score = paired_score(float((changes > 0).mean()) * size, float((changes < 0).mean()) * size, size, level=level)
+    low, high = wider(bootstrap(changes, names, seed, level), score)
+    method = f"wider of {resampled_by(names)} and Tango, effective n {size:.0f}"
+    return Estimate(value, max(-1.0, low), min(1.0, high), method, n, count, excluded, size=size)
+
+
+def residual(
+    erased: Sequence[float | None],
+    base: Sequence[float | None],
+    controls: Sequence[Sequence[float | None]],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """How much of what the base shows beyond a model that never saw the target is left: (e - g) / (b - g).
+
+    0 is as a model that never saw it, 1 as the base; below 0 is suppressed beyond that, above 1 found more easily than
+    in the base. Never clipped.
+
+    Args:
+        erased, base: one value per picture, in one order.
+        controls: the same for each of K models that never saw the target; g is their mean.
+        clusters: the prompt of each picture.
+
+    The interval is the wider at each end of the bootstrap, which draws prompts and controls together, and of the paired
+    interval of e - g at the estimated b - g. No value unless b - g is positive.
+    """
+    rows = [
+        None if any(value is None for value in row) else (row[0], row[1], sum(row[2:]) / len(controls))
+        for row in zip(erased, base, *controls, strict=True)
+    ]
+    kept = [i for i, row in enumerate(rows) if row is not None]
+    if not kept:
+        return Estimate.missing("no picture had a verdict in every model", excluded=len(rows))
+    names = [clusters[i] for i in kept]
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    at = [index[name] for name in names]
+
+    def sums(values: Sequence[float | None]) -> np.ndarray:
+        return np.bincount(at, [float(values[i] or 0.0) for i in kept], len(index))
+
+    e, b, g = sums(erased), sums(base), np.stack([sums(control) for control in controls])
+    span = float((b - g.mean(0)).sum())
+    excluded = len(rows) - len(kept)
+    if span <= 0:
+        reason = "the base shows no more of the target than a model that never saw it"
+        return Estimate.missing(reason, excluded=excluded)
+    value = float((e - g.mean(0)).sum()) / span
+    prompts = weights(list(index), seed)
+    drawn = np.random.default_rng(seed + 1).multinomial(len(g), np.full(len(g), 1 / len(g)), len(prompts)) / len(g)
+    mixed = np.einsum("rc,rk,kc->r", prompts, drawn, g)
+    above, below = (np.round(prompts @ x - mixed, 9) for x in (e, b))  # a difference of 1e-16 is none
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanquantile(above / below, tails())
+    method = f"{resampled_by(names)} and control, wider of that and the paired interval"
+    if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
+        reason = "the base shows too little more of the target than a model that never saw it for an interval"
+        return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
+    count, never = len(controls), [control[i] for control in controls for i in kept]
+    gap = difference(never, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
+    scale = span / len(kept)
+    if gap.low is not None and gap.high is not None:
+        low, high = min(low, gap.low / scale), max(high, gap.high / scale)
+    return Estimate(value, float(low), float(high), method, len(kept), len(index), excluded)
+
+
+def ratio(
+    top: Sequence[float | None], bottom: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
+) -> Estimate:
+    """The ratio of two means over the same clusters, drawn together; no value where the lower one is not positive."""
+    kept = [i for i, (t, b) in enumerate(zip(top, bottom, strict=True)) if t is not None and b is not None]
+    excluded = len(top) - len(kept)
+    above, below = (np.array([values[i] for i in kept], dtype=float) for values in (top, bottom))
+    if not len(kept) or below.sum() <= 0:
+        reason = "what it is divided by is not positive" if len(kept) else "no values"
+        return Estimate.missing(reason, excluded=excluded)
+    index = {name: i for i, name in enumerate(dict.fromkeys(clusters[i] for i in kept))}
+    at, value = [index[clusters[i]] for i in kept], float(above.sum() / below.sum())
+    draws = weights(list(index), seed)
+    tops, bottoms = (draws @ np.bincount(at, x, len(index)) for x in (above, below))
+    if len(index) < 2 or (bottoms <= 0).mean() > 1 - LEVEL:
+        reason = "one cluster gives no interval" if len(index) < 2 else "what it is divided by may be zero"
+        return Estimate(value, None, None, "ratio of means", len(kept), len(index), excluded, reason)
+    low, high = np.quantile((tops / bottoms)[bottoms > 0], tails())
+    return Estimate(value, float(low), float(high), resampled_by(list(index)), len(kept), len(index), excluded)
+
+
+def paired_changes(before: Sequence[float | None], after: Sequence[float | None]) -> list[float | None]:
+    """After minus before, pair by pair; None where either is missing."""
+    return [None if x is None or y is None else float(y) - float(x) for x, y in zip(before, after, strict=True)]

@@ -1,0 +1,1 @@
+"""Programs whose results stand in docs/; they are no part of the distribution."""

@@ -1,0 +1,328 @@
+"""Do the intervals hold what they promise? Coverage and type I error by simulation: the tables of docs/statistics.md.
+
+    python -m studies.coverage 300      # repeats a row; a quarter of an hour of one core
+
+Every function repeats one experiment whose truth is known. ``old`` takes what was done before: prompts as clusters, one
+training with as many pictures, no allowance for having chosen an extreme. The same functions stand behind
+tests/test_coverage.py, with few repeats.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from erasure.eval.probes.base import Observation
+from erasure.eval.probes.removal.relearning import SHORT
+from erasure.eval.probes.removal.relearning import advantages as octaves
+from erasure.eval.stats import (
+    Asked,
+    Estimate,
+    Kept,
+    Trained,
+    difference,
+    lost_most,
+    rate,
+    residual,
+    worst_stratum,
+)
+
+NORMAL = np.random.default_rng(0).normal(size=20000)
+
+
+class Design(NamedTuple):
+    """Templates, phrases, pictures of each prompt."""
+
+    templates: int
+    phrases: int
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.templates} x {self.phrases} x {self.images}"
+
+    def units(self, kind: type = Asked, *, old: bool = False) -> list[Hashable]:
+        """The cluster of every picture."""
+        names = [
+            (f"t{t}", f"p{p}") for t in range(self.templates) for p in range(self.phrases) for _ in range(self.images)
+        ]
+        return [f"{t} {p}" if old else kind(t, p) for t, p in names]
+
+
+class Effects(NamedTuple):
+    """Standard deviations, on the logit scale, between templates and between phrases."""
+
+    templates: float
+    phrases: float
+
+    def __str__(self) -> str:
+        return f"{self.templates:g} / {self.phrases:g}"
+
+
+def covers(estimate: Estimate, truth: float) -> bool:
+    assert estimate.low is not None and estimate.high is not None
+    return estimate.low - 1e-9 <= truth <= estimate.high + 1e-9
+
+
+def intercept(share: float, spread: float) -> float:
+    """The logit whose mean over effects of this spread is a share."""
+    return float(brentq(lambda a: expit(a + spread * NORMAL).mean() - share, -40, 40))
+
+
+def levels(rng: np.random.Generator, share: float, design: Design, effects: Effects) -> np.ndarray:
+    """The rate of every prompt, with new templates and phrases: ``(templates, phrases)``."""
+    start = intercept(share, (effects.templates**2 + effects.phrases**2) ** 0.5)
+    shape_t, shape_p = (design.templates, 1), (1, design.phrases)
+    return expit(start + rng.normal(0, effects.templates, shape_t) + rng.normal(0, effects.phrases, shape_p))
+
+
+def hits(rng: np.random.Generator, rates: np.ndarray, images: int) -> list[float]:
+    return (rng.random((*rates.shape, images)) < rates[..., None]).astype(float).ravel().tolist()
+
+
+def rates(
+    share: float, design: Design, effects: Effects, repeats: int, *, old: bool = False
+) -> tuple[float, float, float]:
+    """Of a rate: coverage, how often the upper limit is below the truth, and the mean upper limit."""
+    rng, units = np.random.default_rng(1), design.units(old=old)
+    found = [rate(hits(rng, levels(rng, share, design, effects), design.images), units) for _ in range(repeats)]
+    highs = np.array([e.high for e in found], float)
+    return float(np.mean([covers(e, share) for e in found])), float((highs < share).mean()), float(highs.mean())
+
+
+def changes(
+    before: float,
+    after: float,
+    design: Design,
+    effects: Effects,
+    repeats: int,
+    *,
+    kind: type = Asked,
+    old: bool = False,
+) -> tuple[float, float]:
+    """Of a paired change: coverage, and how often the lower limit lies above the truth (a false non-inferiority)."""
+    rng, units = np.random.default_rng(2), design.units(kind, old=old)
+    truth, found = after - before, []
+    for _ in range(repeats):
+        if kind is Kept:  # the labels stay who they are, and only templates are new
+            lost = expit(intercept(after, effects.templates) + rng.normal(0, effects.templates, (design.templates, 1)))
+            second = np.repeat(lost, design.phrases, axis=1)
+        else:
+            second = levels(rng, after, design, effects)
+        first = np.full(second.shape, before)
+        found.append(difference(hits(rng, first, design.images), hits(rng, second, design.images), units))
+    return (
+        float(np.mean([covers(e, truth) for e in found])),
+        float(np.mean([e.low is not None and e.low >= truth for e in found])),
+    )
+
+
+def trained(
+    rng: np.random.Generator, start: float, spread: float, prompts: int, *, old: bool
+) -> tuple[list[float], list[Hashable]]:
+    """Hits after three trainings that differ by ``spread`` on the logit scale; or (old) as many after one."""
+    each = expit(start + rng.normal(0, spread, (1 if old else 3, 1)))
+    values = hits(rng, np.repeat(each, prompts, axis=1), 3 if old else 1)
+    if old:
+        return values, [prompt for prompt in range(prompts) for _ in range(3)]
+    return values, [Trained(run, prompt) for run in range(3) for prompt in range(prompts)]
+
+
+def trainings(share: float, spread: float, repeats: int, *, prompts: int = 24, old: bool = False) -> float:
+    """Coverage of the mean rate over trainings."""
+    rng, start = np.random.default_rng(3), intercept(share, spread)
+    return float(np.mean([covers(rate(*trained(rng, start, spread, prompts, old=old)), share) for _ in range(repeats)]))
+
+
+def residuals(spread: float, repeats: int, *, prompts: int = 12, old: bool = False) -> tuple[float, float]:
+    """Of a residual of about 0.3 against three models that never saw the target: coverage; and how often a residual of
+    0 is called recovered (lower limit above 0)."""
+    rng = np.random.default_rng(4)
+    shown = {share: float(expit(logit(share) + spread * NORMAL).mean()) for share in (0.1, 0.35, 0.9)}
+    truth = (shown[0.35] - shown[0.1]) / (shown[0.9] - shown[0.1])
+
+    def found(share: float) -> Estimate:
+        erased, base, *never = (
+            trained(rng, float(logit(p)), spread, prompts, old=old) for p in (share, 0.9, 0.1, 0.1, 0.1)
+        )
+        return residual(erased[0], base[0], [one[0] for one in never], erased[1])
+
+    some, none = ([found(share) for _ in range(repeats)] for share in (0.35, 0.1))
+    return (
+        float(np.mean([e.low is not None and covers(e, truth) for e in some])),
+        float(np.mean([e.low is not None and e.low > 0 for e in none])),
+    )
+
+
+def advantages(spread: float, repeats: int, *, old: bool = False) -> tuple[float, float]:
+    """Of a relearning advantage of one octave, where trainings differ by ``spread`` octaves: coverage; and how often an
+    advantage of none is called one (lower limit above 0)."""
+    rng, roles = (
+        np.random.default_rng(7),
+        {"base": "base", "erased": "erased", **{f"gold {i}": "gold" for i in range(3)}},
+    )
+    runs, images = (1, 2) if old else (3, 1)
+
+    def rows(model: str, octave: float) -> list[Observation]:
+        found = []
+        for run in range(runs):
+            own = octave + rng.normal(0, spread)
+            for step in (0,) if model == "base" else SHORT:
+                shown = 0.95 if model == "base" else 0.95 * expit(4 * (np.log2(max(step, 0.5)) - own))
+                for prompt, seed in itertools.product(range(12), range(run * images, (run + 1) * images)):
+                    facts = {"step": step, "run": run, "prompt": f"p{prompt}"}
+                    value = float(rng.random() < shown)
+                    found.append(Observation(model, f"step {step}", f"p{prompt}", seed, value, None, facts))
+        return found
+
+    def found(octave: float) -> Estimate:
+        told = {m: rows(m, octave if m == "erased" else float(np.log2(10))) for m in roles}
+        return next(e.estimate for e in octaves("relearning", told, roles) if e.measure == "advantage")
+
+    some, none = ([found(float(np.log2(steps))) for _ in range(repeats)] for steps in (5, 10))
+    lows = [-np.inf if e.low is None else e.low for e in some]
+    highs = [np.inf if e.high is None else e.high for e in some]
+    return (
+        float(np.mean([low <= 1 <= high for low, high in zip(lows, highs, strict=True)])),
+        float(np.mean([e.low is not None and e.low > 0 for e in none])),
+    )
+
+
+def strata(share: float, design: Design, effects: Effects, repeats: int, *, old: bool = False) -> float:
+    """Coverage of the chosen stratum's own rate, by its interval or (old) by one that ignores the choice."""
+    rng, units, covered = np.random.default_rng(5), design.units(), 0
+    for _ in range(repeats):
+        truth = levels(rng, share, design, effects)
+        values = hits(rng, truth, design.images)
+        found = worst_stratum(values, units)
+        assert found is not None
+        estimate, name = found
+        number = int(name.split("\u201c")[1].split("\u201d")[0][1:])
+        of_template = name.startswith("template")
+        own = float((truth[number] if of_template else truth[:, number]).mean())
+        if old:
+            at = [i for i, u in enumerate(units) if (u.first if of_template else u.second)[1:] == str(number)]
+            estimate = rate([values[i] for i in at], [(units[i].first, units[i].second) for i in at])
+        covered += covers(estimate, own)
+    return covered / repeats
+
+
+def losses(each: list[float], repeats: int, *, images: int = 12) -> dict[str, float]:
+    """Of the three labels that lost most, from a base at 0.95: what is printed, and what is concluded from it."""
+    rng, truth = np.random.default_rng(6), float(np.mean(sorted(x - 0.95 for x in each)[:3]))
+    prompts = [f"{label} {i}" for label in range(len(each)) for i in range(images)]
+    owner = [str(label) for label in range(len(each)) for _ in range(images)]
+    rows = []
+    for _ in range(repeats):
+        first = (rng.random((len(each), images)) < 0.95).astype(float)
+        second = (rng.random((len(each), images)) < np.array(each)[:, None]).astype(float)
+        e, _, p = lost_most(first.ravel().tolist(), second.ravel().tolist(), prompts, owner, count=3)
+        plain = float(np.sort((second - first).mean(1))[:3].mean())
+        rows.append((plain, e.value, covers(e, truth), (p or 0) <= 0.05, (e.low or 0) >= -0.15, (e.high or 0) < -0.15))
+    names = ("plain", "value", "coverage", "significant", "non-inferior", "degraded")
+    return {"truth": truth, **dict(zip(names, map(float, np.mean(np.array(rows, float), axis=0)), strict=True))}
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[object]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(f'{cell:.3f}' if isinstance(cell, float) else str(cell) for cell in row)} |"
+    yield ""
+
+
+def tables(repeats: int) -> Iterator[str]:
+    """Every table of the page."""
+    spreads = [Effects(0, 0), Effects(1.5, 0.5), Effects(3, 0), Effects(3, 1), Effects(1, 2)]
+    rows: list[list[object]] = []
+    for design in (Design(6, 3, 2), Design(24, 3, 1)):
+        for effects in spreads:
+            for share in (0.05, 0.15, 0.4):
+                before = rates(share, design, effects, repeats, old=True)
+                now = rates(share, design, effects, repeats)
+                rows.append([design, effects, share, before[0], now[0], before[1], now[1], before[2], now[2]])
+    head = [
+        "templates x phrases x pictures",
+        "spread of templates / phrases",
+        "true rate",
+        "covered, by prompt",
+        "covered",
+    ]
+    head += ["upper limit too low, by prompt", "upper limit too low", "mean upper limit, by prompt", "mean upper limit"]
+    yield from table(head, rows)
+    rows = []
+    for design, effects, kind in (
+        (Design(24, 3, 1), Effects(3, 1), Asked), (Design(6, 3, 2), Effects(3, 1), Asked),
+        (Design(24, 5, 1), Effects(2, 0), Kept), (Design(6, 9, 2), Effects(2, 0), Kept),
+    ):  # fmt: skip
+        for first, second in ((0.95, 0.9), (0.9, 0.4)):
+            before = changes(first, second, design, effects, repeats, kind=kind, old=True)
+            now2 = changes(first, second, design, effects, repeats, kind=kind)
+            what = "target" if kind is Asked else "kept"
+            rows.append([what, design, effects, f"{first:g} to {second:g}", before[0], now2[0], before[1], now2[1]])
+    head = ["group", "templates x phrases x pictures", "spread", "true rates", "covered, by prompt", "covered"]
+    yield from table([*head, "lower limit above the truth, by prompt", "lower limit above the truth"], rows)
+    rows = [
+        [spread, share, trainings(share, spread, repeats, old=True), trainings(share, spread, repeats)]
+        for spread in (0.0, 0.5, 1.0)
+        for share in (0.1, 0.5)
+    ]
+    yield from table(["spread of runs", "true rate", "covered, one run", "covered, three runs"], rows)
+    rows = [[s, *residuals(s, repeats, old=True), *residuals(s, repeats)] for s in (0.0, 0.5, 1.0)]
+    yield from table(
+        ["spread of runs", "residual covered, one run", "false \u201crecovered\u201d, one run", "covered, three runs",
+         "false \u201crecovered\u201d, three runs"], rows,
+    )  # fmt: skip
+    rows = [
+        [
+            design,
+            effects,
+            share,
+            strata(share, design, effects, repeats, old=True),
+            strata(share, design, effects, repeats),
+        ]
+        for design in (Design(24, 3, 1), Design(6, 3, 2))
+        for effects in (Effects(0, 0), Effects(3, 0))
+        for share in (0.05, 0.15)
+    ]
+    yield from table(
+        ["templates x phrases x pictures", "spread", "true mean rate", "worst covered, choice ignored", "covered"], rows
+    )
+    rows = [[s, *advantages(s, repeats // 3, old=True), *advantages(s, repeats // 3)] for s in (0.0, 0.5, 1.0)]
+    head = ["spread of runs, octaves", "advantage covered, one run", "false advantage, one run"]
+    yield from table([*head, "covered, three runs", "false advantage, three runs"], rows)
+    rows = []
+    for name, each in {
+        "equal models": [0.95] * 9,
+        "three labels lose 15 points": [0.95] * 6 + [0.8] * 3,
+        "one label loses 45": [0.95] * 8 + [0.5],
+        "one label is gone": [0.95] * 8 + [0.0],
+    }.items():
+        got = losses(each, repeats)
+        rows.append(
+            [
+                name,
+                *(got[k] for k in ("truth", "plain", "value", "coverage", "significant", "non-inferior", "degraded")),
+            ]
+        )
+    head = [
+        "nine labels, 12 pictures each",
+        "true loss of the three",
+        "plain mean of the lowest",
+        "beyond chance",
+        "covered",
+    ]
+    yield from table([*head, "p <= 0.05", "within 15 points", "beyond 15 points"], rows)
+
+
+if __name__ == "__main__":
+    for line in tables(int(sys.argv[1]) if len(sys.argv) > 1 else 300):
+        print(line, flush=True)

@@ -1,0 +1,75 @@
+"""Intervals cover what they should, and those that were made before did not: studies/coverage.py with few repeats.
+
+Seeds are fixed. Each test holds the new number to a bound that the old one fails.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from erasure.eval.stats import Kept
+from studies.coverage import Design, Effects, advantages, changes, losses, rates, residuals, strata, trainings
+
+REPEATS = 100
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4])
+def test_a_rate_covers_the_truth_where_templates_differ(share):
+    design, effects = Design(24, 3, 1), Effects(3, 1)
+    assert rates(share, design, effects, REPEATS)[0] >= 0.92
+    assert rates(share, design, effects, REPEATS, old=True)[0] < 0.87  # prompts as clusters
+
+
+def test_the_upper_limit_is_rarely_too_low():
+    _, below, high = rates(0.15, Design(6, 3, 2), Effects(3, 0), REPEATS)
+    assert below <= 0.05 and high < 0.5
+    assert rates(0.15, Design(6, 3, 2), Effects(3, 0), REPEATS, old=True)[1] > 0.06
+
+
+def test_a_change_covers_the_truth_where_templates_differ():
+    design, effects = Design(24, 3, 1), Effects(3, 1)
+    assert changes(0.9, 0.4, design, effects, REPEATS)[0] >= 0.92
+    assert changes(0.9, 0.4, design, effects, REPEATS, old=True)[0] < 0.9
+
+
+def test_a_loss_of_the_margin_is_rarely_called_less():
+    """Type I error of non-inferiority, where losses differ wildly between templates (docs/statistics.md)."""
+    design, effects = Design(24, 5, 1), Effects(2, 0)
+    assert changes(0.95, 0.9, design, effects, REPEATS, kind=Kept)[1] <= 0.08
+    assert changes(0.9, 0.4, design, effects, REPEATS, kind=Kept, old=True)[1] > 0.08
+
+
+def test_a_rate_after_training_covers_the_mean_over_trainings():
+    assert trainings(0.5, 1.0, REPEATS) >= 0.92
+    assert trainings(0.5, 1.0, REPEATS, old=True) < 0.6  # one training
+
+
+def test_a_residual_covers_the_truth_over_trainings():
+    covered, recovered = residuals(1.0, 60)
+    assert covered >= 0.92 and recovered <= 0.05
+    assert residuals(1.0, 60, old=True)[0] < 0.85
+
+
+def test_an_advantage_covers_the_truth_over_trainings():
+    covered, false = advantages(1.0, 60)
+    assert covered >= 0.95 and false <= 0.05
+    assert advantages(1.0, 60, old=True)[0] < 0.92  # one training
+
+
+def test_the_worst_stratum_allows_for_having_been_chosen():
+    design, effects = Design(24, 3, 1), Effects(0, 0)
+    assert strata(0.15, design, effects, REPEATS) >= 0.95
+    assert strata(0.15, design, effects, REPEATS, old=True) < 0.95
+
+
+def test_what_lost_most_is_nothing_where_nothing_was_lost():
+    found = losses([0.95] * 9, REPEATS)
+    assert found["plain"] < -0.07  # what the lowest three of nine labels "lose" by chance
+    assert abs(found["value"]) < 0.01
+    assert found["significant"] <= 0.05 and found["coverage"] >= 0.95 and found["degraded"] == 0
+
+
+def test_a_true_loss_is_found_and_a_loss_of_the_margin_is_rarely_called_less():
+    gone = losses([0.95] * 8 + [0.0], REPEATS)
+    assert gone["significant"] >= 0.95 and gone["non-inferior"] == 0 and gone["coverage"] >= 0.95
+    assert losses([0.95] * 8 + [0.5], REPEATS)["non-inferior"] <= 0.06
