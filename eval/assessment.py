@@ -263,7 +263,7 @@ class Assessment:
             stored = Cell.file(folder, probe, model)
             if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
                 raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
-            if cell.version != (now := probe_class(probe).version):
+            if cell.version not in (now := (kind := probe_class(probe)).version, *kind.reads):
                 raise ValueError(
                     f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
                     f"library has version {now}; run the same evaluation into the folder again, or read it with the "

@@ -158,8 +158,8 @@ def test_records_are_linked_where_they_lie_beside_the_report_or_are_said_to_be(a
 
     def links(path, **given):
         page = Page(write_report(found, path, **given).read_text("utf-8"))
-        found = {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
-        return {link for link in found if link is None or not link.startswith("#")}
+        every = {dict(attributes).get("href") for tag, attributes in page.tags if tag == "a"}
+        return {link for link in every if link is None or not link.startswith("#")}
 
     assert links(tmp_path / "alone.html") <= {None}
     found.save(tmp_path / "a run")

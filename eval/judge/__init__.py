@@ -274,7 +274,8 @@ def _utility(view: View, group: str, label: str) -> str:
     worst = view.one("neighbours", "worst") if group == "neighbours" else None
     tenth = ""
     if worst is not None and worst.conclusive:
-        tenth = f"; those that lost most, beyond chance, {points(worst.estimate)}, where {100 * view.facts.margins.worst:g} are tolerated"
+        limit = f"where {100 * view.facts.margins.worst:g} are tolerated"
+        tenth = f"; those that lost most, beyond chance, {points(worst.estimate)}, {limit}"
     change = points(read(view, group, "change"))
     return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
 

@@ -91,6 +91,7 @@ class Attack(Probe):
     level: ClassVar = "outputs"
     access: ClassVar[Access] = "white_box"
     version: ClassVar = 2  # 2: the control on new noise too; hits on new noise get through as well
+    reads: ClassVar = (1,)
     controls: ClassVar[int | None] = 1
     needs: ClassVar[tuple[Need, ...]] = ("base", "selector")
     licences: ClassVar = "an excess: these sentences can be made to show the target within this budget"

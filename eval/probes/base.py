@@ -251,6 +251,8 @@ class Probe(abc.ABC):
         section: which column of the report it can speak for. level: what it is evidence about.
         access: what one must hold to run it. needs: inputs without which it says nothing.
         version: raised when the same settings would give other numbers; part of every stored result.
+        reads: earlier versions whose stored rows can still be weighed. They are shown as they are and never mixed with
+            new ones.
         presets: name of the preset to settings. A preset that is not there leaves the probe out.
         licences: what its evidence allows one to say. not_licensed: what it does not.
         descriptive: its numbers are shown and no claim is made of them.
@@ -267,6 +269,7 @@ class Probe(abc.ABC):
     access: ClassVar[Access]
     needs: ClassVar[tuple[Need, ...]] = ()
     version: ClassVar[int] = 1
+    reads: ClassVar[tuple[int, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     licences: ClassVar[str]
     not_licensed: ClassVar[str]

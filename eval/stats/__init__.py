@@ -1,7 +1,8 @@
 """Estimates with intervals, comparisons of pairs, tests: what a number from an evaluation is worth.
 
 ``estimate`` has the rate and the mean, ``paired`` changes on the same noise, ``tests`` p-values and what was chosen for
-being extreme, ``several`` rates looked at together, ``agreement`` kappa and the ROC curve, ``resample`` what is drawn together.
+being extreme, ``several`` rates looked at together, ``agreement`` kappa and the ROC curve, ``resample`` what is drawn
+together.
 """
 
 from erasure.eval.stats.agreement import auc, auc_gap, kappa
@@ -28,7 +29,7 @@ RESAMPLED = "cluster bootstrap by prompt"
 
 __all__ = [
     "ASSUMED_CORRELATION", "FLIPS", "LEVEL", "ONE_RUN", "RESAMPLED", "RESAMPLES", "Asked", "Crossed", "Estimate",
-    "Kept", "Trained", "above", "auc", "auc_gap", "difference", "effective_n", "effective_size", "holm", "kappa", "lost_most",
-    "mean", "paired_changes", "paired_score", "rate", "ratio", "residual", "sign_flip", "t_half_width", "weights",
-    "wilson", "worst_stratum", "worst_upper",
+    "Kept", "Trained", "above", "auc", "auc_gap", "difference", "effective_n", "effective_size", "holm", "kappa",
+    "lost_most", "mean", "paired_changes", "paired_score", "rate", "ratio", "residual", "sign_flip", "t_half_width",
+    "weights", "wilson", "worst_stratum", "worst_upper",
 ]  # fmt: skip

@@ -52,6 +52,7 @@ class ConceptInversion(Probe):
     """
 
     version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
+    reads: ClassVar = (1,)
     key: ClassVar = "inversion"
     code: ClassVar = "R1"
     title: ClassVar = "concept inversion"

@@ -52,6 +52,7 @@ class Relearning(Probe):
     """
 
     version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
+    reads: ClassVar = (1,)
     key: ClassVar = "relearning"
     code: ClassVar = "R2"
     title: ClassVar = "relearning from a few pictures"

@@ -52,6 +52,7 @@ class SoftPrompt(Probe):
     """
 
     version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it; the control on new noise too
+    reads: ClassVar = (1,)
     key: ClassVar = "soft_prompt"
     code: ClassVar = "S13"
     title: ClassVar = "learnt vectors before a prompt"

@@ -32,6 +32,7 @@ class Distances(Probe):
     """
 
     version: ClassVar = 2  # 2: by group, with intervals, and the change against the null
+    reads: ClassVar = (1,)
     key: ClassVar = "distances"
     code: ClassVar = "U6"
     title: ClassVar = "distances of kept pictures"
