@@ -76,11 +76,20 @@ class Distances(Probe):
         found = []
         for name, row in far:
             note = NULL if models[name] == "base" else ""
-            value = Estimate(**row.facts["estimate"])
+            value = stored(row)
             found.append(Evidence(self.key, name, "rate", value, row.family, unit="number", note=note))
-            if row.facts["change"] is not None:
+            if row.facts.get("change") is not None:
                 change = Estimate(**row.facts["change"])
                 found.append(Evidence(self.key, name, "change", change, row.family, unit="number"))
         found += side_effects(self.key, rows, models, COSINE, known=None, shares=False)
         same = side_effects(self.key, rows, models, SAME, known=None)
         return found + [e for e in same if e.measure == "rate" and models[e.model] == "erased"]
+
+
+def stored(row: Observation) -> Estimate:
+    """A distance with its interval; rows of version 1 have none."""
+    if "estimate" in row.facts:
+        return Estimate(**row.facts["estimate"])
+    if row.value is None:
+        return Estimate.missing(row.reason or "no distance")
+    return Estimate(row.value, None, None, row.facts["method"], row.facts["n"], row.facts["n"])
