@@ -11,7 +11,7 @@ from typing import Any
 
 from erasure.eval import report
 from erasure.eval.assessment import Assessment
-from erasure.eval.judge import QUESTIONS, ClaimReport, Facts
+from erasure.eval.judge import QUESTIONS, ClaimReport, Facts, plainly
 from erasure.eval.judge.licences import LADDER, LICENCES, NO_CLAIM
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
@@ -95,34 +95,6 @@ def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, An
     return {"columns": columns, "rows": [{"arm": arm, "cells": [own.get(arm) for own in at]} for arm in arms]}
 
 
-PLAIN = {
-    "asked": ("Asked by name, {it}", "kept out", "still drawn"),
-    "words": ("In other words and settings, {it}", "kept out", "still drawn"),
-    "attacked": ("Attacks", "find no way to bring it back", "bring it back"),
-    "weights": ("In the weights, {it}", "not found", "still there"),
-    "rest": ("The rest of the model", "kept", "damaged"),
-}
-
-
-def plain(found: ClaimReport, facts: Facts) -> str:
-    """One model in a few plain sentences, an answer each."""
-    parts = []
-    for key, answer in found.answers.items():
-        start, yes, no = PLAIN[key]
-        start = start.format(it=f"{facts.target} is" if key == "asked" else "it is")
-        start += " is" if key == "rest" else ""
-        said = {"shown": yes, "shown not": no}.get(answer.verdict)
-        number = f" ({answer.number})" if answer.number else ""
-        if said is not None:
-            parts.append(f"{start} {said}{number}.")
-        elif key == "attacked":
-            parts.append(f"Attacks: {answer.verdict}.")
-        else:
-            subject = start.removesuffix(" is")
-            parts.append(f"{subject.partition(', ')[0]}: {answer.verdict}{number}.")
-    return " ".join(parts)
-
-
 def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
     """One erasure: its answers in plain words, and two columns that are never merged."""
     columns = []
@@ -135,7 +107,7 @@ def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
             "wanted": "What a claim needs" if level == NO_CLAIM else "What the next level needs",
         })  # fmt: skip
     readings = [LICENCES[key] for key in found.readings]
-    return {"report": found, "plain": plain(found, facts), "columns": columns, "readings": readings}
+    return {"report": found, "plain": plainly(found.answers, facts), "columns": columns, "readings": readings}
 
 
 def _parts(sentence: str) -> tuple[str, str]:

@@ -102,6 +102,25 @@ def test_an_erasure_of_the_world_is_the_same_from_each_precision(dtype):
     assert gap(change(made(half, "uce"), single), change(made(single, "uce"), single)) < 0.01
 
 
+def test_esd_trains_in_pure_bfloat16_where_it_is_asked_to():
+    """As the official scripts do: every trained weight is a bfloat16 number, and what is below its rounding is lost."""
+    pipe, preset = tiny("sd1").to(torch.bfloat16), "official-2025-x"
+    before = weights(pipe)
+    moved, exact = {}, {}
+    for pure in (False, True):
+        edit = erasure.erase(
+            pipe, "superhero", "esd", preset=preset, apply=False, progress=False, pure=pure, **{**SHORT, "lr": 2e-5}
+        )
+        assert edit.config["settings"]["pure"] is pure
+        old = {name: before[f"unet.{name}"].float() for name in edit.tensors}
+        changed = {name: edit.edit(name, weight, 1.0) for name, weight in old.items()}
+        moved[pure] = sum(int((new != old[name]).sum()) for name, new in changed.items())
+        exact[pure] = all(torch.equal(new.bfloat16().float(), new) for new in changed.values())
+    assert identical(weights(pipe), before)
+    assert exact == {False: False, True: True}
+    assert 0 < moved[True] < 0.5 * moved[False]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_smoke_runs_in_half_precision(dtype, tmp_path):

@@ -8,10 +8,11 @@ import re
 import pytest
 
 from erasure.eval.assessment import Assessment
+from erasure.eval.judge import plainly
 from erasure.eval.judge.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.report import SHARE, Scale, along, render, shown, write_report
-from erasure.eval.report_assessment import LEVELS, plain
+from erasure.eval.report_assessment import LEVELS
 from erasure.eval.report_curves import curve_of, curves, operating
 from erasure.eval.report_evidence import block, scale_of
 from erasure.eval.stats import Estimate
@@ -97,7 +98,7 @@ def test_the_first_table_has_a_row_for_each_checkpoint_and_a_word_for_each_answe
         for answer in report.answers.values():
             assert f'class="answer {answer.verdict.replace(" ", "-")}"' in row
             assert f">{answer.word}<" in row and f"({answer.verdict})" in row
-        assert plain(report, assessment.facts()).replace("\u00a0", " ") in text
+        assert plainly(report.answers, assessment.facts()).replace("\u00a0", " ") in text
     for target in re.findall(r'href="#([^"]+)"', html):
         assert f'id="{target}"' in html
 

@@ -266,22 +266,19 @@ def say_notes(found: Any) -> None:
 def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
     """Assess, print the claims in two columns, write the report; returns the policy's objections."""
     from erasure.eval import assess, write_report
+    from erasure.eval.judge import QUESTIONS, plainly
 
     found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html", records=out)
-    table = PlainTable("model", "suppression", "removal", "neighbours", "unrelated")
-    for claim in found.claims():
-        table.add_row(
-            claim.model, claim.suppression, claim.removal, *(claim.utility[g] for g in ("neighbours", "unrelated"))
-        )
+    table = PlainTable("checkpoint", *(question.heading for question in QUESTIONS.values()))
+    reports, facts = found.claims(), found.facts()
+    for claim in reports:
+        table.add_row(claim.model, *(f"{a.word} {a.number}".strip() for a in claim.answers.values()))
     console.print(table)
-    measured = PlainTable("model", "", "group", "", "")
-    add_quality(measured, found.evaluation)
-    console.print(measured)
-    say_notes(found.evaluation)
-    for claim in found.claims():
-        for sentence in claim.sentences:
-            say(f"- {sentence}")
+    for claim in reports:
+        say(f"- {claim.model}: {plainly(claim.answers, facts)}")
+        for banner in claim.banners:
+            say(f"! {claim.model}: {banner}")
     objections = found.objections()
     for objection in objections:
         say(f"! {objection}")

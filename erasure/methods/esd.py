@@ -64,8 +64,8 @@ class ESD(FineTune):
             "retain": 1.0,
             "precision": "auto",
         },
-        # The official scripts train in pure bfloat16, where an update of 5e-5 is often less than a weight's rounding;
-        # these presets train float32 weights. Load the pipeline in bfloat16 for predictions in their precision.
+        # The official scripts train in pure bfloat16, where an update of 5e-5 is often less than a weight's rounding.
+        # These presets do so on a pipeline loaded in bfloat16 with pure=True, and train float32 weights without it.
         "official-2025-x": {"variant": "x", "adapter": "weights"},
         "official-2025-x-strict": {"variant": "x-strict", "adapter": "weights"},
         "official-2025-u": {"variant": "u", "adapter": "weights"},

@@ -47,6 +47,8 @@ class FineTune(Method):
         optimizer, clip, schedule, warmup, accumulation, gradient_checkpointing: see :class:`~erasure.train.Training`.
         precision: what predictions are computed in; ``auto`` is bfloat16 where that is faster. A half-precision model
             runs in its own dtype.
+        pure: train the weights in the pipeline's own dtype instead of in float32 copies. It matters for pipelines
+            loaded in half precision alone, and is there to repeat scripts that do so: small updates are rounded away.
         seed: of the bank and of the batches.
     """
 
@@ -71,6 +73,7 @@ class FineTune(Method):
     accumulation: Count = 1
     gradient_checkpointing: bool = False
     precision: Precision = "float32"
+    pure: bool = False
     seed: int = 0
 
     # --- the steps ----------------------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ class FineTune(Method):
         dtype = compute_dtype(self.precision, backbone.device, student.modules)
         with casting(backbone.device, dtype):
             loss = self.objective(backbone, student, request, checkpoint)
-            with trainable(student.parameters, student.modules) as originals:
+            with trainable(student.parameters, student.modules, pure=self.pure) as originals:
                 run = Run(
                     student.parameters,
                     loss,

@@ -42,6 +42,8 @@ def check_trainable(parameters: Mapping[str, Tensor], modules: Iterable[nn.Modul
 def trainable(
     parameters: Mapping[str, nn.Parameter],
     modules: Iterable[nn.Module] = (),
+    *,
+    pure: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Make parameters trainable for the time of a block, and freeze the rest of some modules; yields the originals.
 
@@ -52,6 +54,8 @@ def trainable(
     Args:
         parameters: what is trained, by name; none where something else is, such as word vectors.
         modules: frozen but for those.
+        pure: train copies in the parameters' own dtype instead, for whoever repeats a script that does. In bfloat16 an
+            update below 1/512 of a weight is lost.
 
     Raises:
         ValueError: as :func:`check_trainable`.
@@ -67,7 +71,8 @@ def trainable(
         for parameter in everything:
             if parameter in trained:
                 parameter.grad = None
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+                own = parameter.dtype
+                parameter.data = parameter.data.to(own if pure else torch.promote_types(own, torch.float32), copy=True)
             parameter.requires_grad_(parameter in trained)
         owners = [module for module in modules if not trained.isdisjoint(module.parameters())]
         if (half := half_dtype(owners)) is not None:

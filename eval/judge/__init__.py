@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from erasure.eval.judge import rules
-from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, points, read
+from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, plainly, points, read
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
 from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.models import Role
@@ -374,4 +374,5 @@ __all__ = [
     "Margins",
     "Verdict",
     "claims",
+    "plainly",
 ]

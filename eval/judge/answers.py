@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from erasure.eval.judge import rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL
-from erasure.eval.judge.view import UTILITY, Verdict, View
+from erasure.eval.judge.view import UTILITY, Facts, Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate, worst_upper
 
@@ -214,6 +214,34 @@ ANSWERS: dict[str, Callable[[View], Answer]] = {
     "weights": _weights,
     "rest": _rest,
 }
+
+
+PLAIN = {
+    "asked": ("Asked by name, {it}", "kept out", "still drawn"),
+    "words": ("In other words and settings, {it}", "kept out", "still drawn"),
+    "attacked": ("Attacks", "find no way to bring it back", "bring it back"),
+    "weights": ("In the weights, {it}", "not found", "still there"),
+    "rest": ("The rest of the model", "kept", "damaged"),
+}
+
+
+def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
+    """The answers about one model as a few plain sentences."""
+    parts = []
+    for key, answer in found.items():
+        start, yes, no = PLAIN[key]
+        start = start.format(it=f"{facts.target} is" if key == "asked" else "it is")
+        start += " is" if key == "rest" else ""
+        said = {"shown": yes, "shown not": no}.get(answer.verdict)
+        number = f" ({answer.number})" if answer.number else ""
+        if said is not None:
+            parts.append(f"{start} {said}{number}.")
+        elif key == "attacked":
+            parts.append(f"Attacks: {answer.verdict}.")
+        else:
+            subject = start.removesuffix(" is")
+            parts.append(f"{subject.partition(', ')[0]}: {answer.verdict}{number}.")
+    return " ".join(parts)
 
 
 # --- numbers in words ------------------------------------------------------------------------------------------------
