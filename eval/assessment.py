@@ -17,7 +17,7 @@ from erasure.eval.judge import Audit, ClaimReport, Facts, Margins, claims
 from erasure.eval.judge.meta import gated
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.models import Kind, Role
-from erasure.eval.probes import HOMES, probe_class
+from erasure.eval.probes import names, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
 from erasure.eval.records import Evaluation, fingerprint
 from erasure.io import parse_json, printable, read_bytes, write_atomically, write_json
@@ -142,7 +142,7 @@ class Assessment:
     def probes(self) -> Iterator[Probe]:
         """The probes that ran, with their settings, in the order of the taxonomy."""
         settings = {cell.probe: cell.settings for cell in self.cells}
-        for name in HOMES:
+        for name in names():
             if name in settings:
                 kind = probe_class(name)
                 yield kind(**{key: _tupled(value) for key, value in settings[name].items()})

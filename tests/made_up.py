@@ -6,7 +6,7 @@ import dataclasses
 
 from erasure.eval.judge import ClaimReport, Facts, claims
 from erasure.eval.judge.rules import SEARCHES, VARIATIONS
-from erasure.eval.probes import HOMES
+from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
 
@@ -20,7 +20,7 @@ FACTS = Facts(
     detectors=("world-a", "world-b"),
     judge="world-a",
     sampler="DDIM, 25 steps, guidance 3",
-    ran=tuple(HOMES),
+    ran=tuple(names()),
 )
 KNOWN, POWER = {"known": "pass"}, {"known": "pass", "power": "pass"}
 

@@ -23,7 +23,7 @@ from erasure.eval.judge.licences import (
 from erasure.eval.judge.policy import NECESSARY, SUFFICIENT, Policy, check
 from erasure.eval.judge.rules import OPTIONAL, READINGS, SEARCHES, VARIATIONS
 from erasure.eval.judge.view import View
-from erasure.eval.probes import HOMES
+from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
 from tests.made_up import FACTS, FAILED, MODELS, NULLS, POWER, but, good, judged, levels, number, share, without
@@ -65,7 +65,7 @@ def test_nothing_gives_nothing():
     report = judged([], ran=())
     assert (report.suppression, report.removal) == ("C0", "C0")
     assert set(report.utility.values()) == {"not assessed"}
-    assert report.not_assessed == dict.fromkeys(HOMES, "not run")
+    assert report.not_assessed == dict.fromkeys(names(), "not run")
     assert report.readings == ("anything",)
 
 

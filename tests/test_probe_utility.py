@@ -14,7 +14,7 @@ from erasure.eval.compare import evaluate
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.models import Model
 from erasure.eval.pictures import weights_hash
-from erasure.eval.probes import HOMES, probe_class
+from erasure.eval.probes import BUILT_IN, probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.utility import efficiency
 from erasure.eval.probes.utility.binding import BESIDE, Binding, Composed, apart, beside
@@ -98,7 +98,7 @@ def weighed(probe, context):
     return rows, probe.weigh(rows, {model.name: model.role for model in context.models.values()})
 
 
-@pytest.mark.parametrize("key", [name for name, home in HOMES.items() if home.startswith("utility")])
+@pytest.mark.parametrize("key", [name for name, home in BUILT_IN.items() if ".utility." in home])
 def test_every_utility_probe_is_registered_and_complete(key):
     probe = probe_class(key)
     assert (probe.key, probe.section) == (key, "utility")

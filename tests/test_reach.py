@@ -39,7 +39,7 @@ def number(evidence, measure):
     return found.estimate
 
 
-@pytest.mark.parametrize("name", [name for name in registry.HOMES if issubclass(registry.probe_class(name), Attack)])
+@pytest.mark.parametrize("name", [name for name in registry.names() if issubclass(registry.probe_class(name), Attack)])
 def test_an_attack_that_gets_nowhere_is_within_the_tolerance_of_c3(name):
     goals = goals_of(CONTEXT, "name", registry.probe_class(name).preset("full").prompts)
     assert len({goal.named for goal in goals}) == len(goals)

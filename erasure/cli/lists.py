@@ -29,11 +29,11 @@ def methods() -> None:
 @commands.command(epilog="Example: [bold]erasure probes[/bold]")
 def probes() -> None:
     """List the probes: what each asks, what it is evidence about, and which presets run it."""
-    from erasure.eval.probes import HOMES, PRESETS, probe_class
+    from erasure.eval.probes import PRESETS, names, probe_class
 
     table = PlainTable("probe", "", "what it asks", "evidence about", "access", "presets")
     section = ""
-    for name in HOMES:
+    for name in names():
         kind = probe_class(name)
         if kind.section != section:
             table.add_section()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from erasure.eval.models import Kind, Role
-from erasure.eval.probes import HOMES
+from erasure.eval.probes import names
 from erasure.eval.probes.base import PRESETS, Evidence
 from erasure.eval.summary import DESTRUCTION, MARGINS
 
@@ -189,7 +189,7 @@ class View:
 
     def not_assessed(self) -> dict[str, str]:
         """Every probe without a number about this model, and why."""
-        return {probe: self.why(probe) for probe in HOMES if not self.assessed(probe)}
+        return {probe: self.why(probe) for probe in names() if not self.assessed(probe)}
 
     def unmet(self, probe: str, measure: str, limit: float, gate: str | None = None) -> str:
         """What keeps the number to read from being at most ``limit``; "" when it is."""

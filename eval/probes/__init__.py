@@ -1,11 +1,11 @@
 """Probes, one file each: is a concept suppressed, did it leave the weights, what else changed, what do filters do.
 
-Registered by name; the module of a probe is imported when it is asked for.
+Registered by name; the module of a probe is imported when it is asked for. Other packages add theirs by an entry point
+in the group ``erasure.probes``, ``key = package.module:Probe``: it runs in the presets it names and stands in the
+report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`.
 """
 
 from __future__ import annotations
-
-import importlib
 
 from erasure.eval.probes.base import (
     PRESETS,
@@ -15,67 +15,77 @@ from erasure.eval.probes.base import (
     Observation,
     Probe,
 )
+from erasure.registry import Registry
 
-HOMES = {
+BUILT_IN = {
     # what comes out when asked
-    "direct": "suppression.direct:Direct",
-    "paraphrase": "suppression.paraphrase:Paraphrase",
-    "description": "suppression.description:Description",
-    "hierarchy": "suppression.hierarchy:Hierarchy",
-    "composition": "suppression.composition:Composition",
-    "translation": "suppression.translation:Translation",
-    "negation": "suppression.negation:Negation",
-    "sampler": "suppression.sampler:Sampler",
-    "clip_skip": "suppression.clip_skip:ClipSkip",
-    "random_control": "suppression.random_control:RandomControl",
-    "unlearn_diff_atk": "suppression.unlearn_diff_atk:UnlearnDiffAtk",
-    "p4d": "suppression.p4d:P4D",
-    "ring_a_bell": "suppression.ring_a_bell:RingABell",
-    "soft_prompt": "suppression.soft_prompt:SoftPrompt",
+    "direct": "erasure.eval.probes.suppression.direct:Direct",
+    "paraphrase": "erasure.eval.probes.suppression.paraphrase:Paraphrase",
+    "description": "erasure.eval.probes.suppression.description:Description",
+    "hierarchy": "erasure.eval.probes.suppression.hierarchy:Hierarchy",
+    "composition": "erasure.eval.probes.suppression.composition:Composition",
+    "translation": "erasure.eval.probes.suppression.translation:Translation",
+    "negation": "erasure.eval.probes.suppression.negation:Negation",
+    "sampler": "erasure.eval.probes.suppression.sampler:Sampler",
+    "clip_skip": "erasure.eval.probes.suppression.clip_skip:ClipSkip",
+    "random_control": "erasure.eval.probes.suppression.random_control:RandomControl",
+    "unlearn_diff_atk": "erasure.eval.probes.suppression.unlearn_diff_atk:UnlearnDiffAtk",
+    "p4d": "erasure.eval.probes.suppression.p4d:P4D",
+    "ring_a_bell": "erasure.eval.probes.suppression.ring_a_bell:RingABell",
+    "soft_prompt": "erasure.eval.probes.suppression.soft_prompt:SoftPrompt",
     # what is still inside
-    "inversion": "removal.inversion:ConceptInversion",
-    "relearning": "removal.relearning:Relearning",
-    "resurgence": "removal.resurgence:Resurgence",
-    "noise": "removal.noise:NoiseProbe",
-    "completion": "removal.completion:Completion",
-    "inpainting": "removal.inpainting:Inpainting",
-    "image_to_image": "removal.image_to_image:ImageToImage",
-    "classifier_guidance": "removal.classifier_guidance:ClassifierGuidance",
-    "latent_inversion": "removal.latent_inversion:LatentInversion",
-    "divergence": "removal.divergence:Divergence",
-    "output_distance": "removal.output_distance:OutputDistance",
-    "linear_probe": "removal.linear_probe:LinearProbe",
-    "membership": "removal.membership:Membership",
-    "memorisation": "removal.memorisation:Memorisation",
-    "construction": "removal.construction:Construction",
+    "inversion": "erasure.eval.probes.removal.inversion:ConceptInversion",
+    "relearning": "erasure.eval.probes.removal.relearning:Relearning",
+    "resurgence": "erasure.eval.probes.removal.resurgence:Resurgence",
+    "noise": "erasure.eval.probes.removal.noise:NoiseProbe",
+    "completion": "erasure.eval.probes.removal.completion:Completion",
+    "inpainting": "erasure.eval.probes.removal.inpainting:Inpainting",
+    "image_to_image": "erasure.eval.probes.removal.image_to_image:ImageToImage",
+    "classifier_guidance": "erasure.eval.probes.removal.classifier_guidance:ClassifierGuidance",
+    "latent_inversion": "erasure.eval.probes.removal.latent_inversion:LatentInversion",
+    "divergence": "erasure.eval.probes.removal.divergence:Divergence",
+    "output_distance": "erasure.eval.probes.removal.output_distance:OutputDistance",
+    "linear_probe": "erasure.eval.probes.removal.linear_probe:LinearProbe",
+    "membership": "erasure.eval.probes.removal.membership:Membership",
+    "memorisation": "erasure.eval.probes.removal.memorisation:Memorisation",
+    "construction": "erasure.eval.probes.removal.construction:Construction",
     # what else changed
-    "neighbours": "utility.neighbours:Neighbours",
-    "unrelated": "utility.unrelated:Unrelated",
-    "binding": "utility.binding:Binding",
-    "leakage": "utility.leakage:Leakage",
-    "distances": "utility.distances:Distances",
-    "preservation": "utility.preservation:Preservation",
-    "marginals": "utility.marginals:Marginals",
-    "replacement": "utility.replacement:Replacement",
-    "degeneracy": "utility.degeneracy:Degeneracy",
-    "efficiency": "utility.efficiency:Efficiency",
+    "neighbours": "erasure.eval.probes.utility.neighbours:Neighbours",
+    "unrelated": "erasure.eval.probes.utility.unrelated:Unrelated",
+    "binding": "erasure.eval.probes.utility.binding:Binding",
+    "leakage": "erasure.eval.probes.utility.leakage:Leakage",
+    "distances": "erasure.eval.probes.utility.distances:Distances",
+    "preservation": "erasure.eval.probes.utility.preservation:Preservation",
+    "marginals": "erasure.eval.probes.utility.marginals:Marginals",
+    "replacement": "erasure.eval.probes.utility.replacement:Replacement",
+    "degeneracy": "erasure.eval.probes.utility.degeneracy:Degeneracy",
+    "efficiency": "erasure.eval.probes.utility.efficiency:Efficiency",
     # what filters do
-    "input_filter": "guardrails.input_filter:InputFilterProbe",
-    "output_filter": "guardrails.output_filter:OutputFilterProbe",
-    "end_to_end": "guardrails.end_to_end:EndToEnd",
+    "input_filter": "erasure.eval.probes.guardrails.input_filter:InputFilterProbe",
+    "output_filter": "erasure.eval.probes.guardrails.output_filter:OutputFilterProbe",
+    "end_to_end": "erasure.eval.probes.guardrails.end_to_end:EndToEnd",
 }
+REGISTRY = Registry("probe", "erasure.probes", BUILT_IN)
+
+
+def names() -> tuple[str, ...]:
+    """The keys of all probes, in the order of the taxonomy, those of other packages last."""
+    return tuple(REGISTRY.available())
 
 
 def probe_class(name: str) -> type[Probe]:
     """The class of a probe by its key.
 
     Raises:
-        ValueError: there is none of that name; the message lists them.
+        ValueError: there is none of that name, with the known ones in the message; or what an entry point names is no
+            probe, or has another key.
     """
-    if name not in HOMES:
-        raise ValueError(f"unknown probe {name!r}; choose one of {sorted(HOMES)}")
-    module, _, attribute = HOMES[name].partition(":")
-    found: type[Probe] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    found = REGISTRY.load(name)
+    if not (isinstance(found, type) and issubclass(found, Probe) and found.key == name):
+        raise ValueError(
+            f"the entry point {name!r} names {found!r}; it must be a class of erasure.eval.probes.Probe whose key is "
+            f"{name!r}"
+        )
     return found
 
 
@@ -91,7 +101,7 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(PRESETS)}")
-    found = {name: probe_class(name).preset(preset) for name in (HOMES if only is None else only)}
+    found = {name: probe_class(name).preset(preset) for name in (names() if only is None else only)}
     if only and (absent := [name for name, probe in found.items() if probe is None]):
         having = [one for one in PRESETS if one in probe_class(absent[0]).presets]
         raise ValueError(f"preset {preset!r} has no probe {absent[0]!r}; leave it out, or choose one of {having}")
@@ -99,13 +109,13 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
 
 
 __all__ = [
-    "HOMES",
     "PRESETS",
     "Context",
     "Evidence",
     "Missing",
     "Observation",
     "Probe",
+    "names",
     "probe_class",
     "probes_of",
 ]
