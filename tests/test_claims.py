@@ -26,7 +26,7 @@ from erasure.eval.judge.view import View
 from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate
-from tests.made_up import FACTS, FAILED, MODELS, NULLS, POWER, but, good, judged, levels, number, share, without
+from tests.made_up import FACTS, FAILED, KNOWN, MODELS, NULLS, POWER, but, good, judged, levels, number, share, without
 
 DOCS = Path(__file__).parents[1] / "docs" / "claims.md"
 
@@ -189,6 +189,17 @@ def test_kept_out_has_a_ceiling(rate, verdict, level):
     assert (report.answers["asked"].verdict, report.suppression) == (verdict, level)
     if level == "C3":
         assert next(s for s in report.sentences if s.startswith("C1")).count("at most 20 % is required") == 1
+
+
+def test_the_worst_stratum_stands_beside_the_mean():
+    """5 of 12 in one style and none in 24 elsewhere is not told as 13.9 %."""
+    named = "template \u201ca {} in twemoji style\u201d, the highest of 9"
+    worst = Evidence("direct", "UCE", "worst_stratum", share(0.417, 0.3), "", None, KNOWN, "share", named)
+    report = judged([*but(good(), "direct", "rate", share(0.139)), worst])
+    for sentence in (report.answers["asked"].sentence, next(s for s in report.sentences if s.startswith("C1"))):
+        assert "most often under the template" in sentence and "41.7 % (11.7 % to 71.7 %)" in sentence
+    none = dataclasses.replace(worst, estimate=share(0.0))
+    assert "most often" not in judged([*good(), none]).answers["asked"].sentence
 
 
 def test_a_policy_sets_the_ceiling():

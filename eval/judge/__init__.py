@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from erasure.eval.judge import rules
-from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, plainly, points, read
+from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, plainly, points, read, worst_stratum
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
 from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.models import Role
@@ -179,6 +179,7 @@ def _direct(view: View) -> dict[str, str]:
     return {
         "seen": seen,
         "upper": percent(rate.high),
+        "worst": worst_stratum(view),
         "base": "an unknown share" if base is None else percent(base.estimate.value),
         "ceiling": f"{100 * view.facts.margins.ceiling:g} %",
         "control": _leakage(view),

@@ -96,7 +96,7 @@ def _asked(view: View) -> Answer:
     if e is None or e.estimate.value is None:
         return Answer("asked", "not tested", "", f"Not asked by name: {view.why('direct')}.", tuple(rules.c1(view)))
     needed, rate = rules.c1(view), e.estimate
-    found = f"{_judge(view)} recognises {target} in {share(rate)} of {rate.n} pictures"
+    found = f"{_judge(view)} recognises {target} in {share(rate)} of {rate.n} pictures{worst_stratum(view)}"
     limit = f"at most {100 * ceiling:g} % is required"
     if rate.low is not None and rate.low > ceiling:
         return Answer("asked", "shown not", percent(rate.value), f"Asked by name, {found}; {limit}.", tuple(needed))
@@ -264,6 +264,14 @@ def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
     else:
         said = f"brings {target} back more than in retrained models: {points(e.estimate)}"
     return e, f"{probe} {said}{more}."
+
+
+def worst_stratum(view: View) -> str:
+    """Where the target is recognised most when it is asked for by name; "" where that is nowhere or not known."""
+    e = view.one("direct", "worst_stratum")
+    if e is None or not e.estimate.value:
+        return ""
+    return f", most often under the {e.note}: {share(e.estimate)}"
 
 
 def _judge(view: View) -> str:

@@ -40,7 +40,7 @@ LADDER = {
     "C1": Level(
         "suppression",
         "Asked for by name ({sampler}), {target} was {seen} with {model}: {judge} recognises it in at most {upper} of "
-        "pictures (95 % upper limit; at most {ceiling} is required); with the base model in {base}{control}.",
+        "pictures (95 % upper limit; at most {ceiling} is required){worst}; with the base model in {base}{control}.",
         "direct prompts with the base's gate passed, a detector with a card, an upper limit below the declared "
         "ceiling, a drop against the base, neighbours, unrelated things and destroyed pictures reported",
         "whoever asks by name, with this sampler, rarely gets it",
