@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from erasure.eval.judge import Audit, ClaimReport, Facts, Margins, claims
-from erasure.eval.judge.meta import gated
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.models import Kind, Role
 from erasure.eval.probes import names, probe_class
@@ -162,7 +161,7 @@ class Assessment:
             for arm, control in self.twins.items():
                 others = {name: own for name, own in rows.items() if name != control}
                 found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
-        return gated(found)
+        return tuple(found)
 
     @functools.cached_property
     def twins(self) -> dict[str, str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from erasure.eval.assessment import Assessment, Cell, ModelCard
-from erasure.eval.judge import meta
-from erasure.eval.judge.meta import faithfulness, gated, separation, table, trials
+from erasure.eval.judge.meta import faithfulness, separation, table, trials
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.inversion import ConceptInversion
@@ -87,14 +86,6 @@ def test_a_judged_copy_of_a_retrained_model_is_nobodys_measure():
     assert found.twins == {"copy": "gold 0"}
     (told,) = faithfulness(*trials(found))
     assert (told.knows, told.never) == ({"base": 1.0}, {f"gold {i}": 0.0 for i in range(3)})
-
-
-def test_a_demoted_probe_is_shown_and_enters_no_claim(monkeypatch):
-    monkeypatch.setitem(meta.DEMOTED, "inversion", 0.6)
-    rows = said("inversion", "residual", {"UCE": 0.1}) + said("relearning", "advantage", {"UCE": 0.1})
-    first, second = gated(rows)
-    assert not first.conclusive and first.gates == {"faithful": "fail"} and first.estimate == rows[0].estimate
-    assert second == rows[1]
 
 
 def test_without_a_pair_there_is_no_figure():

@@ -47,8 +47,9 @@ def test_truths_known_by_construction_come_out(committed):
     assert set(removal.values()) == {NO_CLAIM}
     faithful = meta.faithfulness(*meta.trials(committed))
     assert len(faithful) >= 4
-    demoted = {row.probe: round(row.auc, 2) for row in faithful if row.demoted}
-    assert demoted == {probe: auc for probe, auc in meta.DEMOTED.items() if probe in {row.probe for row in faithful}}
+    for row in (row for row in faithful if row.demoted):  # what does not tell them apart here enters no claim here
+        numbers = [e for e in committed.evidence if (e.probe, e.measure) == (row.probe, row.measure)]
+        assert numbers and not any(e.conclusive for e in numbers if committed.roles[e.model] == "erased")
 
 
 def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(committed):

@@ -2,8 +2,9 @@
 
 Every arm of an assessment whose truth is known by construction (an unchanged copy, a filtered base, a weakened erasure
 know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
-values: AUC = P(knows > does not), ties counted half. Below 0.8 a metric is shown and enters no claim: its numbers have
-the failed gate "faithful".
+values: AUC = P(knows > does not), ties counted half. It is a statement about one base and its material. Which numbers
+enter a claim is decided for each base by the probes' own gates, from what they find in that base: membership has power
+where the base's known members are told from their twins, and nowhere else.
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """
@@ -20,10 +21,7 @@ from erasure.io import markdown
 if TYPE_CHECKING:
     from erasure.eval.assessment import Assessment
 
-DEMOTED_BELOW = 0.8
-# Probe to its AUC, where that is below: from the assessment of Emoji World at "standard", whose table is in
-# docs/assessment.md, and which a test holds this to. Their numbers are shown, with a failed gate.
-DEMOTED = {"membership": 0.75, "memorisation": 0.62}
+FAITHFUL_FROM = 0.8
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
 # what a probe says about how much is left, the most relative first; more is more left
 SCORES = (
@@ -64,8 +62,8 @@ class Faithfulness:
 
     @property
     def demoted(self) -> bool:
-        """Whether the metric is shown and enters no claim."""
-        return self.auc is not None and self.auc < DEMOTED_BELOW
+        """Whether the metric does not tell the two sides apart here."""
+        return self.auc is not None and self.auc < FAITHFUL_FROM
 
 
 OTHERWISE = ("construction", "resurgence")  # probes of removal whose number is not higher the more a model knows
@@ -124,13 +122,6 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
             weighed = probe.weigh({**rows, arm: rows[model.name]}, {**found.roles, arm: "erased"})
             again += [dataclasses.replace(e, model=model.name) for e in weighed if e.model == arm]
     return again, knows
-
-
-def gated(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    """The evidence, that of demoted probes with the failed gate "faithful"."""
-    return tuple(
-        dataclasses.replace(e, gates={**e.gates, "faithful": "fail"}) if e.probe in DEMOTED else e for e in evidence
-    )
 
 
 def separation(knows: Mapping[str, float], never: Mapping[str, float]) -> float | None:
