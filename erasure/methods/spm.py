@@ -60,8 +60,8 @@ class SPM(FineTune):
         "Con6924/SPM",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Screened on Emoji World with 18 pictures of the target: seen in 83 % with eta 1, 44 % with 3, 33 % with 6; three
-        # times the rate left 89 %. Neighbours and unrelated things stayed as they were. The paper trains ten times longer.
+        # Screened on Emoji World with 18 pictures of the target: seen in 83 % with eta 1, 44 % with 3, 33 % with 6;
+        # three times the rate left 89 %. Neighbours and unrelated things stayed. The paper trains ten times longer.
         "recommended": {
             "iterations": 300,
             "lr": 1e-3,
