@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     AuraFlowTransformer2DModel,
     ChromaTransformer2DModel,
+    CogVideoXTransformer3DModel,
     CogView4Transformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -91,6 +92,13 @@ PUBLISHED: list[tuple[str, str, Callable[[], Any]]] = [
     ("AuraFlow", "auraflow", lambda: AuraFlowTransformer2DModel(caption_projection_dim=3072)),
     ("CogView4 6B", "cogview4", CogView4Transformer2DModel),
     ("LTX-Video 2B", "ltx", LTXVideoTransformer3DModel),
+    (
+        "CogVideoX 5B",
+        "cogvideox",
+        lambda: CogVideoXTransformer3DModel(
+            num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True
+        ),
+    ),
     (
         "Kolors",
         "kolors",

@@ -49,7 +49,7 @@ class SLD(Method):
 
     # where both predictions of guidance are made by one call of the denoiser, and guidance is off at 1
     architectures: ClassVar[tuple[str, ...] | None] = (
-        "sd-unet", "sdxl", "sd3", "pixart", "sana", "auraflow", "ltx", "kolors"
+        "sd-unet", "sdxl", "sd3", "pixart", "sana", "auraflow", "ltx", "cogvideox", "kolors"
     )  # fmt: skip
     key: ClassVar[str] = "sld"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"

@@ -19,7 +19,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 CLASSIC = ("sd1", "sd2", "sdxl", "sd3", "flux")
 JOINT = ("flux2", "flux2-klein", "qwen-image", "z-image", "wan", "wan2.2", "chroma")
-CROSS = ("pixart-sigma", "sana", "lumina2", "auraflow", "cogview4", "ltx", "kolors")
+CROSS = ("pixart-sigma", "sana", "lumina2", "auraflow", "cogview4", "ltx", "cogvideox", "kolors")
 EVERY = (*CLASSIC, *JOINT, *CROSS)
 
 BUILDERS: dict[str, Callable[..., Any]] = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from erasure import Concept, Erasure, erase, save_denoiser
-from erasure.backbone import Backbone, backbone_of, denoiser_of
+from erasure.backbone import Backbone, architectures, backbone_of, denoiser_of
 from erasure.backbone.flux import FluxBackbone
 from erasure.backbone.sd3 import SD3Backbone
 from erasure.backbone.unet import SDXLBackbone, UNetBackbone
@@ -569,6 +569,8 @@ def test_the_table_in_the_docs_is_what_the_code_says():
     script = runpy.run_path(str(page.with_suffix(".py")))
     written = page.read_text("utf-8").split(script["BEGIN"])[1].split(script["END"])[0].strip()
     assert written == script["table"](), "run: python docs/architectures.py"
+    missing = set(architectures()) - {architecture for _, architecture, _ in script["PUBLISHED"]}
+    assert not missing, "add a published shape to docs/architectures.py"
 
 
 CLOSED_FORMS = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), ClosedForm)]

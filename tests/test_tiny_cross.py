@@ -25,7 +25,7 @@ RAW = {
     "lumina2": "nothing",
     "auraflow": "context_embedder",
     "kolors": "encoder_hid_proj",
-    "cogview4": r"patch_embed\.text_proj",
+    **dict.fromkeys(("cogview4", "cogvideox"), r"patch_embed\.text_proj"),
     "hunyuandit": r"text_embedder\.linear_1|blocks\.\d+\.attn2\.to_[kv]",
     "text-projection": "encoder_hid_proj",
     "upscaler": SPATIAL + r"|(down|up)_blocks\.1\.attentions\.\d+\.transformer_blocks\.\d+\.attn1\.to_[kv]",

@@ -310,6 +310,37 @@ def _ltx() -> Any:
     )
 
 
+def _cogvideox() -> Any:
+    """As the 5B model: rotary positions, v prediction, and no signal at all at the first step."""
+    return diffusers.CogVideoXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(48),
+        vae=diffusers.AutoencoderKLCogVideoX(
+            latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+        ),
+        transformer=diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=16,
+            text_embed_dim=48,
+            num_layers=2,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=5,
+            use_rotary_positional_embeddings=True,
+        ),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            clip_sample=False,
+            rescale_betas_zero_snr=True,
+            snr_shift_scale=1.0,
+            timestep_spacing="trailing",
+        ),
+    )
+
+
 CROSS: dict[str, Callable[[], Any]] = {
     "pixart-sigma": _pixart_sigma,
     "pixart-alpha": _pixart_alpha,
@@ -320,6 +351,7 @@ CROSS: dict[str, Callable[[], Any]] = {
     "cogview4": _cogview4,
     "hunyuandit": _hunyuandit,
     "ltx": _ltx,
+    "cogvideox": _cogvideox,
 }
 
 

@@ -28,6 +28,7 @@ DENOISERS: dict[str, str] = {
     "AuraFlowTransformer2DModel": "erasure.backbone.cross:AuraFlowBackbone",
     "CogView4Transformer2DModel": "erasure.backbone.cross:CogView4Backbone",
     "LTXVideoTransformer3DModel": "erasure.backbone.cross:LTXBackbone",
+    "CogVideoXTransformer3DModel": "erasure.backbone.cross:CogVideoXBackbone",
 }
 # Where one class of denoiser serves several architectures, the pipeline's class decides.
 PIPELINES: dict[str, str] = {

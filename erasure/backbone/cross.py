@@ -1,4 +1,4 @@
-"""PixArt, Sana, Lumina 2, AuraFlow and CogView4: one encoder, one entry layer."""
+"""PixArt, Sana, Lumina 2, AuraFlow, CogView4, LTX-Video and CogVideoX: one encoder, one entry layer."""
 
 from __future__ import annotations
 
@@ -123,4 +123,25 @@ class LTXBackbone(TransformerBackbone):
     latent_dtype = torch.float32
 
 
-__all__ = ["AuraFlowBackbone", "CogView4Backbone", "LTXBackbone", "Lumina2Backbone", "PixArtBackbone", "SanaBackbone"]
+class CogVideoXBackbone(TransformerBackbone):
+    """CogVideoX 1.0 and 1.5: T5 through one layer, padding unmasked; latents are frames before channels."""
+
+    architecture = "cogvideox"
+    pipelines = "CogVideoX"
+    entry = "patch_embed.text_proj"
+    default_length = 226
+
+    @property
+    def noise(self) -> NoiseModel:
+        return diffusion_of(self.pipe.scheduler, device=self.device)
+
+
+__all__ = [
+    "AuraFlowBackbone",
+    "CogVideoXBackbone",
+    "CogView4Backbone",
+    "LTXBackbone",
+    "Lumina2Backbone",
+    "PixArtBackbone",
+    "SanaBackbone",
+]
