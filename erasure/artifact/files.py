@@ -93,7 +93,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     known = sorted(KINDS.available())
     if not isinstance(config["kind"], str) or config["kind"] not in known:
-        raise ValueError(f"{path}: unknown kind {shown(config['kind'])}; known are {known}; upgrade diffusion-erasure")
+        raise ValueError(
+            f"{path}: unknown kind {shown(config['kind'])}; known are {known}; install the package that made it, or "
+            "upgrade diffusion-erasure"
+        )
     try:
         _OnDisk.model_validate(config)
         TypeAdapter(list[Concept]).validate_python(config["concepts"])

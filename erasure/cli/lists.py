@@ -21,7 +21,7 @@ def methods() -> None:
             name,
             kind.summary,
             lines(*kind.presets),
-            lines(kind.reference.venue, f"arXiv {kind.reference.arxiv}"),
+            lines(kind.reference.venue, *([f"arXiv {kind.reference.arxiv}"] if kind.reference.arxiv else [])),
         )
     console.print(table)
 
