@@ -16,7 +16,7 @@ from erasure.eval.pictures import generate
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.every import build
+from tests.every import CALLS, build
 from tests.probe_helpers import SUITE, tiny_context
 from tests.tiny import ARCHITECTURES, make, tiny, tiny_pipeline
 
@@ -194,6 +194,17 @@ def test_ids_stand_where_the_rows_of_their_embeddings_do(architecture):
     assert segment.ids.shape == segment.hidden.shape[:2]
     spans = zip(segment.ids, segment.span("content"), strict=True)
     assert [backbone.words.decode(ids[span]).strip() for ids, span in spans] == prompts
+
+
+@pytest.mark.parametrize("architecture", ["sd3", "sana", "ltx", "cogvideox", "chroma", "pixart-sigma"])
+def test_guidance_draws_at_the_length_that_was_asked_for(architecture):
+    pipe = build(architecture)
+    backbone = type(backbone_of(pipe))(pipe, max_sequence_length=96, call=CALLS.get(architecture, {}))
+    text = backbone.encode(["a superhero"]).text
+    noise = torch.randn(1, *backbone.latent_shape)
+    step, *_ = backbone.trajectory(text, noise, num_inference_steps=3, guidance_scale=3.0)
+    assert text.hidden.shape[1] == 96 + (77 if architecture == "sd3" else 0)
+    assert step.unconditional is not None and not torch.equal(step.unconditional, step.conditional)
 
 
 def test_what_a_pipeline_cuts_behind_its_encoder_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +50,7 @@ class Driven(abc.ABC):
         null_prompt: what the pipeline's guidance compares with, where it has to be given; None where the pipeline adds
             it by itself.
         latent_dtype: of latents that the pipeline is given; the denoiser's by default.
+        max_sequence_length: tokens a prompt is padded to, and the empty one that guidance adds; 0 where it is fixed.
     """
 
     pipe: Any
@@ -63,6 +65,7 @@ class Driven(abc.ABC):
     call: dict[str, Any] = {}
     null_prompt: ClassVar[str | None] = None
     latent_dtype: ClassVar[torch.dtype | None] = None
+    max_sequence_length: int = 0
 
     @property
     @abc.abstractmethod
@@ -186,6 +189,8 @@ class Driven(abc.ABC):
         """Call the pipeline itself on encoded prompts; returns latents. Its scheduler is left as it was."""
         pipe = separate(self.pipe)
         arguments = self.prompt_inputs(text) | self.call
+        if self.max_sequence_length and "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+            arguments.setdefault("max_sequence_length", self.max_sequence_length)
         if guidance_scale is not None:
             arguments[self.guidance_argument] = guidance_scale
         if self.null_prompt is not None and guidance_scale != self.no_guidance:
