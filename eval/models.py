@@ -71,15 +71,19 @@ class Swapped:
             any other model, which is then judged as an erasure is.
     """
 
+    intervention: Kind = "retrained"
+
     def __init__(
         self,
         name: str,
         modules: Mapping[str, nn.Module],
         *,
         config: Mapping[str, Any] | None = None,
-        intervention: Kind = "retrained",
+        intervention: Kind | None = None,
     ) -> None:
-        self.name, self.config, self.intervention = name, dict(config or {}), intervention
+        self.name, self.config = name, dict(config or {})
+        if intervention is not None:
+            self.intervention = intervention
         self.modules, self._ours = dict(modules), dict[str, nn.Module]()
 
     def apply(self, pipe: Any) -> None:

@@ -24,10 +24,13 @@ from erasure.pipelines import load_erasure, set_erasures, unload_erasures
 from erasure.pipelines.attach import attach_erasures
 from tests.builders import BUILDERS, CALLS
 from tests.pretend import DeviceFault, NumpyFault, device_of, pretend
+from tests.slow import first
 from tests.tiny import identical, tiny, weights
 
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
+# U-Nets, joint transformers and one with cross-attention; the others run with `pytest -m slow`.
+QUICK = ("sd1", "sdxl", "sd3", "flux", "qwen-image", "pixart-sigma")
 # The shortest training of each method that trains; the others are closed forms, or need nothing.
 TRAINED: dict[str, dict[str, Any]] = {
     "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
@@ -71,7 +74,7 @@ def draw(pipe: Any, architecture: str = "") -> Any:
 # --- the library -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", BUILDERS)
+@pytest.mark.parametrize("architecture", first(BUILDERS, *QUICK))
 def test_an_erasure_lives_on_the_gpu(architecture, tmp_path):
     with pretend():
         pipe = built(architecture)
@@ -109,7 +112,7 @@ def test_every_method_works_on_the_gpu(method, tmp_path):
         Erasure.from_pretrained(tmp_path).apply(pipe).remove(pipe)
 
 
-@pytest.mark.parametrize("architecture", BUILDERS)
+@pytest.mark.parametrize("architecture", first(BUILDERS, *QUICK))
 def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
     with pretend():
         pipe = built(architecture)

@@ -93,9 +93,9 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
     "settings",
     [
         {},
-        {"precision": "bfloat16"},
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"synonyms": True, "articles": True},
-        {"adapter": "lora", "lr": 1e-2, "iterations": 200},
+        pytest.param({"adapter": "lora", "lr": 1e-2, "iterations": 200}, marks=pytest.mark.slow),
     ],
 )
 def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):

@@ -165,7 +165,7 @@ def test_the_attack_brings_the_concept_back_within_its_bound():
     assert (found.hidden - other.hidden).abs().max() <= 0.5 + 1e-6
     with torch.no_grad():
         plain, attacked = (
-            method.distance(backbone, bank, bank.conditional, text, chosen).item() for text in (other, found)
+            method.error_of_rows(backbone, bank, bank.conditional, text, chosen).item() for text in (other, found)
         )
     assert attacked < 0.8 * plain
 

@@ -10,7 +10,7 @@ import pytest
 from erasure import Suite
 from erasure.eval import probes as registry
 from erasure.eval.judge import rules
-from erasure.eval.judge.view import Facts, View
+from erasure.eval.judge.view import Facts, Margins, View
 from erasure.eval.probes import Observation
 from erasure.eval.probes.attacking import Attack, excess, goals_of
 from erasure.eval.probes.removal.relearning import STEPS, Relearning
@@ -23,7 +23,7 @@ from erasure.eval.runner import PICTURES
 SUITE = Suite.load("superhero")
 CONTEXT = types.SimpleNamespace(suite=SUITE)
 ROLES = {"base": "base", "copy": "erased", "gold 0": "gold", "gold 1": "gold", "gold 2": "gold"}
-MARGINS = Facts("full", {}).margins
+MARGINS = Margins.of("full")
 
 
 def alike(rows, base=None):
@@ -46,7 +46,7 @@ def test_an_attack_that_gets_nowhere_is_within_the_tolerance_of_c3(name):
     rows = [
         Observation("copy", f, goal.named, 0, 0.0, None, {"try": 0}) for goal in goals for f in ("attack", "control")
     ]
-    assert excess(rows).high <= MARGINS.suppression
+    assert excess(rows).high <= MARGINS.excess
 
 
 def test_what_does_not_come_back_after_other_training_is_within_that_of_c4():

@@ -57,6 +57,7 @@ def test_the_script_for_nudity_keeps_the_empty_prompt_once_for_every_concept(pre
     assert (relative_error(ours, once) > 1e-4) == (n > 1)
 
 
+@pytest.mark.slow
 def test_weights_equal_the_reference_in_the_shape_of_stable_diffusion():
     pipe = double_pipeline(width=768, channels=(16, 32, 32, 32))
     ours = edited_weights(pipe, official(pipe))

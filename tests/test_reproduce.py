@@ -500,7 +500,7 @@ def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudene
     from erasure.cli import app
 
     pipe = tiny_pipeline()
-    monkeypatch.setattr(cli, "open_base", lambda *_: pipe)
+    monkeypatch.setattr(cli, "open_base", lambda *_, **__: pipe)
     object.__setattr__(
         pipe, "safety_checker", lambda images, **_: (_ for _ in ()).throw(AssertionError("it was asked"))
     )

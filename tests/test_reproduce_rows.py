@@ -399,7 +399,7 @@ def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
     import erasure.cli.reproduce as cli
     from erasure.cli import app
 
-    monkeypatch.setattr(cli, "open_base", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(cli, "open_base", lambda *_, **__: tiny_pipeline())
     for name in ("van_gogh", "taylor_swift"):
         (tmp_path / name).mkdir()
         colour(200).save(tmp_path / name / "0.png")
@@ -422,7 +422,7 @@ def test_the_command_takes_one_erasure_per_target(tmp_path, monkeypatch) -> None
     from erasure.artifact import Erasure
     from erasure.cli import app
 
-    monkeypatch.setattr(cli, "open_base", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(cli, "open_base", lambda *_, **__: tiny_pipeline())
     monkeypatch.setattr(Erasure, "from_pretrained", lambda folder: AddNoise(str(folder)))
     (tmp_path / "judge.py").write_text("def judge(images, wanted):\n    return [True for _ in wanted]\n")
     (tmp_path / "emma.csv").write_text("prompt,evaluation_seed,object\na cat,1,cat\na dog,2,dog\n")

@@ -37,7 +37,9 @@ def official(pipe, targets=TARGETS, guides=GUIDES, kept=KEPT, **settings):
     [
         {},
         {"prediction_type": "v_prediction", "width": 48},
-        {"width": 768, "channels": (16, 32, 32, 32)},  # widths and blocks of Stable Diffusion 1.4, fewer channels
+        pytest.param(  # widths and blocks of Stable Diffusion 1.4, fewer channels
+            {"width": 768, "channels": (16, 32, 32, 32)}, marks=pytest.mark.slow
+        ),
     ],
     ids=["sd1", "sd2", "sd1.4-shaped"],
 )
@@ -73,7 +75,7 @@ LARGE = {"width": 768, "channels": (16, 32, 32, 32)}  # the shape of Stable Diff
         ({}, ONE),
         ({}, (TARGETS, GUIDES)),
         ({}, STYLE),
-        (LARGE, (TARGETS, GUIDES)),
+        pytest.param(LARGE, (TARGETS, GUIDES), marks=pytest.mark.slow),
         pytest.param(LARGE, ONE, marks=pytest.mark.slow),
         pytest.param(LARGE, STYLE, marks=pytest.mark.slow),
     ],

@@ -9,6 +9,7 @@ from erasure.methods import BUILT_IN, method_class
 from erasure.methods.closed_form import EVERYDAY, ClosedForm
 from erasure.methods.vocabulary import vocabulary, words_of
 from tests.every import EVERY, build
+from tests.slow import first
 from tests.tiny import identical, make, tiny
 
 HERO = Concept("superhero", synonyms=("caped hero",), anchor="ninja")
@@ -87,7 +88,7 @@ def test_where_the_first_tokenizer_has_no_words_the_next_one_gives_them():
     assert len(make(pipe, HERO, keep=["wizard"], keep_vocabulary=20).config["keep_everyday"]) >= 20
 
 
-@pytest.mark.parametrize("method", CLOSED_FORMS)
+@pytest.mark.parametrize("method", first(CLOSED_FORMS, "uce", "speed"))
 def test_every_closed_form_keeps_them_when_asked_to(sd1, method):
     concept = Concept("superhero", anchor="ninja")
     room = {"rank": 8} if method == "double-projections" else {}

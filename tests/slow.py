@@ -1,0 +1,19 @@
+"""Which cases run every time, and which with `pytest -m slow`: the same test, on fewer models first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def first(every: Iterable[Any], *quick: Any) -> list[Any]:
+    """All cases of a parametrised test; those that are not among the quick ones are marked slow."""
+    cases = list(every)
+    assert set(quick) <= set(cases), f"no such cases: {set(quick) - set(cases)}"
+    return [case if case in quick else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
