@@ -355,9 +355,9 @@ def audited(gold: Path, model: Mapping[str, nn.Module]) -> dict[str, Any] | None
         model: its ``unet`` and ``text_encoder`` as the file has them, in float32.
 
     Returns:
-        ``digest`` of the record, the ``weights`` it ends in (:func:`hash_of`) and the ``parts`` they are of, and
-        ``replayed``: the date of a replay that passed, "" without one. An assessment compares the weights with those
-        that it judges (:func:`judged`).
+        ``digest`` of the record, its ``target``, the ``weights`` it ends in (:func:`hash_of`), the ``parts`` they are
+        of, and ``replayed``: the date of a replay that passed, "" without one. An assessment compares the weights with
+        those that it judges (:func:`judged`).
 
     Raises:
         ValueError: the record is of other weights.
@@ -370,6 +370,7 @@ def audited(gold: Path, model: Mapping[str, nn.Module]) -> dict[str, Any] | None
         raise ValueError(f"{file.name} is the record of other weights than {gold.name}; get both from one place")
     return {
         "digest": record.digest,
+        "target": record.target,
         "weights": record.checkpoints[-1].weights,
         "parts": sorted(model),
         "replayed": _replayed(gold, record.digest),
@@ -399,17 +400,18 @@ def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str])
         denoisers: names of those that a record must cover, or it says nothing about the model.
 
     Returns:
-        ``digest``, ``recorded``, ``judged`` and ``replayed``; the last three empty where ``audit`` names no weights.
-        None without an audit.
+        ``digest``, ``target``, ``recorded``, ``judged`` and ``replayed``; all but the first empty where ``audit`` names
+        no weights. None without an audit.
     """
     if not audit:
         return None
-    whole = isinstance(audit, Mapping) and {"digest", "weights", "parts"} <= audit.keys()
+    whole = isinstance(audit, Mapping) and {"digest", "target", "weights", "parts"} <= audit.keys()
     if not whole or not {*denoisers} <= {*audit["parts"]}:
-        return {"digest": str(audit), "recorded": "", "judged": "", "replayed": ""}
+        return {"digest": str(audit)}
     own = {part: parts[part] for part in audit["parts"] if part in parts}
     return {
         "digest": str(audit["digest"]),
+        "target": str(audit["target"]),
         "recorded": str(audit["weights"]),
         "judged": hash_of(_weights(own)),
         "replayed": str(audit.get("replayed", "")),

@@ -22,7 +22,7 @@ from erasure.eval.distances import OTHER_SEEDS, Distances
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import refuse_cut
 from erasure.eval.metrics import ClipFeatures
-from erasure.eval.models import Applied, Model, Swapped, check_base, check_restored, models_of
+from erasure.eval.models import Applied, Model, Swapped, Wraps, check_base, check_restored, models_of
 from erasure.eval.pictures import evenly, generate, image_hash
 from erasure.eval.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
 from erasure.eval.summary import told
@@ -171,7 +171,8 @@ def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, l
     with model.on(pipe) as drawn:
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
-        uncached = {"cache_dir": None} if model.change is not None and after == before else {}
+        beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
+        uncached = {"cache_dir": None} if model.change is not None and beside else {}
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
     if model.change is not None:
         job.check_restored(pipe, before, model.name)
@@ -182,7 +183,7 @@ def _check(
     arms: Sequence[str], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
 ) -> None:
     if not detectors:
-        raise ValueError("an evaluation needs eyes; got no detectors; pass at least one, better two independent ones")
+        raise ValueError("an evaluation needs a detector; got none; pass at least one, better two independent ones")
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):
         raise ValueError(f"two detectors share a name; got {names}; give each its own")

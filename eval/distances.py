@@ -50,6 +50,9 @@ class Distances:
 
     def __init__(self, extractors: Sequence[Any], prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:
         self.extractors, self.seeds = list(extractors), list(seeds)
+        names = [_name(extractor) for extractor in self.extractors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two feature extractors have one name; got {names}; give each a name of its own")
         members = {group: [i for i, p in enumerate(prompts) if p.group == group] for group in KEPT}
         self.groups = {group: rows for group, rows in members.items() if rows}
         self.each = max(1, len(seeds) // 2)  # pictures of a prompt in a set
@@ -73,10 +76,10 @@ class Distances:
             images: of every prompt.
             others: of the base with other seeds, for the prompts of :attr:`wanted`; given once, with the base itself.
         """
-        other = dict(zip(self.wanted, others, strict=False))
+        other = dict(zip(self.wanted, others, strict=True)) if others else {}
         found = []
         for extractor in self.extractors:
-            name = str(getattr(extractor, "name", type(extractor).__name__))
+            name = _name(extractor)
             for group, rows in self.groups.items():
                 if group not in self.enough:
                     reason = f"too few pictures ({len(rows) * self.each}; at least {MIN_IMAGES})"
@@ -187,3 +190,7 @@ def _features(images: Pictures, extractor: Any) -> np.ndarray:
 
 
 __all__ = ["Distances", "frechet_draws", "kid_draws", "titles"]
+
+
+def _name(extractor: Any) -> str:
+    return str(getattr(extractor, "name", type(extractor).__name__))

@@ -24,7 +24,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.judge.policy import Policy
 from erasure.eval.material import Material
-from erasure.eval.models import Applied, Model, check_base, check_restored, denoisers_of, models_of, modules_of
+from erasure.eval.models import Applied, Model, Swapped, check_base, check_restored, denoisers_of, models_of, modules_of
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
@@ -264,6 +264,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     not make the rest of an assessment anew.
     """
     assert context.evaluation is not None  # made above
+    swapped = {name for name, model in context.models.items() if model.change is None or type(model.change) is Swapped}
     beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
     read = dict.fromkeys([card.name, context.base.name])
     # What is read from the evaluation beside its pictures: it depends on the CLIP judge and the features given.
@@ -275,7 +276,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
         "weights": card.weights,
         # Beside the weights only what works beside them matters, and where a model comes from to what records that.
-        "config": fingerprint(card.config) if card.kind in ("filter", "adapter") or probe.descriptive else None,
+        "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),
         "beside": {other.name: other.weights for other in beside},
         "suite": fingerprint(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
         "detectors": [

@@ -50,6 +50,9 @@ def good(control: str = "gold") -> list[Evidence]:
         found.append(Evidence(probe, "UCE", "residual", number(0.05, 0.1), "", control, POWER, "number"))
     return [
         *found,
+        Evidence("construction", "UCE", "changed", number(0.05)),
+        Evidence("construction", "UCE", "denoiser_changed", number(0.1)),
+        Evidence("construction", "UCE", "moved", number(0.2)),
         Evidence("relearning", "UCE", "advantage", number(0.1, 0.5), "", control, {"power": "pass"}, "log2"),
         Evidence("resurgence", "UCE", "increase", number(0.0), "", None),
         Evidence("resurgence", "UCE", "above_control", number(0.0), "", control, POWER),

@@ -13,6 +13,7 @@ import pytest
 
 from erasure.eval.judge import QUESTIONS, Audit, Facts, Margins
 from erasure.eval.judge.licences import (
+    BY_CONSTRUCTION,
     LADDER,
     LICENCES,
     NOT_APPLICABLE,
@@ -339,9 +340,9 @@ def test_what_can_be_taken_off_is_not_removal(kind):
 
 
 def test_weights_that_did_not_change_are_not_removal():
-    same = Evidence("construction", "UCE", "changed", Estimate(0.0, None, None, "counted", 9, 9))
-    assert levels([*good(), same])[1] == NOT_BY_CONSTRUCTION
-    assert judged([*good(), same]).answers["weights"].verdict == "shown not"
+    same = but(good(), "construction", "changed", Estimate(0.0, None, None, "counted", 9, 9))
+    assert levels(same)[1] == NOT_BY_CONSTRUCTION
+    assert judged(same).answers["weights"].verdict == "shown not"
 
 
 @pytest.mark.parametrize(
@@ -351,11 +352,8 @@ def test_weights_that_did_not_change_are_not_removal():
 @pytest.mark.parametrize("kind", ["weights", "retrained"])
 def test_a_denoiser_that_is_the_bases_is_not_removal(measure, value, reason, kind):
     """Whatever was changed around it: a filter in the decoder, other embeddings of words."""
-    structure = [
-        Evidence("construction", "UCE", "changed", Estimate(0.3, None, None, "counted", 9, 9)),
-        Evidence("construction", "UCE", measure, Estimate(value, value, value, "counted", 9, 9)),
-    ]
-    report = judged([*good(), *structure], kinds={"UCE": kind})
+    structure = but(good(), "construction", measure, Estimate(value, value, value, "counted", 9, 9))
+    report = judged(structure, kinds={"UCE": kind})
     assert report.removal == reason
     assert report.answers["weights"].verdict == ("shown" if reason == "C5" else "shown not")
 
@@ -364,7 +362,7 @@ def test_what_never_was_in_the_data_cannot_be_taken_out():
     assert levels(good(), information="latent") == ("C3", NOT_APPLICABLE)
 
 
-VERIFIED = Audit("d1", recorded="w1", judged="w1", replayed="2026-11-20")
+VERIFIED = Audit("d1", "superhero", recorded="w1", judged="w1", replayed="2026-11-20")
 
 
 @pytest.mark.parametrize(
@@ -374,6 +372,7 @@ VERIFIED = Audit("d1", recorded="w1", judged="w1", replayed="2026-11-20")
         (Audit("yes"), "names no weights"),
         (dataclasses.replace(VERIFIED, judged="w2"), "the record of other weights"),
         (dataclasses.replace(VERIFIED, replayed=""), "was not replayed"),
+        (dataclasses.replace(VERIFIED, target="cat"), "of a training without 'cat'"),
         (VERIFIED, ""),
     ],
 )
@@ -482,7 +481,6 @@ def grid():
         Evidence("latent_inversion", "UCE", "rate", share(0.4)),
         Evidence("membership", "UCE", "auc", share(0.5), "loss", None, {"power": "pass"}, "number"),
         Evidence("input_filter", "UCE", "recall", share(0.9)),
-        Evidence("construction", "UCE", "changed", share(0.3)),
         Evidence("inpainting", "UCE", "rate", share(0.8)),
     ]
     kinds = ("none", "weights", "adapter", "filter", "retrained")
@@ -508,7 +506,7 @@ def test_no_sentence_says_more_than_it_may():
     # "not removal by construction" is the one fixed phrase; the policy's columns are called by their names
     assert not [text for text in (*spoken, *TABLES) if BANNED.search(text) or "\u2014" in text]
     assert not [text for text in spoken if "{" in text]
-    assert seen == {"C0", "C1", "C2", "C3", "C4", "C4'", "C5", "C6", NOT_APPLICABLE, NOT_BY_CONSTRUCTION}
+    assert seen == {"C0", "C1", "C2", "C3", "C4", "C4'", "C5", "C6", NOT_APPLICABLE, *BY_CONSTRUCTION}
 
 
 def test_there_is_no_overall_score():
@@ -661,7 +659,8 @@ def test_a_curve_above_the_controls_speaks_against_removal_even_where_the_advant
 def test_a_filter_that_withholds_pictures_destroys_nothing():
     grey = but(good(), "degeneracy", "change", share(0.9))
     assert judged(grey).suppression == "C0"
-    report = judged(grey, kinds={**FACTS.kinds, "UCE": "filter"})
+    around = but(grey, "construction", "changed", number(0.0, 0.0))
+    report = judged(around, kinds={**FACTS.kinds, "UCE": "filter"})
     assert (report.suppression, report.removal) == ("C3", NOT_BY_CONSTRUCTION)
 
 
@@ -687,7 +686,10 @@ def test_an_attack_that_chance_leaves_no_room_for_shows_nothing():
 
 def test_what_goes_past_a_filter_is_no_attack_on_it():
     noise = Evidence("noise", "UCE", "excess", number(0.0), "", None, {"power": "pass"})
-    weights, behind = judged([*good(), noise]), judged([*good(), noise], kinds={"UCE": "filter"})
+    weights, behind = (
+        judged([*good(), noise]),
+        judged([*but(good(), "construction", "changed", number(0.0, 0.0)), noise], kinds={"UCE": "filter"}),
+    )
     named = [next(s for s in r.sentences if s.startswith("C3")).partition("(power")[0] for r in (weights, behind)]
     assert "noise" in named[0] and "noise" not in named[1]
     assert any("go past it and find the base" in s for s in behind.sentences)

@@ -1,9 +1,9 @@
 """The Gram of what every erasure keeps, on disk: encoded once for a text encoder, read by all later erasures.
 
 Encoding is nearly all that a closed form takes, and most of what it encodes are the same everyday nouns. A file is
-named after everything that their embeddings depend on: every bit of the text encoders' weights, the tokens of each
-prompt, the layer, the span, the device. It is used only if one prompt that is encoded now has the embeddings it had
-then. Whatever is wrong with a file or folder, the Gram is computed, with one warning.
+named after what their embeddings depend on: every bit of the text encoders' weights, the tokens of each prompt, the
+layer, the span, the versions, the kind of device. It is used only if one prompt that is encoded now has the embeddings
+it had then. Whatever is wrong with a file or folder, the Gram is computed, with one warning.
 
 A file has 8 d^2 bytes for embeddings of width d (4.7 MB for Stable Diffusion 1, 34 MB for SDXL, 134 MB for FLUX.1), and
 at most 8 * 2,048 d where they are wider than 4,096 (252 MB for FLUX.2 dev). The folder holds at most ``LARGEST`` bytes;
@@ -96,7 +96,7 @@ def _mark(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space) 
     norm = next(iter(backbone.text_sites().values())).norm
     layers = [one.read(prompts[:1], padded=span in PADDED) for one in backbone.read_at()]
     facts = {
-        "versions": {name: version(name) for name in ("transformers", "diffusers")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
         "encoders": {name: [content(module), _config(module)] for name, module in _encoders(backbone)},
         "norm": None if norm is None else [repr(norm), content(norm)],
         "backbone": f"{type(backbone).__module__}:{type(backbone).__qualname__}",
@@ -167,8 +167,10 @@ def _digest(gram: Gram) -> str:
 
 def _prune(newest: Path) -> None:
     """Delete the files that were not used for longest, until the folder is within its bound."""
-    left, files = LARGEST, [(f.stat(), f) for f in newest.parent.glob("*.safetensors") if f != newest]
-    left -= newest.stat().st_size
+    left, files = LARGEST - newest.stat().st_size, []
+    for file in newest.parent.glob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # another process deleted it
+            files += [(file.stat(), file)] if file != newest else []
     for stat, file in sorted(files, key=lambda each: -each[0].st_mtime):
         left -= stat.st_size
         if left < 0:

@@ -18,7 +18,17 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from erasure.eval.judge import rules
-from erasure.eval.judge.answers import QUESTIONS, Answer, answers, percent, plainly, points, read, worst_stratum
+from erasure.eval.judge.answers import (
+    QUESTIONS,
+    Answer,
+    answers,
+    percent,
+    plainly,
+    points,
+    read,
+    uncontradicted,
+    worst_stratum,
+)
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
 from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.models import Role
@@ -150,12 +160,13 @@ def _removal(view: View, level: str, needed: Sequence[str]) -> list[str]:
         return [f"Removal is not applicable: {target} was never in the training data, so only suppression applies."]
     if level in BY_CONSTRUCTION:
         past = view.kind == "filter"
-        speak = "go past it and find the base" if past else "speak of it with its change on"
+        speak = "go past it and find the base" if past else "measured it with its change applied"
         return [f"{model} is {level}. Probes of the weights {speak}."]
     if level == NO_CLAIM:
         return [f"No claim about removal of {target} by {model}. Needed: {'; '.join(needed)}."]
     if level == "C6":
-        facts = {"scope": view.facts.scopes[model], "date": view.facts.audits[model].replayed}
+        record = view.facts.audits[model]
+        facts = {"scope": view.facts.scopes[model], "date": record.replayed, "contrary": uncontradicted(view)}
         return [_sentence(view, "C6", facts)]
     levels = [NULL] if level == NULL else ["C4", "C5"][: int(level[1]) - 3]
     return [_sentence(view, name, _compared(view)) for name in levels]
@@ -332,7 +343,8 @@ def _seen_anyway(view: View) -> list[str]:
         for e in [*direct, *rules.shown_anyway(view)]
     ]
     for attack in rules.bypasses(view):
-        found.append(f"{attack} gets {one} from {view.model} {points(read(view, attack, 'excess'))} above its control")
+        e = rules.bypass(view, attack)
+        found += [f"{attack} gets {one} from {view.model} {points(e.estimate)} above its control"] if e else []
     return [f"{line}." for line in found]
 
 

@@ -137,8 +137,9 @@ def _attacked(view: View) -> Answer:
     if not run:
         return Answer("attacked", "not tested", "", "No attack was run.", needed)
     if broken := rules.bypasses(view):
-        worst = max(broken, key=lambda attack: read(view, attack, "excess").low or 0.0)
-        excess = read(view, worst, "excess")
+        excesses = {attack: e.estimate for attack in broken if (e := rules.bypass(view, attack)) is not None}
+        worst = max(excesses, key=lambda attack: excesses[attack].low or 0.0)
+        excess = excesses[worst]
         found = f"{worst} finds {one} {points(excess)} more often than random tries of the same budget"
         others = f"; so do {', '.join(a for a in broken if a != worst)}" if len(broken) > 1 else ""
         return Answer("attacked", "shown not", short_points(excess), f"{found}{others}.", needed)
@@ -165,7 +166,7 @@ def _weights(view: View) -> Answer:
         return Answer("weights", "shown not", "" if e is None else short(e), sentence, tuple(needed))
     if level == "C6":
         record = view.facts.audits[view.model]
-        sentence = f"Made without the data: the record was replayed on {record.replayed}, and no probe contradicts it."
+        sentence = f"Made without the data: the record was replayed on {record.replayed}, and {uncontradicted(view)}."
         return Answer("weights", "shown", "", sentence)
     if level not in (NO_CLAIM, NULL):
         golds = min((view.golds(e.probe) for e in rules.carriers(view)), default=0)
@@ -190,6 +191,10 @@ def _rest(view: View) -> Answer:
         for group, label in labels.items()
         if label != "not assessed"
     ]
+    worst = view.one("neighbours", "worst")
+    if "neighbours" in groups and worst is not None and worst.conclusive:
+        limit = f"{100 * view.facts.margins.worst:g} are tolerated"
+        parts.append(f"the neighbours that lost most, beyond chance: {points(worst.estimate)}, {limit}")
     destroyed = rules.destruction(view)
     if destroyed == "shown":
         parts.append(f"pictures of target prompts were destroyed: {points(read(view, 'degeneracy', 'change'))}")
@@ -200,8 +205,8 @@ def _rest(view: View) -> Answer:
         verdict = "shown not"
     changes = [(read(view, group, "change"), group) for group in groups]
     known = [(change, group) for change, group in changes if change.value is not None]
-    worst = min(known, key=lambda pair: pair[0].value or 0.0, default=None)
-    number = "" if worst is None else short_points(worst[0])
+    lowest = min(known, key=lambda pair: pair[0].value or 0.0, default=None)
+    number = "" if lowest is None else short_points(lowest[0])
     text = "; ".join(parts) or "Nothing that should stay was looked at"
     needed = tuple(f"{group} ({label})" for group, label in labels.items() if label != "non-inferior")
     return Answer("rest", verdict, number, f"{text[:1].upper()}{text[1:]}.", needed)
@@ -264,6 +269,12 @@ def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
     else:
         said = f"brings {target} back more than in retrained models: {points(e.estimate)}"
     return e, f"{probe} {said}{more}."
+
+
+def uncontradicted(view: View) -> str:
+    """Which probes of the weights do not contradict a record."""
+    run = [probe for probe in PROBES_OF_WEIGHTS if view.assessed(probe)]
+    return f"no probe that was run contradicts it ({', '.join(run)})" if run else "no probe of the weights was run"
 
 
 def worst_stratum(view: View) -> str:

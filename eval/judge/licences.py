@@ -101,7 +101,7 @@ LADDER = {
     "C6": Level(
         "removal",
         "Made without the data, within its scope ({scope}): a record of the training ends in exactly the weights of "
-        "{model} and was replayed on {date}; no probe contradicts it.",
+        "{model} and was replayed on {date}; {contrary}.",
         "a full or sharded retraining with its scope; an audit record whose weights are the assessed ones and which "
         "was replayed; no probe that recovers more than from retrained models",
         "the recorded training, which leaves the data out, leads to these weights",

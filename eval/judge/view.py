@@ -63,24 +63,26 @@ class Audit:
     """What is known of the record of how a model was made.
 
     Attributes:
-        digest: hash of the record.
+        digest: hash of the record. target: what the recorded training left out.
         recorded: hash of the weights that the record ends in. judged: of the weights that were assessed.
         replayed: date (ISO 8601) on which a part of the training was repeated and arrived where the record says; "" if
             that was not done.
     """
 
     digest: str
+    target: str = ""
     recorded: str = ""
     judged: str = ""
     replayed: str = ""
 
-    @property
-    def problem(self) -> str:
-        """Why the record verifies nothing; "" if it does."""
+    def problem(self, target: str) -> str:
+        """Why the record verifies nothing about a target; "" if it does."""
         if not self.recorded or not self.judged:
             return "it names no weights that could be compared with the assessed ones"
         if self.recorded != self.judged:
             return "it is the record of other weights"
+        if self.target != target:
+            return f"it is of a training without {self.target!r}"
         return "" if self.replayed else "it was not replayed"
 
 

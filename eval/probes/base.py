@@ -22,7 +22,7 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.hashes import WeightHashes
 from erasure.eval.lengths import too_long
 from erasure.eval.material import Material
-from erasure.eval.models import Model, Role
+from erasure.eval.models import Model, Role, Wraps
 from erasure.eval.pictures import generate, image_hash
 from erasure.eval.records import Evaluation
 from erasure.eval.stats import Estimate
@@ -195,6 +195,8 @@ class Context:
         if model.role == "base":
             return True
         hashes = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
+        if isinstance(model.change, Wraps):
+            return False
         return model.kind in ("weights", "retrained") and hashes.get(model.name) != hashes.get(self.base.name)
 
     def see(

@@ -12,7 +12,7 @@ from erasure.eval.judge import ClaimReport
 from erasure.eval.models import Model
 from erasure.eval.probes.base import Context, Evidence, Observation
 from erasure.eval.probes.removal.construction import Construction
-from tests.made_up import good, judged
+from tests.made_up import good, judged, without
 from tests.probe_helpers import tiny_context
 
 
@@ -64,4 +64,4 @@ def structure(cheat: Cheat) -> list[Evidence]:
 
 def verdict_on(found: list[Evidence], **facts: Any) -> ClaimReport:
     """The claims about a cheat whose pictures and attacks are beyond reproach: only its :func:`structure` can tell."""
-    return judged([*good(), *found], **facts)
+    return judged([*without(good(), "construction"), *found], **facts)

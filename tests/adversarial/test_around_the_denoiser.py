@@ -8,6 +8,7 @@ from torch import nn
 
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
 from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
+from tests.made_up import but, good, judged, number
 
 
 class FilteredDecoder(nn.Module):
@@ -91,3 +92,19 @@ def test_an_edit_of_the_denoiser_is_not_taken_for_one():
     numbers = {e.measure: e.estimate.value for e in found if e.model == "UCE" and not e.family}
     assert 0 < numbers["denoiser_changed"] < 0.1 and numbers["moved"] > 1e-4
     assert verdict_on(found).removal == "C5"
+
+
+@pytest.mark.parametrize("measure", ["denoiser_changed", "moved"])
+def test_not_to_have_looked_is_no_pass(measure):
+    """Whoever leaves the look at the parameters out gets no level in the weights."""
+    report = judged([e for e in good() if (e.probe, e.measure) != ("construction", measure)])
+    assert report.removal == "C0" and any("construction" in line for line in report.needed["removal"])
+    assert report.answers["weights"].verdict == "undecided"
+
+
+def test_a_filter_that_edits_weights_is_no_filter():
+    """A filter withholds pictures; an edit that draws noise and calls itself one destroys them."""
+    noise = but(good(), "degeneracy", "change", number(0.9))
+    assert judged(noise, kinds={"UCE": "filter"}).suppression == "C0"
+    unchanged = but(noise, "construction", "changed", number(0.0, 0.0))
+    assert judged(unchanged, kinds={"UCE": "filter"}).suppression == "C3"

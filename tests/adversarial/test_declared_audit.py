@@ -20,6 +20,10 @@ def tensors(pipe):
     return {f"{part}.{k}": v for part in ("unet",) for k, v in modules_of(pipe)[part].state_dict().items()}
 
 
+def supplied(weights, *, parts=("unet",), target="superhero", replayed="2026-11-20"):
+    return {"digest": "abc", "target": target, "weights": weights, "parts": parts, "replayed": replayed}
+
+
 @pytest.fixture(scope="module")
 def pipes():
     return tiny_pipeline(seed=0), tiny_pipeline(seed=1)
@@ -31,24 +35,31 @@ def claims(audit):
     return claims_about(bare, audits={} if record is None else {"UCE": record}, **DECLARED)
 
 
-@pytest.mark.parametrize("supplied", ["yes", True, {"digest": "abc"}, ["a", "list"], {"weights": "abc", "parts": []}])
-def test_something_that_is_no_record_verifies_nothing(pipes, supplied):
-    report = claims(judged(supplied, modules_of(pipes[0]), ["unet"]))
+@pytest.mark.parametrize("given", ["yes", True, {"digest": "abc"}, ["a", "list"], {"weights": "abc", "parts": []}])
+def test_something_that_is_no_record_verifies_nothing(pipes, given):
+    report = claims(judged(given, modules_of(pipes[0]), ["unet"]))
     assert report.removal == "C0" and report.answers["weights"].verdict != "shown"
     assert "supplied and not verified" in " ".join(report.needed["removal"])
 
 
 def test_the_record_of_other_weights_verifies_nothing(pipes):
     mine, theirs = pipes
-    stolen = {"digest": "abc", "weights": hash_of(tensors(theirs)), "parts": ["unet"], "replayed": "2026-11-20"}
+    stolen = supplied(hash_of(tensors(theirs)))
     report = claims(judged(stolen, modules_of(mine), ["unet"]))
     assert report.removal == "C0" and "the record of other weights" in " ".join(report.needed["removal"])
     assert claims(judged(stolen, modules_of(theirs), ["unet"])).removal == "C6"  # it is theirs
 
 
+def test_the_record_of_a_training_without_something_else_verifies_nothing(pipes):
+    mine, _ = pipes
+    cat = supplied(hash_of(tensors(mine)), target="cat")
+    report = claims(judged(cat, modules_of(mine), ["unet"]))
+    assert report.removal == "C0" and "a training without 'cat'" in " ".join(report.needed["removal"])
+
+
 def test_a_record_that_was_not_replayed_verifies_nothing(pipes):
     mine, _ = pipes
-    record = {"digest": "abc", "weights": hash_of(tensors(mine)), "parts": ["unet"], "replayed": ""}
+    record = supplied(hash_of(tensors(mine)), replayed="")
     report = claims(judged(record, modules_of(mine), ["unet"]))
     assert report.removal == "C0" and "was not replayed" in " ".join(report.needed["removal"])
 
@@ -56,12 +67,12 @@ def test_a_record_that_was_not_replayed_verifies_nothing(pipes):
 def test_a_record_that_names_fewer_parts_is_compared_in_those(pipes):
     """A record of no parts at all has the hash of nothing, which anybody can write down."""
     mine, _ = pipes
-    nothing = {"digest": "abc", "weights": hash_of({}), "parts": [], "replayed": "2026-11-20"}
+    nothing = supplied(hash_of({}), parts=[])
     assert claims(judged(nothing, modules_of(mine), ["unet"])).removal == "C0"
 
 
 def test_a_verified_record_does_not_outweigh_a_probe_that_finds_the_target():
-    record = Audit("abc", recorded="w", judged="w", replayed="2026-11-20")
+    record = Audit("abc", "superhero", recorded="w", judged="w", replayed="2026-11-20")
     found = [
         dataclasses.replace(e, estimate=number(0.8, 0.1)) if (e.probe, e.model) == ("inversion", "UCE") else e
         for e in good()

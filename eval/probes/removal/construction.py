@@ -117,20 +117,20 @@ class Construction(Probe):
         except (Missing, TooLong, ValueError) as reason:
             return str(reason)
 
-    def predictions(self, context: Context, asked: tuple[Text, Tensor] | str) -> Tensor | None:
-        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU."""
+    def predictions(self, context: Context, asked: tuple[Text, Tensor] | str) -> Tensor | str:
+        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU, or why that is not known."""
         if isinstance(asked, str):
-            return None
+            return asked
         (text, x), backbone = asked, backbone_for(context.pipe)
         bins = (torch.full((len(x),), (i + 0.5) / self.times) for i in range(self.times))
         with torch.no_grad():
             found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text).cpu() for part in bins]
         return torch.stack(found)
 
-    def moved(self, model: Model, mine: Tensor | None, theirs: Tensor | None) -> list[Observation]:
+    def moved(self, model: Model, mine: Tensor | str, theirs: Tensor | str) -> list[Observation]:
         """How far the predictions went, for each prompt."""
-        if mine is None or theirs is None:
-            return []
+        if isinstance(mine, str) or isinstance(theirs, str):
+            return [Observation(model.name, MOVED, "", self.seed, None, mine if isinstance(mine, str) else str(theirs))]
         return [
             Observation(model.name, MOVED, f"prompt {i}", self.seed, float((a - b).square().sum() / b.square().sum()))
             for i, (a, b) in enumerate(zip(mine.unbind(1), theirs.unbind(1), strict=True))
@@ -167,6 +167,7 @@ class Construction(Probe):
                 found.append(Evidence(self.key, name, "denoiser_changed", number))
             if far := [row for row in own if row.family == MOVED]:
                 number = mean([row.value for row in far], [row.cluster for row in far])
+                number = Estimate.missing(far[0].reason) if far[0].reason else number
                 found.append(Evidence(self.key, name, "moved", number, unit="number"))
             if models[name] in ("erased", "gold"):
                 retrained = whole["kind"] == "retrained"
