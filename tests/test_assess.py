@@ -222,7 +222,7 @@ def test_what_a_policy_requires_and_nobody_looked_at_is_an_objection(context):
     [
         ({"preset": "fast"}, "unknown preset"),
         ({"probes": ("telepathy",)}, "unknown probe"),
-        ({"detectors": []}, "needs eyes"),
+        ({"detectors": []}, "needs a detector"),
     ],
 )
 def test_bad_requests_are_refused(context, changes, message):
