@@ -10,6 +10,7 @@ from erasure.artifact import export_lora
 from erasure.backbone.listen import listening, text_linears
 from erasure.pipelines import attach_erasures
 from tests.every import CALLS, CROSS, EVERY, JOINT, backbone, build
+from tests.slow import first
 from tests.tiny import identical, weights
 
 ALL = pytest.mark.parametrize("name", EVERY)
@@ -220,7 +221,7 @@ def test_applied_attached_fused_and_removed(name, tmp_path):
 
 
 @ALL
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", first([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_half_precision(models, name, dtype):
     _, exact = models(name)
     pipe = build(name).to(dtype)

@@ -13,6 +13,7 @@ from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from tests.probe_helpers import tiny_context
+from tests.slow import first
 
 ANYWHERE = ("divergence", "membership", "linear_probe", "relearning", "resurgence", "construction")
 DDIM_ONLY = ("noise", "completion", "inpainting", "image_to_image", "latent_inversion")
@@ -20,7 +21,7 @@ WORDS_ONLY = ("inversion", "soft_prompt", "p4d", "unlearn_diff_atk", "ring_a_bel
 WITH_LATENTS = ("sd2", "sdxl", "sd3")
 
 
-@pytest.fixture(scope="module", params=WITH_LATENTS)
+@pytest.fixture(scope="module", params=first(WITH_LATENTS, "sd3"))
 def context(request):
     return tiny_context(architecture=request.param)
 
