@@ -30,11 +30,11 @@ from erasure.concept import Prompt
 from erasure.eval.metrics import INCEPTION, MIN_IMAGES, features_of, frechet_distance
 from erasure.eval.records import Distance
 from erasure.eval.stats import Estimate
+from erasure.eval.stats.resample import tails
 
 OTHER_SEEDS = 10_000  # offset of the seeds that the null is drawn with where each prompt has one picture
 KEPT = ("neighbours", "unrelated")
 KID_DRAWS, FRECHET_DRAWS = 2000, 200
-LEVEL = 0.95
 
 Pictures = Sequence[Sequence[Image.Image]]  # a row for each prompt
 Pairs = list[tuple[np.ndarray, np.ndarray]]  # features (prompts, pictures, d) of an arm, and of the base's other seeds
@@ -129,7 +129,7 @@ class Drawn:
         return Drawn(self.value - other.value, self.draws - other.draws, self.pictures, self.prompts, self.method)
 
     def estimate(self) -> Estimate:
-        low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(self.draws, tails())
         return Estimate(self.value, float(low), float(high), self.method, self.pictures, self.prompts)
 
 

@@ -114,7 +114,7 @@ class Backbone(Driven):
         for space in self.spaces:
             read = next(iter(self.text_sites(space).values())).width
             if space in made and made[space] != read:
-                encoders = " and ".join(name for name in self.components if name not in self.denoisers)
+                encoders = " and ".join(self.encoders)
                 lacking = f" ({type(self.pipe).__name__} has no {', '.join(missing)})" if missing else ""
                 raise ValueError(
                     f"the text encoders do not fit the {self.denoiser_name}; {space} embeddings of {encoders} have "
@@ -146,6 +146,11 @@ class Backbone(Driven):
     def components(self) -> dict[str, Any]:
         """Denoisers and text encoders by their names on the pipeline: what makes a base model what it is."""
         return named_parts(self.pipe)
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """Every text encoder by its name on the pipeline."""
+        return {name: module for name, module in self.components.items() if name not in self.denoisers}
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +231,7 @@ class Backbone(Driven):
                 rounding.
             grad: keep the graph, for methods that train the text encoders; ``torch.autocast`` then has its way.
         """
-        encoders = [module for name, module in self.components.items() if name not in self.denoisers]
+        encoders = self.encoders.values()
         own = contextlib.nullcontext() if grad else torch.autocast(self.device.type, enabled=False)
         with torch.set_grad_enabled(grad), evaluating(*encoders), own:
             with precise(*encoders) if in_float32 else contextlib.nullcontext():

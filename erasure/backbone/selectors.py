@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def selected(backbone: Backbone, selector: str) -> dict[str, nn.Module]:
     """The linears and convolutions of a selector, by qualified name; see :meth:`Backbone.select`."""
     if selector == "text_encoder":
-        return layers(backbone, {n: m for n, m in backbone.components.items() if n not in backbone.denoisers})
+        return layers(backbone, backbone.encoders)
     wanted = selectors(backbone)
     if selector not in wanted:
         known = [*wanted, "text_encoder"]

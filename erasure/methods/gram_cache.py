@@ -17,14 +17,13 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import content, matches
@@ -97,7 +96,7 @@ def _mark(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space) 
     layers = [one.read(prompts[:1], padded=span in PADDED) for one in backbone.read_at()]
     facts = {
         "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
-        "encoders": {name: [content(module), _config(module)] for name, module in _encoders(backbone)},
+        "encoders": {name: [content(module), _config(module)] for name, module in backbone.encoders.items()},
         "norm": None if norm is None else [repr(norm), content(norm)],
         "backbone": f"{type(backbone).__module__}:{type(backbone).__qualname__}",
         "encoding": backbone.encoding,
@@ -120,10 +119,6 @@ def _mark(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space) 
     return {"layout": sha256_json(facts, default=str), "samples": values[places].tolist()}
 
 
-def _encoders(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in backbone.components.items() if name not in backbone.denoisers)
-
-
 def _config(module: Any) -> dict[str, Any]:
     """What a text encoder computes with its weights (activations, epsilons), wherever they were loaded from."""
     to_dict = getattr(getattr(module, "config", None), "to_dict", dict)
@@ -135,7 +130,7 @@ def _altered(backbone: Backbone) -> bool:
 
     transformers leaves hooks of its own behind, which record hidden states.
     """
-    modules = [m for _, encoder in _encoders(backbone) for m in encoder.modules()]
+    modules = [m for encoder in backbone.encoders.values() for m in encoder.modules()]
     hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     foreign = any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
     return foreign or any("forward" in vars(m) for m in modules)
