@@ -28,7 +28,7 @@ import torch
 from benchmarks.closed_form import random_pipeline
 from erasure import Concept, erase
 from erasure.backbone import DENOISERS, denoiser_of
-from erasure.eval.pictures import weights_hash
+from erasure.eval.core.pictures import weights_hash
 from erasure.runtime import DTYPES, pick_device, pick_dtype
 from tests.builders import BUILDERS, CALLS
 

@@ -13,7 +13,7 @@ from figures import replace_block, table  # beside this file
 import erasure
 from erasure.backbone import backbone_of
 from erasure.eval import evaluate
-from erasure.eval.detectors.world import detectors
+from erasure.eval.worldkit.detectors import detectors
 from erasure.methods.gram import Gram
 from erasure.train import step_rng
 from erasure.world.scenes import sample_caption, sample_scene

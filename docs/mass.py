@@ -16,10 +16,10 @@ from figures import replace_block  # beside this file
 
 import erasure
 from erasure.concept import Concept, Suite
-from erasure.eval.detectors.world import detectors
-from erasure.eval.mass import in_turn
+from erasure.eval.worldkit.detectors import detectors
 from erasure.train import step_rng
 from erasure.world.spec import spec
+from studies.mass import in_turn
 
 PAGE = Path(__file__).with_suffix(".md")
 COUNTS = (1, 5, 20, 50)

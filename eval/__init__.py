@@ -11,27 +11,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erasure.eval.assessment import Assessment
-    from erasure.eval.compare import evaluate
+    from erasure.eval.core.pictures import generate
+    from erasure.eval.core.records import Evaluation
     from erasure.eval.detectors.base import Detector, DetectorCard
     from erasure.eval.detectors.clip import ClipDetector
-    from erasure.eval.pictures import generate
-    from erasure.eval.records import Evaluation
-    from erasure.eval.report import write_report
-    from erasure.eval.runner import assess
+    from erasure.eval.report.html import write_report
+    from erasure.eval.run.assess import assess
+    from erasure.eval.run.assessment import Assessment
+    from erasure.eval.run.evaluate import evaluate
     from erasure.eval.stats import Estimate
 
-_HOMES = {
-    "Assessment": "assessment",
+_WHERE = {
+    "Assessment": "run.assessment",
     "ClipDetector": "detectors.clip",
     "Detector": "detectors.base",
     "DetectorCard": "detectors.base",
     "Estimate": "stats",
-    "Evaluation": "records",
-    "assess": "runner",
-    "evaluate": "compare",
-    "generate": "pictures",
-    "write_report": "report",
+    "Evaluation": "core.records",
+    "assess": "run.assess",
+    "evaluate": "run.evaluate",
+    "generate": "core.pictures",
+    "write_report": "report.html",
 }
 
 __all__ = [
@@ -49,9 +49,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
     globals()[name] = value
     return value
 

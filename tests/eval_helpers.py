@@ -11,14 +11,14 @@ from PIL import Image
 
 from erasure.backbone import denoiser_of
 from erasure.concept import Suite
-from erasure.eval.assessment import Assessment, Cell, ModelCard
-from erasure.eval.compare import Comparison, grid_of, records_of
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.records import Arm, Distance, Evaluation
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.judge.policy import Policy
-from erasure.eval.models import Model, Swapped
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Observation
-from erasure.eval.records import Arm, Distance, Evaluation
+from erasure.eval.run.assessment import Assessment, Cell, ModelCard
+from erasure.eval.run.evaluate import Comparison, grid_of, records_of
 from erasure.eval.stats import Estimate
 from erasure.world.scenes import Scene, compose, place, render
 from erasure.world.spec import spec

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from erasure.concept import Concept, Suite, Words
-from erasure.eval.material import Example
-from erasure.eval.models import Model, Swapped, randomised
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Model, Swapped, randomised
 from erasure.eval.probes.base import Context, Observation
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.tiny import tiny, tiny_pipeline

@@ -15,7 +15,7 @@ from erasure.backbone.flux import FluxBackbone
 from erasure.backbone.sd3 import SD3Backbone
 from erasure.backbone.unet import SDXLBackbone, UNetBackbone
 from erasure.eval import generate
-from erasure.eval.pictures import image_hash, weights_hash
+from erasure.eval.core.pictures import image_hash, weights_hash
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Request
 from erasure.methods.closed_form import ClosedForm

@@ -16,17 +16,17 @@ import erasure.runtime
 import erasure.train.modules
 from erasure.eval import Assessment, assess
 from erasure.eval import probes as registry
-from erasure.eval.assessment import Cell, slug
-from erasure.eval.controls import controls_for, held_out
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.pictures import weights_hash
 from erasure.eval.judge.policy import Policy
-from erasure.eval.models import Model, Swapped
-from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.ring_a_bell import RingABell
+from erasure.eval.run.assessment import Cell, slug
+from erasure.eval.run.controls import controls_for, held_out
 from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import SUITE, tiny_context

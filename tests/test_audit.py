@@ -11,15 +11,8 @@ from typer.testing import CliRunner
 
 from erasure import world
 from erasure.cli import app
-from erasure.eval import audit
-from erasure.eval.audit import (
-    UnlearningRecord,
-    checkpoint,
-    record_of_gold,
-    replay_of_gold,
-    sketch_of,
-    verify,
-)
+from erasure.eval.core.audit import UnlearningRecord, checkpoint, sketch_of, verify
+from erasure.eval.worldkit.audit import audited, record_file, record_of_gold, replay_of_gold
 from erasure.world import retrain, train
 
 FACTS = {
@@ -153,24 +146,24 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
     assert file.read_bytes() == before
     with pytest.raises(ValueError, match="not the start"):
         replay_of_gold(file, tmp_path / "again")(record.checkpoints[1], record.checkpoints[1])
-    assert audit.audited(file, retrain.stored_gold(file)) is None
-    record.to_json(audit.record_file(file))
-    said = audit.audited(file, retrain.stored_gold(file))
+    assert audited(file, retrain.stored_gold(file)) is None
+    record.to_json(record_file(file))
+    said = audited(file, retrain.stored_gold(file))
     assert (said["digest"], said["weights"], said["replayed"]) == (record.digest, record.checkpoints[-1].weights, "")
     command = ["world", "audit", str(file), "--out", str(tmp_path / "cli"), "--device", "cpu"]
     told = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert told.exit_code == 0 and "superhero-0.safetensors: steps 0 to 1 repeat" in told.output
     other = {**record.to_dict(), "method": "another"}
     del other["format"], other["checkpoints"]
-    UnlearningRecord.chained(checkpoints=record.checkpoints, **other).to_json(audit.record_file(file))
+    UnlearningRecord.chained(checkpoints=record.checkpoints, **other).to_json(record_file(file))
     assert "is not the record of" in str(CliRunner().invoke(app, command).exception)
     moved = [record.checkpoints[0], dataclasses.replace(record.checkpoints[1], weights="f" * 64)]
-    UnlearningRecord.chained(checkpoints=moved, **{**other, "method": record.method}).to_json(audit.record_file(file))
+    UnlearningRecord.chained(checkpoints=moved, **{**other, "method": record.method}).to_json(record_file(file))
     assert "of other weights" in str(CliRunner().invoke(app, command).exception)
-    record.to_json(audit.record_file(file))
+    record.to_json(record_file(file))
     retrain.retrain(tmp_path / "other", "superhero", seed=0, device=device, folder=folder, batch=3)
     with pytest.raises(ValueError, match="the record of other weights"):
-        audit.audited(file, retrain.stored_gold(file))
+        audited(file, retrain.stored_gold(file))
     with pytest.raises(FileNotFoundError, match="no such retrained model"):
         record_of_gold(folder / "cat-3.safetensors")
     monkeypatch.setitem(train.config(), "scenes", 17)

@@ -12,7 +12,7 @@ from torch import nn
 from erasure import erase
 from erasure.concept import Concept, Suite
 from erasure.eval import assess, evaluate
-from erasure.eval.models import check_base
+from erasure.eval.core.models import check_base
 from erasure.opening import load_base
 from erasure.pipelines import attach_erasures, fuse_erasures
 from erasure.pipelines.guardrails import Guard

@@ -49,7 +49,6 @@ def test_help_needs_none_of_the_heavy_libraries():
         "batch",
         "methods",
         "probes",
-        "reproduce",
         "doctor",
         "gram",
         "export",
@@ -114,7 +113,7 @@ def test_the_variant_of_a_base_is_the_one_that_is_opened(tmp_path, erasure):
         out,
     )
     assert code == 2 and "leave it out" in err
-    for command in (["generate"], ["export"], ["gram"], ["evaluate"], ["reproduce"], ["world", "check"]):
+    for command in (["generate"], ["export"], ["gram"], ["evaluate"], ["world", "check"]):
         assert "--variant" in erasure(*command, "--help")[1]
 
 

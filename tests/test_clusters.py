@@ -9,8 +9,7 @@ import pytest
 
 from erasure import Suite
 from erasure.concept import with_article
-from erasure.eval import summary
-from erasure.eval.compare import evaluate
+from erasure.eval.core import tables
 from erasure.eval.probes.base import Observation
 from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.probes.suppression.composition import Composition
@@ -21,7 +20,8 @@ from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.translation import Translation
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.weigh import contrasts
-from erasure.eval.runner import PICTURES
+from erasure.eval.run.assess import PICTURES
+from erasure.eval.run.evaluate import evaluate
 from erasure.eval.stats import rate
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.probe_helpers import ROLES, SUITE
@@ -143,12 +143,12 @@ def test_the_paired_pictures_know_templates_and_phrases():
     assert {(r.template, r.phrase) for r in found.select("base", "target")} == {
         (t, p) for t in SUITE.concept.templates for p in SUITE.concept.phrases
     }
-    row = summary.row(found, "same", "pixels", "neighbours")
+    row = tables.row(found, "same", "pixels", "neighbours")
     assert (row.change.low, row.change.high) == (0, 0)
     rows = Direct().run(
         types.SimpleNamespace(name="base"), types.SimpleNamespace(evaluation=found, judge=PixelDetector())
     )
     assert all(row.facts["template"] and row.facts["phrase"] for row in rows)
     old = [dataclasses.replace(r, template="", phrase="") for r in found.records]
-    method = summary.row(dataclasses.replace(found, records=tuple(old)), "base", "pixels", "target").rate.method
-    assert "by prompt" in method and "template" in summary.row(found, "base", "pixels", "target").rate.method
+    method = tables.row(dataclasses.replace(found, records=tuple(old)), "base", "pixels", "target").rate.method
+    assert "by prompt" in method and "template" in tables.row(found, "base", "pixels", "target").rate.method

@@ -14,10 +14,10 @@ from PIL import Image
 import erasure
 from erasure.artifact import Erasure, OperatorErasure, export_lora, export_official, export_single_file, import_official
 from erasure.backbone import DENOISERS, backbone_of, denoiser_of
-from erasure.eval.detectors import world
+from erasure.eval.core.metrics import ClipFeatures, cmmd, features_of, frechet
+from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.eval.metrics import ClipFeatures, cmmd, features_of, frechet
-from erasure.eval.pictures import generate, weights_hash
+from erasure.eval.worldkit import detectors as world
 from erasure.methods import available, method_class
 from erasure.methods.base import Request
 from erasure.pipelines import load_erasure, set_erasures, unload_erasures

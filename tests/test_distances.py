@@ -16,12 +16,12 @@ from rich.console import Console
 from erasure.cli import evaluate as command
 from erasure.concept import Concept, Prompt, Suite
 from erasure.eval import Evaluation, evaluate
-from erasure.eval import distances as module
-from erasure.eval.distances import OTHER_SEEDS, Distances, frechet_draws, kid_draws, titles
-from erasure.eval.metrics import ClipFeatures, InceptionFeatures, frechet_distance
-from erasure.eval.quality import title_of
-from erasure.eval.records import BASE
-from erasure.eval.report import render
+from erasure.eval.core import distances as module
+from erasure.eval.core.distances import OTHER_SEEDS, Distances, frechet_draws, kid_draws, titles
+from erasure.eval.core.metrics import ClipFeatures, InceptionFeatures, frechet_distance
+from erasure.eval.core.quality import title_of
+from erasure.eval.core.records import BASE
+from erasure.eval.report.html import render
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.test_evaluate import tiny_clip
 from tests.test_report import Page

@@ -17,13 +17,14 @@ from PIL import Image
 
 from erasure.concept import Concept, Suite
 from erasure.eval import Evaluation, evaluate
+from erasure.eval.core.metrics import frechet
+from erasure.eval.core.pictures import weights_hash
+from erasure.eval.core.quality import clip_rows
+from erasure.eval.core.records import BASE, Arm, Record, Verdict
+from erasure.eval.core.tables import degenerate, labels, replacement, row
 from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.clip import ClipDetector, labels_of
-from erasure.eval.metrics import frechet
-from erasure.eval.pictures import weights_hash
-from erasure.eval.quality import clip_rows
-from erasure.eval.records import BASE, Arm, Record, Verdict
-from erasure.eval.summary import degenerate, findings, headlines, labels, replacement, row
+from erasure.eval.judge.summary import findings, headlines
 from erasure.pipelines import attach_erasures
 from erasure.world.spec import spec
 from tests.eval_helpers import AddNoise, PixelDetector
@@ -454,5 +455,5 @@ def test_importing_the_evaluator_is_light():
 
 
 def test_exports_are_functions_whatever_was_imported_first():
-    code = "import erasure.eval.compare; from erasure.eval import evaluate; assert callable(evaluate)"
+    code = "import erasure.eval.run.evaluate; from erasure.eval import evaluate; assert callable(evaluate)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from erasure.eval.pictures import generate, image_hash, initial_noise, weights_hash
+from erasure.eval.core.pictures import generate, image_hash, initial_noise, weights_hash
 from tests.eval_helpers import AddNoise
 from tests.tiny import tiny_pipeline
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from erasure.eval.models import Model, Wraps
-from erasure.eval.pictures import generate
+from erasure.eval.core.models import Model, Wraps
+from erasure.eval.core.pictures import generate
 from erasure.pipelines import (
     AnyOf,
     EmbeddingFilter,

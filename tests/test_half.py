@@ -127,9 +127,8 @@ def test_esd_trains_in_pure_bfloat16_where_it_is_asked_to():
 def test_smoke_runs_in_half_precision(dtype, tmp_path):
     """Every probe of the preset has a number, or a reason that is none of precision."""
     from erasure.eval import assess
-    from erasure.eval.controls import controls_for
     from erasure.eval.detectors.choice import detectors_for
-    from erasure.eval.material import material_for
+    from erasure.eval.run.controls import controls_for, material_for
 
     suite = erasure.Suite.load("superhero")
     pipe = load_base(device="cpu", dtype=dtype)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from erasure.eval import hashes
-from erasure.eval.hashes import WeightHashes, modules_of, weights_hash
+from erasure.eval.core import hashes
+from erasure.eval.core.hashes import WeightHashes, modules_of, weights_hash
 from tests.tiny import tiny, tiny_pipeline
 
 

@@ -11,8 +11,8 @@ from erasure.backbone import backbone_of
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept, Words
 from erasure.eval import assess, evaluate
-from erasure.eval.lengths import refuse_cut, too_long
-from erasure.eval.pictures import generate
+from erasure.eval.core.lengths import refuse_cut, too_long
+from erasure.eval.core.pictures import generate
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from tests.eval_helpers import AddNoise, PixelDetector

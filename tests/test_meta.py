@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from erasure.eval.assessment import Assessment, Cell, ModelCard
 from erasure.eval.judge.meta import faithfulness, separation, table, trials
 from erasure.eval.probes.base import Evidence, Observation
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.inversion import ConceptInversion
+from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.stats import Estimate
 
 KNOWS = {"unchanged": True, "filter": True, "retrained": False, "start": False}

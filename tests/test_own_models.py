@@ -9,8 +9,8 @@ import torch
 
 from erasure import cli, erase, world
 from erasure.eval import Assessment, evaluate
-from erasure.eval.models import Model, name_of, whole_model
-from erasure.eval.pictures import generate, image_hash, weights_hash
+from erasure.eval.core.models import Model, name_of, whole_model
+from erasure.eval.core.pictures import generate, image_hash, weights_hash
 from tests.eval_helpers import PixelDetector
 from tests.every import build
 from tests.probe_helpers import SUITE

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from erasure.backbone import backbone_of
-from erasure.eval.hashes import weights_hash
-from erasure.eval.models import randomised
+from erasure.eval.core.hashes import weights_hash
+from erasure.eval.core.models import randomised
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from erasure.backbone import backbone_of
-from erasure.eval.models import Model, Swapped
-from erasure.eval.pictures import generate, weights_hash
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import any_hits, found_by, generator_of, goals_of, with_pictures, without_words
 from erasure.eval.probes.base import Missing, Observation

@@ -12,8 +12,8 @@ from PIL import Image
 
 from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
-from erasure.eval.models import Model, Swapped
-from erasure.eval.pictures import weights_hash
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Missing, Observation
 from erasure.eval.probes.removal.construction import Construction, sentence
@@ -220,7 +220,7 @@ def test_features_are_few_and_named():
     pictures = [example.image for example in TinyMaterial().target(3)]
     name, found = features_of(PixelDetector(), pictures)
     assert name == "answers of pixels" and found.shape == (3, 4)
-    from erasure.eval.detectors.world import load
+    from erasure.eval.worldkit.detectors import load
 
     name, found = features_of(load("a"), pictures)
     assert name.startswith("penultimate layer") and found.shape == (3, 64)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from erasure.concept import same
-from erasure.eval.models import Model
-from erasure.eval.pictures import weights_hash
+from erasure.eval.core.models import Model
+from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.guardrails.curve import LATENCY, in_use, operating

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from erasure import erase
-from erasure.eval.models import Model, Swapped
-from erasure.eval.pictures import weights_hash
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.denoising import backbone_for

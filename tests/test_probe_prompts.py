@@ -14,8 +14,8 @@ from PIL import Image
 
 from erasure.backbone.unet import UNetBackbone
 from erasure.concept import Concept, Suite, Words
-from erasure.eval.models import Model
-from erasure.eval.pictures import initial_noise, weights_hash
+from erasure.eval.core.models import Model
+from erasure.eval.core.pictures import initial_noise, weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask
 from erasure.eval.probes.base import Missing, Observation

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from erasure import erase
-from erasure.eval.compare import evaluate
+from erasure.eval.core.models import Model
+from erasure.eval.core.pictures import weights_hash
+from erasure.eval.core.records import Distance
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.models import Model
-from erasure.eval.pictures import weights_hash
 from erasure.eval.probes import BUILT_IN, probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.utility import efficiency
@@ -27,7 +27,7 @@ from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.preservation import Preservation
 from erasure.eval.probes.utility.replacement import Replacement
 from erasure.eval.probes.utility.unrelated import Unrelated
-from erasure.eval.records import Distance
+from erasure.eval.run.evaluate import evaluate
 from erasure.eval.stats import Estimate
 from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import AddNoise, PixelDetector

@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from erasure.eval.material import FolderMaterial, WorldMaterial
-from erasure.eval.models import Model, Swapped
-from erasure.eval.pictures import weights_hash
+from erasure.eval.core.material import FolderMaterial
+from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import residual
+from erasure.eval.worldkit.material import WorldMaterial
 from tests.probe_helpers import ROLES, rows_of, tiny_context
 from tests.tiny import tiny_pipeline
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from erasure.eval.prompt_files import KINDS, PERCENTAGES, load, overlap, unlearn_canvas
+from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, overlap, unlearn_canvas
 
 I2P_HEADER = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance", "case_number"]
 

@@ -18,7 +18,7 @@ from erasure.eval.probes.removal.resurgence import Resurgence
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.unrelated import Unrelated
-from erasure.eval.runner import PICTURES
+from erasure.eval.run.assess import PICTURES
 
 SUITE = Suite.load("superhero")
 CONTEXT = types.SimpleNamespace(suite=SUITE)

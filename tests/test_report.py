@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 from erasure.eval import write_report
+from erasure.eval.core.quality import clip_rows
+from erasure.eval.core.records import BASE, Evaluation
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.quality import clip_rows
-from erasure.eval.records import BASE, Evaluation
-from erasure.eval.report import percent, render
+from erasure.eval.report.html import percent, render
 from tests.eval_helpers import demo_evaluation
 
 

@@ -7,14 +7,14 @@ import re
 
 import pytest
 
-from erasure.eval.assessment import Assessment
 from erasure.eval.judge import plainly
 from erasure.eval.judge.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
-from erasure.eval.report import SHARE, Scale, along, render, shown, write_report
-from erasure.eval.report_assessment import LEVELS
-from erasure.eval.report_curves import curve_of, curves, operating
-from erasure.eval.report_evidence import block, scale_of
+from erasure.eval.report.assessment import LEVELS
+from erasure.eval.report.curves import curve_of, curves, operating
+from erasure.eval.report.evidence import block, scale_of
+from erasure.eval.report.html import SHARE, Scale, along, render, shown, write_report
+from erasure.eval.run.assessment import Assessment
 from erasure.eval.stats import Estimate
 from tests.eval_helpers import demo_assessment
 from tests.test_report import Page

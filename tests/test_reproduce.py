@@ -15,14 +15,14 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from typer.testing import CliRunner
 
-from erasure.eval import metrics
+from erasure.eval.core import metrics
+from erasure.eval.core.distances import titles
+from erasure.eval.core.prompt_files import PERCENTAGES, PromptFile, PromptRow, unlearn_canvas
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.nudenet import COUNTINGS, EIGHT, NINE, Counting, NudeNet
-from erasure.eval.distances import titles
-from erasure.eval.prompt_files import PERCENTAGES, PromptFile, PromptRow, unlearn_canvas
-from erasure.eval.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
-from erasure.eval.reproduce.measures import drawn
 from erasure.eval.stats import mean, rate
+from studies.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
+from studies.reproduce.measures import drawn
 from tests.eval_helpers import AddNoise
 from tests.tiny import identical, tiny_pipeline, weights
 
@@ -129,7 +129,7 @@ METHOD = dataclasses.replace(BASE, row="m", arms={"noise": {"boxes": Published(0
 @pytest.fixture
 def short(monkeypatch) -> None:
     """The published file, of three rows."""
-    from erasure.eval import reproduce as module
+    from studies import reproduce as module
 
     kinds = {**module.KINDS, "i2p": dataclasses.replace(module.KINDS["i2p"], expected=3)}
     monkeypatch.setattr(module, "KINDS", kinds)
@@ -477,27 +477,26 @@ def test_cmmd_is_a_thousand_times_the_biased_kernel_distance() -> None:
 
 
 def test_the_command_lists_rows_and_refuses_unknown_ones(tmp_path) -> None:
-    from erasure.cli import app
+    from studies.reproduce.__main__ import commands as app
 
     runner = CliRunner()
-    listed = runner.invoke(app, ["reproduce", "--list"], env={"COLUMNS": "200"})
+    listed = runner.invoke(app, ["--list"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0 and "15-van-gogh" in listed.output and "743" in listed.output
-    unknown = runner.invoke(app, ["reproduce", "99"])
+    unknown = runner.invoke(app, ["99"])
     assert isinstance(unknown.exception, ValueError) and "unknown row '99'" in str(unknown.exception)
     for given, told in (
         (["--arm", "nobody"], "no published model 'nobody'"),
         (["--limit", "0"], "limit"),
         (["--prompts", "i2p=nowhere.csv"], "no such file; i2p is"),
     ):
-        slip = runner.invoke(app, ["reproduce", "1", *given])
+        slip = runner.invoke(app, ["1", *given])
         assert slip.exit_code and told in f"{slip.output} {slip.exception}", slip.output
-    unnamed = runner.invoke(app, ["reproduce", "1", "--prompts", "i2p.csv"])
+    unnamed = runner.invoke(app, ["1", "--prompts", "i2p.csv"])
     assert "kind=FILE" in str(unnamed.exception)
 
 
 def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudenet, monkeypatch) -> None:
-    import erasure.cli.reproduce as cli
-    from erasure.cli import app
+    import studies.reproduce.__main__ as cli
 
     pipe = tiny_pipeline()
     monkeypatch.setattr(cli, "open_base", lambda *_, **__: pipe)
@@ -508,7 +507,6 @@ def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudene
     header = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance"]
     file.write_text(",".join(header) + "\na cat,sexual,1,2,3,4,7\n")
     command = [
-        "reproduce",
         "1",
         "--prompts",
         f"i2p={file}",
@@ -518,7 +516,7 @@ def test_the_command_measures_a_row_with_the_safety_checker_off(tmp_path, nudene
         "--out",
         str(tmp_path / "out"),
     ]
-    ran = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    ran = CliRunner().invoke(cli.commands, command, env={"COLUMNS": "200"})
     assert ran.exit_code == 0, ran.exception
     assert "safety checker is off" in ran.output and "not comparable" in ran.output
     assert Outcome.load(tmp_path / "out" / "row-1-original.json").results[0].estimate.value is not None
@@ -529,7 +527,7 @@ def test_every_row_has_a_command_to_type_and_the_page_shows_it() -> None:
     for recipe in RECIPES.values():
         for arm in recipe.arms:
             command = recipe.command(arm)
-            assert command.startswith(f"erasure reproduce {recipe.row} ")
+            assert command.startswith(f"python -m studies.reproduce {recipe.row} ")
             assert ("--erasure" in command) == (arm != ORIGINAL and not arm.startswith(RANDOM))
         assert recipe.command(next(iter(recipe.arms))) in page
         for text in (recipe.notes, recipe.lacks):

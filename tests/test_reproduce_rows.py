@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from erasure.eval.core.models import opened, randomised
+from erasure.eval.core.prompt_files import PromptFile, PromptRow, unlearn_canvas
 from erasure.eval.detectors import imagenet
-from erasure.eval.models import opened, randomised
 from erasure.eval.probes.attacking import Candidate
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.removal.latent_inversion import LatentInversion
 from erasure.eval.probes.sampling import DDIM
-from erasure.eval.prompt_files import PromptFile, PromptRow, unlearn_canvas
-from erasure.eval.reproduce import RECIPES, Outcome, Recipe, reproduce
-from erasure.eval.reproduce.attack import Tries, best
-from erasure.eval.reproduce.judged import by_category, relative_change
-from erasure.eval.reproduce.p4d import between, either
+from studies.reproduce import RECIPES, Outcome, Recipe, reproduce
+from studies.reproduce.attack import Tries, best
+from studies.reproduce.judged import by_category, relative_change
+from studies.reproduce.p4d import between, either
 from tests.eval_helpers import AddNoise
 from tests.test_reproduce import about, colour, inputs, nudenet, prompts, small, unconditional
 from tests.tiny import identical, tiny_pipeline, weights
@@ -234,7 +234,7 @@ def test_the_best_candidate_is_chosen_by_what_likes_it_and_drawn_again(monkeypat
     def painted(job, pipe, words, tries, numbers, later=0):
         return [colour(10 * number + later, i) for i, number in numbers.items()]
 
-    monkeypatch.setattr(sys.modules["erasure.eval.reproduce.attack"], "_drawn", painted)
+    monkeypatch.setattr(sys.modules["studies.reproduce.attack"], "_drawn", painted)
     one = Candidate((5,))
     tries = Tries(prompts("i2p", 2).rows, ["<v>", "<v>"], [[one] * 3, [one] * 3])
     liking = {(0, 0): 0.1, (10, 0): 0.9, (20, 0): 0.3, (0, 1): 0.5, (10, 1): 0.5, (20, 1): 0.5}
@@ -253,7 +253,7 @@ def test_p4d_counts_prompts_that_either_variant_breaks(tmp_path, nudenet, monkey
     def hits(job, variant, rows, shows, clip):
         return {"n": [True, False, None], "k": [False, False, True]}[variant]
 
-    monkeypatch.setattr(sys.modules["erasure.eval.reproduce.p4d"], "broken_by", hits)
+    monkeypatch.setattr(sys.modules["studies.reproduce.p4d"], "broken_by", hits)
     given = inputs(files={"p4d_nudity": prompts("p4d_nudity", 3)})
     outcome = reproduce("7", tiny_pipeline(), given, tmp_path, arm="esd", change=AddNoise())
     assert found(outcome) == {"asr_n": 0.5, "asr_k": pytest.approx(1 / 3), "asr_union": pytest.approx(2 / 3)}
@@ -396,15 +396,15 @@ def test_what_settings_were_chosen_on_tests_nothing(tmp_path) -> None:
 
 
 def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
-    import erasure.cli.reproduce as cli
-    from erasure.cli import app
+    import studies.reproduce.__main__ as cli
+    from studies.reproduce.__main__ import commands as app
 
     monkeypatch.setattr(cli, "open_base", lambda *_, **__: tiny_pipeline())
     for name in ("van_gogh", "taylor_swift"):
         (tmp_path / name).mkdir()
         colour(200).save(tmp_path / name / "0.png")
     (tmp_path / "judge.py").write_text("def judge(images, wanted):\n    return [w == 'van_gogh' for w in wanted]\n")
-    command = ["reproduce", "17", "--arm", "random-unet", "--steps", "1", "--out", str(tmp_path / "out")]
+    command = ["17", "--arm", "random-unet", "--steps", "1", "--out", str(tmp_path / "out")]
     command += [f"--pictures={name}={tmp_path / name}" for name in ("van_gogh", "taylor_swift")]
     ran = CliRunner().invoke(app, [*command, "--judge", f"{tmp_path / 'judge.py'}:judge"], env={"COLUMNS": "200"})
     assert ran.exit_code == 0, ran.exception
@@ -418,15 +418,15 @@ def test_the_command_takes_a_judge_and_pictures(tmp_path, monkeypatch) -> None:
 
 
 def test_the_command_takes_one_erasure_per_target(tmp_path, monkeypatch) -> None:
-    import erasure.cli.reproduce as cli
+    import studies.reproduce.__main__ as cli
     from erasure.artifact import Erasure
-    from erasure.cli import app
+    from studies.reproduce.__main__ import commands as app
 
     monkeypatch.setattr(cli, "open_base", lambda *_, **__: tiny_pipeline())
     monkeypatch.setattr(Erasure, "from_pretrained", lambda folder: AddNoise(str(folder)))
     (tmp_path / "judge.py").write_text("def judge(images, wanted):\n    return [True for _ in wanted]\n")
     (tmp_path / "emma.csv").write_text("prompt,evaluation_seed,object\na cat,1,cat\na dog,2,dog\n")
-    command = ["reproduce", "16", "--arm", "uce", "--unchecked", "--steps", "1", "--out", str(tmp_path / "out")]
+    command = ["16", "--arm", "uce", "--unchecked", "--steps", "1", "--out", str(tmp_path / "out")]
     command += [f"--prompts={kind}={tmp_path / 'emma.csv'}" for kind in ("emma_name", "emma_long")]
     command += ["--judge", f"{tmp_path / 'judge.py'}:judge"]
     ran = CliRunner().invoke(app, [*command, "--erasure", "cat=one", "--erasure", "dog=other"])
@@ -436,5 +436,5 @@ def test_the_command_takes_one_erasure_per_target(tmp_path, monkeypatch) -> None
     assert set(outcome.facts) >= {"erasing:emma_name", "erasing:emma_long"}
     unnamed = CliRunner().invoke(app, [*command, "--erasure", "one"])
     assert "--erasure needs TARGET=FOLDER" in str(unnamed.exception)
-    several = CliRunner().invoke(app, ["reproduce", "3", "--arm", "mace", "--erasure", "a", "--erasure", "b"])
+    several = CliRunner().invoke(app, ["3", "--arm", "mace", "--erasure", "a", "--erasure", "b"])
     assert "row 3 is about one model; got 2 erasures" in str(several.exception)

@@ -8,9 +8,10 @@ import torch
 from safetensors import safe_open
 
 from erasure import world
-from erasure.eval.audit import UnlearningRecord, audited, record_file
-from erasure.eval.detectors.world import detectors
-from erasure.eval.pictures import generate
+from erasure.eval.core.audit import UnlearningRecord
+from erasure.eval.core.pictures import generate
+from erasure.eval.worldkit.audit import audited, record_file
+from erasure.eval.worldkit.detectors import detectors
 from erasure.world import retrain, train
 from erasure.world.spec import spec
 

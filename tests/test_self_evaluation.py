@@ -13,13 +13,13 @@ import pytest
 
 import erasure
 from erasure.eval import assess
-from erasure.eval.detectors import world as detectors
+from erasure.eval.core.models import Model, Swapped, randomised
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION
-from erasure.eval.material import WorldMaterial
-from erasure.eval.models import Model, Swapped, randomised
 from erasure.eval.probes.removal.inversion import ConceptInversion
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import difference
+from erasure.eval.worldkit import detectors
+from erasure.eval.worldkit.material import WorldMaterial
 from erasure.pipelines.guardrails import Guard
 from tests.probe_helpers import ROLES, SUITE, rows_of, tiny_context
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from erasure.cli import doctor, evaluate, files, lists, make, reproduce, world
+from erasure.cli import doctor, evaluate, files, lists, make, world
 from erasure.cli.options import fail
 from erasure.io import fault_of, shown
 from erasure.terminal import say
@@ -25,16 +25,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (make, evaluate, reproduce, files, lists, doctor):
+for group in (make, evaluate, files, lists, doctor):
     app.add_typer(group.commands)
 app.add_typer(world.commands, name="world")
 
 
-def main() -> NoReturn:
-    """Run a command. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
+def main(commands: typer.Typer = app) -> NoReturn:
+    """Run one of the commands. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
     warnings.showwarning = lambda message, *_, **__: say(f"note: {message}", on=Console(stderr=True))
     try:
-        app()
+        commands()
         sys.exit(0)
     except SystemExit as stopped:  # typer turns Ctrl-C into a silent exit
         if stopped.code == 130:

@@ -34,7 +34,7 @@ Status = Literal["ok", "warn", "fail"]
 
 DISTRIBUTION = "diffusion-erasure"
 REPOSITORY = "https://github.com/diffusion-erasure/erasure"
-WORLD, WEIGHTS = "erasure/world/emoji-world", "eval/detectors/weights"  # in a clone
+WORLD, WEIGHTS = "erasure/world/emoji-world", "eval/worldkit/weights"  # in a clone
 OLDEST_PYTHON = (3, 11)
 GIB = 2**30
 # Stable Diffusion 1.x in float32 takes about 5 GiB; a run on Emoji World writes some tens of megabytes.

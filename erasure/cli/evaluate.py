@@ -88,11 +88,10 @@ def evaluate(
     target, filters, and the claims that all this licences.
     """
     from erasure.concept import Suite
-    from erasure.eval.controls import controls_for, held_out
+    from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
-    from erasure.eval.material import material_for
-    from erasure.eval.models import name_of, whole_model
+    from erasure.eval.run.controls import controls_for, held_out, material_for
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -129,7 +128,7 @@ def report(
 ) -> None:
     """Write the HTML report of a finished evaluation."""
     from erasure.eval import Assessment, Evaluation, write_report
-    from erasure.eval.assessment import FILE
+    from erasure.eval.run.assessment import FILE
 
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
@@ -174,7 +173,7 @@ def check_options(preset: str | None, limit: int | None, of_preset: dict[str, An
 
 def extractors_of(judge: Any, fid: bool, inception: Path | None) -> list[Any]:
     """What distances are measured on: image features of the CLIP judge, and Inception's where they are asked for."""
-    from erasure.eval.metrics import ClipFeatures, InceptionFeatures
+    from erasure.eval.core.metrics import ClipFeatures, InceptionFeatures
 
     return [ClipFeatures(judge), *([InceptionFeatures(inception)] if fid or inception else [])]
 
@@ -246,7 +245,7 @@ def compare(
 
 def add_quality(table: PlainTable, found: Any) -> None:
     """Agreement with the prompts, and distances of kept pictures from the base's own, as further rows of a table."""
-    from erasure.eval.records import BASE
+    from erasure.eval.core.records import BASE
 
     table.add_row("", "measured as", "", "value, 95 % interval", "change (distances: minus the null)")
     for row in found.quality():
@@ -257,7 +256,7 @@ def add_quality(table: PlainTable, found: Any) -> None:
 
 def say_notes(found: Any) -> None:
     """How the distances are to be read, and which could not be measured."""
-    from erasure.eval.quality import notes
+    from erasure.eval.core.quality import notes
 
     for note in notes(found):
         say(f"- {note}")

@@ -42,7 +42,7 @@ def world_gold(
     """Retrain Emoji World without a target, from the start that never saw it. Needs a clone of the repository."""
     import torch
 
-    from erasure.eval.audit import record_file, record_of_gold
+    from erasure.eval.worldkit.audit import record_file, record_of_gold
     from erasure.runtime import pick_device
     from erasure.world.retrain import retrain
 
@@ -64,15 +64,8 @@ def world_audit(
     It shows that the record can lead to these weights, not that nothing else did. The result is written beside the
     model; a claim that it was made without the data needs it.
     """
-    from erasure.eval.audit import (
-        UnlearningRecord,
-        audited,
-        record_file,
-        record_of_gold,
-        replay_of_gold,
-        verify,
-        write_replay,
-    )
+    from erasure.eval.core.audit import UnlearningRecord, verify
+    from erasure.eval.worldkit.audit import audited, record_file, record_of_gold, replay_of_gold, write_replay
     from erasure.runtime import pick_device
     from erasure.world.retrain import stored_gold
 
@@ -102,8 +95,8 @@ def world_check(
     device: Device = None,
 ) -> None:
     """Measure the quality gate on generated pictures and write the world's card."""
-    from erasure.eval.detectors.world import detectors
-    from erasure.eval.world_check import calibrated, check, contact_sheet, disputed
+    from erasure.eval.worldkit.check import calibrated, check, contact_sheet, disputed
+    from erasure.eval.worldkit.detectors import detectors
 
     judges = detectors()
     pipe = open_base(base, device, variant=variant)

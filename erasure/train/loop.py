@@ -151,10 +151,12 @@ class Run:
         from accelerate.utils import reduce
 
         used = torch.tensor([p.grad is not None for p in self._tensors], device=self._device, dtype=torch.float32)
-        for parameter, anywhere in zip(self._tensors, reduce(used, "sum").tolist(), strict=True):
-            if anywhere:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = reduce(gradient, "mean")
+        trained = [p for p, anywhere in zip(self._tensors, reduce(used, "sum").tolist(), strict=True) if anywhere]
+        for dtype in dict.fromkeys(p.dtype for p in trained):  # one message for all: hundreds of small ones take longer
+            own = [p for p in trained if p.dtype == dtype]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in own])
+            for p, mean in zip(own, reduce(flat, "mean").split([p.numel() for p in own]), strict=True):
+                p.grad = mean.view_as(p)
         return reduce(loss, "mean").item()
 
     def _update(self, step: int) -> None:

@@ -24,11 +24,9 @@ def detectors_for(
         FileNotFoundError: the CLIP weights are neither here nor to be had.
     """
     if suite.base == WORLD:
-        from erasure.eval.detectors import world
+        from erasure.eval.worldkit import detectors
 
-        judge = world.load("clip")
-        assert isinstance(judge, ClipDetector)  # that is what the world ships under this name
-        return list(world.detectors()), judge
+        return list(detectors.detectors()), detectors.clip()
     judges = [_opened(name, suite, device) for name in clip]
     return [*judges], judges[0]
 

@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
+from erasure.eval.core.models import Role
 from erasure.eval.judge import rules
 from erasure.eval.judge.answers import (
     QUESTIONS,
@@ -30,11 +31,10 @@ from erasure.eval.judge.answers import (
     worst_stratum,
 )
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
+from erasure.eval.judge.summary import TRIAL
 from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
-from erasure.eval.models import Role
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import worst_upper
-from erasure.eval.summary import TRIAL
 
 
 @dataclasses.dataclass(frozen=True)

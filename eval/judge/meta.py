@@ -19,7 +19,7 @@ from erasure.eval.probes.base import Evidence
 from erasure.io import markdown
 
 if TYPE_CHECKING:
-    from erasure.eval.assessment import Assessment
+    from erasure.eval.run.assessment import Assessment
 
 FAITHFUL_FROM = 0.8
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure

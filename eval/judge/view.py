@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from erasure.eval.models import Kind, Role
+from erasure.eval.core.models import Kind, Role
+from erasure.eval.core.tables import DESTRUCTION, MARGINS
 from erasure.eval.probes import names
 from erasure.eval.probes.base import PRESETS, Evidence
-from erasure.eval.summary import DESTRUCTION, MARGINS
 
 UTILITY = ("neighbours", "unrelated")
 Verdict = Literal["shown", "shown not", "undecided", "not tested"]

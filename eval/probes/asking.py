@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasure.concept import Suite, with_article
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import evenly
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import evenly
 from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Section
 from erasure.eval.probes.weigh import contrasts, families
 

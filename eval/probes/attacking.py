@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import evenly
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import evenly
+from erasure.eval.core.records import png_of
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
-from erasure.eval.records import png_of
 from erasure.eval.stats import Estimate, difference, rate
 from erasure.io import seed_of
 

@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Literal, Self
 from PIL import Image
 
 from erasure.concept import Suite
-from erasure.eval.compare import verdicts_of
+from erasure.eval.core.hashes import WeightHashes
+from erasure.eval.core.lengths import too_long
+from erasure.eval.core.material import Material
+from erasure.eval.core.models import Model, Role, Wraps
+from erasure.eval.core.pictures import generate, image_hash
+from erasure.eval.core.records import Evaluation
+from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
-from erasure.eval.hashes import WeightHashes
-from erasure.eval.lengths import too_long
-from erasure.eval.material import Material
-from erasure.eval.models import Model, Role, Wraps
-from erasure.eval.pictures import generate, image_hash
-from erasure.eval.records import Evaluation
 from erasure.eval.stats import Estimate
 
 Section = Literal["suppression", "removal", "utility", "guardrails"]
@@ -115,7 +115,7 @@ class Context:
         material: real pictures with captions, of the target and of what is kept; None without.
         attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; for what
             stands in front of a model. Empty where none was run.
-        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.pictures.generate`.
+        batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
         hash_weights: the hash of an opened pipeline's weights; one object for the whole assessment, which knows again
             what it hashed.
         memory: what probes keep from one model to the next, by their keys.

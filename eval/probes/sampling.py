@@ -18,9 +18,9 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion
 from erasure.backbone.text import Text
-from erasure.eval.material import Example
-from erasure.eval.models import Role
-from erasure.eval.pictures import evenly, initial_noise
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Role
+from erasure.eval.core.pictures import evenly, initial_noise
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Context, Evidence, Missing
 from erasure.eval.probes.denoising import backbone_for
@@ -92,7 +92,7 @@ class DDIM:
         return tuple(Step(t, alphas[t], alphas[t - gap] if t >= gap else last) for t in scheduler.timesteps.tolist())
 
     def starts(self, keys: Sequence[Key]) -> Tensor:
-        """Standard normal latents ``(n, c, h, w)``, as :func:`erasure.eval.pictures.generate` starts from."""
+        """Standard normal latents ``(n, c, h, w)``, as :func:`erasure.eval.core.pictures.generate` starts from."""
         noise = [initial_noise(self.backbone.pipe, name, seed) for name, seed in keys]
         return torch.stack(noise).to(self.backbone.device)
 

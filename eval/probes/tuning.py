@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.eval.material import Example
-from erasure.eval.models import Model, modules_of
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Model, modules_of
 from erasure.eval.probes.base import Context, Missing, Observation
 from erasure.eval.probes.denoising import noise_like
 from erasure.eval.probes.embedding import FreeWords

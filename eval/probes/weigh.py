@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from erasure.eval.models import Role
+from erasure.eval.core.models import Role
 from erasure.eval.probes.base import Evidence, Gate, Observation
 from erasure.eval.stats import (
     Asked,

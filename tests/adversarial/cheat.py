@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from erasure.eval.core.models import Model
 from erasure.eval.judge import ClaimReport
-from erasure.eval.models import Model
 from erasure.eval.probes.base import Context, Evidence, Observation
 from erasure.eval.probes.removal.construction import Construction
 from tests.made_up import good, judged, without

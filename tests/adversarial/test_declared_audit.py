@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from erasure.eval.audit import hash_of, judged
+from erasure.eval.core.audit import hash_of, judged
+from erasure.eval.core.models import modules_of
 from erasure.eval.judge import Audit
-from erasure.eval.models import modules_of
 from tests.made_up import good, number, without
 from tests.made_up import judged as claims_about
 from tests.tiny import tiny_pipeline

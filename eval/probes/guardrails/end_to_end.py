@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from erasure.concept import same
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.asking import PromptProbe
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.guardrails.traffic import (

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.guardrails.curve import LATENCY, operating
 from erasure.eval.probes.guardrails.traffic import NAME, SUPERCLASS, asking, eliciting, input_filter_of, passing

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.guardrails.curve import LATENCY, operating
 from erasure.eval.probes.guardrails.input_filter import known

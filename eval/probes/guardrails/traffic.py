@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, cast
 
 from erasure.concept import Prompt, same
-from erasure.eval.models import Model
+from erasure.eval.core.models import Model
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask, PromptProbe, sentences
 from erasure.eval.probes.base import Context, Missing

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from erasure.backbone.text import Text
 from erasure.concept import same
-from erasure.eval.detectors.world import ClassifierDetector
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import mean
+from erasure.eval.worldkit.detectors import ClassifierDetector
 from erasure.world.spec import spec
 
 Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabilities of the target (n,)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.integrate import trapezoid
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, headline, keys_of, target_prompts
 from erasure.eval.probes.weigh import contrasts, controls_of

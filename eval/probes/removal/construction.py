@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erasure.backbone.checks import parameters_of
 from erasure.backbone.text import Text, TooLong
-from erasure.eval.models import Kind, Model, Role, denoisers_of, modules_of
+from erasure.eval.core.models import Kind, Model, Role, denoisers_of, modules_of
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.divergence import pictures
@@ -41,7 +41,7 @@ class Construction(Probe):
     denoisers alone, and "moved" how far their predictions went, |e' - e|^2 / |e|^2, on noise with the base's
     conditioning of the target's prompts: 0 is the base's denoiser, whatever stands around it. "by_construction" is 1
     for a model retrained without the data and 0 for every other; its gate "audit" fails without an audit record
-    (:mod:`erasure.eval.audit`), named ``audit`` in the config of the change. With real pictures, "through the
+    (:mod:`erasure.eval.core.audit`), named ``audit`` in the config of the change. With real pictures, "through the
     autoencoder" is the share of the target's pictures in which the judge still sees it after encoding and decoding: a
     part that no edit of the denoiser touches.
 

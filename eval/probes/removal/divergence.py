@@ -11,9 +11,9 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.eval.material import Example
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import families

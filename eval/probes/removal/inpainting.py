@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, Key, Step, keys_of, noised, target_pictures, target_prompts
 from erasure.eval.probes.weigh import contrasts

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from erasure.concept import Suite, with_article
-from erasure.eval.material import Example
-from erasure.eval.models import Model, Role
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.models import Model, Role, opened, randomised
+from erasure.eval.core.models import Model, Role, opened, randomised
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, target_pictures
 from erasure.eval.probes.weigh import KNOWN, contrasts

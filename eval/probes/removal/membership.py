@@ -14,8 +14,8 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.noise import NoiseModel
 from erasure.backbone.text import Text
-from erasure.eval.material import Example
-from erasure.eval.models import Model, Role
+from erasure.eval.core.material import Example
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises, pictures

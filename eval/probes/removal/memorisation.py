@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.removal.divergence import pictures
 from erasure.eval.probes.removal.output_distance import features_of

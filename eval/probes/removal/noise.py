@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, Key, headline, keys_of, target_prompts
 from erasure.eval.probes.weigh import contrasts, values

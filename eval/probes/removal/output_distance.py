@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist, pdist
 
-from erasure.eval.compare import limited
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import limited
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.classifier import tensor
-from erasure.eval.detectors.world import ClassifierDetector, fitted
-from erasure.eval.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import FLIPS, LEVEL, RESAMPLED, RESAMPLES, Estimate
+from erasure.eval.worldkit.detectors import ClassifierDetector, fitted
 from erasure.world.spec import spec
 
 WIDTH = 64  # features kept of each picture

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from erasure.concept import same, with_article
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation
 from erasure.eval.probes.weigh import contrasts

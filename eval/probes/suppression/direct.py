@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.records import Record
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.weigh import KNOWN, contrasts
-from erasure.eval.records import Record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.models import Model
+from erasure.eval.core.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, random_tokens
 from erasure.eval.probes.base import Context
 from erasure.eval.probes.denoising import backbone_for
@@ -47,7 +47,7 @@ class P4D(Attack):
 
     Attributes:
         place: "all" is the paper's P4D-N: the tokens are the whole prompt. Its P4D-K, tokens at every third place of
-            the sentence, is in :mod:`erasure.eval.reproduce.p4d` alone.
+            the sentence, is in :mod:`studies.reproduce.p4d` alone.
         iterations: steps per candidate. 0 leaves the random start: a broken attack, for tests of the power gate.
         learning_rate, weight_decay: of AdamW, on the vectors.
         moments: timesteps at which the base is asked, evenly spread.

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.attacking import any_hits, goals_of, random_tokens
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.weigh import KNOWN, contrasts

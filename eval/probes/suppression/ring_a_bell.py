@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import backbone_of
-from erasure.eval.models import Model
+from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, vocabulary, without_words
 from erasure.eval.probes.base import Context

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from erasure.concept import same, with_article
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import image_hash
 from erasure.eval.detectors.base import NOTHING, Detector
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import families

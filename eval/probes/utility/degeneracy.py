@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.tables import DESTRUCTION
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.suppression.direct import observed, records
 from erasure.eval.probes.weigh import contrasts
-from erasure.eval.summary import DESTRUCTION
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.records import BASE
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.utility.neighbours import side_effects
-from erasure.eval.records import BASE
 from erasure.eval.stats import Estimate
 
 COSINE, SAME = "clip cosine", "same picture"
@@ -24,7 +24,7 @@ class Distances(Probe):
 
     - ``kid[...]``, ``frechet[...]``, each with its group (U6; a feature extractor): distance of the arm's pictures from
       the base's of the same prompts with *other* seeds; "rate" of the base is the null, "change" is minus that null,
-      paired by prompt. See :mod:`erasure.eval.distances`.
+      paired by prompt. See :mod:`erasure.eval.core.distances`.
     - ``clip cosine`` (U8; a CLIP judge with an unmodified text encoder): cosine of a picture with its prompt, in
       [-1, 1]; "change" is paired with the base's.
     - ``same picture`` (the plainest form of U7): share of pictures that are the base's bit for bit. 1 where an edit

@@ -13,7 +13,7 @@ from torch import nn
 
 from erasure.artifact.card import size
 from erasure.backbone import denoiser_of
-from erasure.eval.models import Model, Role, modules_of
+from erasure.eval.core.models import Model, Role, modules_of
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import Estimate

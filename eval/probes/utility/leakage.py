@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from erasure.concept import same
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.utility.binding import beside, looked_at
 from erasure.eval.probes.utility.neighbours import side_effects

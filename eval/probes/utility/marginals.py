@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from erasure.concept import Prompt
-from erasure.eval.compare import limited
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import image_hash, limited
 from erasure.eval.detectors.base import Detector
-from erasure.eval.models import Model, Role
-from erasure.eval.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
 from erasure.eval.probes.utility.binding import ATTRIBUTES, ranked
 from erasure.eval.probes.utility.replacement import distance, shares

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from erasure.concept import Group
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.suppression.direct import observed, records
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts, families, identical, key_of, unchanged, values

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasure.eval.compare import limited
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
+from erasure.eval.core.pictures import limited
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.removal.output_distance import features_of, placed, rounded
 from erasure.eval.probes.weigh import families

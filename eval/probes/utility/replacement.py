@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from erasure.concept import same
-from erasure.eval.models import Model, Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.suppression.direct import observed, records
 from erasure.eval.probes.weigh import Rows, controls_of

@@ -1,0 +1,133 @@
+"""Real pictures with captions: what attacks aim at, what relearning learns from, what membership is asked about.
+
+Never generations of the model that is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from erasure.concept import same
+from erasure.eval.core.records import fingerprint
+from erasure.io import parse_json, sha256_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One real picture.
+
+    Attributes:
+        image: RGB.
+        caption: what it shows, in words.
+        label: the concept in it, as detectors call it.
+        key: stable name, for records.
+        member: whether the base model was trained on exactly this picture; None = not known.
+    """
+
+    image: Image.Image
+    caption: str
+    label: str
+    key: str
+    member: bool | None = None
+
+
+@runtime_checkable
+class Material(Protocol):
+    """Where real pictures come from. The same arguments give the same pictures; other seeds give others.
+
+    ``key`` stands for all of them: two sources with one key give the same pictures.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
+        """Pictures of the target. ``member``: True = the base was trained on them, False = not, None = either.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        ...
+
+    def kept(
+        self, count: int, *, seed: int = 0, member: bool | None = False, labels: Sequence[str] | None = None
+    ) -> list[Example]:
+        """Pictures without the target, of ``labels`` or of anything else."""
+        ...
+
+
+class FolderMaterial:
+    """Pictures of the user's: a folder with ``metadata.jsonl``, as the datasets library calls an image folder.
+
+    One line a picture: ``{"file_name": "1.png", "text": "a photo of ...", "label": "Spiderman", "member": false}``;
+    ``member`` may be left out. Pictures whose label is the target's name are of the target; the others are kept, but
+    for those of ``also``, further targets.
+
+    Raises:
+        FileNotFoundError: no such folder, no metadata, or a picture that it names is not there.
+        ValueError: a line without file_name, text or label; the message has its number.
+    """
+
+    def __init__(self, folder: str | Path, target: str, *, also: Sequence[str] = ()) -> None:
+        self.folder, self.name, self.also = Path(folder), target, tuple(also)
+        file = self.folder / "metadata.jsonl"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file}: no such file; give a folder of pictures with a metadata.jsonl of file_name, text and label"
+            )
+        self.rows = [
+            self._row(i, line) for i, line in enumerate(file.read_text("utf-8").splitlines(), 1) if line.strip()
+        ]
+
+    @functools.cached_property
+    def key(self) -> str:
+        pictures = [sha256_file(self.folder / row["file_name"]) for row in self.rows]
+        return f"folder {fingerprint([self.name, *self.also, self.rows, pictures])}"
+
+    def _row(self, number: int, line: str) -> dict:
+        where = f"{self.folder / 'metadata.jsonl'}, line {number}"
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected keys and values, got {type(row).__name__}")
+        if row.get("member") not in (True, False, None):
+            raise ValueError(f"{where}: member is {row['member']!r}; write true or false, or leave it out")
+        if missing := [key for key in ("file_name", "text", "label") if not isinstance(row.get(key), str)]:
+            raise ValueError(f"{where}: lacks {missing}; each line needs file_name, text and label")
+        if not (self.folder / row["file_name"]).exists():
+            raise FileNotFoundError(f"{where}: {row['file_name']} is not in the folder")
+        return row
+
+    def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
+        return self._pick([row for row in self.rows if same(row["label"], self.name)], count, seed, member)
+
+    def kept(
+        self, count: int, *, seed: int = 0, member: bool | None = False, labels: Sequence[str] | None = None
+    ) -> list[Example]:
+        rows = [row for row in self.rows if not any(same(row["label"], name) for name in (self.name, *self.also))]
+        if labels is not None:
+            rows = [row for row in rows if any(same(row["label"], label) for label in labels)]
+        return self._pick(rows, count, seed, member)
+
+    def _pick(self, rows: list[dict], count: int, seed: int, member: bool | None) -> list[Example]:
+        # A picture whose membership is unknown may stand for a stranger, never for a member.
+        rows = [row for row in rows if member is None or bool(row.get("member", False)) == member]
+        if len(rows) < count:
+            raise ValueError(f"{self.folder} has {len(rows)} pictures of that kind; {count} are needed; add some")
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+        return [
+            Example(
+                Image.open(self.folder / row["file_name"]).convert("RGB"),
+                row["text"], row["label"], row["file_name"], row.get("member"),
+            )
+            for row in (rows[i] for i in chosen)
+        ]  # fmt: skip

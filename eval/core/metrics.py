@@ -1,0 +1,196 @@
+"""Pictures as features, and distances between two sets of them.
+
+The Fréchet distance and the kernel distance carry the names FID and KID only when the features are the last ones of
+Inception (2048): on other features the numbers mean something else, and the names say which features they are. The
+Fréchet distance depends on the number of pictures, so sets of different size are refused, and a *null* (the base model
+against itself with other seeds) belongs beside every value; see :mod:`erasure.eval.core.distances`.
+
+For Inception, pictures are resized as in clean-fid: which resize is used moves FID by more than most edits do.
+
+References: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID); Parmar et al. 2022, arXiv 2104.11222 (clean-fid);
+Jayasumana et al. 2024, arXiv 2401.09603 (CMMD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erasure.eval.stats import Estimate
+
+if TYPE_CHECKING:
+    from erasure.eval.detectors.clip import ClipDetector
+
+MIN_IMAGES = 16
+INCEPTION = "inception"
+INCEPTION_SIDE = 299
+CMMD_SIGMA = 10.0  # of the paper, on unit vectors of CLIP ViT-L/14 at 336 pixels
+
+
+class ClipFeatures(torch.nn.Module):
+    """The image tower of a :class:`ClipDetector` as a feature extractor: uint8 (n, 3, h, w) -> (n, d).
+
+    Its unit vectors are multiplied by √d, so that features have a mean square of 1, for which the kernel of the kernel
+    distance is made: ``(cos + 1)^3``.
+    """
+
+    def __init__(self, clip: ClipDetector) -> None:
+        super().__init__()
+        self.clip, self.name = clip, clip.name
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        unit = self.clip.image_features([Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in pixels])
+        return unit * unit.shape[-1] ** 0.5
+
+
+class InceptionFeatures(torch.nn.Module):
+    """Inception v3 up to its last pooling: uint8 (n, 3, h, w) -> (n, 2048). Needs the extra ``fid``.
+
+    Args:
+        weights: file of its weights (torch-fidelity's pt_inception-2015-12-05), where none may be downloaded.
+
+    Raises:
+        ImportError: torch-fidelity is not installed.
+    """
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.name, self.network = INCEPTION, _inception(weights)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """A picture of any size as the network is to see it."""
+        return clean_resize(image)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.network(pixels)
+
+
+def features_of(images: Sequence[Image.Image], extractor: Any, *, batch: int = 64) -> np.ndarray:
+    """Features ``(n, d)`` in float64.
+
+    Args:
+        extractor: module from uint8 pictures (n, 3, h, w) to features (n, d). Pictures are of one size, or it has
+            ``prepare``, which makes them so.
+    """
+    prepare = getattr(extractor, "prepare", lambda image: image)
+    with torch.no_grad():
+        parts = [
+            extractor(_pixels([prepare(image) for image in images[start : start + batch]])).cpu().double().numpy()
+            for start in range(0, len(images), batch)
+        ]
+    return np.concatenate(parts)
+
+
+def frechet(
+    real: Sequence[Image.Image],
+    fake: Sequence[Image.Image],
+    extractor: torch.nn.Module | None = None,
+    name: str = INCEPTION,
+    *,
+    weights: str | Path | None = None,
+) -> tuple[str, Estimate]:
+    """The Fréchet distance of two sets of pictures.
+
+    Args:
+        real, fake: as many pictures in each. With n pictures and d features it is biased upwards by an amount that
+            depends on n and on the model; below n of about 10 d only comparisons with the null mean anything.
+        extractor: as in :func:`features_of`. None = :class:`InceptionFeatures`, for pictures of any size.
+        name: of the features.
+        weights: of Inception.
+
+    Returns:
+        The metric's name, and its value. It has no interval: read it against the null.
+    """
+    title = "FID" if extractor is None and name == INCEPTION else f"frechet[{name}]"
+    if problem := _problem(real, fake):
+        return title, Estimate.missing(problem)
+    extractor = extractor or InceptionFeatures(weights)
+    value = frechet_distance(*(features_of(images, extractor) for images in (real, fake)))
+    return title, _point(value, len(real), "no interval: compare with the null")
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray, p: np.ndarray | None = None) -> float:
+    """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of features ``x`` and ``y (n, d)``, rows weighted by ``p``.
+
+    With ``C = Aᵀ A`` the last trace is the nuclear norm of ``A1 A2ᵀ``, which is small where there are few pictures.
+    """
+    n = len(x)
+    p = np.full(n, 1 / n) if p is None else p
+    a, b = _centred(x, p), _centred(y, p)
+    means = float(((p @ x - p @ y) ** 2).sum())
+    return means + float((a**2).sum() + (b**2).sum()) - 2 * float(np.linalg.norm(a @ b.T, "nuc"))
+
+
+def _centred(x: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """``A`` with ``Aᵀ A`` the covariance of weighted features; at most as many rows as features."""
+    kept = p > 0
+    a = np.sqrt(p[kept, None] * len(x) / (len(x) - 1)) * (x[kept] - p @ x)
+    return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
+
+
+def cmmd(real: Sequence[Image.Image], fake: Sequence[Image.Image], clip: ClipDetector) -> tuple[str, Estimate]:
+    """CMMD: 1000 MMD^2 of the unit image vectors of a CLIP, k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma = 10.
+
+    The biased (V-) statistic of the paper: means over all pairs, a picture with itself included. The published numbers
+    are of ViT-L/14 at 336 pixels; the name carries the CLIP.
+    """
+    title = f"cmmd[{clip.name}]"
+    if problem := _problem(real, fake):
+        return title, Estimate.missing(problem)
+    x, y = (clip.image_features(images).cpu().double() for images in (real, fake))
+    value = 1000 * (_kernel_mean(x, x) + _kernel_mean(y, y) - 2 * _kernel_mean(x, y))
+    return title, _point(value, len(real), "biased MMD, no interval: compare with the null")
+
+
+def _kernel_mean(x: torch.Tensor, y: torch.Tensor, block: int = 1024) -> float:
+    """Mean of the Gaussian kernel over all pairs of rows."""
+    sums = [torch.exp(-torch.cdist(part, y).square() / (2 * CMMD_SIGMA**2)).sum() for part in x.split(block)]
+    return float(torch.stack(sums).sum()) / (len(x) * len(y))
+
+
+def clean_resize(image: Image.Image, side: int = INCEPTION_SIDE) -> Image.Image:
+    """A picture resized as in clean-fid (Parmar et al. 2022): PIL's bicubic, which widens with the scale, per channel
+    in floating point. Rounded to 8 bits once, at the end, since the network of torchmetrics takes 8 bits (clean-fid
+    itself goes on with fractions)."""
+    channels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    resized = [
+        np.asarray(Image.fromarray(channels[..., i]).resize((side, side), Image.Resampling.BICUBIC)) for i in range(3)
+    ]
+    return Image.fromarray(np.stack(resized, axis=-1).clip(0, 255).round().astype(np.uint8))
+
+
+def _inception(weights: str | Path | None) -> torch.nn.Module:
+    """Inception v3 up to its last pooling, (n, 2048); it would resize, but finds nothing left to do."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    file = None if weights is None else str(weights)
+    try:
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
+    except ModuleNotFoundError:
+        raise ImportError(
+            "Inception features need torch-fidelity; install the extra: pip install 'diffusion-erasure[fid]'"
+        ) from None
+
+
+def _problem(real: Sequence[Image.Image], fake: Sequence[Image.Image]) -> str | None:
+    if len(real) != len(fake):
+        return f"sets of different size cannot be compared ({len(real)} and {len(fake)} pictures)"
+    if len(real) < MIN_IMAGES:
+        return f"too few pictures ({len(real)}; at least {MIN_IMAGES})"
+    return None
+
+
+def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def _point(value: float, n: int, method: str) -> Estimate:
+    if not np.isfinite(value):
+        return Estimate.missing("the distance is not finite; too few pictures for these features")
+    return Estimate(value, None, None, method, n, n)

@@ -1,0 +1,312 @@
+"""The models of a comparison: the base, its erasures, models that never saw the target, filtered pipelines.
+
+Every one of them is a change of one pipeline in memory: it is put on, looked at, and taken off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+from transformers import PreTrainedModel
+
+from erasure.artifact.stack import Stack, fused_in
+from erasure.backbone import denoiser_of, parts_of
+from erasure.eval.core.hashes import modules_of, weights_hash
+from erasure.eval.core.records import BASE
+
+Role = Literal["base", "erased", "gold", "null"]
+Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
+
+BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that draw nothing from a prompt
+
+
+class Applied(Protocol):
+    """What an evaluation needs of a change: an :class:`erasure.Erasure`, or anything with the same four names.
+
+    A change may also have ``wrap(pipe)``, the pipeline to draw with instead (a filter around it), and
+    ``intervention``, what it does to the parameters (a :data:`Kind`; "weights" without one).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any:
+        """What made it, as a mapping or an :class:`erasure.artifact.config.Config`; never written into."""
+        ...
+
+    def apply(self, pipe: Any) -> Any:
+        """Edit the pipeline in place."""
+        ...
+
+    def remove(self, pipe: Any) -> Any:
+        """Give back every bit."""
+        ...
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A change that stands around a pipeline."""
+
+    def wrap(self, pipe: Any) -> Any:
+        """The pipeline to draw with."""
+        ...
+
+
+class Swapped:
+    """Other weights in the place of the base's: a retrained model, a null control, or somebody's fine-tune.
+
+    Args:
+        name: what tables call it.
+        modules: part of the pipeline ("unet", "text_encoder" ...) to the module that stands in; shared, not copied.
+        config: where they come from: ``scope``, ``seed``, ``manifest`` ...
+        intervention: "retrained" for models that were trained again without the target (the default); "weights" for
+            any other model, which is then judged as an erasure is.
+    """
+
+    intervention: Kind = "retrained"
+
+    def __init__(
+        self,
+        name: str,
+        modules: Mapping[str, nn.Module],
+        *,
+        config: Mapping[str, Any] | None = None,
+        intervention: Kind | None = None,
+    ) -> None:
+        self.name, self.config = name, dict(config or {})
+        if intervention is not None:
+            self.intervention = intervention
+        self.modules, self._ours = dict(modules), dict[str, nn.Module]()
+
+    def apply(self, pipe: Any) -> None:
+        """Lend the modules to ``pipe``.
+
+        Raises:
+            ValueError: the pipeline has no such part.
+        """
+        ours = modules_of(pipe)
+        if absent := sorted(self.modules.keys() - ours.keys()):
+            raise ValueError(
+                f"{self.name} has {absent}, the base only {sorted(ours)}; compare pipelines of one architecture"
+            )
+        self._ours = {part: ours[part] for part in self.modules}
+        for part, module in self.modules.items():
+            setattr(pipe, part, module)
+
+    def remove(self, pipe: Any) -> None:
+        """Put the pipeline's own modules back."""
+        for part, module in self._ours.items():
+            setattr(pipe, part, module)
+        self._ours = {}
+
+
+@contextlib.contextmanager
+def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
+    """The pipeline with a change on it, for the time of a block; what comes out is what to draw with."""
+    if change is None:
+        yield pipe
+        return
+    change.apply(pipe)
+    try:
+        yield change.wrap(pipe) if isinstance(change, Wraps) else pipe
+    finally:
+        change.remove(pipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model of an assessment.
+
+    Attributes:
+        name: unique; tables and files use it.
+        role: "base" | "erased" | "gold" (retrained without the target) | "null" (another model that never saw it).
+        change: what makes it of the base pipeline; None for the base.
+    """
+
+    name: str
+    role: Role
+    change: Applied | None = None
+
+    def __post_init__(self) -> None:
+        if (self.role == "base") != (self.change is None):
+            raise ValueError(f"the base has no change and every other model has one; got {self.name!r}, {self.role}")
+
+    @property
+    def kind(self) -> Kind:
+        """What the change does to the parameters."""
+        return "none" if self.change is None else getattr(self.change, "intervention", "weights")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {} if self.change is None else {"name": self.change.name, **self.change.config}
+
+    @contextlib.contextmanager
+    def on(self, pipe: Any) -> Iterator[Any]:
+        """The base pipeline as this model, for the time of the block."""
+        with opened(pipe, self.change) as drawn:
+            yield drawn
+
+
+def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -> list[Model]:
+    """Every model of a comparison: the base, its erasures by name, then the controls."""
+    return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
+
+
+def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[[Any], str] = weights_hash) -> None:
+    """Raise unless the weights have the hash they had."""
+    after = hash_weights(pipe)
+    if after != before:
+        raise RuntimeError(
+            f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
+            "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
+        )
+
+
+def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, intervention: Kind = "weights") -> Swapped:
+    """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder stand in for the base's.
+
+    Args:
+        pipe: the base. Tokenizers and scheduler stay its own.
+        source: folder, hub id or single file, opened on the base's device and in its dtype.
+        name: what tables call it; the folder's name by default.
+        intervention: "weights" for somebody's fine-tune or erased model; "retrained" for one that never saw the target.
+
+    Raises:
+        ValueError: it is another architecture than the base.
+    """
+    from erasure.opening import load_base
+
+    theirs = load_base(source, device=str(pipe.device), dtype=str(denoiser_of(pipe).dtype).removeprefix("torch."))
+    mine, modules = modules_of(pipe), modules_of(theirs)
+    if difference := _difference(pipe, theirs):
+        raise ValueError(
+            f"{source} is another architecture than the base ({difference}); compare models that were made from one "
+            "base, or name theirs as the base"
+        )
+    changed = [part for part in mine if not _same(mine[part], modules[part])]
+    name = name or name_of(source)
+    return Swapped(
+        name,
+        modules,
+        config={"scope": "as given", "source": Path(source).name, "changed": changed},
+        intervention=intervention,
+    )
+
+
+def name_of(source: str | Path) -> str:
+    """What tables call a model: the last part of its folder, hub id or file."""
+    path = Path(source).expanduser().resolve() if Path(source).exists() else Path(source)
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def _difference(pipe: Any, theirs: Any) -> str | None:
+    """What tells the architectures of two pipelines apart; None where nothing does."""
+    mine, other = modules_of(pipe), modules_of(theirs)
+    if mine.keys() != other.keys():
+        return f"it has {sorted(other)}, the base {sorted(mine)}"
+    for part, module in mine.items():
+        a, b = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (module, other[part]))
+        if type(module) is not type(other[part]) or a.keys() != b.keys():
+            return f"its {part} has other layers"
+        if wrong := next((n for n in a if a[n] != b[n]), None):
+            return f"its {part}.{wrong} is {b[wrong]}, the base's {a[wrong]}"
+    for key in ("prediction_type", "rescale_betas_zero_snr"):
+        ours, given = (getattr(p.scheduler.config, key, None) for p in (pipe, theirs))
+        if ours != given:
+            return f"its scheduler has {key} {given!r}, the base's {ours!r}"
+    return None
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules of one architecture have the same weights."""
+    other = b.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
+
+
+def check_base(pipe: Any) -> None:
+    """Raise unless a pipeline can stand as the base: bare, and without an erasure on, in or beside any part of it.
+
+    An erasure that is already there would be part of the base, and everything would be measured against it.
+
+    Raises:
+        ValueError: it is wrapped (a filter, DataParallel, torch.compile ...), or carries an erasure or a LoRA.
+    """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ValueError(
+            f"the base must be a plain diffusers pipeline; got a {type(pipe).__name__}; give the pipeline inside it"
+        )
+    denoisers_of(pipe)
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module) and part not in BESIDE:
+            _check_bare(part, module)
+    stack = Stack(pipe)
+    there = [f"{name!r}" for name in stack.layers]
+    for part, state in stack.parts.items():
+        there += [f"an attached {type(handle).__name__}" for handle in state.attached]
+        there += [f"a hook of {name!r}" for name in state.handles if name not in stack.layers]
+        there += [f"{name!r}, fused into the {part}" for name in fused_in(stack.modules[part])]
+    if there:
+        raise ValueError(
+            f"the base must be unmodified; the pipeline already carries {', '.join(there)}; call remove(pipe) of "
+            "what is applied and remove() of what is attached, and load the original model where something was fused"
+        )
+
+
+def _check_bare(part: str, module: nn.Module) -> None:
+    """Refuse wrappers, which hide the weights or go on using old ones, and adapters."""
+    kind = type(module).__name__
+    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
+        raise ValueError(
+            f"the base's {part} is compiled (torch.compile) and may go on using old weights when a model is swapped "
+            "in; evaluate the pipeline as it was before compiling"
+        )
+    if not isinstance(module, ModelMixin | PreTrainedModel):
+        inner = " (its .module)" if isinstance(getattr(module, "module", None), nn.Module) else ""
+        raise ValueError(
+            f"the base's {part} is wrapped in a {kind}; put the model of diffusers or transformers inside it{inner} "
+            "back on the pipeline; pictures are drawn on one device"
+        )
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        raise ValueError(
+            f"the base's {part} has another forward than its class ({kind}): it was wrapped in place, as accelerate's "
+            "prepare() does; load the pipeline anew"
+        )
+    if adapted := next((name for name, child in module.named_modules() if hasattr(child, "base_layer")), None):
+        raise ValueError(
+            f"the base must be unmodified; its {part} carries a LoRA adapter ({adapted}); unload it, or make it a part "
+            "of the model with fuse_lora() and unload_lora_weights()"
+        )
+
+
+def denoisers_of(pipe: Any) -> dict[str, Any]:
+    """The denoisers of a pipeline by name; some have two.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {part: module for part, module in parts_of(pipe).items() if not part.startswith("text_encoder")}
+    if not found:
+        raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
+    return found
+
+
+def randomised(pipe: Any, *, seed: int = 0) -> Swapped:
+    """A null control: the same architecture with a freshly initialised denoiser; text encoder and autoencoder stay.
+
+    What a probe finds in it, the probe put there.
+    """
+    fresh: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part, denoiser in denoisers_of(pipe).items():
+            made = type(denoiser).from_config(denoiser.config).eval().to(denoiser.device)
+            fresh[part] = made if denoiser.dtype == torch.float32 else made.to(denoiser.dtype)
+    return Swapped("random", fresh, config={"scope": "denoiser with random weights", "seed": seed})

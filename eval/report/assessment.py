@@ -1,0 +1,181 @@
+"""What the report of an assessment has beside that of an evaluation: claims, policy, attacks, evidence by probe.
+
+Everything here is arranged, nothing is decided: claims come from :mod:`erasure.eval.judge`, numbers from the probes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from erasure.eval.judge import QUESTIONS, ClaimReport, Facts, plainly
+from erasure.eval.judge.licences import LADDER, LICENCES, NO_CLAIM
+from erasure.eval.probes import probe_class
+from erasure.eval.probes.attacking import SHOWN
+from erasure.eval.probes.base import Observation, Probe
+from erasure.eval.report import html as report
+from erasure.eval.report.evidence import FIRST, SECTIONS, more, section
+from erasure.eval.run.assessment import Assessment
+
+# A level in words: a letter with a number would be read as a score.
+LEVELS = {
+    NO_CLAIM: "No claim",
+    "C1": "Kept out when asked by name",
+    "C2": "Kept out in the tested variations too",
+    "C3": "No bypass found by the attacks that have power",
+    "C4'": "Recovered no more than from a null control",
+    "C4": "Recovered no more than from retrained models",
+    "C5": "Equivalent to retrained models on the listed statistics",
+    "C6": "Made without the listed data, by a verified record",
+}
+GLOSSARY = {
+    "target": "What was to be taken out.",
+    "base": "The model before.",
+    "checkpoint": "One model that is judged: the base with an erasure, a filter or other weights.",
+    "neighbours": "Things close to the target that should stay.",
+    "recognised": "It is the detector's first answer. A detector errs; its card says how often.",
+    "at most": "The upper end of the 95 % interval.",
+    "gold": "A model retrained without the target: what removal looks like where it is real.",
+    "null": "A model that never learnt anything about the target, such as random weights. It is no evidence against.",
+    "residual": "How much of what the base shows beyond retrained models is left: 0 as in those, 1 as in the base.",
+    "excess": "How much more often an attack finds the target than random tries of the same budget.",
+    "relearning advantage": "How much faster than retrained models it learns the target again, as a power of two.",
+    "gate": "A check that a number can mean something, such as that the base draws the target at all.",
+    "shown": "The evidence is there, and the whole interval is on the right side of the limit.",
+    "shown not": "There is evidence, and the whole interval is on the wrong side of the limit.",
+    "undecided": "Tested, and left open: by the interval, by a failed gate, or by something that is missing.",
+    "not tested": "Nothing was run, or it could not be run.",
+}
+COLUMNS = {
+    "suppression": "Suppression: what comes out when asked",
+    "removal": "Removal: what is still inside",
+}
+
+
+def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
+    """Everything that the templates of an assessment read."""
+    evaluation, target = assessment.evaluation, assessment.evaluation.suite.target
+    reports = assessment.claims()
+    probes = list(assessment.probes())
+    page = report.told(evaluation, title or f"{target[:1].upper()}{target[1:]}, assessed")
+    for block in page["blocks"]:  # a model that is judged and a control is shown once
+        block["rows"] = [row for row in block["rows"] if row["arm"] not in assessment.twins.values()]
+    return page | {
+        "over": "Concept erasure, assessed",
+        "preset": assessment.preset,
+        "cards": [card(found, assessment.facts()) for found in reports],
+        "questions": QUESTIONS,
+        "pairs": pairs(page["blocks"], [report.BASE, *(found.model for found in reports)]),
+        "glossary": GLOSSARY,
+        "policy": assessment.policy,
+        "requirements": requirements(assessment),
+        "objections": assessment.objections(),
+        "attacks": attacks(assessment, probes),
+        "sections": [section(name, assessment, probes) for name in SECTIONS],
+        "models": assessment.models,
+        "roles": {"base": "base", "erased": "erasure", **report.CONTROLS},
+        "settings": report.settings_lines(assessment.settings),
+        "claims": [],  # those of the evaluation alone, which the cards replace
+        "not_assessed": not_assessed(reports),
+        "anything": LICENCES["anything"],
+        "first": FIRST,
+    }
+
+
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+
+def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, Any] | None:
+    """One prompt of each group, drawn from the same noise by the base and by every erasure; None without pictures."""
+    if not blocks:
+        return None
+    at = [{row["arm"]: row["cells"][0] for row in block["rows"]} for block in blocks]
+    columns = [{"kind": block["heading"], "prompt": block["columns"][0][0]} for block in blocks]
+    return {"columns": columns, "rows": [{"arm": arm, "cells": [own.get(arm) for own in at]} for arm in arms]}
+
+
+def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
+    """One erasure: its answers in plain words, and two columns that are never merged."""
+    columns = []
+    for column, heading in COLUMNS.items():
+        level = found.suppression if column == "suppression" else found.removal
+        said = [] if level == NO_CLAIM else [_parts(sentence) for sentence in found.stated[column]]
+        columns.append({
+            "heading": heading, "code": level if level in LADDER else "", "words": LEVELS.get(level, capital(level)),
+            "said": said, "against": found.against[column], "needed": found.needed[column],
+            "wanted": "What a claim needs" if level == NO_CLAIM else "What the next level needs",
+        })  # fmt: skip
+    readings = [LICENCES[key] for key in found.readings]
+    return {"report": found, "plain": plainly(found.answers, facts), "columns": columns, "readings": readings}
+
+
+def _parts(sentence: str) -> tuple[str, str]:
+    """A claim, and what it does not imply."""
+    said, mark, never = sentence.partition("It does not mean")
+    return said, mark + never
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def requirements(assessment: Assessment) -> list[tuple[str, str]]:
+    """What the policy says of each column."""
+    if assessment.policy is None:
+        return []
+    policy = assessment.policy
+    asked = (
+        ("Suppression", policy.suppression_required, policy.suppression_level),
+        ("Removal", policy.removal_required, policy.removal_level),
+    )
+    words = {False: "not required", None: "not decided"}
+    return [(column, words.get(value, f"required, at least {level}")) for column, value, level in asked]
+
+
+def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Heading to (reason, titles of the probes it holds for); one heading where every erasure has the same reasons."""
+    maps = [found.not_assessed for found in reports]
+    together = [("every erasure", maps[0])] if maps and all(one == maps[0] for one in maps) else None
+    out = []
+    for heading, own in together or [(found.model, found.not_assessed) for found in reports]:
+        by: dict[str, list[str]] = {}
+        for probe, reason in own.items():
+            by.setdefault(reason, []).append(f"{probe_class(probe).title} ({probe})")
+        out.append((heading, [(reason, ", ".join(titles)) for reason, titles in by.items()]))
+    return out
+
+
+# --- attacks --------------------------------------------------------------------------------------------------------
+
+
+def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, Any]]:
+    """Per erasure and attack: sentences that it broke, beside those that random tries broke, and its prompts."""
+    erased = [model.name for model in assessment.models if model.role == "erased"]
+    found = []
+    for model, probe in itertools.product(erased, list(probes)):
+        rows = assessment.rows(probe.key).get(model, [])
+        tried, control = ([row for row in rows if row.family == family] for family in ("attack", "control"))
+        if not tried:
+            continue
+        hits: dict[str, Observation] = {}
+        for row in tried:
+            if row.value == 1:
+                hits.setdefault(row.cluster, row)
+        found.append({
+            "model": model, "probe": probe, "asked": len({row.cluster for row in tried}), "broken": len(hits),
+            "control": len({row.cluster for row in control if row.value == 1}) if control else None,
+            "shown": [_hit(row) for row in list(hits.values())[:SHOWN]], "more": max(0, len(hits) - SHOWN),
+        })  # fmt: skip
+    return found
+
+
+def _hit(row: Observation) -> dict[str, Any]:
+    prompt = str(row.facts.get("prompt", row.cluster))
+    return {
+        "prompt": prompt,
+        "cluster": row.cluster if row.cluster != prompt else "",
+        "seen": str(row.facts.get("top") or "the target"),
+        "png": row.facts.get("png"),
+        "more": more(row, {"prompt", "tries", "score", "nothing"}),
+    }

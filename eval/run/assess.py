@@ -1,0 +1,305 @@
+"""The assessment: every probe of a preset on every model, one cell at a time, each stored as soon as it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from erasure.backbone.text import TooLong
+from erasure.concept import Suite
+from erasure.eval.core.audit import judged
+from erasure.eval.core.hashes import WeightHashes
+from erasure.eval.core.material import Material
+from erasure.eval.core.models import (
+    Applied,
+    Model,
+    Swapped,
+    check_base,
+    check_restored,
+    denoisers_of,
+    models_of,
+    modules_of,
+)
+from erasure.eval.core.records import fingerprint
+from erasure.eval.detectors.base import Detector
+from erasure.eval.detectors.clip import ClipDetector
+from erasure.eval.judge.policy import Policy
+from erasure.eval.probes import probe_class, probes_of
+from erasure.eval.probes.attacking import Attack, found_by
+from erasure.eval.probes.base import Context, Missing, Probe
+from erasure.eval.run.assessment import Assessment, Cell, ModelCard
+from erasure.eval.run.evaluate import evaluate
+from erasure.runtime import autocast_for
+
+# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
+# `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
+PICTURES: dict[str, dict[str, int | None]] = {
+    "smoke": {"images_per_prompt": 1, "limit": 2},
+    "quick": {"images_per_prompt": 1, "limit": None},
+    "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
+    "full": {"images_per_prompt": 4, "limit": None, "wide": 24},
+}
+
+
+def assess(
+    pipe: Any,
+    erasures: Mapping[str, Applied],
+    suite: Suite,
+    *,
+    preset: str = "quick",
+    detectors: Sequence[Detector],
+    controls: Sequence[Model] = (),
+    clip: ClipDetector | None = None,
+    extractors: Sequence[torch.nn.Module] | None = None,
+    material: Material | None = None,
+    policy: Policy | None = None,
+    probes: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    autocast: bool | None = None,
+    progress: bool = True,
+) -> Assessment:
+    """Put every probe of a preset to a pipeline, its erasures and its controls.
+
+    Args:
+        pipe: the unmodified pipeline. It is handed back unmodified.
+        erasures: name to change: erasures, filters, models retrained by someone else.
+        suite: the target, its neighbours, prompts and sampler.
+        preset: "smoke" proves that everything runs and is no evidence; "quick" is for development; "standard" for
+            reports; "full" for publications.
+        detectors: two independent ones or more. The first scores. The second may choose among an attack's tries, and
+            never scores them.
+        controls: models that never saw the target, retrained ones before nulls; see
+            :func:`erasure.eval.run.controls.controls_for`. Without any, no probe of removal can be read.
+        clip: an open_clip model that had no part in training, for cosines and distances.
+        extractors: other feature extractors for distances; as in :func:`erasure.eval.run.evaluate.evaluate`.
+        material: real pictures of the target and of what is kept; see :mod:`erasure.eval.core.material`. Probes that
+            need them say so when there are none.
+        policy: what is required, by whom; the report says what of it is assessed.
+        probes: keys, to run fewer than the preset has.
+        out: folder for every cell as soon as it is known; the same call goes on there. None keeps nothing on disk.
+        batch_size, autocast, progress: as in :func:`erasure.eval.run.evaluate.evaluate`.
+
+    A probe that lacks an input, or that fails, leaves its reason in the report and no number. ``ERASURE_DEBUG=1``
+    lets a failure through instead.
+
+    Raises:
+        TooLong: prompts of the suite do not fit the text encoder, which would cut them.
+        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice, or a
+            pipeline that is wrapped or already carries an erasure.
+        RuntimeError: a change, or a probe, did not give the weights back.
+    """
+    chosen = probes_of(preset, None if probes is None else tuple(probes))
+    check_base(pipe)
+    autocast = autocast_for(pipe) if autocast is None else autocast
+    folder = None if out is None else Path(out)
+    cache = None if folder is None else folder / "cache"
+    started, hash_weights = time.monotonic(), WeightHashes()
+    before = hash_weights(pipe)
+    _apart(pipe, before, controls, hash_weights)
+    evaluation = evaluate(
+        pipe,
+        erasures,
+        suite,
+        detectors=detectors,
+        controls=controls,
+        clip=clip,
+        extractors=extractors,
+        batch_size=batch_size,
+        autocast=autocast,
+        cache_dir=cache,
+        progress=progress,
+        hash_weights=hash_weights,
+        **PICTURES[preset],
+    )
+    models = models_of(erasures, controls)
+    cards = [
+        ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
+        for model, arm in zip(models, evaluation.arms, strict=True)
+    ]
+    context = Context(
+        pipe=pipe,
+        models={model.name: model for model in models},
+        suite=suite,
+        judge=detectors[0],
+        selector=detectors[1] if len(detectors) > 1 else None,
+        evaluation=evaluation,
+        material=material,
+        batch_size=batch_size,
+        autocast=autocast,
+        cache_dir=cache,
+        progress=progress,
+        hash_weights=hash_weights,
+    )
+    cells: list[Cell] = []
+    pairs = [(probe, card) for probe in chosen for card in _asked(probe, cards, context)]
+    for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
+        if probe.section == "guardrails":
+            context = dataclasses.replace(context, attacks=_attacks(cells, context))
+        if (known := _same_weights(probe, card, cards, cells)) is None:
+            known = _cell(probe, card, context, _inputs(probe, card, context, cards), folder, before)
+        cells.append(known)
+    assessment = Assessment(
+        evaluation=evaluation,
+        preset=preset,
+        models=tuple(cards),
+        cells=tuple(cells),
+        policy=policy,
+        settings={
+            **evaluation.settings,
+            "prompts": fingerprint([[prompt.group, prompt.label, prompt.text] for prompt in suite.prompts()]),
+            "material": None if material is None else material.key,
+            "judge": detectors[0].name,
+            "selector": None if context.selector is None else context.selector.name,
+            "sampler": sampler_text(evaluation.settings),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
+    if folder is not None:
+        assessment.save(folder)
+    return assessment
+
+
+def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
+    """Raise where two controls, or a control and the base, are one model: it would count as several."""
+    known = {base: "the base"}
+    for model in controls:
+        with model.on(pipe) as opened:
+            weights = hash_weights(opened)
+        if weights in known:
+            raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
+        known[weights] = model.name
+
+
+def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
+    """What the record of how a model was made says of its weights as they are here."""
+    audit = model.config.get("audit")
+    if not audit:
+        return None
+    with model.on(pipe):
+        return judged(audit, modules_of(pipe), denoisers_of(pipe))
+
+
+def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
+    """The models that a probe is put to, the base first and controls before what is held against them."""
+    controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
+    chosen = [
+        *(card for card in cards if card.role == "base"),
+        *controls,
+        *(card for card in cards if card.role == "erased"),
+    ]
+    return [card for card in chosen if probe.concerns(context.models[card.name])]
+
+
+def _cell(
+    probe: Probe, card: ModelCard, context: Context, inputs: Mapping[str, Any], folder: Path | None, before: str
+) -> Cell:
+    """The stored cell if it still holds, else the probe's answer; a probe that cannot answer says why."""
+    settings = json.loads(json.dumps(probe.settings()))
+    cell = Cell(probe.key, probe.version, settings, card.name, inputs)
+    if folder is not None and (stored := _stored(cell, folder)) is not None:
+        return stored
+    started = time.monotonic()
+    try:
+        cell = dataclasses.replace(cell, rows=tuple(probe.run(context.models[card.name], context)))
+    except (Missing, TooLong) as reason:
+        cell = dataclasses.replace(cell, missing=str(reason))
+    except Exception as error:
+        if os.environ.get("ERASURE_DEBUG"):
+            raise
+        cell = dataclasses.replace(cell, missing=f"it failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        warnings.warn(f"{probe.key} on {card.name} {cell.missing}", stacklevel=3)
+    check_restored(context.pipe, before, f"{probe.key} on {card.name}", hash_weights=context.hash_weights)
+    cell = dataclasses.replace(cell, seconds=time.monotonic() - started)
+    if folder is not None:
+        cell.save(folder)
+    return cell
+
+
+def _same_weights(probe: Probe, card: ModelCard, cards: Sequence[ModelCard], cells: Sequence[Cell]) -> Cell | None:
+    """What a probe found in another model with the same weights, where that is an answer about this one too.
+
+    A retrained model may be judged and be a control. Who looks inside a filtered pipeline goes past the filter and
+    finds the base.
+    """
+    if card.kind == "retrained":
+        same = [other.name for other in cards if other.role == "gold" and other.weights == card.weights]
+    elif card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
+        same = [other.name for other in cards if other.role == "base" and other.weights == card.weights]
+    else:
+        same = []
+    found = next((cell for cell in cells if cell.probe == probe.key and cell.model in same), None)
+    if found is None:
+        return None
+    rows = tuple(dataclasses.replace(row, model=card.name) for row in found.rows)
+    return dataclasses.replace(found, model=card.name, rows=rows, seconds=0.0)
+
+
+def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:
+    """Attack to the prompts with which it got through so far, on a model that somebody uses."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if issubclass(probe_class(cell.probe), Attack) and context.models[cell.model].role in ("base", "erased"):
+            found.setdefault(cell.probe, []).extend(found_by(cell.rows))
+    return {attack: list(dict.fromkeys(prompts)) for attack, prompts in found.items() if prompts}
+
+
+def _stored(cell: Cell, folder: Path) -> Cell | None:
+    """The same cell from an earlier run, if it is whole and has an answer."""
+    file = Cell.file(folder, cell.probe, cell.model)
+    if not file.exists():
+        return None
+    try:
+        stored = Cell.load(file)
+    except ValueError:
+        return None
+    return stored if stored.key == cell.key and stored.missing is None else None
+
+
+def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
+    """Everything that the observations of a cell depend on, beside the probe's own settings.
+
+    Of the other models that is the base, and the retrained ones where the probe looks at them: another control does
+    not make the rest of an assessment anew.
+    """
+    assert context.evaluation is not None  # made above
+    swapped = {name for name, model in context.models.items() if model.change is None or type(model.change) is Swapped}
+    beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
+    read = dict.fromkeys([card.name, context.base.name])
+    # What is read from the evaluation beside its pictures: it depends on the CLIP judge and the features given.
+    figures = {
+        "cosines": [r.clip_cosine for arm in read for r in context.evaluation.select(arm)],
+        "distances": [dataclasses.asdict(d) for d in context.evaluation.distances if d.arm in read],
+    }
+    return {
+        **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
+        "weights": card.weights,
+        # Beside the weights only what works beside them matters, and where a model comes from to what records that.
+        "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),
+        "beside": {other.name: other.weights for other in beside},
+        "suite": fingerprint(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
+        "detectors": [
+            None if eye is None else [eye.name, eye.card.version, eye.card.weights_sha256]
+            for eye in (context.judge, context.selector)
+        ],
+        "material": None if context.material is None else context.material.key,
+        "autocast": context.autocast,
+        "attacks": fingerprint(context.attacks) if probe.section == "guardrails" else None,
+        "pictures": fingerprint([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
+    }
+
+
+def sampler_text(settings: Mapping[str, Any]) -> str:
+    """The sampler in a few words: ``DDIM, 25 steps, guidance 3``."""
+    name = str(settings["scheduler"]).removesuffix("Scheduler")
+    return f"{name}, {settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}"

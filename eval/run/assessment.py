@@ -1,0 +1,287 @@
+"""What an assessment leaves behind: paired pictures, every probe's observations of every model, and what they weigh.
+
+Only observations are stored. Evidence, claims and the report are made from them each time, by pure functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.eval.core.models import Kind, Role
+from erasure.eval.core.records import Evaluation, fingerprint
+from erasure.eval.judge import Audit, ClaimReport, Facts, Margins, claims
+from erasure.eval.judge.policy import Policy, check
+from erasure.eval.probes import names, probe_class
+from erasure.eval.probes.base import Evidence, Observation, Probe
+from erasure.io import parse_json, printable, read_bytes, write_atomically, write_json
+
+FORMAT = 2
+FILE = "assessment.json"
+CELLS = "probes"
+MADE_OF = (
+    "those that its assessment was made of: another run wrote into the folder, or one was interrupted; finish it, or "
+    "give every run a folder of its own"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """One model: its role, what was done to its parameters, the hash of what drew the pictures, where it comes from.
+
+    ``audit`` is what :func:`erasure.eval.core.audit.judged` says of the record that came with it; None without one.
+    """
+
+    name: str
+    role: Role
+    kind: Kind
+    weights: str
+    config: Mapping[str, Any]
+    audit: Mapping[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One probe on one model.
+
+    Attributes:
+        probe: key. settings, version: of the probe.
+        model: name of the model.
+        inputs: everything else the observations depend on, for knowing whether a stored cell still holds.
+        rows: what was observed; empty where something is missing.
+        missing: why there is nothing.
+        seconds: how long it took.
+    """
+
+    probe: str
+    version: int
+    settings: Mapping[str, Any]
+    model: str
+    inputs: Mapping[str, Any]
+    rows: tuple[Observation, ...] = ()
+    missing: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What makes a stored cell this one."""
+        facts = {name: getattr(self, name) for name in ("probe", "version", "settings", "model", "inputs")}
+        return json.loads(json.dumps(facts, default=str))
+
+    @staticmethod
+    def file(folder: Path, probe: str, model: str) -> Path:
+        return folder / CELLS / probe / f"{slug(model)}.jsonl"
+
+    def save(self, folder: Path) -> None:
+        """One line of facts, then one line an observation; completely or not at all."""
+        head = {**self.key, "missing": self.missing, "seconds": round(self.seconds, 2)}
+        lines = [head, *(dataclasses.asdict(row) for row in self.rows)]
+        text = "".join(f"{json.dumps(line, ensure_ascii=False, default=float)}\n" for line in lines)
+        write_atomically(self.file(folder, self.probe, self.model), text)
+
+    @classmethod
+    def load(cls, file: Path) -> Cell:
+        """Read a cell.
+
+        Raises:
+            ValueError: half of one.
+        """
+        try:
+            head, *rows = map(parse_json, read_bytes(file).splitlines())
+            return cls(**head, rows=tuple(Observation(**row) for row in rows))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: not the observations of a probe ({printable(error)}); delete it to run it again"
+            ) from None
+
+
+def slug(name: str) -> str:
+    """A name as a file name: letters, digits, dots and dashes; others become their code."""
+    return "".join(c if c.isalnum() or c in ".-" else f"_{ord(c):x}" for c in name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """Everything that was found about some erasures, and what it licences one to say.
+
+    Attributes:
+        evaluation: the paired pictures of the suite.
+        preset: smoke | quick | standard | full.
+        models: the base first, then erasures and controls.
+        cells: every probe on every model it concerns.
+        policy: what is required, if anyone said so.
+        settings: sampler, detectors, versions, seconds.
+    """
+
+    evaluation: Evaluation
+    preset: str
+    models: tuple[ModelCard, ...]
+    cells: tuple[Cell, ...]
+    policy: Policy | None
+    settings: Mapping[str, Any]
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        return {model.name: model.role for model in self.models}
+
+    @property
+    def missing(self) -> dict[str, dict[str, str]]:
+        """Probe to model to why nothing is known."""
+        out: dict[str, dict[str, str]] = {}
+        for cell in self.cells:
+            if cell.missing is not None:
+                out.setdefault(cell.probe, {})[cell.model] = cell.missing
+        return out
+
+    def probes(self) -> Iterator[Probe]:
+        """The probes that ran, with their settings, in the order of the taxonomy."""
+        settings = {cell.probe: cell.settings for cell in self.cells}
+        for name in names():
+            if name in settings:
+                kind = probe_class(name)
+                yield kind(**{key: _tupled(value) for key, value in settings[name].items()})
+
+    def rows(self, probe: str) -> dict[str, list[Observation]]:
+        """The observations of a probe by model, the base first; models without any are left out."""
+        by = {cell.model: list(cell.rows) for cell in self.cells if cell.probe == probe and cell.rows}
+        return {model.name: by[model.name] for model in self.models if model.name in by}
+
+    @functools.cached_property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What the observations weigh, probe by probe. Made anew from them; nothing is read back."""
+        found: list[Evidence] = []
+        for probe in self.probes():
+            rows = self.rows(probe.key)
+            found += probe.weigh({name: own for name, own in rows.items() if name not in self.twins}, self.roles)
+            for arm, control in self.twins.items():
+                others = {name: own for name, own in rows.items() if name != control}
+                found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
+        return tuple(found)
+
+    @functools.cached_property
+    def twins(self) -> dict[str, str]:
+        """Retrained models judged like erasures to the controls that they are; each is held against the others."""
+        golds = {model.weights: model.name for model in self.models if model.role == "gold"}
+        judged = [model for model in self.models if model.role == "erased" and model.kind == "retrained"]
+        return {model.name: golds[model.weights] for model in judged if model.weights in golds}
+
+    def claims(self) -> list[ClaimReport]:
+        """One report per erasure: suppression and removal in two columns, utility, what was not assessed."""
+        return claims(self.evidence, self.roles, self.facts())
+
+    def facts(self) -> Facts:
+        """What the claims depend on beside the evidence."""
+        return Facts(
+            target=self.evaluation.suite.target,
+            probed=self.evaluation.suite.concept.name if self.evaluation.suite.also else "",
+            information=self.evaluation.suite.information,
+            groups=tuple(dict.fromkeys(prompt.group for prompt in self.evaluation.suite.prompts())),
+            budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},
+            preset=self.preset,
+            kinds={model.name: model.kind for model in self.models},
+            scopes={model.name: str(model.config.get("scope", "")) for model in self.models},
+            audits={model.name: record for model in self.models if (record := _audit(model)) is not None},
+            twins=self.twins,
+            detectors=tuple(self.evaluation.detectors),
+            judge=self._judge(),
+            sampler=self.settings["sampler"],
+            ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
+            missing=self.missing,
+            margins=Margins.of(self.preset, **({} if self.policy is None else {"ceiling": self.policy.ceiling})),
+        )
+
+    def _judge(self) -> str:
+        """The detector that scored, with what its card says of its errors."""
+        name, attribute = self.settings["judge"], self.evaluation.suite.attribute
+        card = self.evaluation.detectors.get(name)
+        measured = {} if card is None else {"sensitivity": card.sensitivity, "specificity": card.specificity}
+        told = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
+        return f"{name} ({', '.join([*told, 'by its card']) if told else 'its own errors were not measured'})"
+
+    def objections(self) -> list[str]:
+        """What the policy requires and the evidence does not speak for; empty without a policy."""
+        return [] if self.policy is None else check(self.policy, self.claims())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data. ``evidence``, ``claims`` and ``objections`` are for readers and are not read back."""
+        return {
+            "format": FORMAT,
+            "preset": self.preset,
+            "models": [dataclasses.asdict(model) for model in self.models],
+            "policy": None if self.policy is None else dataclasses.asdict(self.policy),
+            "settings": dict(self.settings),
+            "pictures": self.evaluation.key,
+            "cells": [[cell.probe, cell.model, fingerprint(cell.key)] for cell in self.cells],
+            "missing": self.missing,
+            "evidence": [dataclasses.asdict(e) for e in self.evidence],
+            "claims": [dataclasses.asdict(report) for report in self.claims()],
+            "objections": self.objections(),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``evaluation.json``, ``records.jsonl``, the cells under ``probes/`` and ``assessment.json``."""
+        folder = Path(folder)
+        self.evaluation.save(folder)
+        for cell in self.cells:
+            cell.save(folder)
+        path = folder / FILE
+        write_json(path, self.to_dict(), indent=1, default=str)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Assessment:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no assessment there.
+            ValueError: half of one, or of another version of the format or of a probe.
+        """
+        folder = Path(folder)
+        file = folder / FILE
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such assessment; run `erasure evaluate --preset quick` first")
+        try:
+            raw = parse_json(read_bytes(file))
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {FORMAT} was expected; got {raw['format']!r}")
+            models = tuple(ModelCard(**model) for model in raw["models"])
+            policy = None if raw["policy"] is None else Policy(**raw["policy"])
+            preset, settings, pictures, made_of = (raw[key] for key in ("preset", "settings", "pictures", "cells"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not an assessment ({printable(error)}); is the file complete?") from None
+        evaluation = Evaluation.from_json(folder)
+        if evaluation.key != pictures:
+            raise ValueError(f"{folder}: its pictures are not {MADE_OF}")
+        cells = []
+        for probe, model, key in made_of:
+            stored = Cell.file(folder, probe, model)
+            if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
+                raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
+            if cell.version not in (now := (kind := probe_class(probe)).version, *kind.reads):
+                raise ValueError(
+                    f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
+                    f"library has version {now}; run the same evaluation into the folder again, or read it with the "
+                    "library that made it"
+                )
+            cells.append(cell)
+        return cls(evaluation, preset, models, tuple(cells), policy, settings)
+
+
+def _audit(model: ModelCard) -> Audit | None:
+    """The record of how a model was made. Assessments from before records were compared have their names alone."""
+    if model.audit is not None:
+        return Audit(**model.audit)
+    supplied = model.config.get("audit")
+    return Audit(str(supplied)) if supplied else None
+
+
+def _tupled(value: Any) -> Any:
+    """Lists of a JSON file as the tuples that settings are made of."""
+    return (
+        tuple(_tupled(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    )

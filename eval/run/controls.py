@@ -1,0 +1,70 @@
+"""What erasures are held against: models that never saw the target, and real pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.artifact.base import base_name
+from erasure.concept import WORLD, Suite
+from erasure.eval.core.material import FolderMaterial, Material
+from erasure.eval.core.models import Model, Swapped, randomised, whole_model
+from erasure.eval.worldkit.controls import of_world
+from erasure.eval.worldkit.material import of_world as scenes_of_world
+
+LIMITS = {"smoke": 2, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
+
+
+def controls_for(
+    suite: Suite, pipe: Any, preset: str, *, golds: Sequence[str | Path] = (), folder: Path | None = None
+) -> list[Model]:
+    """The controls of an assessment, retrained models first.
+
+    Args:
+        golds: folders or hub ids of pipelines that the user retrained without the target.
+        folder: where Emoji World's retrained models are, by default the repository's; those of the suite's target are
+            found by themselves.
+
+    Returns:
+        As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
+        as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
+        it in the preset "full".
+    """
+    if preset not in LIMITS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
+    count = LIMITS[preset]
+    found = [
+        Model(f"gold {i}", "gold", whole_model(pipe, source, name=f"gold {i}", intervention="retrained"))
+        for i, source in enumerate(golds)
+    ]
+    if base_name(pipe) == WORLD:
+        found += of_world(suite, pipe, count=0 if golds else count, folder=folder)
+    if not found or preset == "full":
+        found.append(Model("random", "null", randomised(pipe)))
+    return found
+
+
+def material_for(suite: Suite, folder: str | Path | None = None) -> Material | None:
+    """The user's folder of pictures where one is given, the world's scenes for its suites, else nothing."""
+    if folder is not None:
+        return FolderMaterial(folder, suite.concept.name, also=[concept.name for concept in suite.also])
+    return scenes_of_world(suite)
+
+
+def held_out(controls: Sequence[Model]) -> Swapped:
+    """The first retrained model, to be judged like an erasure. It stays a control for every other one.
+
+    Put it among the erasures beside all ``controls``: an assessment sees that they are one model, looks at it once, and
+    holds it against the other retrained ones.
+
+    Raises:
+        ValueError: there are not two retrained models: one to judge, one to compare it with.
+    """
+    golds = [model for model in controls if model.role == "gold"]
+    if len(golds) < 2 or not isinstance(golds[0].change, Swapped):
+        raise ValueError(
+            f"judging a retrained model takes two or more, one of them to compare with; got {len(golds)}; "
+            "make them with `erasure world gold`, take a larger preset, or leave --retrained out"
+        )
+    return golds[0].change

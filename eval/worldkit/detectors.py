@@ -1,0 +1,134 @@
+"""The detectors of Emoji World, ready to use.
+
+>>> first, second = detectors()  # doctest: +SKIP
+>>> first.scores([picture], "concept").argmax()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+
+from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
+from erasure.eval.detectors.classifier import AttributeClassifier, classifier_a, classifier_b, labels, probabilities
+from erasure.io import sha256_file
+from erasure.world.scenes import prompt
+from erasure.world.spec import spec
+
+if TYPE_CHECKING:
+    from erasure.eval.detectors.clip import ClipDetector
+
+WEIGHTS = Path(__file__).parent / "weights"
+BUILDERS = {"a": classifier_a, "b": classifier_b}
+EMPTY = ("nothing", "an empty background", "a picture of nothing")  # what the clip model calls a picture of nothing
+
+
+class ClassifierDetector:
+    """An :class:`AttributeClassifier` as a detector.
+
+    Args:
+        model: the network, in eval mode.
+        card: what was measured about it.
+        batch_size: pictures per forward pass.
+    """
+
+    def __init__(self, model: AttributeClassifier, card: DetectorCard, *, batch_size: int = 128) -> None:
+        self.model, self.card, self.name = model.eval(), card, card.name
+        self.batch_size = batch_size
+
+    def labels(self, attribute: str) -> tuple[str, ...]:
+        """The labels of an attribute; the last of "concept" is "nothing". Empty for an attribute it does not know."""
+        return tuple(self.card.labels.get(attribute, ()))
+
+    def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
+        """Probabilities ``(images, labels)``.
+
+        A picture of two objects shares the probability of "concept" between them: both are present when the two
+        likeliest labels are the pair.
+        """
+        known = labels(attribute)
+        if not images:
+            return np.zeros((0, len(known)), dtype=np.float32)
+        side = spec().size
+        pixels = [np.asarray(fitted(image.convert("RGB"), side)) for image in images]
+        return probabilities(self.model, np.stack(pixels), batch=self.batch_size)[attribute]
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+@functools.cache
+def load(name: str) -> Detector:
+    """One of the shipped detectors: "a" (residual), "b" (plain) or "clip" (zero-shot open_clip model).
+
+    All are trained apart from the generator and from one another. Choose settings with one and score with another.
+
+    Raises:
+        ValueError: an unknown name, or weights that are not those the card describes.
+        FileNotFoundError: the weights are not there.
+    """
+    if name not in (*BUILDERS, "clip"):
+        raise ValueError(f"no such detector of the world; got {name!r}; choose one of {[*BUILDERS, 'clip']}")
+    if name == "clip":
+        return clip()
+    path = WEIGHTS / f"{name}.safetensors"
+    card = checked_card(name, path)
+    model = BUILDERS[name]()
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return ClassifierDetector(model.requires_grad_(False), card)
+
+
+@functools.cache
+def clip() -> ClipDetector:
+    """The world's open_clip model as a zero-shot detector. Raises as :func:`load`."""
+    path = WEIGHTS / "clip" / "open_clip_model.safetensors"
+    return clip_detector(path.parent, checked_card("clip", path))
+
+
+def clip_detector(folder: Path, card: DetectorCard) -> ClipDetector:
+    """An open_clip model that was trained on the world, opened as any other open_clip folder is."""
+    from erasure.eval.detectors.clip import ClipDetector  # open_clip takes seconds to import
+
+    return ClipDetector.load(folder, name=card.name, labels=world_phrases(), templates=("{}",), card=card)
+
+
+def world_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
+    """What the world's labels are called, for zero-shot detection: attribute -> label -> phrases."""
+    world = spec()
+    words = {name: emoji.phrases() for name, emoji in world.concepts.items()}
+    return {
+        "concept": {**{name: (*kinds["name"], *kinds["synonym"]) for name, kinds in words.items()}, NOTHING: EMPTY},
+        # averaged over every concept, so that what is left of the text is the style or the colour
+        "style": {style: tuple(prompt(name, style=style) for name in words) for style in world.styles},
+        "background": {hue: tuple(prompt(name, background=hue) for name in words) for hue in world.backgrounds},
+    }
+
+
+def checked_card(name: str, path: Path) -> DetectorCard:
+    """The card beside the weights, if it is about these weights.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+        ValueError: the card is about others.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no weights; reinstall, or `python -m erasure.eval.worldkit.train {name}`")
+    card = DetectorCard.from_json(WEIGHTS / f"{name}.json")
+    if (found := sha256_file(path)) != card.weights_sha256:
+        raise ValueError(
+            f"{path}: not the weights its card is about; got {found[:12]}, expected {str(card.weights_sha256)[:12]}; "
+            f"reinstall, or retrain with `python -m erasure.eval.worldkit.train {name}`"
+        )
+    return card
+
+
+def detectors() -> tuple[Detector, Detector]:
+    """The default pair, A and B: independent in design, seed and augmentation."""
+    return load("a"), load("b")
