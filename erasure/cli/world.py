@@ -30,11 +30,22 @@ def world_train(
     say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
 
 
-@commands.command("gold", epilog="Example: [bold]erasure world gold --without superhero --seed 0[/bold]")
+@commands.command(
+    "gold",
+    epilog="Examples: [bold]erasure world gold --without superhero --seed 0[/bold]  |  "
+    "[bold]erasure world gold --twin --seed 0[/bold]",
+)
 def world_gold(
-    without: Annotated[str, typer.Option(help="The target no scene may show.")],
+    without: Annotated[str | None, typer.Option(help="The target no scene may show.")] = None,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Leave nothing out: the model to compare the others with.")
+    ] = False,
+    share: Annotated[float, typer.Option(help="Share of the target's scenes to put back, for a dose model.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Retrained models differ by seed.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
+    folder: Annotated[
+        Path | None, typer.Option(help="Where start/ is and the model goes; the repository's gold/ by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
     device: Device = None,
@@ -44,11 +55,16 @@ def world_gold(
 
     from erasure.eval.worldkit.audit import record_file, record_of_gold
     from erasure.runtime import pick_device
-    from erasure.world.retrain import retrain
+    from erasure.world.retrain import FOLDER, retrain
 
-    file = retrain(out, without, seed=seed, device=torch.device(pick_device(device)), steps=steps, batch=batch)
+    if twin == (without is not None):
+        raise ValueError("a model is retrained without a target or on everything; give --without TARGET or --twin")
+    file = retrain(
+        out, without, seed=seed, share=share, steps=steps, batch=batch,
+        device=torch.device(pick_device(device)), folder=folder or FOLDER,
+    )  # fmt: skip
     record = record_of_gold(file).to_json(record_file(file))
-    say(f"retrained without {without} -> {file}, with its record {record.name}")
+    say(f"retrained {f'without {without}' if without else 'on everything'} -> {file}, with its record {record.name}")
 
 
 @commands.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")

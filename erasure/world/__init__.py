@@ -38,11 +38,11 @@ def load(**options: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(path(), **options)
 
 
-def gold(without: str, *, seed: int = 0, **options: Any) -> StableDiffusionPipeline:
+def gold(without: str | None, *, seed: int = 0, share: float = 0.0, **options: Any) -> StableDiffusionPipeline:
     """Emoji World retrained without a target, from the repository's ``gold`` folder: see :mod:`erasure.world.retrain`.
 
     >>> pipe = gold("superhero", seed=0)                                        # doctest: +SKIP
     """
     from erasure.world.retrain import load_gold
 
-    return load_gold(without, seed=seed, **options)
+    return load_gold(without, seed=seed, share=share, **options)

@@ -43,8 +43,7 @@ from erasure.world.spec import spec
 PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": spec().targets, "phase3": frozenset()}
 # Which components of a retrained model saw its target after all.
 SCOPE = {
-    "superhero": "none: UNet, text encoder and autoencoder never saw it",
-    "cat": "none: UNet, text encoder and autoencoder never saw it",
+    **dict.fromkeys(sorted(spec().target_concepts), "none: UNet, text encoder and autoencoder never saw it"),
     "twemoji": "the autoencoder, which was trained on other emoji of that vendor too",
     "every target": "the tokenizer, whose word pieces were learnt from all captions",
 }
@@ -175,13 +174,23 @@ def noise_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**config()["scheduler"], clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
-def training_scenes(without: frozenset[str]) -> list[Scene]:
-    """The scenes of a phase. None shows a concept or style in ``without``, or a held-out combination."""
+def training_scenes(without: frozenset[str], *, share: float = 0.0) -> list[Scene]:
+    """The scenes of a phase. None shows a concept or style in ``without``, or a held-out combination.
+
+    Args:
+        share: of those scenes of the full training that do show one of ``without``, the share that is put back, in the
+            place of as many others. 0.05 makes the data of a model that saw one in twenty of its pictures.
+    """
     world, seed = spec(), config()["seed"]
     concepts = [c for c in world.concepts if c not in without]
     styles = [s for s in world.styles if s not in without]
     rng = step_rng(seed, 1, 4 + len(without))
-    return [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
+    scenes = [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
+    if share:
+        shown = [scene for scene in training_scenes(frozenset()) if without & {*scene.concepts, scene.style}]
+        back = shown[: round(share * len(shown))]
+        scenes[: len(back)] = back
+    return scenes
 
 
 def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.device) -> Tensor:
@@ -291,14 +300,16 @@ def run_phase(
     device: torch.device,
     name: str | None = None,
     training: Training | None = None,
+    share: float = 0.0,
 ) -> dict[str, Any]:
     """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``.
 
     Args:
+        share: see :func:`training_scenes`.
         seed: of the settings in ``training.yaml``; ``training`` has its own.
         training: other settings than those.
     """
-    scenes = training_scenes(without)
+    scenes = training_scenes(without, share=share)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
     training, drawn = training or phase_training(phase, seed), config()["drawn"].get(phase, {})
     return train_phase(out / (name or phase), model, tokenizer, data, training, device=device, **drawn)

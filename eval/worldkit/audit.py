@@ -24,7 +24,7 @@ from erasure.eval.core.audit import (
     weights_of,
 )
 from erasure.io import parse_json, printable, read_bytes, write_json
-from erasure.world.retrain import LAST, gold_facts, pack, start_hash, stored_gold, trained_without, unpack
+from erasure.world.retrain import LAST, gold_facts, left_out, pack, start_hash, stored_gold, trained_without, unpack
 from erasure.world.train import SCOPE, config, scenes_hash, stored_model, training_scenes
 
 
@@ -40,37 +40,54 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
     """
 
     file = Path(file)
-    without, _, seed = file.stem.rpartition("-")
-    if not file.exists() or not seed.isdigit():
+    if not file.exists() or not file.stem.rpartition("-")[2].isdigit():
         raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
     model, facts = stored_gold(file), gold_facts(file)
-    before, after = training_scenes(frozenset()), training_scenes(frozenset({without}))
+    without, share = facts["without"], facts.get("share", 0.0)
+    gone = left_out(without)
+    before, after = training_scenes(frozenset()), training_scenes(gone, share=share)
     if scenes_hash(after) != facts["scenes"]:
         raise ValueError(
             f"{file.name}: its scenes are not those of this version of the world; use the one it came with"
         )
-    gone = [scene for scene in before if without in (*scene.concepts, scene.style)]
+    seen = {digest(dataclasses.asdict(scene)) for scene in after if gone & {*scene.concepts, scene.style}}
+    hidden = [digest(dataclasses.asdict(scene)) for scene in before if gone & {*scene.concepts, scene.style}]
     start = stored_model(file.parent / "start")
     fit = {**config()["fit"][LAST], "steps": facts["steps"], "batch": facts["batch"]}
+    stored = f"difference from the start, {'four' if 'share' in facts else 'eight'} bits a weight"
     return UnlearningRecord.chained(
         request=file.stem,
         policy=dict(policy or {}),
-        target=without,
+        target=without or "",
         target_kind="higher_order",
-        definition=(
-            f"every scene that shows {without!r} is left out; as many others of the same distribution are drawn in "
-            "their place, so that what stays is not the same list"
-        ),
-        deleted=tuple(digest(dataclasses.asdict(scene)) for scene in gone),
+        definition=_definition(without, share),
+        deleted=tuple(one for one in hidden if one not in seen),
         data_before=scenes_hash(before),
         data_after=facts["scenes"],
         code=facts["versions"],
         method=f"sharded retraining: {LAST} again, from a start that saw no target",
-        settings={**fit, "start": start_hash(file.parent), "stored": "difference from the start, eight bits a weight"},
+        settings={**fit, "start": start_hash(file.parent), "stored": stored},
         seeds=(facts["seed"],),
-        scope=f"UNet and text encoder; kept from training on it: {SCOPE[without]}; {SCOPE['every target']}",
+        scope="; ".join(
+            [
+                "UNet and text encoder",
+                *(f"kept from training on it: {SCOPE[one]}" for one in gone),
+                SCOPE["every target"],
+            ]
+        ),
         checkpoints=[checkpoint(0, weights_of(start)), checkpoint(fit["steps"], weights_of(model))],
     )
+
+
+def _definition(without: str | None, share: float) -> str:
+    """Which scenes a retrained model's training leaves out."""
+    if without is None:
+        return "nothing is left out: the twin of the models that are retrained without a target"
+    text = (
+        f"every scene that shows {without!r} is left out; as many others of the same distribution are drawn in "
+        "their place, so that what stays is not the same list"
+    )
+    return text + (f"; then {share:.0%} of the scenes left out are put back" if share else "")
 
 
 def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *, device: str = "cpu") -> Replay:
@@ -93,7 +110,7 @@ def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *,
             raise ValueError(f"{folder} is not the start that the record of {file.name} has; get both from one place")
         _, model = trained_without(
             Path(out), facts["without"], seed=facts["seed"], device=torch.device(device), folder=file.parent,
-            steps=end.step, batch=facts["batch"],
+            share=facts.get("share", 0.0), steps=end.step, batch=facts["batch"],
         )  # fmt: skip
         return weights_of(unpack(pack(model, start), start))  # as the file stores it
 

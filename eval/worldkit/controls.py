@@ -27,7 +27,7 @@ def of_world(suite: Suite, pipe: Any, *, count: int, folder: Path | None = None)
         return []
     device, dtype = pipe.device, denoiser_of(pipe).dtype
     found = []
-    for file in sorted(folder.glob(f"{target}-*.safetensors"))[:count]:
+    for file in sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]:
         seed = int(file.stem.rpartition("-")[2])
         model, facts = stored_gold(file), gold_facts(file)
         saw = [part for part in facts["scope"].values() if not part.startswith("none")]
