@@ -70,7 +70,7 @@ MARKED = ("base", "gold", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
 SHOWN = 12  # columns before the rest is folded away
-FIRST = 10  # records of a model
+FIRST = 3  # records of a model; the rest is in the files beside
 BRIEF = 60  # characters of what else is known of a record
 
 

@@ -76,7 +76,8 @@ def write_report(
     """
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
-    write_atomically(path, render(found, title=title, linked=lambda file: _link(records, file, path.parent)))
+    page = render(found, title=title, linked=lambda file: _link(records, file, path.parent))
+    write_atomically(path, re.sub(r"\n\s+", "\n", page))  # indentation is a twentieth of the file
     return path
 
 
