@@ -18,10 +18,10 @@ from figures import replace_block  # beside this file
 
 import erasure
 from erasure.eval import Assessment, assess, write_report
-from erasure.eval.detectors import world as detectors
 from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
+from erasure.eval.worldkit import detectors
 from erasure.pipelines.guardrails import Guard
 
 PAGE = Path(__file__).with_suffix(".md")
