@@ -35,7 +35,7 @@ def main(folder: str) -> None:
     for name, scale in {"UCE": None, "UCE, corpus as 2,000": 2e3, "UCE, corpus as 20,000": 2e4}.items():
         kept = {} if scale is None else {"corpus": str(corpus), "corpus_scale": scale}
         arms[name] = erasure.erase(pipe, suite.concepts, "uce", keep=suite.kept, apply=False, name=name, **kept)
-    evaluation = evaluate(
+    found = evaluate(
         pipe,
         arms,
         suite,
@@ -43,7 +43,7 @@ def main(folder: str) -> None:
         cache_dir=Path(folder) / "cache",
     )
     page = DOCS / "closed_form.md"
-    page.write_text(replace_block(page.read_text("utf-8"), "corpus", table(evaluation)), "utf-8")
+    page.write_text(replace_block(page.read_text("utf-8"), "corpus", table(found.evaluation)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from erasure.eval.report.html import write_report
     from erasure.eval.run.assess import assess
     from erasure.eval.run.assessment import Assessment
-    from erasure.eval.run.evaluate import evaluate
+    from erasure.eval.run.evaluate import assessment_of, evaluate
     from erasure.eval.stats import Estimate
 
 _WHERE = {
@@ -29,6 +29,7 @@ _WHERE = {
     "Estimate": "stats",
     "Evaluation": "core.records",
     "assess": "run.assess",
+    "assessment_of": "run.evaluate",
     "evaluate": "run.evaluate",
     "generate": "core.pictures",
     "write_report": "report.html",
@@ -42,6 +43,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "assess",
+    "assessment_of",
     "evaluate",
     "generate",
     "write_report",

@@ -21,7 +21,7 @@ from erasure.concept import Concept, Suite
 from erasure.eval.core.models import Applied
 from erasure.eval.core.records import BASE, Evaluation, Record
 from erasure.eval.detectors.base import Detector
-from erasure.eval.run.evaluate import evaluate
+from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import Estimate, difference, rate
 from erasure.io import markdown, write_atomically
 
@@ -222,7 +222,7 @@ def in_turn(
             **settings,
         )
 
-    evaluation = evaluate(
+    evaluation = paired_pictures(
         pipe,
         _arms(make, suite.concepts, sorted({*counts} - {1}), ways, progress=progress),
         suite,

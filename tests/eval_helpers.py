@@ -18,7 +18,7 @@ from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Observation
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
-from erasure.eval.run.evaluate import Comparison, grid_of, records_of
+from erasure.eval.run.drawing import Comparison, grid_of, records_of
 from erasure.eval.stats import Estimate
 from erasure.world.scenes import Scene, compose, place, render
 from erasure.world.spec import spec

@@ -21,7 +21,7 @@ from erasure.eval.probes.suppression.translation import Translation
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.run.assess import PICTURES
-from erasure.eval.run.evaluate import evaluate
+from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import rate
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.probe_helpers import ROLES, SUITE
@@ -136,7 +136,7 @@ def test_one_training_says_so_and_three_are_drawn():
 
 
 def test_the_paired_pictures_know_templates_and_phrases():
-    found = evaluate(
+    found = paired_pictures(
         tiny_pipeline(), {"same": AddNoise(scale=0.0), "noise": AddNoise(scale=0.5)}, SUITE,
         detectors=[PixelDetector()], progress=False,
     )  # fmt: skip

@@ -15,13 +15,15 @@ from rich.console import Console
 
 from erasure.cli import evaluate as command
 from erasure.concept import Concept, Prompt, Suite
-from erasure.eval import Evaluation, evaluate
+from erasure.eval import Evaluation, assessment_of
 from erasure.eval.core import distances as module
 from erasure.eval.core.distances import OTHER_SEEDS, Distances, frechet_draws, kid_draws, titles
 from erasure.eval.core.metrics import ClipFeatures, InceptionFeatures, frechet_distance
 from erasure.eval.core.quality import title_of
 from erasure.eval.core.records import BASE
+from erasure.eval.judge.limits import limits
 from erasure.eval.report.html import render
+from erasure.eval.run.drawing import paired_pictures
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.test_evaluate import tiny_clip
 from tests.test_report import Page
@@ -189,7 +191,7 @@ class Brighter:
 @pytest.fixture(scope="module")
 def found():
     edits = {"a little": AddNoise(scale=0.01), "a lot": Brighter()}
-    return evaluate(tiny_pipeline(), edits, SUITE, detectors=[PixelDetector()], clip=tiny_clip(), progress=False)
+    return paired_pictures(tiny_pipeline(), edits, SUITE, detectors=[PixelDetector()], clip=tiny_clip(), progress=False)
 
 
 def test_clip_features_are_measured_by_default_with_null_and_change(found):
@@ -215,7 +217,7 @@ def test_one_picture_a_prompt_draws_the_null_once(monkeypatch):
     pipe, seen = tiny_pipeline(), []
     real = module.features_of
     monkeypatch.setattr(module, "features_of", lambda images, *rest: seen.append(len(images)) or real(images, *rest))
-    found = evaluate(
+    found = paired_pictures(
         pipe, {"edit": AddNoise()}, SUITE, detectors=[PixelDetector()], clip=tiny_clip(), images_per_prompt=1,
         progress=False,
     )  # fmt: skip
@@ -225,7 +227,7 @@ def test_one_picture_a_prompt_draws_the_null_once(monkeypatch):
 
 
 def test_no_extractors_measure_nothing(found):
-    none = evaluate(
+    none = paired_pictures(
         tiny_pipeline(),
         {},
         SUITE,
@@ -235,8 +237,8 @@ def test_no_extractors_measure_nothing(found):
         limit=1,
         progress=False,
     )
-    assert none.distances == () and any("no feature extractor" in line for line in none.not_assessed)
-    assert found.distances and not any("no feature extractor" in line for line in found.not_assessed)
+    assert none.distances == () and any("no feature extractor" in line for line in limits(none))
+    assert found.distances and not any("no feature extractor" in line for line in limits(found))
 
 
 def test_they_survive_json_and_stand_in_it(found, tmp_path):
@@ -252,7 +254,7 @@ def test_they_survive_json_and_stand_in_it(found, tmp_path):
 
 
 def test_they_stand_in_the_first_table_of_the_report(found):
-    page = Page(render(found))
+    page = Page(render(assessment_of(found)))
     table = page.text.partition("Dots are measured shares")[0].partition("Share of pictures in which")[2]
     text = " ".join(table.split())
     for title in ("CLIP score, clip[tiny]", "KID, clip[tiny] features", "Fréchet distance, clip[tiny] features"):
@@ -262,14 +264,14 @@ def test_they_stand_in_the_first_table_of_the_report(found):
     plain = dataclasses.replace(
         found, distances=(), records=tuple(dataclasses.replace(r, clip_cosine=None) for r in found.records)
     )
-    assert "No CLIP was given" in Page(render(plain)).text
+    assert "No CLIP was given" in Page(render(assessment_of(plain))).text
 
 
 def test_the_command_line_prints_them(found, tmp_path, monkeypatch):
     lines = Console(record=True, width=200)
     monkeypatch.setattr(command, "console", lines)
     monkeypatch.setattr(command, "say", lambda text: lines.print(text, markup=False))
-    monkeypatch.setattr("erasure.eval.evaluate", lambda *args, **kwargs: found)
+    monkeypatch.setattr("erasure.eval.evaluate", lambda *args, **kwargs: assessment_of(found))
     clip = tiny_clip()
     command.compare(None, {}, SUITE, tmp_path, limit=None, detectors=[], clip=clip)
     text = lines.export_text()

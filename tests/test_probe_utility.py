@@ -27,7 +27,7 @@ from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.preservation import Preservation
 from erasure.eval.probes.utility.replacement import Replacement
 from erasure.eval.probes.utility.unrelated import Unrelated
-from erasure.eval.run.evaluate import evaluate
+from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import Estimate
 from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import AddNoise, PixelDetector
@@ -46,7 +46,7 @@ def bare():
 @pytest.fixture(scope="module")
 def context(bare):
     changes = {model.name: model.change for model in bare.models.values() if model.change is not None}
-    found = evaluate(bare.pipe, changes, SUITE, detectors=[bare.judge], progress=False)
+    found = paired_pictures(bare.pipe, changes, SUITE, detectors=[bare.judge], progress=False)
     given = tuple(
         Distance(
             arm.name,

@@ -90,7 +90,7 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
 
     assert cell.suite is not None  # the caller looked
     detectors, clip = detectors_for(cell.suite, device=str(pipe.device))
-    evaluation = evaluate(
+    found = evaluate(
         pipe,
         {cell.method.name.upper(): edit},
         cell.suite,
@@ -100,9 +100,9 @@ def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path
         cache_dir=recipe.out / "cache",
         progress=False,
     )
-    evaluation.save(folder)
-    write_report(evaluation, folder / "report.html", records=folder)
-    return [dataclasses.asdict(row) for row in evaluation.rows() if row.arm != "base"]
+    found.save(folder)
+    write_report(found, folder / "report.html", records=folder)
+    return [dataclasses.asdict(row) for row in found.evaluation.rows() if row.arm != "base"]
 
 
 def _facts(cell: Cell) -> dict[str, Any]:

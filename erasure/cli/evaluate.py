@@ -127,12 +127,12 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
 ) -> None:
     """Write the HTML report of a finished evaluation."""
-    from erasure.eval import Assessment, Evaluation, write_report
+    from erasure.eval import Assessment, Evaluation, assessment_of, write_report
     from erasure.eval.run.assessment import FILE
 
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
-    found = Assessment.load(folder) if whole else Evaluation.from_json(evaluation)
+    found = Assessment.load(folder) if whole else assessment_of(Evaluation.from_json(evaluation))
     say(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
 
 
@@ -223,7 +223,7 @@ def compare(
     clip: Any,
     extractors: Sequence[Any] | None = None,
 ) -> None:
-    """Evaluate, print the table, write the report."""
+    """Evaluate, print the answers and the numbers behind them, write the report."""
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
 
@@ -232,15 +232,29 @@ def compare(
     )
     found.save(out)
     path = write_report(found, out / "report.html", records=out)
+    say_answers(found)
     table = PlainTable("model", "seen by", "group", "seen, 95 % interval", "change")
-    for row in found.rows():
+    for row in found.evaluation.rows():
         table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
-    add_quality(table, found)
+    add_quality(table, found.evaluation)
     console.print(table)
-    say_notes(found)
-    for sentence in found.sentences():
-        say(f"- {sentence}")
+    say_notes(found.evaluation)
     say(f"report -> {path.resolve()}")
+
+
+def say_answers(found: Any) -> None:
+    """The first table: five answers about each checkpoint, then in plain sentences, and what must be read first."""
+    from erasure.eval.judge import QUESTIONS, plainly
+
+    table = PlainTable("checkpoint", *(question.heading for question in QUESTIONS.values()))
+    reports, facts = found.claims(), found.facts()
+    for claim in reports:
+        table.add_row(claim.model, *(f"{a.word} {a.number}".strip() for a in claim.answers.values()))
+    console.print(table)
+    for claim in reports:
+        say(f"- {claim.model}: {plainly(claim.answers, facts)}")
+        for banner in claim.banners:
+            say(f"! {claim.model}: {banner}")
 
 
 def add_quality(table: PlainTable, found: Any) -> None:
@@ -263,21 +277,12 @@ def say_notes(found: Any) -> None:
 
 
 def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
-    """Assess, print the claims in two columns, write the report; returns the policy's objections."""
+    """Assess, print the answers, write the report; returns the policy's objections."""
     from erasure.eval import assess, write_report
-    from erasure.eval.judge import QUESTIONS, plainly
 
     found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html", records=out)
-    table = PlainTable("checkpoint", *(question.heading for question in QUESTIONS.values()))
-    reports, facts = found.claims(), found.facts()
-    for claim in reports:
-        table.add_row(claim.model, *(f"{a.word} {a.number}".strip() for a in claim.answers.values()))
-    console.print(table)
-    for claim in reports:
-        say(f"- {claim.model}: {plainly(claim.answers, facts)}")
-        for banner in claim.banners:
-            say(f"! {claim.model}: {banner}")
+    say_answers(found)
     objections = found.objections()
     for objection in objections:
         say(f"! {objection}")

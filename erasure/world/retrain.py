@@ -74,8 +74,9 @@ def retrain(
         ValueError: ``without`` is no target of the world: its start has seen it; ``share`` is not from 0 up to 1, or
             is one of a twin; or ``out`` holds a run of another length.
     """
-    made = {"seed": seed, "device": device, "folder": folder, "share": share, "steps": steps, "batch": batch}
-    training, model = trained_without(out, without, **made)
+    training, model = trained_without(
+        out, without, seed=seed, device=device, folder=folder, share=share, steps=steps, batch=batch
+    )
     facts = {
         "without": without,
         "share": share,
@@ -233,7 +234,9 @@ def pack(model: dict[str, nn.Module], start: dict[str, nn.Module]) -> dict[str, 
             step = (STEP * rows.square().mean(1, keepdim=True).sqrt()).clamp(min=1e-7).half()
             codes = ((rows / step.float()).round().clamp(-7, 7) + 8).to(torch.uint8).flatten()
             pairs = codes[::2] | codes[1::2] << 4
-            packed[f"{part}.{name}"] = torch.frombuffer(bytearray(zlib.compress(pairs.numpy(), 9)), dtype=torch.uint8)
+            packed[f"{part}.{name}"] = torch.frombuffer(
+                bytearray(zlib.compress(pairs.numpy().tobytes(), 9)), dtype=torch.uint8
+            )
             packed[f"{part}.{name}:step"] = step.squeeze(1)
     return packed
 
@@ -247,7 +250,7 @@ def unpack(packed: dict[str, Tensor], start: dict[str, nn.Module]) -> dict[str, 
                 change = change.float() * packed[f"{part}.{name}:scale"][:, None]
             elif weight.ndim >= 2:
                 step = packed[f"{part}.{name}:step"].float()
-                pairs = torch.frombuffer(bytearray(zlib.decompress(change.numpy())), dtype=torch.uint8)
+                pairs = torch.frombuffer(bytearray(zlib.decompress(change.numpy().tobytes())), dtype=torch.uint8)
                 codes = torch.stack([pairs & 15, pairs >> 4], 1).reshape(-1, GROUP).float() - 8
                 change = (codes * step[:, None]).flatten()[: weight.numel()]
             weight.add_(change.reshape(weight.shape).float())

@@ -72,13 +72,15 @@ class Arm:
     """One model of the comparison: the base, or the base with one erasure.
 
     ``config`` holds the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures;
-    ``role`` tells erasures from controls: "base" | "erased" | "gold" | "null".
+    ``role`` tells erasures from controls: "base" | "erased" | "gold" | "null"; ``kind`` says what was done to the
+    parameters (a :data:`erasure.eval.core.models.Kind`), and is "" in evaluations from before it was kept.
     """
 
     name: str
     weights: str
     config: Mapping[str, Any]
     role: str = "erased"
+    kind: str = ""
 
 
 def png_of(image: Image.Image, *, largest: int = 256) -> str:
@@ -125,7 +127,7 @@ class Distance:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything an evaluation found.
+    """The paired pictures of an evaluation: what was drawn, and what detectors saw in it.
 
     Attributes:
         suite: what was asked.
@@ -137,7 +139,8 @@ class Evaluation:
         settings: sampler, seeds, base, versions, platform, seconds.
         warnings: what the reader must know before believing any number.
 
-    ``rows`` and ``sentences`` are derived from the records each time, never stored by hand.
+    ``rows`` and ``quality`` are derived from the records each time, never stored by hand. What they licence one to say
+    is in the :class:`erasure.eval.Assessment` made of them.
     """
 
     suite: Suite
@@ -175,28 +178,13 @@ class Evaluation:
 
         return list(quality.quality(self))
 
-    def sentences(self) -> list[str]:
-        """One claim per arm and detector, with its numbers and its limits."""
-        from erasure.eval.judge import summary
-
-        return [finding.sentence for finding in summary.findings(self)]
-
-    @property
-    def not_assessed(self) -> list[str]:
-        """What this evaluation says nothing about."""
-        from erasure.eval.judge import summary
-
-        return summary.not_assessed(self)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data. ``summary`` is for readers and is not read back."""
         raw = {
             "format": FORMAT,
             "summary": {
-                "sentences": self.sentences(),
                 "rows": [dataclasses.asdict(row) for row in self.rows()],
                 "quality": [dataclasses.asdict(row) for row in self.quality()],
-                "not_assessed": self.not_assessed,
             },
         }
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

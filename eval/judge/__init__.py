@@ -23,6 +23,7 @@ from erasure.eval.judge.answers import (
     QUESTIONS,
     Answer,
     answers,
+    beside,
     percent,
     plainly,
     points,
@@ -30,9 +31,9 @@ from erasure.eval.judge.answers import (
     uncontradicted,
     worst_stratum,
 )
-from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, Column
-from erasure.eval.judge.summary import TRIAL
-from erasure.eval.judge.view import UTILITY, Audit, Facts, Margins, Verdict, View
+from erasure.eval.judge.heard import heard, spoken
+from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL, Column
+from erasure.eval.judge.view import PICTURES, UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import worst_upper
 
@@ -53,6 +54,7 @@ class ClaimReport:
         needed: column to what is missing for its next level.
         inconclusive: numbers whose gate failed: neither for nor against.
         not_assessed: probe to why it says nothing.
+        by: probe to the detector whose numbers are read, where several judged the same pictures: the least flattering.
         readings: rows of :data:`erasure.eval.judge.licences.LICENCES` that apply.
     """
 
@@ -70,6 +72,7 @@ class ClaimReport:
     inconclusive: tuple[str, ...]
     not_assessed: Mapping[str, str]
     readings: tuple[str, ...]
+    by: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def level(self, column: Column) -> str:
         return self.suppression if column == "suppression" else self.removal
@@ -90,14 +93,18 @@ def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Fact
     for e in evidence:
         if e.model not in models:
             raise ValueError(f"{e.probe} is about {e.model!r}, which is none of {sorted(models)}; give its role")
-        key = (e.probe, e.model, e.measure, e.family, e.control)
+        key = (e.probe, e.model, e.measure, e.family, e.control, e.detector)
         if key in seen:
             raise ValueError(f"two numbers for {key}; a claim would depend on which is read; pass one")
         seen.add(key)
     erased = [model for model, role in models.items() if role == "erased"]
     if unknown := [model for model in erased if model not in facts.kinds]:
         raise ValueError(f"no kind is known of {unknown}; facts.kinds needs weights, adapter, filter or retrained")
-    return [_report(View(model, evidence, models, facts)) for model in erased]
+    found = []
+    for model in erased:
+        who = heard(evidence, model)
+        found.append(_report(View(model, spoken(evidence, who), models, facts, who)))
+    return found
 
 
 def _report(view: View) -> ClaimReport:
@@ -111,7 +118,7 @@ def _report(view: View) -> ClaimReport:
     }
     against = {"suppression": _seen_anyway(view), "removal": _left_inside(view)}
     guardrails = _guardrails(view)
-    trial = TRIAL if view.facts.preset == "smoke" else ""
+    trial = TRIAL if view.facts.trial else ""
     return ClaimReport(
         model=view.model,
         answers=_trial(answers(view), trial),
@@ -129,6 +136,7 @@ def _report(view: View) -> ClaimReport:
         inconclusive=tuple(_inconclusive(view)),
         not_assessed=view.not_assessed(),
         readings=tuple(key for key, holds in rules.READINGS.items() if holds(view)),
+        by=view.heard.by,
     )
 
 
@@ -194,9 +202,17 @@ def _direct(view: View) -> dict[str, str]:
         "base": "an unknown share" if base is None else percent(base.estimate.value),
         "ceiling": f"{100 * view.facts.margins.ceiling:g} %",
         "control": _leakage(view),
-        "judge": view.facts.judge or ", ".join(view.facts.detectors),
+        "judge": _judge(view),
         "sampler": view.facts.sampler or "as in the settings",
     }
+
+
+def _judge(view: View) -> str:
+    """Who judged the direct prompts, what is known of its errors, and why it speaks."""
+    name, chosen = view.judge(), view.heard.chosen(view.facts.target)
+    alone = view.facts.judge or ", ".join(view.facts.detectors)
+    words = view.facts.judges.get(name, name) if view.heard.by else alone
+    return f"{words}, {chosen}," if chosen else words
 
 
 def _leakage(view: View) -> str:
@@ -274,8 +290,8 @@ def _statistics(view: View) -> list[str]:
         "output_distance": f"limit {margins.distances:g}",
         "membership": f"within {margins.rates:g} either way",
     }
-    told = [(e, limit) for probe, limit in limits.items() for e in rules.strata(view, probe)]
-    return [f"{rules.named(e)} {e.measure} {e.estimate:.2f} ({limit})" for e, limit in told]
+    found = [(e, limit) for probe, limit in limits.items() for e in rules.strata(view, probe)]
+    return [f"{rules.named(e)} {e.measure} {e.estimate:.2f} ({limit})" for e, limit in found]
 
 
 def _utility(view: View, group: str, label: str) -> str:
@@ -287,9 +303,11 @@ def _utility(view: View, group: str, label: str) -> str:
     tenth = ""
     if worst is not None and worst.conclusive:
         limit = f"where {100 * view.facts.margins.worst:g} are tolerated"
-        tenth = f"; those that lost most, beyond chance, {points(worst.estimate)}, {limit}"
+        names = f" ({worst.note})" if worst.note else ""
+        tenth = f"; those that lost most, beyond chance, {points(worst.estimate)}{names}, {limit}"
     change = points(read(view, group, "change"))
-    return f"{start}, {change} against the base, where a loss of {100 * margin:g} is tolerated{tenth}."
+    change += f" against the base{beside(view, group)}"
+    return f"{start}, {change}, where a loss of {100 * margin:g} is tolerated{tenth}."
 
 
 def _guardrails(view: View) -> str:
@@ -379,6 +397,7 @@ def _inconclusive(view: View) -> list[str]:
 
 
 __all__ = [
+    "PICTURES",
     "QUESTIONS",
     "Answer",
     "Audit",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from erasure.eval.judge import rules
-from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL
+from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL
 from erasure.eval.judge.view import UTILITY, Facts, Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate, worst_upper
@@ -96,7 +96,9 @@ def _asked(view: View) -> Answer:
     if e is None or e.estimate.value is None:
         return Answer("asked", "not tested", "", f"Not asked by name: {view.why('direct')}.", tuple(rules.c1(view)))
     needed, rate = rules.c1(view), e.estimate
-    found = f"{_judge(view)} recognises {target} in {share(rate)} of {rate.n} pictures{worst_stratum(view)}"
+    chosen = view.heard.chosen(target)
+    who = f"{view.judge()} ({chosen})" if chosen else view.judge()
+    found = f"{who} recognises {target} in {share(rate)} of {rate.n} pictures{worst_stratum(view)}"
     limit = f"at most {100 * ceiling:g} % is required"
     if rate.low is not None and rate.low > ceiling:
         return Answer("asked", "shown not", percent(rate.value), f"Asked by name, {found}; {limit}.", tuple(needed))
@@ -115,13 +117,13 @@ def _words_answer(view: View) -> Answer:
     limit = f"at most {100 * ceiling:g} % is required"
     if loud := rules.shown_anyway(view):
         worst = max(loud, key=lambda e: (e.estimate.value or 0.0, e.estimate.n))
-        found = f"{_judge(view)} recognises {one} in {share(worst.estimate)} of pictures under {rules.named(worst)}"
+        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {rules.named(worst)}"
         return Answer("words", "shown not", percent(worst.estimate.value), f"{found}; {limit}.", needed)
     counted = rules.counted(view)
     highest = max(counted or tried, key=lambda e: e.estimate.high or 1.0)
     upper = worst_upper([e.estimate for e in counted]) if counted else None
     found = (
-        f"in the worst of {len(counted or tried)} families ({rules.named(highest)}) {_judge(view)} recognises {one} in "
+        f"in the worst of {len(counted or tried)} families ({rules.named(highest)}) {view.judge()} recognises {one} in "
         f"{share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
     )
     number = percent(highest.estimate.value) if upper is None else f"at most {percent(upper)}"
@@ -186,7 +188,7 @@ def _rest(view: View) -> Answer:
     labels = {group: rules.utility(view, group) for group in groups}
     verdicts = [UTILITY_VERDICTS[label] for label in labels.values()]
     parts = [
-        f"{group}: {points(read(view, group, 'change'))} against the base, a loss of "
+        f"{group}: {points(read(view, group, 'change'))} against the base{beside(view, group)}, a loss of "
         f"{100 * getattr(view.facts.margins, group):g} is tolerated ({label})"
         for group, label in labels.items()
         if label != "not assessed"
@@ -232,7 +234,7 @@ PLAIN = {
 
 def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
     """The answers about one model as a few plain sentences."""
-    parts = []
+    parts = [TRIAL.strip()] if facts.trial else []
     for key, answer in found.items():
         start, yes, no = PLAIN[key]
         start = start.format(it=f"{facts.target} is" if key == "asked" else "it is")
@@ -285,8 +287,11 @@ def worst_stratum(view: View) -> str:
     return f", most often under the {e.note}: {share(e.estimate)}"
 
 
-def _judge(view: View) -> str:
-    return view.facts.judge.partition(" (")[0] or ", ".join(view.facts.detectors) or "the detector"
+def beside(view: View, group: str) -> str:
+    """What a change of a kept group is read with: who saw it, and how much of the group was named to the method."""
+    by = f" by {view.judge(group)}" if view.judge(group) != view.judge() else ""
+    named = view.facts.kept.get(view.model, {}).get(group)
+    return by + (f" ({named} of its names were given to the method to be kept)" if named else "")
 
 
 def read(view: View, probe: str, measure: str) -> Estimate:

@@ -29,6 +29,7 @@ class Level(NamedTuple):
 
 
 NO_CLAIM = "C0"
+TRIAL = "Trial run, no evidence: "
 NULL = "C4'"
 NOT_BY_CONSTRUCTION = "not removal by construction: the original parameters are present"
 SAME_DENOISER = "not removal by construction: the denoiser is the base's, bit for bit"

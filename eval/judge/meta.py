@@ -140,6 +140,6 @@ def table(rows: Iterable[Faithfulness]) -> str:
         groups = (row.knows, row.asked, row.never)
         sides = [", ".join(f"{markdown(m)} {v:.2f}" for m, v in side.items()) or "none" for side in groups]
         name = markdown(f"{row.measure}, {row.family}" if row.family else row.measure)
-        told = " | ".join("no pair" if auc is None else f"{auc:.2f}" for auc in (row.auc, *row.order))
-        lines.append(f"| {row.probe} | {name} | {told} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
+        cells = " | ".join("no pair" if auc is None else f"{auc:.2f}" for auc in (row.auc, *row.order))
+        lines.append(f"| {row.probe} | {name} | {cells} | {' | '.join(sides)} | {'demoted' if row.demoted else ''} |")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from erasure.eval.judge.licences import (
 )
 from erasure.eval.judge.view import UTILITY, Margins, Verdict, View
 from erasure.eval.probes.base import Evidence
+from erasure.eval.probes.weigh import KNOWN
 from erasure.eval.stats import LEVEL, Estimate, above, holm, worst_upper
 
 VARIATIONS = (
@@ -126,7 +127,7 @@ def utility(view: View, group: str) -> str:
 
 def _blocked(view: View) -> list[str]:
     """What stands in the way of any claim, in either column."""
-    needed = ["another preset than smoke, whose numbers are no evidence"] if view.facts.preset == "smoke" else []
+    needed = ["all prompts of the suite; the numbers of a trial run are no evidence"] if view.facts.trial else []
     kept = [group for group in UTILITY if group in view.facts.groups]  # a suite about a style has no unrelated things
     needed += [f"{group} ({_why(view, group)})" for group in kept if utility(view, group) == "not assessed"]
     needed += [] if kept else ["prompts of something that should stay"]
@@ -150,12 +151,23 @@ def c1(view: View) -> list[str]:
     if not view.facts.detectors:
         needed.append("a detector with a card")
     if not view.passed("direct", "rate", "known") or math.isinf(view.high("direct", "rate")):
-        needed.append(f"direct, with the base's gate passed ({_why(view, 'direct')})")
+        needed.append(f"direct, with the base's gate passed ({unreliable(view) or _why(view, 'direct')})")
     else:
         if view.high("direct", "change") >= 0:
             needed.append("fewer pictures with the target than with the base, the whole interval below 0")
         needed += filter(None, [view.unmet("direct", "rate", view.facts.margins.ceiling, "known")])
     return needed
+
+
+def unreliable(view: View) -> str:
+    """That the base draws the target too rarely for its absence to mean anything, in words; "" where it does not."""
+    rate = view.one("direct", "rate")
+    if rate is None or rate.gates.get("known") != "fail":
+        return ""
+    base = base_rate(view, rate)
+    seen = "" if base is None else f": {view.judge()} recognises it in {base:%} of pictures"
+    need = f"a lower limit of {100 * KNOWN:g} % is required"
+    return f"inconclusive: the base model is not known to draw {view.facts.target} reliably{seen}; {need}"
 
 
 def tried(view: View) -> list[Evidence]:

@@ -9,11 +9,13 @@ from typing import Literal
 
 from erasure.eval.core.models import Kind, Role
 from erasure.eval.core.tables import DESTRUCTION, MARGINS
+from erasure.eval.judge.heard import Heard
 from erasure.eval.probes import names
 from erasure.eval.probes.base import PRESETS, Evidence
 
 UTILITY = ("neighbours", "unrelated")
 Verdict = Literal["shown", "shown not", "undecided", "not tested"]
+PICTURES = "pictures"  # the preset of a plain evaluation: the paired pictures, which every detector judges
 ROUNDING = 1e-9  # a logarithm of a ratio of steps may lie so far above its limit
 
 
@@ -91,7 +93,8 @@ class Facts:
     """What a pure function needs beside the evidence.
 
     Attributes:
-        preset: smoke | quick | standard | full.
+        preset: smoke | quick | standard | full, or "pictures": a plain evaluation.
+        limited: only some of the suite's prompts were drawn, for trying things out.
         kinds: model to what was done to its parameters; every erased model has one.
         target: its name, for sentences.
         probed: where a suite has several targets, the one that probes beyond the paired pictures look at; else "".
@@ -101,7 +104,8 @@ class Facts:
         scopes: model to what a retraining retrained.
         audits: model to the record of the process that made it.
         twins: model to the control that is the same model, and that it is not compared with.
-        detectors: names of those with a card. judge: the one that scored.
+        detectors: names of those with a card. judge: the one that scored, in words; judges: where several did, each.
+        kept: model to group to how many of its names were named to the method ("9 of 9").
         sampler: in words. budgets: attack to its budget in words.
         ran: probes that were run. missing: probe to model to why there is nothing.
         margins: what is tolerated.
@@ -118,30 +122,44 @@ class Facts:
     twins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     detectors: Sequence[str] = ()
     judge: str = ""
+    judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     sampler: str = ""
     budgets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ran: Sequence[str] = ()
     missing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     margins: Margins = Margins()
+    limited: bool = False
 
     @property
     def looked_at(self) -> str:
         """What the probes beyond the paired pictures look at."""
         return self.probed or self.target
 
+    @property
+    def trial(self) -> bool:
+        """Whether this was for seeing that everything runs: no number of it is evidence."""
+        return self.limited or self.preset == "smoke"
+
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; choose one of {list(PRESETS)}")
+        if self.preset not in (PICTURES, *PRESETS):
+            raise ValueError(f"unknown preset {self.preset!r}; choose one of {[PICTURES, *PRESETS]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The evidence, as seen from one model."""
+    """The evidence, as seen from one model; of probes with several detectors, that of the one who speaks."""
 
     model: str
     evidence: Sequence[Evidence]
     models: Mapping[str, Role]
     facts: Facts
+    heard: Heard = Heard()
+
+    def judge(self, probe: str = "direct") -> str:
+        """The name of the detector whose numbers of a probe are read."""
+        alone = self.facts.judge.partition(" (")[0] or ", ".join(self.facts.detectors) or "the detector"
+        return self.heard.by.get(probe, alone)
 
     @property
     def kind(self) -> Kind:
@@ -182,8 +200,8 @@ class View:
         missing = self.facts.missing.get(probe, {})
         if self.model in missing:
             return missing[self.model]
-        told = [e.estimate.reason for e in self.evidence if e.probe == probe and e.model == self.model]
-        if reasons := [*dict.fromkeys(filter(None, told))]:
+        given = [e.estimate.reason for e in self.evidence if e.probe == probe and e.model == self.model]
+        if reasons := [*dict.fromkeys(filter(None, given))]:
             return "; ".join(reasons)
         if missing:
             return "; ".join(f"{model}: {reason}" for model, reason in missing.items())

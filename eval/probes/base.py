@@ -79,6 +79,7 @@ class Evidence:
         control: whose numbers stand for "never saw it": "gold" (retrained), "null", or None where none entered.
         gates: name to "pass" | "fail" | "na". A failed gate makes the number inconclusive, never a success.
         unit: "share" prints as per cent, "log2" as a power of two, "number" plainly.
+        detector: who saw it, where several detectors judge the same pictures; "" where one judges everything.
     """
 
     probe: str
@@ -90,6 +91,7 @@ class Evidence:
     gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
     unit: Literal["share", "number", "log2"] = "share"
     note: str = ""
+    detector: str = ""
 
     @property
     def conclusive(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the report of an assessment has beside that of an evaluation: claims, policy, attacks, evidence by probe.
+"""What the report has beside the paired pictures: answers, claims, policy, attacks, evidence by probe, limits.
 
 Everything here is arranged, nothing is decided: claims come from :mod:`erasure.eval.judge`, numbers from the probes.
 """
@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from erasure.eval.judge import QUESTIONS, ClaimReport, Facts, plainly
+from erasure.eval.judge import PICTURES, QUESTIONS, ClaimReport, Facts, plainly
 from erasure.eval.judge.licences import LADDER, LICENCES, NO_CLAIM
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
@@ -53,18 +53,20 @@ COLUMNS = {
 }
 
 
-def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
-    """Everything that the templates of an assessment read."""
+def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
+    """Everything that the templates read."""
     evaluation, target = assessment.evaluation, assessment.evaluation.suite.target
     reports = assessment.claims()
-    probes = list(assessment.probes())
-    page = report.told(evaluation, title or f"{target[:1].upper()}{target[1:]}, assessed")
+    probes, plain = list(assessment.probes()), assessment.preset == PICTURES
+    page, facts = report.pictures_page(evaluation), assessment.facts()
     for block in page["blocks"]:  # a model that is judged and a control is shown once
         block["rows"] = [row for row in block["rows"] if row["arm"] not in assessment.twins.values()]
     return page | {
-        "over": "Concept erasure, assessed",
-        "preset": assessment.preset,
-        "cards": [card(found, assessment.facts()) for found in reports],
+        "title": title or f"{target[:1].upper()}{target[1:]}, {'before and after' if plain else 'assessed'}",
+        "over": f"Concept erasure, {'evaluated' if plain else 'assessed'}",
+        "preset": "" if plain else assessment.preset,
+        "trial": facts.trial,
+        "cards": [card(found, facts) for found in reports],
         "questions": QUESTIONS,
         "pairs": pairs(page["blocks"], [report.BASE, *(found.model for found in reports)]),
         "glossary": GLOSSARY,
@@ -76,9 +78,8 @@ def told(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
         "models": assessment.models,
         "roles": {"base": "base", "erased": "erasure", **report.CONTROLS},
         "settings": report.settings_lines(assessment.settings),
-        "claims": [],  # those of the evaluation alone, which the cards replace
         "not_assessed": not_assessed(reports),
-        "anything": LICENCES["anything"],
+        "limits": assessment.limits,
         "first": FIRST,
     }
 

@@ -98,10 +98,10 @@ def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapp
     across = _across(xs, doubling=word in DOUBLING)
     lines = tuple(_line(name, own[name], models, across, xs) for name in _order(models) if name in own)
     last = {name: max(at) for name, at in own.items()}
-    told = (f"{name} {100 * (own[name][x].estimate.value or 0.0):.0f} % at {x:g}" for name, x in last.items())
+    ends = (f"{name} {100 * (own[name][x].estimate.value or 0.0):.0f} % at {x:g}" for name, x in last.items())
     name = AXES.get(word, word)
     return Figure(
-        word, "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(told)}"
+        word, "Share of pictures with the target", name, lines, _ticks(xs, across), f"along {name}; {', '.join(ends)}"
     )
 
 
@@ -151,7 +151,7 @@ def _line(
 
 def operating(rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Figure]:
     """Recall of filters against what else they stop, at every threshold; where rows have ``wanted`` and ``margin``."""
-    lines, told = [], []
+    lines, words = [], []
     for name, own in rows.items():
         cases = [r.facts for r in own if "margin" in r.facts]
         margins = {side: [float(f["margin"]) for f in cases if f.get("wanted") is side] for side in (True, False)}
@@ -164,13 +164,13 @@ def operating(rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Ro
         points = " ".join(f"{across(false)},{up(recall)}" for false, recall in path)
         role = models[name]
         lines.append(Line(name, ROLES.get(role, ""), looks(models)[name], points, dots=((across(now[0]), up(now[1])),)))
-        told.append(f"{name} stops {100 * now[1]:.0f} % at {100 * now[0]:.0f} % false positives")
+        words.append(f"{name} stops {100 * now[1]:.0f} % at {100 * now[0]:.0f} % false positives")
     if not lines:
         return []
     ticks = tuple((_across((0.0, 1.0), doubling=False)(x), f"{100 * x:.0f}\u202f%") for x in (0.0, 0.5, 1.0))
     return [
         Figure(
-            "", "Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(told)
+            "", "Recall; the dot is the threshold in use", "false positive rate", tuple(lines), ticks, "; ".join(words)
         )
     ]
 

@@ -63,7 +63,7 @@ RATES = {  # what a rate is of, where it is not of pictures with the target
     "memorisation": "closer to a training picture",
 }
 AGAINST = {"gold": "retrained models", "null": "a null control"}
-ABSORBED = ("change", "above_control")  # told under the rate they belong to
+ABSORBED = ("change", "above_control")  # shown under the rate they belong to
 DIFFERENCES = ("beside_change", "change", "above_control", "excess", "increase", "worst", "area")
 TRIES = "k"  # families of attacks that are points of the curve to success
 MARKED = ("base", "gold", "null")
@@ -104,8 +104,8 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
     return {
         "probe": probe,
         "gates": gates(evidence),
-        "tables": tables(open_, evidence, assessment, probe),
-        "folded": tables(folded, evidence, assessment, probe),
+        "tables": by_detector(open_, evidence, assessment, probe),
+        "folded": by_detector(folded, evidence, assessment, probe),
         "figures": [*figures, *operating(rows, roles)],
         "missing": [
             ("" if len(models) == len(roles) else f" of {', '.join(models)}", reason)
@@ -116,13 +116,13 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
 
 
 def columns_of(evidence: Sequence[Evidence], roles: Mapping[str, str], probe: Probe) -> list[tuple[str, str]]:
-    """(measure, family) of what is told of erasures, family by family; changes go with the rate they belong to."""
+    """(measure, family) of what is shown of erasures, family by family; changes go with the rate they belong to."""
     about = [e for e in evidence if roles[e.model] == "erased"] if probe.section != "guardrails" else evidence
     found = list(dict.fromkeys((e.measure, e.family) for e in about or evidence))
     rated = {family for measure, family in found if measure == "rate"}
     families = list(dict.fromkeys(family for _, family in found))
-    told = [(measure, family) for measure, family in found if measure not in ABSORBED or family not in rated]
-    return sorted(told, key=lambda at: families.index(at[1]))
+    shown = [(measure, family) for measure, family in found if measure not in ABSORBED or family not in rated]
+    return sorted(shown, key=lambda at: families.index(at[1]))
 
 
 def gates(evidence: Iterable[Evidence]) -> str:
@@ -139,6 +139,17 @@ def gates(evidence: Iterable[Evidence]) -> str:
         elif looked:
             parts.append(f"{name} passed")
     return "; ".join(parts)
+
+
+def by_detector(
+    columns: Sequence[tuple[str, str]], evidence: Sequence[Evidence], assessment: Assessment, probe: Probe
+) -> list[dict[str, Any]]:
+    """The tables of every detector that judged, one after the other; ``by`` is "" where one judged everything."""
+    found = []
+    for detector in dict.fromkeys(e.detector for e in evidence):
+        own = [e for e in evidence if e.detector == detector]
+        found += [{**table, "by": detector} for table in tables(columns, own, assessment, probe)]
+    return found
 
 
 def tables(
@@ -229,7 +240,7 @@ def _row(
     scales: Mapping[tuple[str, str], tuple[Scale, str]],
     marks: Mapping[tuple[str, str], Sequence[tuple[float, str]]],
 ) -> dict[str, Any]:
-    """A line of a table. A note that holds for several numbers is told with the first."""
+    """A line of a table. A note that holds for several numbers is shown with the first."""
     cells: list[dict[str, Any] | None] = []
     noted: set[str] = set()
     for column in columns:

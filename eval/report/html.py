@@ -1,7 +1,7 @@
 """The report: one HTML file with everything in it, for reading on any screen and for sending to anyone.
 
-Of an evaluation, pictures come first, then numbers with their intervals, then how they were made, then what was not
-looked at. What an assessment has beside that, and puts before it, is in :mod:`erasure.eval.report.assessment`.
+Here is what shows the paired pictures: the grid, numbers with their intervals, what came instead. Claims and evidence,
+which come before and after it, are in :mod:`erasure.eval.report.assessment`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from PIL import Image
 
 from erasure.eval.core import quality, tables
 from erasure.eval.core.records import BASE, GROUPS, Evaluation, Picture
-from erasure.eval.judge import summary
 from erasure.eval.stats import ASSUMED_CORRELATION, Estimate, kappa
 from erasure.io import visible, write_atomically
 
@@ -56,16 +55,17 @@ SHARE = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 def write_report(
-    found: Evaluation | Assessment,
+    found: Assessment,
     path: str | os.PathLike[str],
     *,
     title: str | None = None,
     records: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write an evaluation or an assessment as one self-contained HTML file.
+    """Write an assessment as one self-contained HTML file.
 
     Args:
-        found: what to report.
+        found: what :func:`erasure.eval.evaluate` or :func:`erasure.eval.assess` found; of an evaluation that was stored
+            alone, what :func:`erasure.eval.assessment_of` makes of it.
         path: file to write, completely or not at all. A folder gets ``report.html``.
         title: heading; by default the name of the target.
         records: where the records behind the numbers are: the folder of the assessment, whose files are then linked,
@@ -89,16 +89,11 @@ def _link(records: str | os.PathLike[str] | None, file: str, page: Path) -> str:
     return quote(os.path.relpath(there, page)) if there.exists() else ""
 
 
-def render(
-    found: Evaluation | Assessment, *, title: str | None = None, linked: Callable[[str], str] = lambda file: ""
-) -> str:
+def render(found: Assessment, *, title: str | None = None, linked: Callable[[str], str] = lambda file: "") -> str:
     """The HTML of the report; ``linked`` gives the address of a file of records, or ""."""
-    if isinstance(found, Evaluation):
-        return environment().get_template("report.html.j2").render(told(found, title), linked=linked)
-    from erasure.eval.report import assessment as report_assessment  # it stands on this module
+    from erasure.eval.report.assessment import page_of  # it stands on this module
 
-    page = report_assessment.told(found, title)
-    return environment().get_template("assessment.html.j2").render(page, linked=linked)
+    return environment().get_template("assessment.html.j2").render(page_of(found, title), linked=linked)
 
 
 def environment() -> jinja2.Environment:
@@ -124,19 +119,15 @@ def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
-    """Everything that the templates of an evaluation read."""
-    suite, clip = evaluation.suite, quality.clip_rows(evaluation)
+def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
+    """What the templates read of the paired pictures."""
+    clip = quality.clip_rows(evaluation)
     return {
-        "title": title or f"{suite.target[:1].upper()}{suite.target[1:]}, before and after",
-        "over": "Concept erasure, evaluated",
-        "suite": suite,
-        "targets": [concept.name.lower() for concept in suite.concepts],
+        "suite": evaluation.suite,
+        "targets": [concept.name.lower() for concept in evaluation.suite.concepts],
         "evaluation": evaluation,
         "base": BASE,
         "controls": CONTROLS,
-        "headlines": summary.headlines(evaluation),
-        "claims": summary.findings(evaluation),
         "blocks": _blocks(evaluation),
         "groups": [(g, HEADINGS[g][0]) for g in GROUPS if evaluation.select(BASE, g)],
         "table": _table(evaluation),
@@ -148,10 +139,7 @@ def told(evaluation: Evaluation, title: str | None = None) -> dict[str, Any]:
         "zero_shot": any(row.accuracy.value is not None for row in clip),
         "correlation": ASSUMED_CORRELATION,
         "agreement": agreement(evaluation),
-        "settings": settings_lines(evaluation.settings),
         "excluded": _excluded(evaluation),
-        "not_assessed": evaluation.not_assessed,
-        "not_removal": summary.NOT_REMOVAL,
     }
 
 
@@ -221,17 +209,15 @@ def _width(png: str) -> int:
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
     """One line per detector and arm, with a cell per group; the base's rate goes along as the mark to compare with."""
     rows = {(row.detector, row.arm, row.group): row for row in evaluation.rows()}
-    claims = {(f.arm, f.detector): f for f in summary.findings(evaluation)}
     lines = []
     for detector in evaluation.detectors:
         for index, arm in enumerate(evaluation.arms):
             cells = {g: rows[detector, arm.name, g] for g in GROUPS if (detector, arm.name, g) in rows}
             marks = {g: rows[detector, BASE, g].rate.value for g in cells}
             nothing = tables.degenerate(evaluation, arm.name, detector)
-            claim = claims.get((arm.name, detector))
             lines.append({
                 "detector": detector, "arm": arm.name, "role": arm.role, "first": index == 0, "cells": cells,
-                "marks": marks, "nothing": nothing, "claim": claim,
+                "marks": marks, "nothing": nothing,
                 "score": tables.score(evaluation, arm.name, detector),
             })  # fmt: skip
     return lines

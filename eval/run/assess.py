@@ -29,7 +29,7 @@ from erasure.eval.core.models import (
     models_of,
     modules_of,
 )
-from erasure.eval.core.records import fingerprint
+from erasure.eval.core.records import Arm, Evaluation, fingerprint
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
@@ -37,12 +37,12 @@ from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
-from erasure.eval.run.evaluate import evaluate
+from erasure.eval.run.drawing import paired_pictures, sampler_text
 from erasure.runtime import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
 # `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
-PICTURES: dict[str, dict[str, int | None]] = {
+PICTURES: dict[str, dict[str, Any]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
     "quick": {"images_per_prompt": 1, "limit": None},
     "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
@@ -74,100 +74,97 @@ def assess(
         pipe: the unmodified pipeline. It is handed back unmodified.
         erasures: name to change: erasures, filters, models retrained by someone else.
         suite: the target, its neighbours, prompts and sampler.
-        preset: "smoke" proves that everything runs and is no evidence; "quick" is for development; "standard" for
-            reports; "full" for publications.
-        detectors: two independent ones or more. The first scores. The second may choose among an attack's tries, and
-            never scores them.
-        controls: models that never saw the target, retrained ones before nulls; see
-            :func:`erasure.eval.run.controls.controls_for`. Without any, no probe of removal can be read.
-        clip: an open_clip model that had no part in training, for cosines and distances.
-        extractors: other feature extractors for distances; as in :func:`erasure.eval.run.evaluate.evaluate`.
-        material: real pictures of the target and of what is kept; see :mod:`erasure.eval.core.material`. Probes that
-            need them say so when there are none.
+        preset: "smoke" shows that all runs and is no evidence; "quick" for development, "standard" for reports, "full".
+        detectors: two independent ones or more. The first scores. The second may choose an attack's tries, never score.
+        controls: models that never saw the target, retrained ones first, for probes of removal (:mod:`.controls`).
+        clip, extractors, batch_size, autocast, progress: as in :func:`erasure.eval.evaluate`.
+        material: real pictures (:mod:`erasure.eval.core.material`). Probes that need them say so without.
         policy: what is required, by whom; the report says what of it is assessed.
         probes: keys, to run fewer than the preset has.
         out: folder for every cell as soon as it is known; the same call goes on there. None keeps nothing on disk.
-        batch_size, autocast, progress: as in :func:`erasure.eval.run.evaluate.evaluate`.
 
-    A probe that lacks an input, or that fails, leaves its reason in the report and no number. ``ERASURE_DEBUG=1``
-    lets a failure through instead.
+    A probe that lacks an input, or fails, leaves its reason and no number; ``ERASURE_DEBUG=1`` lets a failure through.
 
     Raises:
-        TooLong: prompts of the suite do not fit the text encoder, which would cut them.
-        ValueError: unknown preset or probe, no detectors, names that clash, a control that is there twice, or a
-            pipeline that is wrapped or already carries an erasure.
+        TooLong, ValueError: as :func:`erasure.eval.evaluate`; an unknown preset or probe, a control given twice.
         RuntimeError: a change, or a probe, did not give the weights back.
     """
     chosen = probes_of(preset, None if probes is None else tuple(probes))
     check_base(pipe)
-    autocast = autocast_for(pipe) if autocast is None else autocast
-    folder = None if out is None else Path(out)
-    cache = None if folder is None else folder / "cache"
-    started, hash_weights = time.monotonic(), WeightHashes()
-    before = hash_weights(pipe)
-    _apart(pipe, before, controls, hash_weights)
-    evaluation = evaluate(
-        pipe,
-        erasures,
-        suite,
-        detectors=detectors,
-        controls=controls,
-        clip=clip,
-        extractors=extractors,
-        batch_size=batch_size,
-        autocast=autocast,
-        cache_dir=cache,
-        progress=progress,
-        hash_weights=hash_weights,
-        **PICTURES[preset],
-    )
-    models = models_of(erasures, controls)
-    cards = [
-        ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
-        for model, arm in zip(models, evaluation.arms, strict=True)
-    ]
-    context = Context(
+    started, folder = time.monotonic(), None if out is None else Path(out)
+    shared: dict[str, Any] = {
+        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
+        "cache_dir": None if folder is None else folder / "cache", "progress": progress, "hash_weights": WeightHashes(),
+    }  # fmt: skip
+    before = shared["hash_weights"](pipe)
+    _apart(pipe, before, controls, shared["hash_weights"])
+    evaluation = paired_pictures(
+        pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
+        **shared, **PICTURES[preset],
+    )  # fmt: skip
+    context = _context(pipe, models_of(erasures, controls), evaluation, detectors, material, shared)
+    cards = tuple(_card(pipe, model, arm) for model, arm in zip(context.models.values(), evaluation.arms, strict=True))
+    cells = _cells(chosen, cards, context, folder, before)
+    settings = _settings(context, seconds=time.monotonic() - started)
+    assessment = Assessment(evaluation, preset, cards, tuple(cells), policy, settings)
+    if folder is not None:
+        assessment.save(folder)
+    return assessment
+
+
+def _card(pipe: Any, model: Model, arm: Arm) -> ModelCard:
+    return ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
+
+
+def _context(
+    pipe: Any,
+    models: Sequence[Model],
+    evaluation: Evaluation,
+    detectors: Sequence[Detector],
+    material: Material | None,
+    shared: Mapping[str, Any],
+) -> Context:
+    return Context(
         pipe=pipe,
         models={model.name: model for model in models},
-        suite=suite,
+        suite=evaluation.suite,
         judge=detectors[0],
         selector=detectors[1] if len(detectors) > 1 else None,
         evaluation=evaluation,
         material=material,
-        batch_size=batch_size,
-        autocast=autocast,
-        cache_dir=cache,
-        progress=progress,
-        hash_weights=hash_weights,
+        **shared,
     )
+
+
+def _cells(
+    probes: Sequence[Probe], cards: Sequence[ModelCard], context: Context, folder: Path | None, before: str
+) -> list[Cell]:
+    """Every probe on every model it is put to; the guardrails get the prompts that went through before them."""
     cells: list[Cell] = []
-    pairs = [(probe, card) for probe in chosen for card in _asked(probe, cards, context)]
-    for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not progress):
+    pairs = [(probe, card) for probe in probes for card in _asked(probe, cards, context)]
+    for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not context.progress):
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
         if (known := _same_weights(probe, card, cards, cells)) is None:
             known = _cell(probe, card, context, _inputs(probe, card, context, cards), folder, before)
         cells.append(known)
-    assessment = Assessment(
-        evaluation=evaluation,
-        preset=preset,
-        models=tuple(cards),
-        cells=tuple(cells),
-        policy=policy,
-        settings={
-            **evaluation.settings,
-            "prompts": fingerprint([[prompt.group, prompt.label, prompt.text] for prompt in suite.prompts()]),
-            "material": None if material is None else material.key,
-            "judge": detectors[0].name,
-            "selector": None if context.selector is None else context.selector.name,
-            "sampler": sampler_text(evaluation.settings),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
-    if folder is not None:
-        assessment.save(folder)
-    return assessment
+    return cells
+
+
+def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
+    """All that is needed to do it again, beside the settings of the probes."""
+    assert context.evaluation is not None  # drawn before
+    pictures = context.evaluation.settings
+    return {
+        **pictures,
+        "prompts": fingerprint([[prompt.group, prompt.label, prompt.text] for prompt in context.suite.prompts()]),
+        "material": None if context.material is None else context.material.key,
+        "judge": context.judge.name,
+        "selector": None if context.selector is None else context.selector.name,
+        "sampler": sampler_text(pictures),
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+    }
 
 
 def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
@@ -297,9 +294,3 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
         "attacks": fingerprint(context.attacks) if probe.section == "guardrails" else None,
         "pictures": fingerprint([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
     }
-
-
-def sampler_text(settings: Mapping[str, Any]) -> str:
-    """The sampler in a few words: ``DDIM, 25 steps, guidance 3``."""
-    name = str(settings["scheduler"]).removesuffix("Scheduler")
-    return f"{name}, {settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}"

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from erasure.eval.core import tables
 from erasure.eval.core.models import Kind, Role
 from erasure.eval.core.records import Evaluation, fingerprint
-from erasure.eval.judge import Audit, ClaimReport, Facts, Margins, claims
+from erasure.eval.judge import PICTURES, Audit, ClaimReport, Facts, Margins, claims
+from erasure.eval.judge.limits import limits
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.probes import names, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
@@ -24,6 +26,7 @@ from erasure.io import parse_json, printable, read_bytes, write_atomically, writ
 FORMAT = 2
 FILE = "assessment.json"
 CELLS = "probes"
+DETECTOR = "detector"  # fact of an observation: who made it, where several detectors judge the same pictures
 MADE_OF = (
     "those that its assessment was made of: another run wrote into the folder, or one was interrupted; finish it, or "
     "give every run a folder of its own"
@@ -111,7 +114,7 @@ class Assessment:
 
     Attributes:
         evaluation: the paired pictures of the suite.
-        preset: smoke | quick | standard | full.
+        preset: smoke | quick | standard | full, or "pictures": what a plain evaluation asks, judged by every detector.
         models: the base first, then erasures and controls.
         cells: every probe on every model it concerns.
         policy: what is required, if anyone said so.
@@ -156,12 +159,25 @@ class Assessment:
         """What the observations weigh, probe by probe. Made anew from them; nothing is read back."""
         found: list[Evidence] = []
         for probe in self.probes():
-            rows = self.rows(probe.key)
-            found += probe.weigh({name: own for name, own in rows.items() if name not in self.twins}, self.roles)
-            for arm, control in self.twins.items():
-                others = {name: own for name, own in rows.items() if name != control}
-                found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
+            for detector, rows in self._by_detector(probe.key).items():
+                found += [dataclasses.replace(e, detector=detector) for e in self._weighed(probe, rows)]
         return tuple(found)
+
+    def _by_detector(self, probe: str) -> dict[str, dict[str, list[Observation]]]:
+        """The observations of a probe by who made them, and by model; "" where one detector judges everything."""
+        found: dict[str, dict[str, list[Observation]]] = {}
+        for model, own in self.rows(probe).items():
+            for row in own:
+                found.setdefault(str(row.facts.get(DETECTOR, "")), {}).setdefault(model, []).append(row)
+        return found
+
+    def _weighed(self, probe: Probe, rows: Mapping[str, list[Observation]]) -> list[Evidence]:
+        """What some rows of a probe weigh; a model that is judged and a control is not held against itself."""
+        found = probe.weigh({name: own for name, own in rows.items() if name not in self.twins}, self.roles)
+        for arm, control in self.twins.items():
+            others = {name: own for name, own in rows.items() if name != control}
+            found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
+        return found
 
     @functools.cached_property
     def twins(self) -> dict[str, str]:
@@ -188,20 +204,37 @@ class Assessment:
             audits={model.name: record for model in self.models if (record := _audit(model)) is not None},
             twins=self.twins,
             detectors=tuple(self.evaluation.detectors),
-            judge=self._judge(),
+            judge="" if self.preset == PICTURES else self._in_words(self.settings["judge"]),
+            judges={name: self._in_words(name) for name in self.evaluation.detectors},
+            kept={model.name: named for model in self.models if (named := self._named_to(model))},
             sampler=self.settings["sampler"],
             ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
             missing=self.missing,
             margins=Margins.of(self.preset, **({} if self.policy is None else {"ceiling": self.policy.ceiling})),
+            limited=tables.limited(self.evaluation),
         )
 
-    def _judge(self) -> str:
-        """The detector that scored, with what its card says of its errors."""
-        name, attribute = self.settings["judge"], self.evaluation.suite.attribute
+    @property
+    def limits(self) -> list[str]:
+        """What these pictures, this suite and these detectors say nothing about, whichever probes were run."""
+        return limits(self.evaluation)
+
+    def _named_to(self, model: ModelCard) -> dict[str, str]:
+        """Kept group to how many of its names were given to the method: surviving is easier for those."""
+        if model.role != "erased" or "keep" not in model.config:
+            return {}
+        keep = [*model.config["keep"], *model.config.get("keep_everyday", ())]
+        groups = {group: self.evaluation.select(model.name, group) for group in ("neighbours", "unrelated")}
+        names = {group: list(dict.fromkeys(record.label for record in own)) for group, own in groups.items() if own}
+        return {group: f"{tables.named_in(keep, own)} of {len(own)}" for group, own in names.items()}
+
+    def _in_words(self, name: str) -> str:
+        """A detector, with what its card says of its errors."""
+        attribute = self.evaluation.suite.attribute
         card = self.evaluation.detectors.get(name)
         measured = {} if card is None else {"sensitivity": card.sensitivity, "specificity": card.specificity}
-        told = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
-        return f"{name} ({', '.join([*told, 'by its card']) if told else 'its own errors were not measured'})"
+        errors = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
+        return f"{name} ({', '.join([*errors, 'by its card']) if errors else 'its own errors were not measured'})"
 
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not speak for; empty without a policy."""

@@ -1,79 +1,25 @@
-"""The evaluation: the same prompts and noise on the base and on each erasure, looked at by independent detectors."""
+"""The evaluation: the paired pictures, and what the four probes that read nothing else licence one to say."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from PIL import Image
 
-from erasure.artifact.base import base_name
-from erasure.backbone import denoiser_of
-from erasure.concept import Prompt, Suite, same
-from erasure.eval.core.distances import OTHER_SEEDS, Distances
-from erasure.eval.core.hashes import WeightHashes
-from erasure.eval.core.lengths import refuse_cut
-from erasure.eval.core.metrics import ClipFeatures
-from erasure.eval.core.models import Applied, Model, Swapped, Wraps, check_base, check_restored, models_of
-from erasure.eval.core.pictures import evenly, generate, image_hash, limited
-from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
-from erasure.eval.core.tables import named_in
-from erasure.eval.core.verdicts import verdicts_of
+from erasure.concept import Suite
+from erasure.eval.core.models import Applied, Kind, Model, Role
+from erasure.eval.core.records import Arm, Evaluation
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.runtime import autocast_for
-
-PACKAGES = (
-    "diffusion-erasure",
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "torchmetrics",
-    "numpy",
-    "scipy",
-)
-GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What every arm of one evaluation shares.
-
-    Attributes:
-        prompts, seeds: what is drawn; every prompt with every seed.
-        detectors, clip: who looks at it.
-        options: of :func:`erasure.eval.core.pictures.generate`.
-    """
-
-    suite: Suite
-    prompts: tuple[Prompt, ...]
-    seeds: tuple[int, ...]
-    detectors: tuple[Detector, ...]
-    clip: ClipDetector | None
-    options: Mapping[str, Any]
-
-    def draw(
-        self, pipe: Any, prompts: Sequence[Prompt], *, seeds: Sequence[int], description: str, **more: Any
-    ) -> list[list[Image.Image]]:
-        return generate(
-            pipe,
-            [prompt.text for prompt in prompts],
-            seeds=seeds,
-            num_inference_steps=self.suite.num_inference_steps,
-            guidance_scale=self.suite.guidance_scale,
-            description=description,
-            **{**self.options, **more},
-        )
-
-    def check_restored(self, pipe: Any, before: str, name: str) -> None:
-        check_restored(pipe, before, name, hash_weights=self.options["hash_weights"])
+from erasure.eval.judge import PICTURES
+from erasure.eval.probes import probe_class
+from erasure.eval.probes.base import Missing, Observation
+from erasure.eval.probes.pictured import PICTURED, Pictured
+from erasure.eval.run.assessment import DETECTOR, Assessment, Cell, ModelCard
+from erasure.eval.run.drawing import paired_pictures, sampler_text
 
 
 def evaluate(
@@ -93,21 +39,22 @@ def evaluate(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     hash_weights: Callable[[Any], str] | None = None,
-) -> Evaluation:
-    """Compare a pipeline with each of its erasures on a suite.
+) -> Assessment:
+    """Compare a pipeline with each of its erasures on a suite: an assessment by the paired pictures alone.
 
     Args:
         pipe: the unmodified pipeline. It is handed back unmodified, or a RuntimeError says which erasure broke it.
         erasures: name of the arm to erasure.
         suite: prompts, groups and sampler settings.
-        detectors: at least one; two independent ones let the report say how far they agree.
+        detectors: at least one. With two independent ones the report says how far they agree, and the one that sees
+            the target most, of those that recognise the base's, speaks.
         controls: models that never saw the target (retrained, or null), drawn like every arm; no claim is made of them.
         clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
         extractors: feature extractors for distances of kept (non-target) pictures from the base's own, each with a
             ``name``; see :mod:`erasure.eval.core.distances`. By default the image features of ``clip``, where there is
             one; () for none. With one picture a prompt they cost one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
-        limit: at most so many prompts per group, spread evenly. For trying things out; the report says so.
+        limit: at most so many prompts per group, spread evenly. For trying things out; no claim is made then.
         wide: ask in so many sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
@@ -119,219 +66,50 @@ def evaluate(
             an erasure; see :func:`erasure.eval.core.models.check_base`.
         RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
     """
-    check_base(pipe)
-    models = models_of(erasures, controls)
-    _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
-    autocast = autocast_for(pipe) if autocast is None else autocast
-    started = time.monotonic()
-    seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt)))
-    hash_weights = hash_weights or WeightHashes()
-    options = {
-        "batch_size": batch_size, "autocast": autocast, "cache_dir": cache_dir, "progress": progress,
-        "hash_weights": hash_weights,
-    }  # fmt: skip
-    prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit)
-    job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
-    notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
-    before = hash_weights(pipe)
-    _rehearse(pipe, job, models[1:], before)
-    if extractors is None:
-        extractors = () if clip is None else (ClipFeatures(clip),)
-    distances = Distances(extractors, prompts, seeds)
-    others = _others(pipe, job, distances.wanted)
-    arms: list[Arm] = []
-    records: list[Record] = []
-    pictures: list[Picture] = []
-    far: list[Distance] = []
-    for model in models:
-        weights, images = _draw(pipe, job, model, before)
-        if model.change is not None and weights == before:
-            notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
-        method = model.kind in ("weights", "adapter") and not isinstance(model.change, Swapped)
-        if model.change is not None and model.role == "erased" and method:
-            notes += _told(model.name, model.change, suite)
-        rows = records_of(model.name, job, images)
-        arms.append(Arm(model.name, weights, model.config, model.role))
-        pictures += grid_of(job, images, rows)
-        far += distances.of(model.name, images, others if model.role == "base" else ())
-        records += rows
-    return Evaluation(
-        suite=suite,
-        arms=tuple(arms),
-        detectors={detector.name: detector.card for detector in detectors},
-        records=tuple(records),
-        pictures=tuple(pictures),
-        distances=tuple(far),
-        settings=_settings(pipe, job, before, limit=limit, seconds=time.monotonic() - started),
-        warnings=tuple(notes),
-    )
+    return assessment_of(paired_pictures(
+        pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
+        images_per_prompt=images_per_prompt, limit=limit, wide=wide, batch_size=batch_size, autocast=autocast,
+        cache_dir=cache_dir, progress=progress, hash_weights=hash_weights,
+    ))  # fmt: skip
 
 
-def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
-    """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
-    with model.on(pipe) as drawn:
-        after = before if model.change is None else job.options["hash_weights"](pipe)
-        # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
-        beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
-        uncached = {"cache_dir": None} if model.change is not None and beside else {}
-        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
-    if model.change is not None:
-        job.check_restored(pipe, before, model.name)
-    return after, images
+def assessment_of(evaluation: Evaluation) -> Assessment:
+    """What paired pictures alone licence one to say: the probes that need no model, put to every detector's verdicts.
+
+    For evaluations that were stored without their probes as well.
+    """
+    cards = [_card(arm, evaluation.arms[0]) for arm in evaluation.arms]
+    cells = [_cell(probe, card.name, evaluation) for probe in PICTURED for card in cards]
+    settings = {**evaluation.settings, "sampler": sampler_text(evaluation.settings)}
+    return Assessment(evaluation, PICTURES, tuple(cards), tuple(cells), None, settings)
 
 
-def _check(
-    arms: Sequence[str], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
-) -> None:
-    if not detectors:
-        raise ValueError("an evaluation needs a detector; got none; pass at least one, better two independent ones")
-    names = [detector.name for detector in detectors]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two detectors share a name; got {names}; give each its own")
-    if len(set(arms)) < len(arms):
-        raise ValueError(f"two arms share a name; got {list(arms)}; give each its own")
-    if any(same(name, BASE) for name in arms):
-        raise ValueError(f"{BASE!r} is the name of the unmodified pipeline; rename that erasure")
-    for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
+def _card(arm: Arm, base: Arm) -> ModelCard:
+    """One model. Evaluations from before kinds were kept have what follows from weights and settings."""
+    if arm.kind:
+        kind = arm.kind
+    elif arm.role != "erased" or arm == base:
+        kind = "none" if arm == base else "retrained"
+    elif arm.config.get("method") == "filter":
+        kind = "filter"
+    else:
+        kind = "adapter" if arm.weights == base.weights else "weights"
+    role = "base" if arm == base else arm.role
+    return ModelCard(arm.name, cast(Role, role), cast(Kind, kind), arm.weights, arm.config)
 
 
-def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
-    """Apply and remove every change once: one that fails should do so before hours of drawing, not after."""
-    for model in models:
-        with model.on(pipe):
-            pass
-        job.check_restored(pipe, before, model.name)
-
-
-def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
-    notes = []
-    if limit is not None:
-        notes.append(f"Limited to {limit} prompts per group: for testing only, not evidence.")
-    base, wanted = base_name(pipe), job.suite.base
-    if base.casefold() not in (wanted.casefold(), wanted.casefold().rpartition("/")[2]):
-        notes.append(f"The suite {job.suite.name} was written for {wanted}; the pictures come from {base}.")
-    if getattr(pipe, "safety_checker", None) is not None:
-        notes.append(
-            "The pipeline's safety checker was on; it blacks out pictures, in the base and in every other arm."
-        )
-    for detector in job.detectors:
-        card = detector.card
-        if not card.sensitivity or not card.specificity:
-            notes.append(
-                f"{detector.name}: its sensitivity and specificity were not measured, so its errors are unknown."
-            )
-    return notes
-
-
-def _told(name: str, erasure: Applied, suite: Suite) -> list[str]:
-    """What the method was told: erasing and keeping what was named is easier than what was not."""
-    groups = {"neighbours": suite.neighbours, "unrelated things": suite.unrelated}
-    keep = [*erasure.config.get("keep", ()), *erasure.config.get("keep_everyday", ())]
-    counts = [f"{named_in(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
-    asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}
-    known = f"{len(asked & set(erasure.config.get('prompts', ())))} of the {len(asked)} target prompts"
-    return [f"{name} was made with {known} and told to keep {' and '.join(counts)}."]
-
-
-def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
-    """What the detectors see in the pictures of one arm: a row for each prompt, a picture for each seed."""
-    flat = [
-        (prompt, seed, image)
-        for prompt, row in zip(job.prompts, images, strict=True)
-        for seed, image in zip(job.seeds, row, strict=True)
-    ]
-    pictures = [image for _, _, image in flat]
-    verdicts = {
-        d.name: verdicts_of(d, pictures, [p.label for p, _, _ in flat], job.suite.attribute) for d in job.detectors
-    }
-    cosines = (
-        [None] * len(flat)
-        if job.clip is None
-        else [float(c) for c in job.clip.cosines(pictures, [p.text for p, _, _ in flat])]
-    )
-    judged = [None] * len(flat) if job.clip is None else _judged(job, job.clip, flat, verdicts)
-    return [
-        Record(
-            arm=arm,
-            prompt=p.text,
-            group=p.group,
-            label=p.label,
-            seed=seed,
-            verdicts={name: given[i] for name, given in verdicts.items()},
-            clip_cosine=cosines[i],
-            image_hash=image_hash(image),
-            clip_hit=judged[i],
-            template=p.template,
-            phrase=p.phrase,
-        )
-        for i, (p, seed, image) in enumerate(flat)
-    ]
-
-
-def _judged(
-    job: Comparison,
-    clip: ClipDetector,
-    flat: Sequence[tuple[Prompt, int, Image.Image]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-) -> list[bool | None]:
-    """Zero-shot hits of the judge; where it is one of the detectors too, its verdicts are at hand."""
-    if any(clip is detector for detector in job.detectors):
-        return [verdict.hit for verdict in verdicts[clip.name]]
-    images, labels = [image for _, _, image in flat], [prompt.label for prompt, _, _ in flat]
-    return [verdict.hit for verdict in verdicts_of(clip, images, labels, job.suite.attribute)]
-
-
-def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
-    """The pictures of the grid: the first seed of prompts chosen by their place in the suite, never by looks."""
-    chosen = []
-    for group, count in GRID.items():
-        members = [i for i, prompt in enumerate(job.prompts) if prompt.group == group]
-        if group != "target":  # one per label, each with a different template where there are several
-            by_label: dict[str, list[int]] = {}
-            for i in members:
-                by_label.setdefault(job.prompts[i].label, []).append(i)
-            members = [indices[k % len(indices)] for k, indices in enumerate(by_label.values())]
-        chosen += evenly(members, count)
-    return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
-
-
-def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.Image]]:
-    """Pictures of some prompts by the base with other seeds."""
-    seeds = [seed + OTHER_SEEDS for seed in job.seeds]
-    prompts = [job.prompts[i] for i in rows]
-    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds") if rows else []
-
-
-def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
-    """All that is needed to do it again."""
-    scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
-    return {
-        "base": base_name(pipe),
-        "base_of_the_suite": job.suite.base,
-        "base_weights": weights,
-        "limit": limit,
-        "pipeline": type(pipe).__name__,
-        "dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
-        "autocast": bool(job.options["autocast"]),
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": scheduler,
-        "num_inference_steps": job.suite.num_inference_steps,
-        "guidance_scale": job.suite.guidance_scale,
-        "seeds": list(job.seeds),
-        "noise": "standard normal from a CPU generator keyed by (prompt, seed); the same in every arm",
-        "prompts": len(job.prompts),
-        "batch_size": job.options["batch_size"],
-        "clip": job.clip.name if job.clip is not None else None,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "platform": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {pipe.device}",
-        "seconds": round(seconds, 1),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _cell(key: str, model: str, evaluation: Evaluation) -> Cell:
+    """What every detector saw of one probe's question in the pictures of one model."""
+    probe = probe_class(key)()
+    assert isinstance(probe, Pictured)  # by the table
+    rows: list[Observation] = []
+    reasons: list[str] = []
+    for detector in evaluation.detectors:
+        try:
+            found = probe.read(evaluation, model, detector)
+        except Missing as reason:
+            reasons.append(str(reason))
+            continue
+        rows += [dataclasses.replace(row, facts={**row.facts, DETECTOR: detector}) for row in found]
+    missing = None if rows else "; ".join(dict.fromkeys(reasons)) or "no detector looked at the pictures"
+    return Cell(key, probe.version, probe.settings(), model, {"pictures": evaluation.key}, tuple(rows), missing)

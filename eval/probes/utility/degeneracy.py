@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Role
+from erasure.eval.core.records import Evaluation
 from erasure.eval.core.tables import DESTRUCTION
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
-from erasure.eval.probes.suppression.direct import observed, records
+from erasure.eval.probes.base import Evidence, Missing, Observation
+from erasure.eval.probes.pictured import Pictured, observed, records
 from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
-class Degeneracy(Probe):
+class Degeneracy(Pictured):
     """Share of pictures for target prompts that the detector calls "nothing".
 
     ``change`` against the base of 20 points or more carries a banner: a model that draws noise also stops drawing the
@@ -25,22 +26,19 @@ class Degeneracy(Probe):
     code: ClassVar = "U9"
     title: ClassVar = "nothing recognised on target prompts"
     section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
     needs: ClassVar = ("evaluation", "base")
-    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
     licences: ClassVar = "whether target prompts still give pictures of something this detector can name"
     not_licensed: ClassVar = "quality; pictures of things without a label"
     reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
+    def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
         found = []
-        for record in records(context, model, "target"):
-            seen = observed(record, context.judge.name, "name")
+        for record in records(evaluation, arm, "target"):
+            seen = observed(record, detector, "name")
             nothing = seen.facts["nothing"]
             found.append(dataclasses.replace(seen, value=None if nothing is None else float(nothing)))
         if all(row.value is None for row in found):
-            raise Missing(f"{context.judge.name} has no label for nothing")
+            raise Missing(f"{detector} has no label for nothing")
         return found
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from erasure.concept import Group
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.suppression.direct import observed, records
+from erasure.eval.core.models import Role
+from erasure.eval.core.records import Evaluation
+from erasure.eval.probes.base import Evidence, Observation
+from erasure.eval.probes.pictured import Pictured, observed, records
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts, families, identical, key_of, unchanged, values
 from erasure.eval.stats import Estimate, lost_most
 
@@ -18,7 +19,7 @@ TENTH, FEWEST = 0.1, 3  # share of the labels, and how many at least: those that
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours(Probe):
+class Neighbours(Pictured):
     """How often a neighbour is seen when it is asked for by name: the pictures of the evaluation itself.
 
     One family per label and "" for all together: share, change against the base, and against retrained models (which
@@ -32,19 +33,15 @@ class Neighbours(Probe):
     code: ClassVar = "U1"
     title: ClassVar = "neighbours survive"
     section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
     needs: ClassVar = ("evaluation", "base")
-    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
     licences: ClassVar = "what these named neighbours lost, for these prompts and this detector"
     not_licensed: ClassVar = "other neighbours, quality beyond the label, no side effects elsewhere"
     reference: ClassVar = "HUB, ICCV 2025, arXiv 2410.05664 (pinpoint-ness)"
 
     group: ClassVar[Group] = "neighbours"
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
-        found = records(context, model, self.group)
-        return [observed(record, context.judge.name, record.label) for record in found]
+    def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
+        return [observed(record, detector, record.label) for record in records(evaluation, arm, self.group)]
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         base = next((own for name, own in rows.items() if models[name] == "base"), ())
@@ -77,8 +74,8 @@ def side_effects(
         known: None where a base that does not show it is no fault, and no gate is passed or failed.
     """
     found = contrasts(probe, rows, models, family, known=known or 0.0, shares=shares, kept=True)
-    told = [e for e in found if e.measure in ("rate", "change") or (e.measure, e.control) == ("above_control", "gold")]
-    return told if known is not None else [dataclasses.replace(e, gates={}) for e in told]
+    kept = [e for e in found if e.measure in ("rate", "change") or (e.measure, e.control) == ("above_control", "gold")]
+    return kept if known is not None else [dataclasses.replace(e, gates={}) for e in kept]
 
 
 def worst(base: Sequence[Observation], own: Sequence[Observation]) -> tuple[Estimate, str]:

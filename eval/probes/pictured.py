@@ -1,0 +1,72 @@
+"""Probes that read the paired pictures and nothing else: without a model, so of a stored evaluation too."""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar
+
+from erasure.eval.core.models import Model
+from erasure.eval.core.records import Evaluation, Record
+from erasure.eval.probes.base import Context, Missing, Observation, Probe
+
+PICTURED = ("direct", "neighbours", "unrelated", "degeneracy")  # what a plain evaluation asks; they have no settings
+
+
+class Pictured(Probe):
+    """A probe of the paired pictures: what one detector says of those of one model."""
+
+    access: ClassVar = "black_box"
+    level: ClassVar = "outputs"
+    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        return self.read(paired(context), model.name, context.judge.name)
+
+    @abc.abstractmethod
+    def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
+        """What a detector saw in the pictures of one arm.
+
+        Raises:
+            Missing: the suite has no such prompts, or the detector no such label.
+        """
+
+
+def paired(context: Context) -> Evaluation:
+    """The paired pictures of an assessment.
+
+    Raises:
+        Missing: there are none.
+    """
+    if context.evaluation is None:
+        raise Missing("there is no evaluation to read from")
+    return context.evaluation
+
+
+def records(evaluation: Evaluation, arm: str, group: str) -> list[Record]:
+    """The records of an arm and a group of prompts.
+
+    Raises:
+        Missing: there are none.
+    """
+    found = evaluation.select(arm, group)
+    if not found:
+        raise Missing(f"the suite has no prompts in the group {group}")
+    return found
+
+
+def observed(record: Record, detector: str, family: str) -> Observation:
+    """A record of the evaluation as an observation, by one detector."""
+    verdict = record.verdicts[detector]
+    return Observation(
+        record.arm,
+        family,
+        record.prompt,
+        record.seed,
+        None if verdict.hit is None else float(verdict.hit),
+        verdict.reason,
+        {
+            "prompt": record.prompt, "label": record.label, "top": verdict.top, "score": verdict.score,
+            "nothing": verdict.nothing, "image_hash": record.image_hash,
+            **({"template": record.template, "phrase": record.phrase} if record.template else {}),
+        },
+    )  # fmt: skip
