@@ -150,7 +150,7 @@ def residuals(spread: float, repeats: int, *, prompts: int = 12, old: bool = Fal
         erased, base, *never = (
             trained(rng, float(logit(p)), spread, prompts, old=old) for p in (share, 0.9, 0.1, 0.1, 0.1)
         )
-        return residual(erased[0], base[0], [one[0] for one in never], erased[1])
+        return residual(erased[0], [base[0]], [one[0] for one in never], erased[1])
 
     some, none = ([found(share) for _ in range(repeats)] for share in (0.35, 0.1))
     return (

@@ -145,7 +145,7 @@ def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context
         detectors=[context.judge, context.selector], material=context.material, probes=("linear_probe", "divergence"),
     )  # fmt: skip
     assert asked == ["base", "gold-0", "gold-1", "random"]
-    assert found.twins == {"retrained": "gold-0"}
+    assert found.same_as == {"retrained": "gold-0"}
     values = {e.model: e.estimate.value for e in found.evidence if (e.probe, e.measure) == ("linear_probe", "auc")}
     (gap,) = (e for e in found.evidence if e.measure == "auc_gap")
     assert values["retrained"] == values["gold-0"]

@@ -279,7 +279,7 @@ def test_three_retrained_models_are_needed():
     assert report.removal == "C0" and "(2 now)" in report.needed["removal"][-1]
     failed = {"relearning": {"gold 1": "diverged"}}
     assert levels(good(), missing=failed)[1] == "C0"  # it was there, and not in this probe
-    assert levels(good(), twins={"UCE": "gold 1"})[1] == "C0"  # it is one of the three, and two are left
+    assert levels(good(), same_as={"UCE": "gold 1"})[1] == "C0"  # it is one of the three, and two are left
 
 
 def test_a_null_control_never_speaks_of_retraining():
@@ -698,7 +698,7 @@ def test_what_goes_past_a_filter_is_no_attack_on_it():
 def test_a_judged_retrained_model_is_not_counted_among_those_it_is_held_against():
     facts = {
         "kinds": {"UCE": "retrained"},
-        "twins": {"UCE": "gold 2"},
+        "same_as": {"UCE": "gold 2"},
         "scopes": {f"gold {i}": f"{i}" for i in range(3)},
     }
     sentence = next(s for s in judged(good(), **facts).sentences if s.startswith("C1"))

@@ -83,7 +83,7 @@ def test_a_judged_copy_of_a_retrained_model_is_nobodys_measure():
     levels = {"base": 5.0, "copy": 1.0, "gold 0": 1.0, "gold 1": 1.0, "gold 2": 1.0}
     cells = [Cell("divergence", 1, Divergence().settings(), name, {}, row(name, v)) for name, v in levels.items()]
     found = Assessment(None, "standard", tuple(cards), tuple(cells), None, {})
-    assert found.twins == {"copy": "gold 0"}
+    assert found.same_as == {"copy": "gold 0"}
     (told,) = faithfulness(*trials(found))
     assert (told.knows, told.never) == ({"base": 1.0}, {f"gold {i}": 0.0 for i in range(3)})
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from erasure.eval.core.material import FolderMaterial
-from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.models import Model, Role, Swapped
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.embedding import FreeWords
@@ -65,12 +65,21 @@ def test_without_gold_the_null_stands_in_and_is_named():
     assert {e.control for e in found if e.measure == "residual"} == {"null"}
 
 
+def test_a_residual_is_read_between_retrained_models_and_their_twins():
+    roles: dict[str, Role] = {**ROLES, "twin-0": "twin"}
+    shares = {"base": 1.0, "UCE": 0.25, "gold-0": 0.0, "start": 0.0, "twin-0": 0.5}
+    for control, reference in (("gold-0", "twin-0"), ("start", "base")):  # a null control has no twin
+        kept = {name: share for name, share in shares.items() if name in ("base", "UCE", "twin-0", control)}
+        found = {(e.model, e.measure): e.estimate.value for e in contrasts("direct", rows_of(kept), roles)}
+        assert found["UCE", "residual"] == pytest.approx(found["UCE", "rate"] / found[reference, "rate"])
+
+
 def test_residual_is_not_clipped():
     names = [f"p{i}" for i in range(20)]
     base, gold = [1.0] * 20, [[0.5, 0.5] * 10, [0.5] * 20]
-    assert residual([0.0] * 20, base, gold, names).value == pytest.approx(-1)
-    assert residual(base, base, gold, names).value == pytest.approx(1)
-    assert residual(base, base, [base], names).value is None
+    assert residual([0.0] * 20, [base], gold, names).value == pytest.approx(-1)
+    assert residual(base, [base], gold, names).value == pytest.approx(1)
+    assert residual(base, [base], [base], names).value is None
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -216,8 +216,8 @@ def test_copies_of_a_picture_narrow_nothing():
     once = difference(before, after, clusters)
     assert difference(before * 3, after * 3, clusters * 3, copies=3) == dataclasses.replace(once, n=54)
     assert difference(before * 3, after * 3, clusters * 3).high < once.high
-    alone = residual(after, [1.0] * 18, [before], clusters)
-    many = residual(after, [1.0] * 18, [before] * 3, clusters)
+    alone = residual(after, [[1.0] * 18], [before], clusters)
+    many = residual(after, [[1.0] * 18], [before] * 3, clusters)
     assert many.high >= alone.high - 0.02  # three controls that agree say no more about the eighteen pictures
 
 
@@ -226,6 +226,6 @@ def test_a_residual_where_base_and_controls_hardly_differ_has_no_interval_rather
     names = [f"prompt {i}" for i in range(14) for _ in range(3)]
     base = [float(i % 7 < 4) for i in range(42)]
     never = [[float((i + k) % 7 < 4) for i in range(42)] for k in (1, 2)] + [[float(i % 7 < 3) for i in range(42)]]
-    found = residual([float(i % 5 < 2) for i in range(42)], base, never, names)
+    found = residual([float(i % 5 < 2) for i in range(42)], [base], never, names)
     assert found.value is not None
     assert found.low is None or max(abs(found.low), abs(found.high)) < 1e6

@@ -135,8 +135,8 @@ def test_few_levels_have_the_t_interval():
 def test_a_residual_knows_that_runs_differ():
     units = [Trained(r, f"p{p}") for r in range(3) for p in range(12)]
     erased = [float(unit.first == 0) for unit in units]
-    whole = residual(erased, [1.0] * 36, [[0.0] * 36] * 2, units)
-    blind = residual(erased, [1.0] * 36, [[0.0] * 36] * 2, [unit.second for unit in units])
+    whole = residual(erased, [[1.0] * 36], [[0.0] * 36] * 2, units)
+    blind = residual(erased, [[1.0] * 36], [[0.0] * 36] * 2, [unit.second for unit in units])
     assert whole.value == blind.value == pytest.approx(1 / 3)
     assert whole.high - whole.low > 1.5 * (blind.high - blind.low)
 

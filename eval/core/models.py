@@ -21,7 +21,7 @@ from erasure.backbone import denoiser_of, parts_of
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
 
-Role = Literal["base", "erased", "gold", "null"]
+Role = Literal["base", "erased", "gold", "twin", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
 
 BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that draw nothing from a prompt

@@ -219,7 +219,7 @@ def _leakage(view: View) -> str:
     """What models that never saw the target show of it: removal does not make a rate zero."""
     shown: dict[str, list[float]] = {"gold": [], "null": []}
     for model, role in view.models.items():
-        if role in shown and model != view.facts.twins.get(view.model):
+        if role in shown and model != view.facts.same_as.get(view.model):
             shown[role] += [
                 e.estimate.value for e in view.each("direct", "rate", model) if e.estimate.value is not None
             ]

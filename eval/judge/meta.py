@@ -110,12 +110,12 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
     again: list[Evidence] = []
     knows: dict[str, bool | None] = {}
     for model in found.models:
-        if model.name in found.twins:
+        if model.name in found.same_as:
             continue
         unchanged, edited = model.role == "base", model.role == "erased" and model.kind == "weights"
         knows[model.name] = None if edited else unchanged or model.kind in ("filter", "adapter")
         for probe in asked:
-            rows = {name: own for name, own in found.rows(probe.key).items() if name not in found.twins}
+            rows = {name: own for name, own in found.rows(probe.key).items() if name not in found.same_as}
             if model.name not in rows:
                 continue
             arm = UNCHANGED if unchanged else model.name

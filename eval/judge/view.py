@@ -103,7 +103,7 @@ class Facts:
         groups: of the suite's prompts; what it has no prompts for cannot be asked of a claim.
         scopes: model to what a retraining retrained.
         audits: model to the record of the process that made it.
-        twins: model to the control that is the same model, and that it is not compared with.
+        same_as: model to the control that is the same model, and that it is not compared with.
         detectors: names of those with a card. judge: the one that scored, in words; judges: where several did, each.
         kept: model to group to how many of its names were named to the method ("9 of 9").
         sampler: in words. budgets: attack to its budget in words.
@@ -119,7 +119,7 @@ class Facts:
     groups: Sequence[str] = UTILITY
     scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     audits: Mapping[str, Audit] = dataclasses.field(default_factory=dict)
-    twins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
     detectors: Sequence[str] = ()
     judge: str = ""
     judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -233,7 +233,7 @@ class View:
 
     def retrained(self) -> list[str]:
         """The retrained models that this one is held against: not itself."""
-        own = self.facts.twins.get(self.model)
+        own = self.facts.same_as.get(self.model)
         return [model for model, role in self.models.items() if role == "gold" and model != own]
 
     def golds(self, probe: str) -> int:

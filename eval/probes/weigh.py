@@ -38,6 +38,11 @@ def controls_of(models: Mapping[str, Role]) -> tuple[Literal["gold", "null"] | N
     return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
 
 
+def twins_of(models: Mapping[str, Role]) -> list[str]:
+    """The models that were retrained on everything, with the steps and settings of the retrained ones."""
+    return [name for name, role in models.items() if role == "twin"]
+
+
 def values(rows: Sequence[Observation], keys: Sequence[Key]) -> list[float | None]:
     """The values at some keys (family, cluster, seed), in their order; None where there is no row."""
     at = {key_of(row): row.value for row in rows}
@@ -103,6 +108,9 @@ def contrasts(
         shares: values are 0 or 1; False for other numbers, which get means and no score intervals.
         kept: the rows are about what should stay: their labels are no sample of others.
 
+    The residual is read between the controls and their twins where retrained models have any, else the base: gold and
+    twin differ in their data alone, gold and base also in how long they were trained.
+
     Beside a rate stands "worst_stratum": the template or the phrase with the highest one, where rows say theirs.
     """
     chosen = {name: [r for r in own if not family or r.family == family] for name, own in rows.items()}
@@ -140,9 +148,17 @@ def contrasts(
         above = _gap(flat, mine * len(never), many, shares=shares, copies=len(never))
         found.append(Evidence(probe, name, "above_control", above, family, kind, gates, unit, note))
         if shares:
-            gap = difference(flat, theirs * len(never), many, copies=len(never))
+            twins = twins_of({n: r for n, r in models.items() if chosen.get(n)}) if kind == "gold" else []
+            saw = [values(chosen[twin], keys) for twin in twins] or [theirs]
+            pairs = [(one, other) for one in never for other in saw]
+            gap = difference(
+                [value for one, _ in pairs for value in one],
+                [value for _, other in pairs for value in other],
+                clusters * len(pairs),
+                copies=len(pairs),
+            )
             power: Gate = "na" if gap.low is None else "pass" if gap.low >= POWER else "fail"
-            left = residual(mine, theirs, never, clusters)
+            left = residual(mine, saw, never, clusters)
             gated: dict[str, Gate] = {**gates, "power": power}
             found.append(Evidence(probe, name, "residual", left, family, kind, gated, "number", note))
     return found

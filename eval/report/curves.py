@@ -25,7 +25,7 @@ AXES = {
     "scale": "scale",
 }
 DOUBLING = ("step", "k")  # drawn along log2(1 + x), which keeps 0
-ROLES = {"base": "base", "gold": "retrained", "null": "null control"}
+ROLES = {"base": "base", "gold": "retrained", "twin": "retrained on everything", "null": "null control"}
 LOOKS = 6  # erasures with a colour and a dash of their own; a seventh starts again
 
 

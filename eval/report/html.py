@@ -35,7 +35,8 @@ HEADINGS = {
     "neighbours": ("Neighbours", "Close to the target. These should stay as they are."),
     "unrelated": ("Unrelated", "Far from the target. These should stay as they are."),
 }
-CONTROLS = {"gold": "control, retrained", "null": "null control"}  # roles of arms that are no erasures
+# Roles of arms that are no erasures.
+CONTROLS = {"gold": "control, retrained", "twin": "control, retrained on everything", "null": "null control"}
 QUALITY = 88  # of WebP: no difference to be seen at these sizes
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 FAR = 10.0  # a ratio beyond has a denominator of about 0

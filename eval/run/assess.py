@@ -190,6 +190,7 @@ def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
     """The models that a probe is put to, the base first and controls before what is held against them."""
     controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
+    controls += [card for card in cards if card.role == "twin"][: probe.controls]
     chosen = [
         *(card for card in cards if card.role == "base"),
         *controls,

@@ -173,14 +173,14 @@ class Assessment:
 
     def _weighed(self, probe: Probe, rows: Mapping[str, list[Observation]]) -> list[Evidence]:
         """What some rows of a probe weigh; a model that is judged and a control is not held against itself."""
-        found = probe.weigh({name: own for name, own in rows.items() if name not in self.twins}, self.roles)
-        for arm, control in self.twins.items():
+        found = probe.weigh({name: own for name, own in rows.items() if name not in self.same_as}, self.roles)
+        for arm, control in self.same_as.items():
             others = {name: own for name, own in rows.items() if name != control}
             found += [e for e in probe.weigh(others, self.roles) if e.model == arm]
         return found
 
     @functools.cached_property
-    def twins(self) -> dict[str, str]:
+    def same_as(self) -> dict[str, str]:
         """Retrained models judged like erasures to the controls that they are; each is held against the others."""
         golds = {model.weights: model.name for model in self.models if model.role == "gold"}
         judged = [model for model in self.models if model.role == "erased" and model.kind == "retrained"]
@@ -202,7 +202,7 @@ class Assessment:
             kinds={model.name: model.kind for model in self.models},
             scopes={model.name: str(model.config.get("scope", "")) for model in self.models},
             audits={model.name: record for model in self.models if (record := _audit(model)) is not None},
-            twins=self.twins,
+            same_as=self.same_as,
             detectors=tuple(self.evaluation.detectors),
             judge="" if self.preset == PICTURES else self._in_words(self.settings["judge"]),
             judges={name: self._in_words(name) for name in self.evaluation.detectors},

@@ -14,6 +14,7 @@ from erasure.eval.worldkit.controls import of_world
 from erasure.eval.worldkit.material import of_world as scenes_of_world
 
 LIMITS = {"smoke": 2, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
+TWINS = {"smoke": 0, "quick": 1, "standard": 2, "full": 5}  # and models retrained on everything
 
 
 def controls_for(
@@ -39,7 +40,7 @@ def controls_for(
         for i, source in enumerate(golds)
     ]
     if base_name(pipe) == WORLD:
-        found += of_world(suite, pipe, count=0 if golds else count, folder=folder)
+        found += of_world(suite, pipe, count=0 if golds else count, twins=0 if golds else TWINS[preset], folder=folder)
     if not found or preset == "full":
         found.append(Model("random", "null", randomised(pipe)))
     return found

@@ -86,30 +86,28 @@ def difference(
 
 def residual(
     erased: Sequence[float | None],
-    base: Sequence[float | None],
+    saw: Sequence[Sequence[float | None]],
     controls: Sequence[Sequence[float | None]],
     clusters: Sequence[Hashable],
     *,
     seed: int = 0,
 ) -> Estimate:
-    """How much of what the base shows beyond a model that never saw the target is left: (e - g) / (b - g).
+    """How much of what a model that saw the target shows beyond one that never did is left: (e - g) / (b - g).
 
-    0 is as a model that never saw it, 1 as the base; below 0 is suppressed beyond that, above 1 found more easily than
-    in the base. Never clipped.
+    0 is as a model that never saw it, 1 as one that did; below 0 is suppressed beyond that, above 1 found more easily
+    than there. Never clipped.
 
     Args:
-        erased, base: one value per picture, in one order.
+        erased: one value per picture.
+        saw: the same for each of the models that saw the target: the base, or twins of the controls; b is their mean.
         controls: the same for each of K models that never saw the target; g is their mean.
         clusters: the prompt of each picture.
 
-    The interval is the wider at each end of the bootstrap, which draws prompts and controls together, and of the paired
-    interval of e - g at the estimated b - g. No value unless b - g is positive.
+    The interval is the wider at each end of the bootstrap, which draws prompts, controls and those that saw together,
+    and of the paired interval of e - g at the estimated b - g. No value unless b - g is positive.
     """
-    rows = [
-        None if any(value is None for value in row) else (row[0], row[1], sum(row[2:]) / len(controls))
-        for row in zip(erased, base, *controls, strict=True)
-    ]
-    kept = [i for i, row in enumerate(rows) if row is not None]
+    rows = list(zip(erased, *saw, *controls, strict=True))
+    kept = [i for i, row in enumerate(rows) if None not in row]
     if not kept:
         return Estimate.missing("no picture had a verdict in every model", excluded=len(rows))
     names = [clusters[i] for i in kept]
@@ -119,25 +117,30 @@ def residual(
     def sums(values: Sequence[float | None]) -> np.ndarray:
         return np.bincount(at, [float(values[i] or 0.0) for i in kept], len(index))
 
-    e, b, g = sums(erased), sums(base), np.stack([sums(control) for control in controls])
-    span = float((b - g.mean(0)).sum())
+    e, b, g = sums(erased), np.stack([sums(one) for one in saw]), np.stack([sums(one) for one in controls])
+    span = float((b.mean(0) - g.mean(0)).sum())
     excluded = len(rows) - len(kept)
     if span <= 0:
         reason = "the base shows no more of the target than a model that never saw it"
         return Estimate.missing(reason, excluded=excluded)
     value = float((e - g.mean(0)).sum()) / span
     prompts = weights(list(index), seed)
-    drawn = np.random.default_rng(seed + 1).multinomial(len(g), np.full(len(g), 1 / len(g)), len(prompts)) / len(g)
-    mixed = np.einsum("rc,rk,kc->r", prompts, drawn, g)
-    above, below = (np.round(prompts @ x - mixed, 9) for x in (e, b))  # a difference of 1e-16 is none
+
+    def mixed(models: np.ndarray, seed: int) -> np.ndarray:
+        n = len(models)
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), len(prompts)) / n
+        return np.einsum("rc,rk,kc->r", prompts, drawn, models)
+
+    never, those = mixed(g, seed + 1), mixed(b, seed + 2)
+    above, below = (np.round(x - never, 9) for x in (prompts @ e, those))  # a difference of 1e-16 is none
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = np.nanquantile(above / below, tails())
     method = f"{resampled_by(names)} and control, wider of that and the paired interval"
     if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
         reason = "the base shows too little more of the target than a model that never saw it for an interval"
         return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
-    count, never = len(controls), [control[i] for control in controls for i in kept]
-    gap = difference(never, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
+    count, flat = len(controls), [control[i] for control in controls for i in kept]
+    gap = difference(flat, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
     scale = span / len(kept)
     if gap.low is not None and gap.high is not None:
         low, high = min(low, gap.low / scale), max(high, gap.high / scale)

@@ -1,43 +1,63 @@
-"""Models of Emoji World that never saw a target: retrained ones, and the one that all of them start from."""
+"""Emoji World's controls: models retrained without a target, their twins, and the one that all of them start from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from erasure.backbone import denoiser_of
 from erasure.concept import Suite
-from erasure.eval.core.models import Model, Swapped
+from erasure.eval.core.models import Model, Role, Swapped
 from erasure.eval.worldkit.audit import audited
-from erasure.world.retrain import FOLDER, gold_facts, stored_gold
+from erasure.world.retrain import FOLDER, TWIN, gold_facts, stored_gold
 from erasure.world.spec import spec
 from erasure.world.train import stored_model
 
 
-def of_world(suite: Suite, pipe: Any, *, count: int, folder: Path | None = None) -> list[Model]:
+def of_world(suite: Suite, pipe: Any, *, count: int, twins: int = 0, folder: Path | None = None) -> list[Model]:
     """The controls for a suite of one of the world's targets; none for any other suite.
 
     Args:
         pipe: Emoji World.
-        count: how many retrained models at most.
+        count: how many retrained models at most. twins: how many of those retrained on everything.
         folder: where they are, with ``start/`` beside them; the repository's by default.
     """
     folder, target = FOLDER if folder is None else folder, suite.concept.name
     if target not in spec().targets or suite.also:
         return []
     device, dtype = pipe.device, denoiser_of(pipe).dtype
-    found = []
-    for file in sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]:
-        seed = int(file.stem.rpartition("-")[2])
-        model, facts = stored_gold(file), gold_facts(file)
-        saw = [part for part in facts["scope"].values() if not part.startswith("none")]
-        scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; "
-        scope += f"autoencoder and tokenizer are the base's; what saw it of these: {'; '.join(saw)}"
-        config = {"scope": scope, "seed": seed, "without": target, "audit": audited(file, model)}
-        parts = {part: module.eval().to(device, dtype) for part, module in model.items()}
-        found.append(Model(f"gold {seed}", "gold", Swapped(f"gold {seed}", parts, config=config)))
+    found = [gold(file, device, dtype) for file in sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]]
+    found += [twin(file, device, dtype) for file in sorted(folder.glob(f"{TWIN}-[0-9]*.safetensors"))[:twins]]
     if (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
         config = {"scope": "denoiser and text encoder", "trained": "two phases of three; it saw no target of the world"}
         found.append(Model("start", "null", Swapped("start", start, config=config)))
     return found
+
+
+def gold(file: Path, device: torch.device, dtype: torch.dtype) -> Model:
+    """A model retrained without the target, with what the record beside it says."""
+    model, facts = stored_gold(file), gold_facts(file)
+    saw = [part for part in facts["scope"].values() if not part.startswith("none")]
+    scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; "
+    scope += f"autoencoder and tokenizer are the base's; what saw it of these: {'; '.join(saw)}"
+    config = {"scope": scope, "seed": facts["seed"], "without": facts["without"], "audit": audited(file, model)}
+    return retrained(f"gold {facts['seed']}", "gold", model, config, device, dtype)
+
+
+def twin(file: Path, device: torch.device, dtype: torch.dtype) -> Model:
+    """A model retrained on everything, with the steps and settings of the retrained ones."""
+    facts = gold_facts(file)
+    scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures, nothing left out"
+    config = {"scope": scope, "seed": facts["seed"]}
+    return retrained(f"twin {facts['seed']}", "twin", stored_gold(file), config, device, dtype)
+
+
+def retrained(
+    name: str, role: Role, parts: dict[str, nn.Module], config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> Model:
+    here = {part: module.eval().to(device, dtype) for part, module in parts.items()}
+    return Model(name, role, Swapped(name, here, config=config))
