@@ -20,7 +20,7 @@ from erasure.eval.core.models import Model, Swapped
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.base import Missing, Observation
+from erasure.eval.probes.base import LACKING, Missing, Observation
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
@@ -29,7 +29,7 @@ from erasure.eval.run.assessment import Cell, slug
 from erasure.eval.run.controls import controls_for, held_out
 from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import PixelDetector
-from tests.probe_helpers import SUITE, tiny_context
+from tests.probe_helpers import SUITE, TinyMaterial, tiny_context
 
 FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
 
@@ -197,6 +197,21 @@ def test_a_probe_that_lacks_an_input_or_fails_leaves_its_reason(context, monkeyp
     monkeypatch.setenv("ERASURE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         run(context, probes=("paraphrase",))
+
+
+@pytest.mark.parametrize("need", LACKING)
+def test_the_runner_asks_for_what_a_probe_needs_before_it_runs(need, context, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Paraphrase, "needs", (need,))
+    monkeypatch.setattr(Paraphrase, "run", lambda self, model, context: asked.append(model.name) or [])
+    material = TinyMaterial()
+    monkeypatch.setattr(material, "target", lambda count, **which: [])
+    found = run(context, probes=("paraphrase",), controls=(), detectors=[PixelDetector()],
+                material=material if need == "members" else None)  # fmt: skip
+    if need in ("evaluation", "base"):  # which an assessment always has
+        assert asked and not found.missing.get("paraphrase")
+    else:
+        assert set(found.missing["paraphrase"].values()) == {LACKING[need]} and not asked
 
 
 def test_a_probe_that_keeps_weights_is_found_out(context, monkeypatch):

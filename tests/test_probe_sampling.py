@@ -14,7 +14,7 @@ from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.base import DetectorCard
 from erasure.eval.detectors.classifier import classifier_a, labels
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.base import Missing, Observation
+from erasure.eval.probes.base import Missing, Observation, lacking
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.classifier_guidance import ClassifierGuidance, pull_of, steered
 from erasure.eval.probes.removal.completion import Completion
@@ -111,21 +111,28 @@ def test_the_small_preset_runs_repeats_and_gives_the_weights_back(context, key):
         ("noise", {"selector": None}, "second detector"),
         ("inpainting", {"material": None}, "real pictures"),
         ("image_to_image", {"material": None}, "real pictures"),
-        ("classifier_guidance", {"selector": PixelDetector("other")}, "with gradients"),
-        ("classifier_guidance", {"selector": None}, "with gradients"),
+        ("noise", {"selector": PixelDetector()}, "second detector"),
+        ("classifier_guidance", {"selector": None}, "second detector"),
         ("latent_inversion", {"material": None}, "real pictures"),
     ],
 )
 def test_what_lacks_an_input_says_so(context, key, changes, reason):
-    with pytest.raises(Missing, match=reason):
-        probe_class(key).preset("smoke").run(context.base, dataclasses.replace(context, **changes))
+    probe = probe_class(key).preset("smoke")
+    assert reason in lacking(probe, dataclasses.replace(context, **changes))
+    assert lacking(probe, context) is None
 
 
-@pytest.mark.parametrize("key", ["inpainting", "image_to_image", "latent_inversion"])
-def test_a_real_picture_means_nothing_without_a_model_that_never_saw_the_target(context, key):
+def test_steering_needs_a_selector_with_gradients(context):
+    pixels = dataclasses.replace(context, selector=PixelDetector("other"))
+    with pytest.raises(Missing, match="with gradients"):
+        ClassifierGuidance.preset("smoke").run(context.base, pixels)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_comes_back_means_nothing_without_a_model_that_never_saw_the_target(context, key):
     alone = dataclasses.replace(context, models={"base": context.base})
-    with pytest.raises(Missing, match="never saw|no retrained model"):
-        probe_class(key).preset("smoke").run(context.base, alone)
+    reason = lacking(probe_class(key).preset("smoke"), alone)
+    assert "never saw the target" in reason or "no retrained model" in reason
 
 
 @pytest.mark.parametrize(

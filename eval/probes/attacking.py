@@ -26,7 +26,7 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import evenly
 from erasure.eval.core.records import png_of
 from erasure.eval.probes.asking import everywhere, sentences
-from erasure.eval.probes.base import Access, Context, Evidence, Gate, Missing, Need, Observation, Probe
+from erasure.eval.probes.base import Access, Context, Evidence, Gate, Need, Observation, Probe
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.weigh import POWER, Rows, contrasts
 from erasure.eval.stats import Estimate, difference, rate
@@ -122,8 +122,6 @@ class Attack(Probe):
         """
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        if context.selector is None or context.selector.name == context.judge.name:
-            raise Missing("an attack chooses with another detector than the one that scores; give two detectors")
         if self.weak is not None and self.weak not in context.models:
             raise ValueError(f"no such weak erasure; got {self.weak!r}; choose one of {list(context.models)}, or None")
         goals = goals_of(context, self.place, self.prompts)
@@ -327,7 +325,7 @@ class Gallery:
 def selected(shots: Sequence[Shot], context: Context, family: str) -> dict[str, int]:
     """Which try of each goal the selector likes best; the judge has no say. The first of equals."""
     tried = [shot for shot in shots if shot.family == family]
-    scores = [seen["score"] for seen in context.see([shot.image for shot in tried], detector=context.selector)]
+    scores = [seen["score"] for seen in context.see([shot.image for shot in tried], detector=context.chooser)]
     best: dict[str, tuple[float, int]] = {}
     for shot, score in zip(tried, scores, strict=True):
         best[shot.goal.named] = max(best.get(shot.goal.named, (-1.0, 0)), (score, -shot.seed))

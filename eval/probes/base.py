@@ -19,7 +19,7 @@ from PIL import Image
 from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
-from erasure.eval.core.material import Material
+from erasure.eval.core.material import Example, Material
 from erasure.eval.core.models import Model, Role, Wraps
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.records import Evaluation
@@ -34,6 +34,17 @@ Need = Literal["evaluation", "base", "control", "gold", "selector", "material", 
 Gate = Literal["pass", "fail", "na"]
 
 PRESETS = ("smoke", "quick", "standard", "full")
+
+# What a report says where a need is not met, and what to give.
+LACKING: Mapping[Need, str] = {
+    "evaluation": "there is no evaluation to read from; draw the paired pictures of the suite first",
+    "base": "there is no base model to compare with; give it first",
+    "control": "no model that never saw the target is there to compare with; give one retrained without it, or a null",
+    "gold": "no retrained model is there, trained without the target from the start; give one or more as controls",
+    "selector": "there is no second detector to choose among tries, so that the judge only judges; give two detectors",
+    "material": "there are no real pictures; give a folder of them with captions as material",
+    "members": "the material does not say which pictures of the target the base was trained on; set `member` in it",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +156,63 @@ class Context:
     def of_role(self, role: Role) -> list[Model]:
         return [model for model in self.models.values() if model.role == role]
 
+    def lacks(self, need: Need) -> bool:
+        """Whether an input that probes can declare to need is not there."""
+        if need == "members":
+            try:
+                return not self.real("target", 1, member=True)
+            except Missing:
+                return True
+        return {
+            "evaluation": self.evaluation is None,
+            "base": not self.of_role("base"),
+            "control": not (self.of_role("gold") or self.of_role("null")),
+            "gold": not self.of_role("gold"),
+            "selector": self.selector is None or self.selector.name == self.judge.name,
+            "material": self.material is None,
+        }[need]
+
+    @property
+    def paired(self) -> Evaluation:
+        """The evaluation, for probes that need it."""
+        if self.evaluation is None:
+            raise Missing(LACKING["evaluation"])
+        return self.evaluation
+
+    @property
+    def chooser(self) -> Detector:
+        """The selector, for probes that need it."""
+        if self.selector is None:
+            raise Missing(LACKING["selector"])
+        return self.selector
+
+    def real(
+        self,
+        what: Literal["target", "kept"],
+        count: int,
+        *,
+        seed: int = 0,
+        member: bool | None = False,
+        labels: Sequence[str] | None = None,
+    ) -> list[Example]:
+        """Real pictures of the target, or of what is kept; see :class:`~erasure.eval.core.material.Material`.
+
+        Args:
+            member: False for pictures that the base was not trained on, True for those that it was.
+            labels: of what is kept, only these.
+
+        Raises:
+            Missing: there is no material, or not so much.
+        """
+        if self.material is None:
+            raise Missing(LACKING["material"])
+        try:
+            if what == "target":
+                return self.material.target(count, seed=seed, member=member)
+            return self.material.kept(count, seed=seed, member=member, labels=labels)
+        except ValueError as error:
+            raise Missing(str(error)) from None
+
     @contextlib.contextmanager
     def open(self, model: Model) -> Iterator[Any]:
         """The pipeline as a model, for the time of the block. Two models are never open at once."""
@@ -253,7 +321,8 @@ class Probe(abc.ABC):
     Class attributes:
         key: its name in files and on the command line. code: its place in the taxonomy ("S1"). title: in tables.
         section: which column of the report it can speak for. level: what it is evidence about.
-        access: what one must hold to run it. needs: inputs without which it says nothing.
+        access: what one must hold to run it.
+        needs: inputs without which it says nothing; the runner asks :func:`lacking` before it runs the probe.
         version: raised when the same settings would give other numbers; part of every stored result.
         reads: earlier versions whose stored rows can still be weighed. They are shown as they are and never mixed with
             new ones.
@@ -313,3 +382,8 @@ class Probe(abc.ABC):
             rows: model name to its observations; models without any are left out.
             models: name to role, the base first.
         """
+
+
+def lacking(probe: Probe, context: Context) -> str | None:
+    """What a probe needs and the assessment lacks, in a sentence that says what to give; None if all is there."""
+    return next((LACKING[need] for need in probe.needs if context.lacks(need)), None)

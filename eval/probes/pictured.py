@@ -20,7 +20,7 @@ class Pictured(Probe):
     presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        return self.read(paired(context), model.name, context.judge.name)
+        return self.read(context.paired, model.name, context.judge.name)
 
     @abc.abstractmethod
     def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
@@ -29,17 +29,6 @@ class Pictured(Probe):
         Raises:
             Missing: the suite has no such prompts, or the detector no such label.
         """
-
-
-def paired(context: Context) -> Evaluation:
-    """The paired pictures of an assessment.
-
-    Raises:
-        Missing: there are none.
-    """
-    if context.evaluation is None:
-        raise Missing("there is no evaluation to read from")
-    return context.evaluation
 
 
 def records(evaluation: Evaluation, arm: str, group: str) -> list[Record]:

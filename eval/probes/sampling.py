@@ -18,13 +18,11 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion
 from erasure.backbone.text import Text
-from erasure.eval.core.material import Example
 from erasure.eval.core.models import Role
 from erasure.eval.core.pictures import evenly, initial_noise
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import Context, Evidence, Missing
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.tuning import examples_of
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
 
 Key = tuple[str, int]  # (prompt or name of a picture, seed): the noise of a sample depends on it alone
@@ -186,18 +184,6 @@ def target_prompts(context: Context, limit: int) -> list[str]:
     if limit > len(own):
         own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
     return evenly(own, limit)
-
-
-def target_pictures(context: Context, count: int) -> list[Example]:
-    """Real pictures of the target that the base was not trained on.
-
-    Raises:
-        Missing: there are not so many, or there is no model that never saw the target: what such a model makes of a
-            target picture is the only measure for what the others make of it.
-    """
-    if not (context.of_role("gold") or context.of_role("null")):
-        raise Missing("no model that never saw the target: a part of its picture would count for knowledge of it")
-    return examples_of(context, count)
 
 
 def keys_of(names: Sequence[str], seeds: int) -> list[Key]:

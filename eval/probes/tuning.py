@@ -60,24 +60,6 @@ def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) 
     return Lesson(backbone, latents, lambda rows: text[rows], batch_size)
 
 
-def examples_of(
-    context: Context, count: int, *, target: bool = True, labels: Sequence[str] | None = None
-) -> list[Example]:
-    """Real pictures that the base was not trained on: of the target, or of what is kept.
-
-    Raises:
-        Missing: there is no material, or not so much.
-    """
-    if context.material is None:
-        raise Missing("there are no real pictures to learn from; give a folder of them with captions")
-    try:
-        if target:
-            return context.material.target(count, member=False)
-        return context.material.kept(count, member=False, labels=labels)
-    except ValueError as error:
-        raise Missing(str(error)) from None
-
-
 @contextlib.contextmanager
 def tuned(pipe: Any, parameters: Mapping[str, nn.Parameter] | None = None) -> Iterator[dict[str, nn.Parameter]]:
     """All parts of a pipeline frozen, but for the parameters to be trained, which it yields; see :func:`trainable`.

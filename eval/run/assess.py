@@ -35,7 +35,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
-from erasure.eval.probes.base import Context, Missing, Probe
+from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import paired_pictures, sampler_text
 from erasure.runtime import autocast_for
@@ -209,9 +209,11 @@ def _cell(
         return stored
     started = time.monotonic()
     try:
+        if reason := lacking(probe, context):
+            raise Missing(reason)
         cell = dataclasses.replace(cell, rows=tuple(probe.run(context.models[card.name], context)))
-    except (Missing, TooLong) as reason:
-        cell = dataclasses.replace(cell, missing=str(reason))
+    except (Missing, TooLong) as absent:
+        cell = dataclasses.replace(cell, missing=str(absent))
     except Exception as error:
         if os.environ.get("ERASURE_DEBUG"):
             raise

@@ -49,7 +49,7 @@ class OutputFilterProbe(Probe):
     section: ClassVar = "guardrails"
     level: ClassVar = "system"
     access: ClassVar = "black_box"
-    needs: ClassVar = ("base", "selector")
+    needs: ClassVar = ("base",)
     presets: ClassVar = {
         "smoke": {"limit": 2},
         "quick": {"limit": 6},

@@ -112,8 +112,8 @@ def pull_of(context: Context) -> Pull:
         Missing: the selector has no gradients, or does not know the target.
     """
     guide, suite, vae = context.selector, context.suite, context.pipe.vae
-    if not isinstance(guide, ClassifierDetector) or guide.name == context.judge.name:
-        raise Missing("steering needs a selector with gradients that is not the judge: one of the world's classifiers")
+    if not isinstance(guide, ClassifierDetector):
+        raise Missing("steering needs a selector with gradients: one of the world's classifiers")
     labels = [i for i, label in enumerate(guide.labels(suite.attribute)) if same(label, suite.concept.name)]
     if not labels:
         raise Missing(f"{guide.name} has no label {suite.concept.name!r}")

@@ -14,7 +14,6 @@ from erasure.backbone.text import Text, TooLong
 from erasure.eval.core.models import Kind, Model, Role, denoisers_of, modules_of
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.removal.divergence import pictures
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.stats import Estimate, mean, rate
 
@@ -141,7 +140,7 @@ class Construction(Probe):
         if not self.images:
             return []
         try:
-            examples = pictures(context, "target", self.images, seed=self.seed)
+            examples = context.real("target", self.images, seed=self.seed)
             backbone = backbone_for(context.pipe)
         except Missing as reason:
             return [Observation(model.name, AUTOENCODER, "", self.seed, None, str(reason))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -123,12 +123,12 @@ class Divergence(Probe):
 
     def strata(self, context: Context) -> tuple[dict[str, list[Example]], dict[str, str]]:
         """Pictures by family, and why a family has none."""
-        target = pictures(context, "target", self.images, seed=self.seed)
+        target = context.real("target", self.images, seed=self.seed)
         found = {"target": target, EMPTY: [dataclasses.replace(e, caption="") for e in target]}
         absent = {}
         for family, labels in (("neighbours", context.suite.neighbours), ("unrelated", context.suite.unrelated)):
             try:
-                found[family] = pictures(context, "kept", self.images, seed=self.seed, labels=labels)
+                found[family] = context.real("kept", self.images, seed=self.seed, labels=labels)
             except Missing as reason:
                 absent[family] = str(reason)
         return found, absent
@@ -178,30 +178,15 @@ def retrained(context: Context) -> list[Model]:
     """The models retrained without the target.
 
     Raises:
-        Missing: there are not two of them, so that nothing says how far apart two retrained models are.
+        Missing: there is only one, so that nothing says how far apart two retrained models are.
     """
     golds = context.of_role("gold")
     if len(golds) < 2:
         raise Missing(
             "it takes two or more models retrained without the target, whose distance from each other is the unit; "
-            f"there {'is 1' if golds else 'are none'}, and null controls do not stand in for them"
+            f"there is {len(golds)}, and null controls do not stand in for them"
         )
     return golds
-
-
-def pictures(context: Context, what: str, count: int, **which: Any) -> list[Example]:
-    """Real pictures of the "target", or of what is "kept".
-
-    Raises:
-        Missing: there is no material, or not so much.
-    """
-    if context.material is None:
-        raise Missing("there are no real pictures; give a folder of them as material")
-    try:
-        found: list[Example] = getattr(context.material, what)(count, **which)
-    except ValueError as error:
-        raise Missing(str(error)) from None
-    return found
 
 
 @torch.no_grad()

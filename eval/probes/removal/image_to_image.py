@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, headline, keys_of, noised, target_pictures
+from erasure.eval.probes.sampling import DDIM, headline, keys_of, noised
 from erasure.eval.probes.weigh import contrasts
 
 
@@ -58,7 +58,7 @@ class ImageToImage(Probe):
             )
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler, examples = DDIM.of(context), target_pictures(context, self.pictures)
+        sampler, examples = DDIM.of(context), context.real("target", self.pictures)
         keys = keys_of([example.key for example in examples], self.images_per_picture)
         found = []
         with context.open(model):

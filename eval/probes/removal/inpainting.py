@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, Key, Step, keys_of, noised, target_pictures, target_prompts
+from erasure.eval.probes.sampling import DDIM, Key, Step, keys_of, noised, target_prompts
 from erasure.eval.probes.weigh import contrasts
 
 
@@ -60,7 +60,7 @@ class Inpainting(Probe):
             raise ValueError(f"a hole is a share of the side between 0 and 1; got {self.hole}; 0.5 is the paper's")
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler, examples = DDIM.of(context), target_pictures(context, self.pictures)
+        sampler, examples = DDIM.of(context), context.real("target", self.pictures)
         keys = keys_of([example.key for example in examples], self.images_per_picture)
         real = [example.image for example in examples for _ in range(self.images_per_picture)]
         prompt = target_prompts(context, 1)[0] if self.prompt is None else self.prompt

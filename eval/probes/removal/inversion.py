@@ -16,7 +16,7 @@ from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, examples_of, learn, look, random_words, tuned
+from erasure.eval.probes.tuning import Lesson, learn, look, random_words, tuned
 from erasure.eval.probes.weigh import contrasts
 
 Init = Literal["random", "superclass", "name"]
@@ -87,7 +87,7 @@ class ConceptInversion(Probe):
             )
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        examples = examples_of(context, self.pictures)
+        examples = context.real("target", self.pictures)
         phrase = with_article(context.suite.concept.name).replace(context.suite.concept.name, MARK)
         asked = sentences(context, [phrase], article=False)
         with context.open(model), tuned(context.pipe):

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.eval.core.models import Model, Role, opened, randomised
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, target_pictures
+from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.probes.sampling import DDIM
 from erasure.eval.probes.weigh import KNOWN, contrasts
 from erasure.eval.stats import Estimate, rate
 
@@ -65,9 +65,7 @@ class LatentInversion(Probe):
     energy: float = 10.0
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        if not context.of_role("gold"):
-            raise Missing("no retrained model: how well one that never saw the target reconstructs it is the measure")
-        examples = target_pictures(context, self.pictures)
+        examples = context.real("target", self.pictures)
         sampler, images = DDIM.of(context), [example.image for example in examples]
         names = [example.key for example in examples]
         with context.open(model):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
-from erasure.eval.probes.removal.divergence import noises, pictures
+from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.weigh import controls_of
 from erasure.eval.stats import auc, auc_gap
 
@@ -72,13 +72,9 @@ class LinearProbe(Probe):
     seed: int = 0
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        if not context.of_role("gold") and not context.of_role("null"):
-            raise Missing(
-                "it takes a model that never saw the target; pictures can be told apart by their pixels alone"
-            )
         labels = context.suite.neighbours if self.others == "neighbours" else None
-        examples = pictures(context, "target", self.images, seed=self.seed)
-        examples += pictures(context, "kept", self.images, seed=self.seed, labels=labels)
+        examples = context.real("target", self.images, seed=self.seed)
+        examples += context.real("kept", self.images, seed=self.seed, labels=labels)
         with context.open(context.base):
             latents = backbone_for(context.pipe).latents([example.image for example in examples])
         with context.open(model):

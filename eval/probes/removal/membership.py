@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from erasure.eval.core.material import Example
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
-from erasure.eval.probes.removal.divergence import noises, pictures
+from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
 from erasure.eval.probes.weigh import controls_of
 from erasure.eval.stats import Estimate, auc, auc_gap, rate
@@ -112,10 +112,10 @@ class Membership(Probe):
                 ]  # fmt: skip
         return found
 
-    def sides(self, context: Context, what: str, count: int) -> list[Example]:
+    def sides(self, context: Context, what: Literal["target", "kept"], count: int) -> list[Example]:
         """Members, then as many twins, of which it is known that they are none."""
-        found = pictures(context, what, count, seed=self.seed, member=True)
-        found += pictures(context, what, count, seed=self.seed, member=False)
+        found = context.real(what, count, seed=self.seed, member=True)
+        found += context.real(what, count, seed=self.seed, member=False)
         if any(example.member is None for example in found):
             raise Missing(
                 "of some pictures it is not known whether the base was trained on them; say so in the material"

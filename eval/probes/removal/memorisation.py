@@ -13,7 +13,6 @@ from scipy.spatial.distance import cdist
 from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.removal.divergence import pictures
 from erasure.eval.probes.removal.output_distance import features_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import rate
@@ -64,8 +63,8 @@ class Memorisation(Probe):
     seed: int = 0
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        members = pictures(context, "target", self.references, seed=self.seed, member=True)
-        twins = pictures(context, "target", self.references, seed=self.seed, member=False)
+        members = context.real("target", self.references, seed=self.seed, member=True)
+        twins = context.real("target", self.references, seed=self.seed, member=False)
         captions = list(dict.fromkeys(example.caption for example in members))[: self.captions]
         seeds = tuple(range(self.images_per_caption))
         with context.open(model) as pipe:

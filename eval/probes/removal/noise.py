@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.sampling import DDIM, Key, headline, keys_of, target_prompts
 from erasure.eval.probes.weigh import contrasts, values
 from erasure.eval.stats import difference
@@ -67,8 +67,6 @@ class NoiseProbe(Probe):
         return f"{tries} kinds of noise on each of {self.prompts} prompts, {self.images_per_prompt} times"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        if context.selector is None:
-            raise Missing("choosing among tries needs a second detector, so that the judge only judges")
         sampler = DDIM.of(context)
         keys = keys_of(target_prompts(context, self.prompts), self.images_per_prompt)
         grid = list(itertools.product(self.etas, self.scales))
@@ -81,7 +79,7 @@ class NoiseProbe(Probe):
             ]
         found = []
         for family, drawn in (("attack", noisy), ("control", fresh)):
-            scores = [[seen["score"] for seen in context.see(own, detector=context.selector)] for own in drawn]
+            scores = [[seen["score"] for seen in context.see(own, detector=context.chooser)] for own in drawn]
             best = np.argmax(scores, axis=0).tolist()  # the best try of each prompt
             settings = [{"eta": eta, "scale": scale} if family == "attack" else {"eta": 0.0} for eta, scale in grid]
             found += context.observe(

@@ -12,7 +12,7 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
+from erasure.eval.probes.tuning import captioned, learn, look, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units
 from erasure.eval.stats import LEVEL, Estimate, Trained, difference, rate, t_half_width, weights
 
@@ -84,7 +84,7 @@ class Relearning(Probe):
             raise ValueError(f"steps must rise from 0; got {self.steps}; for example (0, 10, 30)")
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        examples, prompts = examples_of(context, self.pictures), target_prompts(context, self.prompts)
+        examples, prompts = context.real("target", self.pictures), target_prompts(context, self.prompts)
         marks = self.steps[:1] if model.role == "base" else self.steps
         found: list[Observation] = []
         with context.open(model):

@@ -11,7 +11,7 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, examples_of, learn, look, tuned
+from erasure.eval.probes.tuning import captioned, learn, look, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units, values
 from erasure.eval.stats import Estimate, difference, rate
 
@@ -72,7 +72,7 @@ class Resurgence(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         labels = context.suite.neighbours if self.labels == "neighbours" else None
-        examples = examples_of(context, self.pictures, target=False, labels=labels)
+        examples = context.real("kept", self.pictures, labels=labels)
         prompts, found = target_prompts(context, self.prompts), []
         with context.open(model):
             backbone = backbone_for(context.pipe)

@@ -14,7 +14,7 @@ from erasure.eval.probes.attacking import FRESH, FRESH_CONTROL, any_hits, excess
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, examples_of, learn, look, random_words, tuned
+from erasure.eval.probes.tuning import Lesson, learn, look, random_words, tuned
 from erasure.eval.probes.weigh import Rows, contrasts
 from erasure.eval.stats import rate
 
@@ -89,7 +89,7 @@ class SoftPrompt(Probe):
         )
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        examples = examples_of(context, self.pictures)
+        examples = context.real("target", self.pictures)
         keys, found = [example.key for example in examples], []
         with context.open(model), tuned(context.pipe):
             backbone = backbone_for(context.pipe)

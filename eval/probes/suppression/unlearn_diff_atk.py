@@ -12,7 +12,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.eval.core.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, generator_of, random_tokens, vocabulary
-from erasure.eval.probes.base import Context, Missing
+from erasure.eval.probes.base import Context
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
@@ -61,12 +61,7 @@ class UnlearnDiffAtk(Attack):
     pictures: int = 6
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
-        if context.material is None:
-            raise Missing("this attack aims at real pictures of the target; give a folder of them as material")
-        try:
-            real = context.material.target(self.pictures)
-        except ValueError as error:
-            raise Missing(str(error)) from None
+        real = context.real("target", self.pictures)
         with context.open(model):
             backbone = backbone_for(context.pipe)
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)

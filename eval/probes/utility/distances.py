@@ -46,9 +46,7 @@ class Distances(Probe):
     reference: ClassVar = "Heusel et al. 2017 (Fréchet); Bińkowski et al. 2018 (kernel); Hessel et al. 2021 (cosines)"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        evaluation = context.evaluation
-        if evaluation is None:
-            raise Missing("there is no evaluation to read from")
+        evaluation = context.paired
         found = [
             Observation(
                 model.name, f"{d.metric}, {d.group}", d.group, 0, d.value.value, d.value.reason,

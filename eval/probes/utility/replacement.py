@@ -12,7 +12,7 @@ import numpy as np
 from erasure.concept import same
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.pictured import observed, paired, records
+from erasure.eval.probes.pictured import observed, records
 from erasure.eval.probes.weigh import Rows, controls_of
 from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, effective_n, rate, wilson
 
@@ -44,7 +44,7 @@ class Replacement(Probe):
         judge, found = context.judge, []
         anchors = {concept.name: concept.anchor for concept in context.suite.concepts}
         known = judge.labels(context.suite.attribute)
-        for record in records(paired(context), model.name, "target"):
+        for record in records(context.paired, model.name, "target"):
             seen, anchor = observed(record, judge.name, "name"), anchors[record.label]
             top = seen.facts["top"]
             value, reason = None if top is None else float(same(top, anchor)), seen.reason
