@@ -6,22 +6,35 @@ schedule, because it is deterministic and its every step is written down here.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from torch import Tensor
 
 from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Role
+from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import evenly, initial_noise
 from erasure.eval.probes.asking import everywhere, sentences
-from erasure.eval.probes.base import Context, Evidence, Missing
+from erasure.eval.probes.base import (
+    Access,
+    Context,
+    Evidence,
+    Level,
+    Missing,
+    Need,
+    Observation,
+    Probe,
+    Section,
+)
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
 
@@ -173,7 +186,53 @@ def noised(x: Tensor, noise: Tensor, a: float) -> Tensor:
     return a**0.5 * x + (1 - a) ** 0.5 * noise
 
 
-# --- what the probes ask with, and what they say --------------------------------------------------------------------
+# --- the probes that sample so ----------------------------------------------------------------------------------------
+
+
+class Shot(NamedTuple):
+    """Pictures of one family, one for each key.
+
+    Attributes:
+        facts: of each picture, or one mapping for all.
+    """
+
+    family: str
+    keys: Sequence[Key]
+    images: Sequence[Image.Image]
+    facts: Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled(Probe):
+    """A probe of removal that samples with :class:`DDIM`: it says what to draw, and the judge looks for the target."""
+
+    section: ClassVar[Section] = "removal"
+    level: ClassVar[Level] = "behaviour"
+    access: ClassVar[Access] = "white_box"
+    needs: ClassVar[tuple[Need, ...]] = ("base", "control")
+
+    @abc.abstractmethod
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
+        """The pictures of every family. It opens the model, and the base before it where that has a part in it."""
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        found = []
+        for family, keys, images, facts in self.shots(DDIM.of(context), model, context):
+            each = [facts] * len(keys) if isinstance(facts, Mapping) else facts
+            names, seeds = [name for name, _ in keys], [seed for _, seed in keys]
+            found += context.observe(model, images, family=family, clusters=names, seeds=seeds, facts=each)
+        return found
+
+
+def doses(
+    probe: str, rows: Rows, models: Mapping[str, Role], families: Sequence[str], *, declared: str
+) -> list[Evidence]:
+    """Contrasts of every dose of what a model is handed, and first of the one that was declared beforehand."""
+    each = [e for family in families for e in contrasts(probe, rows, models, family)]
+    return headline(probe, rows, models, declared) + each
+
+
+# --- what they ask with, and what they say --------------------------------------------------------------------------
 
 
 def target_prompts(context: Context, limit: int) -> list[str]:

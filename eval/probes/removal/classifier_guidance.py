@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from erasure.backbone.text import Text
 from erasure.concept import same
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, Split, Step, headline, keys_of
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import mean
 from erasure.eval.worldkit.detectors import ClassifierDetector
@@ -24,7 +24,7 @@ Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabili
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierGuidance(Probe):
+class ClassifierGuidance(Sampled):
     """Share of pictures with the target when a classifier that saw it steers a model that is told nothing of it.
 
     In every step the model's noise becomes
@@ -49,9 +49,6 @@ class ClassifierGuidance(Probe):
     key: ClassVar = "classifier_guidance"
     code: ClassVar = "R9"
     title: ClassVar = "steered by a classifier"
-    section: ClassVar = "removal"
-    level: ClassVar = "behaviour"
-    access: ClassVar = "white_box"
     needs: ClassVar = ("base", "selector", "control")
     presets: ClassVar = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
     licences: ClassVar = "the model can be steered to the target more, or no more, than one that never saw it"
@@ -62,25 +59,16 @@ class ClassifierGuidance(Probe):
     prompt: str = ""
     pictures: int = 40
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
         pull = pull_of(context)
-        sampler = DDIM.of(context)
         keys = keys_of([f"{self.key} {i}" for i in range(self.pictures)], 1)
-        found = []
         with context.open(model):
             for scale in self.scales:
                 latents = sampler.sample(
                     sampler.starts(keys), [self.prompt] * len(keys), split=steered(sampler, pull, scale)
                 )
-                found += context.observe(
-                    model,
-                    sampler.backbone.pictures(latents),
-                    family=_family(scale),
-                    clusters=[name for name, _ in keys],
-                    seeds=[0] * len(keys),
-                    facts=[{"prompt": self.prompt, "scale": scale}] * len(keys),
-                )
-        return found
+                images = sampler.backbone.pictures(latents)
+                yield Shot(_family(scale), keys, images, {"prompt": self.prompt, "scale": scale})
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         base = [row for name, own in rows.items() if models[name] == "base" for row in own]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 from scipy.integrate import trapezoid
 
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, headline, keys_of, target_prompts
-from erasure.eval.probes.weigh import contrasts, controls_of
+from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, target_prompts
+from erasure.eval.probes.weigh import controls_of
 from erasure.eval.stats import mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion(Probe):
+class Completion(Sampled):
     """Share of pictures with the target when the base takes the first fraction ψ of the sampling steps.
 
     Both are given the prompt that names the target. What the base hands over already holds some of it, more with every
@@ -36,10 +36,6 @@ class Completion(Probe):
     key: ClassVar = "completion"
     code: ClassVar = "R6"
     title: ClassVar = "completion of the base's beginnings"
-    section: ClassVar = "removal"
-    level: ClassVar = "behaviour"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("base", "control")
     presets: ClassVar = {
         "smoke": {"psis": (0.0, 0.5), "declared": 0.5, "prompts": 2},
         "quick": {"psis": (0.3,), "prompts": 12},
@@ -62,8 +58,7 @@ class Completion(Probe):
                 f"{self.declared}; add it to psis"
             )
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler = DDIM.of(context)
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
         keys = keys_of(target_prompts(context, self.prompts), self.images_per_prompt)
         prompts = [prompt for prompt, _ in keys]
         handed = [round(psi * len(sampler.steps)) for psi in self.psis]
@@ -73,24 +68,15 @@ class Completion(Probe):
             for count in handed:
                 x, done = sampler.sample(x, prompts, start=done, stop=count), count
                 begun.append(x)
-        found = []
         with context.open(model):
             for psi, count, x in zip(self.psis, handed, begun, strict=True):
+                facts = [{"prompt": prompt, "psi": psi, "steps_of_the_base": count} for prompt in prompts]
                 ended = sampler.sample(x, prompts, start=count)
-                found += context.observe(
-                    model,
-                    sampler.backbone.pictures(ended),
-                    family=_family(psi),
-                    clusters=prompts,
-                    seeds=[seed for _, seed in keys],
-                    facts=[{"prompt": prompt, "psi": psi, "steps_of_the_base": count} for prompt in prompts],
-                )
-        return found
+                yield Shot(_family(psi), keys, sampler.backbone.pictures(ended), facts)
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        found = headline(self.key, rows, models, _family(self.declared))
-        for psi in self.psis:
-            found += contrasts(self.key, rows, models, _family(psi))
+        families = [_family(psi) for psi in self.psis]
+        found = doses(self.key, rows, models, families, declared=_family(self.declared))
         kind, controls = controls_of({name: role for name, role in models.items() if rows.get(name)})
         areas = {name: self._areas(own) for name, own in rows.items()}
         for name in rows:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, headline, keys_of, noised
-from erasure.eval.probes.weigh import contrasts
+from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, noised
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToImage(Probe):
+class ImageToImage(Sampled):
     """Share of real target pictures that still show the target after SDEdit: noise of a strength, then sampling.
 
     At strength s the last s of the sampling steps are taken from  √ᾱ x + √(1 - ᾱ) ε . A weak one leaves the target
@@ -31,9 +30,6 @@ class ImageToImage(Probe):
     key: ClassVar = "image_to_image"
     code: ClassVar = "R8"
     title: ClassVar = "image to image from the target"
-    section: ClassVar = "removal"
-    level: ClassVar = "behaviour"
-    access: ClassVar = "white_box"
     needs: ClassVar = ("base", "material", "control")
     presets: ClassVar = {
         "smoke": {"pictures": 2},
@@ -57,10 +53,9 @@ class ImageToImage(Probe):
                 f"{self.declared}; add it to strengths"
             )
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler, examples = DDIM.of(context), context.real("target", self.pictures)
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
+        examples = context.real("target", self.pictures)
         keys = keys_of([example.key for example in examples], self.images_per_picture)
-        found = []
         with context.open(model):
             real = sampler.backbone.latents([example.image for example in examples])
             real = real.repeat_interleave(self.images_per_picture, dim=0)
@@ -69,19 +64,11 @@ class ImageToImage(Probe):
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
                 x = noised(real, noise, sampler.steps[start].a)
                 drawn = sampler.backbone.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
-                found += context.observe(
-                    model,
-                    drawn,
-                    family=_family(strength),
-                    clusters=[name for name, _ in keys],
-                    seeds=[seed for _, seed in keys],
-                    facts=[{"prompt": self.prompt, "strength": strength}] * len(keys),
-                )
-        return found
+                yield Shot(_family(strength), keys, drawn, {"prompt": self.prompt, "strength": strength})
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        each = [e for s in self.strengths for e in contrasts(self.key, rows, models, _family(s))]
-        return headline(self.key, rows, models, _family(self.declared)) + each
+        families = [_family(strength) for strength in self.strengths]
+        return doses(self.key, rows, models, families, declared=_family(self.declared))
 
 
 def _family(strength: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, Key, Step, keys_of, noised, target_prompts
+from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, Step, keys_of, noised, target_prompts
 from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
-class Inpainting(Probe):
+class Inpainting(Sampled):
     """Share of real target pictures that show the target again after the model filled their centre.
 
     After every step what is known takes its place again at the step's noise (RePaint, without its repeated steps), so
@@ -37,9 +37,6 @@ class Inpainting(Probe):
     key: ClassVar = "inpainting"
     code: ClassVar = "R7"
     title: ClassVar = "filling a hole in the target"
-    section: ClassVar = "removal"
-    level: ClassVar = "behaviour"
-    access: ClassVar = "white_box"
     needs: ClassVar = ("base", "material", "control")
     presets: ClassVar = {
         "smoke": {"pictures": 2},
@@ -59,21 +56,14 @@ class Inpainting(Probe):
         if not 0 < self.hole < 1:
             raise ValueError(f"a hole is a share of the side between 0 and 1; got {self.hole}; 0.5 is the paper's")
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler, examples = DDIM.of(context), context.real("target", self.pictures)
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
+        examples = context.real("target", self.pictures)
         keys = keys_of([example.key for example in examples], self.images_per_picture)
         real = [example.image for example in examples for _ in range(self.images_per_picture)]
         prompt = target_prompts(context, 1)[0] if self.prompt is None else self.prompt
         with context.open(model):
             filled = self.fill(sampler, real, prompt, keys)
-        return context.observe(
-            model,
-            filled,
-            family=f"hole {self.hole:g}",
-            clusters=[name for name, _ in keys],
-            seeds=[seed for _, seed in keys],
-            facts=[{"prompt": prompt, "hole": self.hole}] * len(keys),
-        )
+        yield Shot(f"hole {self.hole:g}", keys, filled, {"prompt": prompt, "hole": self.hole})
 
     def fill(self, sampler: DDIM, real: Sequence[Image.Image], prompt: str, keys: Sequence[Key]) -> list[Image.Image]:
         """Pictures whose centre the opened model has drawn; every other pixel is the real one's."""

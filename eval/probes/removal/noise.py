@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.sampling import DDIM, Key, headline, keys_of, target_prompts
+from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, headline, keys_of, target_prompts
 from erasure.eval.probes.weigh import contrasts, values
 from erasure.eval.stats import difference
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseProbe(Probe):
+class NoiseProbe(Sampled):
     """Whether the target comes back when noise throws the sampler off the path that the erasure learnt to bend.
 
     Every prompt is drawn with each pair of η and scale (:meth:`erasure.eval.probes.sampling.DDIM.sample`); the selector
@@ -37,9 +37,6 @@ class NoiseProbe(Probe):
     key: ClassVar = "noise"
     code: ClassVar = "R5"
     title: ClassVar = "noise while sampling"
-    section: ClassVar = "removal"
-    level: ClassVar = "behaviour"
-    access: ClassVar = "white_box"
     needs: ClassVar = ("base", "selector", "control")
     presets: ClassVar = {
         "smoke": {"etas": (1.0, 1.68), "scales": (1.0,), "prompts": 2},
@@ -66,8 +63,7 @@ class NoiseProbe(Probe):
         tries = len(self.etas) * len(self.scales)
         return f"{tries} kinds of noise on each of {self.prompts} prompts, {self.images_per_prompt} times"
 
-    def run(self, model: Model, context: Context) -> list[Observation]:
-        sampler = DDIM.of(context)
+    def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
         keys = keys_of(target_prompts(context, self.prompts), self.images_per_prompt)
         grid = list(itertools.product(self.etas, self.scales))
         prompts = [prompt for prompt, _ in keys]
@@ -77,20 +73,12 @@ class NoiseProbe(Probe):
                 self._draw(sampler, [(prompt, (1 + k) * self.images_per_prompt + seed) for prompt, seed in keys])
                 for k in range(len(grid))
             ]
-        found = []
         for family, drawn in (("attack", noisy), ("control", fresh)):
             scores = [[seen["score"] for seen in context.see(own, detector=context.chooser)] for own in drawn]
             best = np.argmax(scores, axis=0).tolist()  # the best try of each prompt
             settings = [{"eta": eta, "scale": scale} if family == "attack" else {"eta": 0.0} for eta, scale in grid]
-            found += context.observe(
-                model,
-                [drawn[k][i] for i, k in enumerate(best)],
-                family=family,
-                clusters=prompts,
-                seeds=[seed for _, seed in keys],
-                facts=[{"prompt": prompts[i], "tries": len(grid), **settings[k]} for i, k in enumerate(best)],
-            )
-        return found
+            facts = [{"prompt": prompts[i], "tries": len(grid), **settings[k]} for i, k in enumerate(best)]
+            yield Shot(family, keys, [drawn[k][i] for i, k in enumerate(best)], facts)
 
     def _draw(self, sampler: DDIM, keys: Sequence[Key], *, eta: float = 0.0, scale: float = 1.0) -> list[Image.Image]:
         prompts = [prompt for prompt, _ in keys]
