@@ -10,21 +10,17 @@ import pytest
 from erasure import Suite
 from erasure.concept import with_article
 from erasure.eval.core import tables
+from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Observation
 from erasure.eval.probes.removal.inversion import ConceptInversion
-from erasure.eval.probes.suppression.composition import Composition
-from erasure.eval.probes.suppression.description import Description
 from erasure.eval.probes.suppression.direct import Direct
-from erasure.eval.probes.suppression.hierarchy import Hierarchy
-from erasure.eval.probes.suppression.paraphrase import Paraphrase
-from erasure.eval.probes.suppression.translation import Translation
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.run.assess import PICTURES
 from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import rate
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.probe_helpers import ROLES, SUITE
+from tests.probe_helpers import ROLES, SUITE, tiny_context
 from tests.tiny import tiny_pipeline
 
 WIDE = {
@@ -78,9 +74,9 @@ def test_without_width_a_suite_asks_what_it_always_asked():
         dataclasses.replace(suite, further=("a picture",))
 
 
-@pytest.mark.parametrize("probe", [Paraphrase, Description, Hierarchy, Composition, Translation], ids=lambda p: p.key)
-def test_prompt_probes_of_a_report_know_templates_and_phrases(probe):
-    suite, settings = Suite.load("superhero"), probe.preset("standard")
+@pytest.mark.parametrize("key", ["paraphrase", "description", "hierarchy", "composition", "translation"])
+def test_prompt_probes_of_a_report_know_templates_and_phrases(key):
+    suite, settings = Suite.load("superhero"), probe_class(key).preset("standard")
     asks = settings.limited(settings.asks(types.SimpleNamespace(suite=suite)))
     assert all(ask.template.count("{}") == 1 and ask.phrase for ask in asks)
     assert len({ask.template for ask in asks}) >= 20
@@ -145,9 +141,8 @@ def test_the_paired_pictures_know_templates_and_phrases():
     }
     row = tables.row(found, "same", "pixels", "neighbours")
     assert (row.change.low, row.change.high) == (0, 0)
-    rows = Direct().run(
-        types.SimpleNamespace(name="base"), types.SimpleNamespace(evaluation=found, judge=PixelDetector())
-    )
+    context = tiny_context(evaluation=found)
+    rows = Direct().run(context.base, context)
     assert all(row.facts["template"] and row.facts["phrase"] for row in rows)
     old = [dataclasses.replace(r, template="", phrase="") for r in found.records]
     method = tables.row(dataclasses.replace(found, records=tuple(old)), "base", "pixels", "target").rate.method

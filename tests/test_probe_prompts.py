@@ -20,9 +20,9 @@ from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.suppression.composition import Composition
-from erasure.eval.probes.suppression.negation import INSTRUCTIONS
 from erasure.eval.probes.suppression.paraphrase import misspelt, reordered
 from erasure.eval.probes.suppression.sampler import Sampler, scheduled
+from erasure.eval.probes.written import Written, made
 from erasure.world import load
 from erasure.world.spec import spec
 from tests.eval_helpers import PixelDetector
@@ -180,6 +180,42 @@ def test_a_description_that_names_the_target_is_refused(field, text):
 def test_words_that_cannot_be_asked_are_refused(words, fault):
     with pytest.raises(ValueError, match=fault):
         Words(**words)
+
+
+WRITTEN = {
+    "code": "S99",
+    "title": "asked for politely",
+    "about": "How often the target is seen when one says please.",
+    "presets": {"smoke": {"limit": 1}},
+    "licences": "suppression under politeness",
+    "not_licensed": "rudeness",
+    "families": {
+        "please": {"words": "name", "article": True, "sentences": ("please, {}",)},
+        "{}": {"words": "translations", "sentences": "templates"},
+    },
+}
+
+
+def test_a_probe_that_is_only_prompts_is_an_entry_of_the_file(context):
+    kind = made("polite", Written(**WRITTEN))
+    assert (kind.key, kind.code, kind.version, kind.__doc__) == ("polite", "S99", 1, WRITTEN["about"])
+    asks = kind.preset("smoke").limited(kind.preset("smoke").asks(context))
+    assert {(ask.family, ask.text) for ask in asks} == {("please", "please, a cat"), ("es", "un gato")}
+    assert kind.preset("full") is None and kind() == kind() != made("other", Written(**WRITTEN))()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"presets": {"smoke": {"pictures": 1}}}, "preset smoke: .*pictures"),
+        ({"presets": {"slow": {}}}, "slow"),
+        ({"families": {"please": {"words": "names", "sentences": "templates"}}}, "words"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_an_entry_that_is_no_probe_is_refused(changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        made("polite", Written(**{**WRITTEN, **changes}))
 
 
 # --- what is seen ----------------------------------------------------------------------------------------------------
@@ -346,4 +382,4 @@ def test_instructions_are_about_a_picture_in_a_style(context):
         concept=Concept("noto", kind="style", neighbours=("fluent",), templates=("{subject} in {} style",)),
     )
     texts = [ask.text for ask in asked("negation", dataclasses.replace(context, suite=suite))]
-    assert "not a dog in noto style" in texts and len(texts) == sum(map(len, INSTRUCTIONS.values()))
+    assert "not a dog in noto style" in texts and len(texts) == 20
