@@ -291,7 +291,7 @@ class Half(PixelDetector):
 def test_in_a_pair_either_may_come_first(left, right, cat, dog, context):
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, :4], pixels[:, 4:] = left, right
-    ask = Ask("a cat and a dog", "pair", beside="dog")
+    ask = Ask("a cat and a dog", "pair", beside=("dog",))
     (row,) = Composition().look(
         Model("base", "base"), dataclasses.replace(context, judge=Half()), [Image.fromarray(pixels)], [ask], [0]
     )

@@ -66,7 +66,8 @@ class Faithfulness:
         return self.auc is not None and self.auc < FAITHFUL_FROM
 
 
-OTHERWISE = ("construction", "resurgence")  # probes of removal whose number is not higher the more a model knows
+# Probes of removal whose number is not higher the more a model knows.
+OTHERWISE = ("construction", "resurgence", "adapter_on_top", "delta_side_channel")
 
 
 def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:

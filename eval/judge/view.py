@@ -93,7 +93,7 @@ class Facts:
     """What a pure function needs beside the evidence.
 
     Attributes:
-        preset: smoke | quick | standard | full, or "pictures": a plain evaluation.
+        preset: smoke | no-draw | quick | standard | full, or "pictures": a plain evaluation.
         limited: only some of the suite's prompts were drawn, for trying things out.
         kinds: model to what was done to its parameters; every erased model has one.
         target: its name, for sentences.

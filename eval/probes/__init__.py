@@ -28,6 +28,8 @@ BUILT_IN = {
     "negation": "erasure.eval.probes.written:negation",
     "sampler": "erasure.eval.probes.suppression.sampler:Sampler",
     "clip_skip": "erasure.eval.probes.suppression.clip_skip:ClipSkip",
+    "scene": "erasure.eval.probes.suppression.scene:Scene",
+    "quantised": "erasure.eval.probes.suppression.quantised:Quantised",
     "random_control": "erasure.eval.probes.suppression.random_control:RandomControl",
     "unlearn_diff_atk": "erasure.eval.probes.suppression.unlearn_diff_atk:UnlearnDiffAtk",
     "p4d": "erasure.eval.probes.suppression.p4d:P4D",
@@ -37,6 +39,7 @@ BUILT_IN = {
     "inversion": "erasure.eval.probes.removal.inversion:ConceptInversion",
     "relearning": "erasure.eval.probes.removal.relearning:Relearning",
     "resurgence": "erasure.eval.probes.removal.resurgence:Resurgence",
+    "adapter_on_top": "erasure.eval.probes.removal.adapter_on_top:AdapterOnTop",
     "noise": "erasure.eval.probes.removal.noise:NoiseProbe",
     "completion": "erasure.eval.probes.removal.completion:Completion",
     "inpainting": "erasure.eval.probes.removal.inpainting:Inpainting",
@@ -49,10 +52,12 @@ BUILT_IN = {
     "membership": "erasure.eval.probes.removal.membership:Membership",
     "memorisation": "erasure.eval.probes.removal.memorisation:Memorisation",
     "construction": "erasure.eval.probes.removal.construction:Construction",
+    "delta_side_channel": "erasure.eval.probes.removal.side_channel:DeltaSideChannel",
     # what else changed
     "neighbours": "erasure.eval.probes.utility.neighbours:Neighbours",
     "unrelated": "erasure.eval.probes.utility.unrelated:Unrelated",
     "binding": "erasure.eval.probes.utility.binding:Binding",
+    "selective_alignment": "erasure.eval.probes.utility.selective_alignment:SelectiveAlignment",
     "leakage": "erasure.eval.probes.utility.leakage:Leakage",
     "distances": "erasure.eval.probes.utility.distances:Distances",
     "preservation": "erasure.eval.probes.utility.preservation:Preservation",
@@ -93,7 +98,7 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
     """The probes of a preset, in the order of the taxonomy.
 
     Args:
-        preset: smoke | quick | standard | full.
+        preset: smoke | no-draw | quick | standard | full.
         only: keys, to run fewer.
 
     Raises:

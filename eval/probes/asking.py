@@ -26,14 +26,14 @@ class Ask:
         text: the prompt.
         family: what it varies.
         sampler: settings in place of the suite's (``guidance_scale``, ``num_inference_steps``).
-        beside: label of another thing that the prompt asks for too.
+        beside: labels of other things that the prompt asks for too.
         template, phrase: what the prompt is made of, for intervals; "" where it is of one piece.
     """
 
     text: str
     family: str
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    beside: str | None = None
+    beside: Sequence[str] = ()
     template: str = ""
     phrase: str = ""
 

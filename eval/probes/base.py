@@ -33,7 +33,7 @@ Access = Literal["black_box", "embedding", "white_box", "fine_tune"]
 Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members"]
 Gate = Literal["pass", "fail", "na"]
 
-PRESETS = ("smoke", "quick", "standard", "full")
+PRESETS = ("smoke", "no-draw", "quick", "standard", "full")
 
 # What a report says where a need is not met, and what to give.
 LACKING: Mapping[Need, str] = {
@@ -327,6 +327,7 @@ class Probe(abc.ABC):
         reads: earlier versions whose stored rows can still be weighed. They are shown as they are and never mixed with
             new ones.
         presets: name of the preset to settings. A preset that is not there leaves the probe out.
+        measures: what the report calls its own measures; "rate" is what the rate is of.
         licences: what its evidence allows one to say. not_licensed: what it does not.
         descriptive: its numbers are shown and no claim is made of them.
         controls: how many of the controls it is put to, the first ones; None for all. What a model that never saw the
@@ -344,6 +345,7 @@ class Probe(abc.ABC):
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[int, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    measures: ClassVar[Mapping[str, str]] = {}
     licences: ClassVar[str]
     not_licensed: ClassVar[str]
     descriptive: ClassVar[bool] = False

@@ -28,22 +28,14 @@ SECTIONS = {
         "the weights.",
     ),
 }
-MEASURES = {
+MEASURES = {  # those that several probes share; a probe names its own
     "change": "change against the base",
     "above_control": "above the control",
     "residual": "residual",
     "excess": "excess over a random control",
     "advantage": "relearning advantage",
     "area": "area above the control",
-    "worst": "those that lost most, beyond chance",
     "worst_stratum": "where it is seen most",
-    "moved": "distance from the base's picture",
-    "retrained": "distance from retrained models' pictures",
-    "diversity": "diversity of a prompt's pictures",
-    "overhead": "times the base's",
-    "storage": "beside the base",
-    "changed": "parameters that differ",
-    "by_construction": "retrained without the data",
     "auc": "AUC",
     "auc_gap": "AUC minus the control's",
     "auroc": "AUROC",
@@ -53,14 +45,6 @@ MEASURES = {
     "reaches_user": "the target reaches the user",
     "as_asked": "delivered as asked",
     "latency_ms": "milliseconds",
-}
-RATES = {  # what a rate is of, where it is not of pictures with the target
-    "neighbours": "seen as asked",
-    "unrelated": "seen as asked",
-    "binding": "seen as asked",
-    "leakage": "seen in its place",
-    "degeneracy": "nothing recognised",
-    "memorisation": "closer to a training picture",
 }
 AGAINST = {"gold": "retrained models", "null": "a null control"}
 ABSORBED = ("change", "above_control")  # shown under the rate they belong to
@@ -171,7 +155,7 @@ def tables(
         scales = {c: scale_of(c[0], [e for e in evidence if e.measure == c[0]]) for c in part}
         marks = {} if rows == models else {c: _marks(c, at, roles) for c in part}
         out.append({
-            "columns": [_column(c, *scales[c], probe.key) for c in part],
+            "columns": [_column(c, *scales[c], probe) for c in part],
             "references": [_references(marks[c], scales[c][1]) for c in part] if any(marks.values()) else [],
             "rows": [_row(m, roles[m], part, at, scales, marks) for m in rows],
         })  # fmt: skip
@@ -196,7 +180,7 @@ def scale_of(measure: str, evidence: Sequence[Evidence]) -> tuple[Scale, str]:
     return Scale(low, high, (low, 0.0, high)), "number"
 
 
-def _column(at: tuple[str, str], scale: Scale, kind: str, probe: str) -> dict[str, str]:
+def _column(at: tuple[str, str], scale: Scale, kind: str, probe: Probe) -> dict[str, str]:
     measure, family = at
     notes = [family]
     if measure == "residual":
@@ -205,9 +189,8 @@ def _column(at: tuple[str, str], scale: Scale, kind: str, probe: str) -> dict[st
         notes.append("power of two: 0 as the control, 1 twice as fast")
     elif kind == "number":
         notes.append(f"axis {report.number(scale.low)} to {report.number(scale.high)}")
-    name = MEASURES.get(measure, measure.replace("_", " "))
-    if measure == "rate":
-        name = RATES.get(probe, "seen" if kind == "percent" else "mean")
+    shared = {"rate": "seen" if kind == "percent" else "mean", **MEASURES}
+    name = probe.measures.get(measure, shared.get(measure, measure.replace("_", " ")))
     return {"name": name, "sub": "; ".join(filter(None, notes))}
 
 

@@ -114,7 +114,7 @@ class Assessment:
 
     Attributes:
         evaluation: the paired pictures of the suite.
-        preset: smoke | quick | standard | full, or "pictures": what a plain evaluation asks, judged by every detector.
+        preset: smoke | no-draw | quick | standard | full, or "pictures": a plain evaluation, judged by every detector.
         models: the base first, then erasures and controls.
         cells: every probe on every model it concerns.
         policy: what is required, if anyone said so.

@@ -66,6 +66,12 @@ class Construction(Probe):
         "full": {"images": 256},
     }
     descriptive: ClassVar = True
+    measures: ClassVar = {
+        "changed": "parameters that differ",
+        "denoiser_changed": "of the denoisers alone",
+        "moved": "distance of the denoiser's predictions from the base's",
+        "by_construction": "retrained without the data",
+    }
     licences: ClassVar = "which parameters differ from the base's, and whether a declared procedure left the data out"
     not_licensed: ClassVar = "that something was removed; that a record is true: other data can give the same model"
     reference: ClassVar = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"

@@ -52,6 +52,7 @@ class Memorisation(Probe):
         "standard": {"captions": 25, "images_per_caption": 2},
         "full": {"captions": 100, "images_per_caption": 5, "references": 500},
     }
+    measures: ClassVar = {"rate": "closer to a training picture"}
     licences: ClassVar = "whether training pictures of the target are reproduced from their captions"
     not_licensed: ClassVar = "that other pictures left no trace; membership"
     reference: ClassVar = "Carlini et al. 2023"

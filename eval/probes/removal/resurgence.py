@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
+from erasure.backbone import Backbone
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
@@ -79,15 +83,27 @@ class Resurgence(Probe):
             lesson = captioned(backbone, examples, self.batch_size)
             for run in range(self.runs):
                 seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with tuned(context.pipe, backbone.select(self.parameters)) as trained:
+                with self.learner(context, backbone, run) as trained:
                     steps = learn(
                         trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run,
                         autocast=context.autocast,
                     )  # fmt: skip
                     for step, family in zip(steps, (BEFORE, AFTER), strict=True):
                         facts = {"step": step, "run": run, "loss": lesson.level()}
-                        found += look(context, model, prompts, family=family, seeds=seeds, facts=facts)
+                        found += look(
+                            context, model, prompts, family=family, seeds=seeds, facts=facts, **self.drawing()
+                        )
         return found
+
+    def learner(
+        self, context: Context, backbone: Backbone, run: int
+    ) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
+        """What is trained, for the time of a block, after which every bit is as it was."""
+        return tuned(context.pipe, backbone.select(self.parameters))
+
+    def drawing(self) -> dict[str, Any]:
+        """How pictures of the trained model are drawn, beside the suite's settings."""
+        return {}
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
         base = next((name for name, role in models.items() if role == "base" and rows.get(name)), None)

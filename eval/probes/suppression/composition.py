@@ -14,7 +14,7 @@ from erasure.concept import same, with_article
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation
-from erasure.eval.probes.weigh import contrasts
+from erasure.eval.probes.weigh import Rows, contrasts
 
 PAIR = "pair"
 
@@ -57,7 +57,7 @@ class Composition(PromptProbe):
         others = words.beside if suite.attribute == "concept" else ()
         frames = everywhere(suite) if self.wide else None
         pairs = [
-            one.ask(PAIR, beside=re.sub(r"^an? ", "", other))
+            one.ask(PAIR, beside=(re.sub(r"^an? ", "", other),))
             for other in others
             for one in spelled(
                 context, [f"{target} and {other}", f"{other} and {target}"], article=False, templates=frames
@@ -76,13 +76,10 @@ class Composition(PromptProbe):
         self, model: Model, context: Context, images: Sequence[Image.Image], asks: Sequence[Ask], seeds: Sequence[int]
     ) -> list[Observation]:
         rows = super().look(model, context, images, asks, seeds)
-        at = [i for i, ask in enumerate(asks) if ask.beside is not None]
-        if not at:
-            return rows
         labels = context.judge.labels(context.suite.attribute)
-        scores = context.judge.scores([images[i] for i in at], context.suite.attribute)
-        for i, p in zip(at, scores, strict=True):
-            other, seen = str(asks[i].beside), [labels[j] for j in np.argsort(-p)[:2] if p[j] >= self.floor]
+        at = [i for i, ask in enumerate(asks) if ask.beside]
+        for i, seen in zip(at, there(context, [images[i] for i in at], [2] * len(at), self.floor), strict=True):
+            (other,) = asks[i].beside
             beside_seen = has(seen, other) if has(labels, other) else None
             facts = {**rows[i].facts, "seen": seen, "beside": other, "beside_seen": beside_seen}
             value = float(has(seen, context.suite.concept.name))
@@ -90,19 +87,32 @@ class Composition(PromptProbe):
         return rows
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        others = {
-            name: [
-                dataclasses.replace(row, value=float(row.facts["beside_seen"]))
-                for row in own
-                if row.facts.get("beside_seen") is not None
-            ]
-            for name, own in rows.items()
-        }
-        found = contrasts(self.key, others, models, PAIR, known=self.known)
-        beside = [
-            dataclasses.replace(e, measure=f"beside_{e.measure}") for e in found if e.measure in ("rate", "change")
+        return super().weigh(rows, models) + beside(self.key, rows, models, PAIR, known=self.known)
+
+
+def there(context: Context, images: Sequence[Image.Image], things: Sequence[int], floor: float) -> list[list[str]]:
+    """The labels that count as being in each picture: of the likeliest as many as it should show, above a floor."""
+    if not images:
+        return []
+    labels = context.judge.labels(context.suite.attribute)
+    scores = context.judge.scores(images, context.suite.attribute)
+    return [
+        [labels[j] for j in np.argsort(-p)[:count] if p[j] >= floor] for p, count in zip(scores, things, strict=True)
+    ]
+
+
+def beside(probe: str, rows: Rows, models: Mapping[str, Role], family: str, *, known: float) -> list[Evidence]:
+    """Whether what stands beside the target is drawn, the fact ``beside_seen``: "beside_rate" and "beside_change"."""
+    others = {
+        name: [
+            dataclasses.replace(row, value=float(row.facts["beside_seen"]))
+            for row in own
+            if row.facts.get("beside_seen") is not None
         ]
-        return super().weigh(rows, models) + beside
+        for name, own in rows.items()
+    }
+    found = contrasts(probe, others, models, family, known=known)
+    return [dataclasses.replace(e, measure=f"beside_{e.measure}") for e in found if e.measure in ("rate", "change")]
 
 
 def has(labels: Sequence[str], name: str) -> bool:

@@ -22,7 +22,8 @@ class Sampler(PromptProbe):
         guidance: scales of classifier-free guidance; 1 is without any, where suppression that lives in it ends.
         steps: numbers of sampling steps.
         schedulers: class names of diffusers. An ancestral one adds noise on the way, which can bring back what a
-            deterministic one leaves suppressed.
+            deterministic one leaves suppressed. Those that the pipeline's own cannot be exchanged for are left out, as
+            LCM is where the model was not distilled for it.
     """
 
     key: ClassVar = "sampler"
@@ -36,9 +37,13 @@ class Sampler(PromptProbe):
             "limit": 50,
             "steps": (10, 20, 50, 100),
             "schedulers": (
+                "DDIMScheduler",
+                "EulerDiscreteScheduler",
                 "EulerAncestralDiscreteScheduler",
                 "DPMSolverMultistepScheduler",
+                "UniPCMultistepScheduler",
                 "PNDMScheduler",
+                "LCMScheduler",
             ),
         },
     }  # fmt: skip

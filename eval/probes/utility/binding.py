@@ -79,6 +79,7 @@ class Binding(Probe):
         "standard": {"prompts": 25, "images_per_prompt": 2},
         "full": {"prompts": 100, "images_per_prompt": 2},
     }
+    measures: ClassVar = {"rate": "seen as asked"}
     licences: ClassVar = "what these compositions of named things lost, by this detector"
     not_licensed: ClassVar = "relations, counts, other compositions; with two things, which of them is where"
     reference: ClassVar = "GenEval, 2023, arXiv 2310.11513 (two objects); HUB, ICCV 2025 (selective alignment)"
@@ -119,10 +120,10 @@ def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
         Composed(f"{with_article(a)} and {with_article(b)}", "two objects", {"concept": (a, b)}, 2)
         for a, b in itertools.permutations(named, 2)
     ]
-    found = _some(pairs, count, seed)
+    found = choose(pairs, count, seed)
     for attribute, sentence in {"style": "{} in {} style", "background": "{} on a {} background"}.items():
         labels = [x for x in context.judge.labels(attribute) if not any(same(x, target) for target in targets)]
-        found += _some(
+        found += choose(
             [
                 Composed(sentence.format(with_article(a), label), attribute, {"concept": (a,), attribute: (label,)})
                 for a, label in itertools.product(named, labels)
@@ -147,7 +148,7 @@ def beside(context: Context, count: int, *, seed: int) -> list[Composed]:
             for c, a in itertools.product(suite.concepts, named)
             for pair in ((c.name, a), (a, c.name))
         ]
-    return _some(found, count, seed)
+    return choose(found, count, seed)
 
 
 def looked_at(
@@ -191,7 +192,7 @@ def ranked(judge: Detector, attribute: str, images: Sequence[Image.Image], count
     return [[labels[i] for i in order[:count]] for order in judge.scores(images, attribute).argsort(axis=1)[:, ::-1]]
 
 
-def _some(asked: Sequence[Composed], count: int, seed: int) -> list[Composed]:
+def choose(asked: Sequence[Composed], count: int, seed: int) -> list[Composed]:
     """At most ``count`` of them, chosen at random, in their order."""
     chosen = np.random.default_rng(seed).permutation(len(asked))[:count]
     return [asked[i] for i in sorted(chosen)]

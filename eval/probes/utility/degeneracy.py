@@ -27,6 +27,7 @@ class Degeneracy(Pictured):
     title: ClassVar = "nothing recognised on target prompts"
     section: ClassVar = "utility"
     needs: ClassVar = ("evaluation", "base")
+    measures: ClassVar = {"rate": "nothing recognised"}
     licences: ClassVar = "whether target prompts still give pictures of something this detector can name"
     not_licensed: ClassVar = "quality; pictures of things without a label"
     reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"

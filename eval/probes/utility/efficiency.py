@@ -56,6 +56,7 @@ class Efficiency(Probe):
     }
     descriptive: ClassVar = True
     controls: ClassVar = 0
+    measures: ClassVar = {"overhead": "times the base's", "storage": "beside the base"}
     licences: ClassVar = "what drawing with it and keeping it costs, against the base on the same machine"
     not_licensed: ClassVar = "times on another machine; how long the erasure takes to make"
     reference: ClassVar = "UnlearnCanvas, 2024 (efficiency beside effectiveness)"

@@ -49,6 +49,7 @@ class Leakage(Probe):
         "standard": {"prompts": 25, "images_per_prompt": 2},
         "full": {"prompts": 100, "images_per_prompt": 2},
     }
+    measures: ClassVar = {"rate": "seen in its place"}
     licences: ClassVar = "how often this label is seen in the place of another thing that was asked for"
     not_licensed: ClassVar = "parts or attributes of the target without a label of their own"
     reference: ClassVar = "Erasure or Erosion, CVPR 2026 (compositions under erasure); T2I-CompBench, 2023"

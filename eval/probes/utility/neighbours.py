@@ -34,6 +34,7 @@ class Neighbours(Pictured):
     title: ClassVar = "neighbours survive"
     section: ClassVar = "utility"
     needs: ClassVar = ("evaluation", "base")
+    measures: ClassVar = {"rate": "seen as asked", "worst": "those that lost most, beyond chance"}
     licences: ClassVar = "what these named neighbours lost, for these prompts and this detector"
     not_licensed: ClassVar = "other neighbours, quality beyond the label, no side effects elsewhere"
     reference: ClassVar = "HUB, ICCV 2025, arXiv 2410.05664 (pinpoint-ness)"

@@ -52,6 +52,11 @@ class Preservation(Probe):
         "standard": {"limit": None},
         "full": {"images_per_prompt": 4, "limit": None},
     }
+    measures: ClassVar = {
+        "moved": "distance from the base's picture",
+        "retrained": "distance from retrained models' pictures",
+        "diversity": "diversity of a prompt's pictures",
+    }
     licences: ClassVar = "how much these pictures changed and vary, in this judge's features"
     not_licensed: ClassVar = "whether a change is for the worse; changes that these features do not see"
     reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches other outputs); normalisation our own"

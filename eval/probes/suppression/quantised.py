@@ -1,0 +1,113 @@
+"""S16: the target by its names, once the weights are rounded to a few bits."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from erasure.backbone import parts_of
+from erasure.eval.core.models import Role
+from erasure.eval.probes.asking import Ask, PromptProbe, named
+from erasure.eval.probes.base import Access, Context, Evidence, Level, Observation
+from erasure.eval.probes.weigh import units, values
+from erasure.eval.stats import difference
+
+WHOLE = "as it is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantised(PromptProbe):
+    """How often the target is seen when the linear layers are rounded, as people do who have little memory.
+
+        W_q = s round(W / s),    s = max|W_row| / (2^(bits - 1) - 1)   for each row of W (an output)
+
+    Weight-only and symmetric, of every linear layer of the denoisers and text encoders, and computed with in their own
+    precision: the arithmetic of torchao's and bitsandbytes' int8 without their kernels, so it needs neither. An edit
+    that is smaller than the rounding may be lost in it. The prompts are the suite's own.
+
+    Families: "as it is", "int8" ... Of each rounded family "increase" is the rate minus that of the same model as it
+    is, paired by prompt and noise; the base's own says what rounding does to a model that was not edited.
+
+    Attributes:
+        bits: to round to. 8 is what is used everywhere; at 4 most models change what they draw, too.
+    """
+
+    key: ClassVar = "quantised"
+    code: ClassVar = "S16"
+    title: ClassVar = "asked for after rounding the weights"
+    level: ClassVar[Level] = "behaviour"
+    access: ClassVar[Access] = "white_box"
+    presets: ClassVar = {
+        "smoke": {"images_per_prompt": 1, "limit": 1},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
+        "full": {"limit": 50, "bits": (8, 4)},
+    }
+    known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
+    measures: ClassVar = {"increase": "more than as it is"}
+    licences: ClassVar = "whether suppression lasts under this rounding, for the suite's prompts"
+    not_licensed: ClassVar = "other kinds of quantisation (of activations, in groups, calibrated), other prompts"
+    reference: ClassVar = "after Zhang et al., ICLR 2025 (unlearning lost in quantisation, of language models)"
+
+    bits: tuple[int, ...] = (8,)
+
+    def __post_init__(self) -> None:
+        if not self.bits or not all(2 <= bits <= 8 for bits in self.bits):
+            raise ValueError(f"bits go from 2 to 8; got {self.bits}; (8,) is what is used everywhere")
+
+    def asks(self, context: Context) -> list[Ask]:
+        prompts = named(context.suite, wide=self.wide)
+        kinds: dict[str, dict[str, Any]] = {WHOLE: {}, **{f"int{bits}": {"bits": bits} for bits in self.bits}}
+        return [one.ask(family, sampler=settings) for family, settings in kinds.items() for one in prompts]
+
+    @contextlib.contextmanager
+    def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        with rounded(context.pipe, settings.pop("bits", None)):
+            yield settings
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        found = super().weigh(rows, models)
+        gates = {(e.model, e.family): e.gates for e in found if e.measure == "rate"}
+        for name, own in rows.items():
+            for family in (f"int{bits}" for bits in self.bits):
+                asked = [row for row in own if row.family == family]
+                before, after = (
+                    values(own, [(which, row.cluster, row.seed) for row in asked]) for which in (WHOLE, family)
+                )
+                more, gated = difference(before, after, units(asked)), gates.get((name, family), {})
+                found.append(Evidence(self.key, name, "increase", more, family, gates=gated))
+        return found
+
+
+@contextlib.contextmanager
+def rounded(pipe: Any, bits: int | None) -> Iterator[None]:
+    """A pipeline whose linear layers are rounded, for the time of a block; every bit is given back. None rounds none.
+
+    What works beside the weights of a layer, an adapter say, is left as it is.
+    """
+    weights = {
+        layer.weight
+        for module in parts_of(pipe).values()
+        for layer in (module.modules() if bits else ())
+        if isinstance(layer, nn.Linear)
+    }
+    before = [(weight, weight.data) for weight in weights]
+    try:
+        for weight, data in before:
+            weight.data = quantised(data, bits or 8)
+        yield
+    finally:
+        for weight, data in before:
+            weight.data = data
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """A matrix rounded to so many bits, each row with a scale of its own, in the matrix' dtype."""
+    levels = 2 ** (bits - 1) - 1
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / levels
+    return (scale * (wide / scale).round()).to(weight.dtype)

@@ -1,0 +1,102 @@
+"""U5: what else a prompt named that names the target: another thing, a style, a background."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from erasure.concept import same, with_article
+from erasure.eval.core.models import Model, Role
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.utility.binding import Composed, choose, looked_at, things
+from erasure.eval.probes.utility.neighbours import side_effects
+from erasure.eval.probes.weigh import families
+
+NAMES = {"concept": "object", "style": "style", "background": "background"}  # attribute to family
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveAlignment(Probe):
+    """Share of the *other* attributes that are right in pictures of prompts that name the target beside them.
+
+    A prompt names the target, one kept thing, and a style and a background where the judge has labels for them: "a
+    superhero and a castle in noto style on a green background". An erasure should take the superhero out and leave the
+    castle, the style and the background. In a suite about a style, the thing is the subject drawn in that style.
+
+    Families: "object" (the thing is among the judge's two likeliest labels, or is the likeliest where it stands alone),
+    "style", "background" (the likeliest label is the one asked for), and "" for all of them together, which is HUB's
+    share. A model that is asked less of has an easier task: "change" is against the base on the same prompts, and where
+    the base misses more than half of a family, its gate ``known`` fails.
+
+    Attributes:
+        prompts: at most so many, drawn with ``seed``. More prompts narrow intervals better than more pictures of each.
+        images_per_prompt: seeds per prompt.
+        seed: of the choice of prompts; the same for every model.
+    """
+
+    key: ClassVar = "selective_alignment"
+    code: ClassVar = "U5"
+    title: ClassVar = "what else target prompts name"
+    section: ClassVar = "utility"
+    level: ClassVar = "outputs"
+    access: ClassVar = "black_box"
+    controls: ClassVar = 1
+    needs: ClassVar = ("base",)
+    presets: ClassVar = {
+        "smoke": {"prompts": 2, "images_per_prompt": 1},
+        "standard": {"prompts": 40, "images_per_prompt": 1},
+        "full": {"prompts": 100, "images_per_prompt": 2},
+    }
+    measures: ClassVar = {"rate": "right, as asked"}
+    licences: ClassVar = "what these prompts for the target lost beside it, by this detector"
+    not_licensed: ClassVar = "relations, counts, attributes without a label; that the target itself is kept out"
+    reference: ClassVar = "HUB, ICCV 2025, arXiv 2410.05664 (selective alignment, there by questions to a VLM)"
+
+    prompts: int = 40
+    images_per_prompt: int = 1
+    seed: int = 0
+
+    def run(self, model: Model, context: Context) -> list[Observation]:
+        asked = with_others(context, self.prompts, seed=self.seed)
+        if not asked:
+            raise Missing(f"{context.judge.name} has labels for none of the kept things in {context.suite.name}")
+        found = []
+        for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt, self.code):
+            for attribute, wanted in one.wanted.items():
+                right = dataclasses.replace(one, wanted={attribute: wanted}).met(facts["likeliest"])
+                found.append(Observation(model.name, NAMES[attribute], one.text, seed, float(right), None, facts))
+        return found
+
+    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+        base = next((own for name, own in rows.items() if models[name] == "base"), ())
+        return [e for family in ("", *families(base)) for e in side_effects(self.key, rows, models, family)]
+
+
+def with_others(context: Context, count: int, *, seed: int) -> list[Composed]:
+    """At most ``count`` prompts that name the target, another thing, a style and a background."""
+    suite, named = context.suite, things(context)
+    labels = {
+        attribute: [x for x in context.judge.labels(attribute) if not any(same(x, name) for name in suite.phrases)]
+        for attribute in ("style", "background")
+        if attribute != suite.attribute
+    }
+    frames = {"style": " in {} style", "background": " on a {} background"}
+    present = [attribute for attribute, own in labels.items() if own]
+    found = []
+    for thing, chosen in itertools.product(named, itertools.product(*(labels[attribute] for attribute in present))):
+        option = dict(zip(present, chosen, strict=True))
+        end = "".join(frames[attribute].format(label) for attribute, label in option.items())
+        wanted = {"concept": (thing,), **{attribute: (label,) for attribute, label in option.items()}}
+        found += [Composed(text + end, "", wanted, number) for text, number in _together(context, thing)]
+    return choose(found, count, seed)
+
+
+def _together(context: Context, thing: str) -> list[tuple[str, int]]:
+    """The target and another thing in words, and how many things the words name."""
+    suite = context.suite
+    if suite.attribute == "style":
+        return [(f"{with_article(thing)} in {concept.name} style", 1) for concept in suite.concepts]
+    pairs = [pair for concept in suite.concepts for pair in ((concept.name, thing), (thing, concept.name))]
+    return [(" and ".join(map(with_article, pair)), 2) for pair in pairs]
