@@ -38,12 +38,14 @@ from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import paired_pictures, sampler_text
+from erasure.eval.run.undrawn import without_pictures
 from erasure.runtime import autocast_for
 
 # Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
 # `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
 PICTURES: dict[str, dict[str, Any]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
+    "no-draw": {},
     "quick": {"images_per_prompt": 1, "limit": None},
     "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
     "full": {"images_per_prompt": 4, "limit": None, "wide": 24},
@@ -75,6 +77,7 @@ def assess(
         erasures: name to change: erasures, filters, models retrained by someone else.
         suite: the target, its neighbours, prompts and sampler.
         preset: "smoke" shows that all runs and is no evidence; "quick" for development, "standard" for reports, "full".
+            "no-draw": weights, embeddings and latents alone; no picture is decoded, for content that must not be drawn.
         detectors: two independent ones or more. The first scores. The second may choose an attack's tries, never score.
         controls: models that never saw the target, retrained ones first, for probes of removal (:mod:`.controls`).
         clip, extractors, batch_size, autocast, progress: as in :func:`erasure.eval.evaluate`.
@@ -98,7 +101,7 @@ def assess(
     }  # fmt: skip
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
-    evaluation = paired_pictures(
+    evaluation = (without_pictures if preset == "no-draw" else paired_pictures)(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
         **shared, **PICTURES[preset],
     )  # fmt: skip

@@ -61,6 +61,7 @@ class Construction(Probe):
     access: ClassVar = "white_box"
     presets: ClassVar = {
         "smoke": {"images": 4},
+        "no-draw": {"images": 0},
         "quick": {"images": 32},
         "standard": {"images": 64},
         "full": {"images": 256},

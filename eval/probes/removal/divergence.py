@@ -58,6 +58,7 @@ class Divergence(Probe):
     presets: ClassVar = {
         "smoke": {"images": 2, "bins": 2},
         "quick": {"images": 12, "bins": 4},
+        "no-draw": {"images": 40, "bins": 10},
         "standard": {"images": 40, "bins": 10},
         "full": {"images": 125, "bins": 10},
     }

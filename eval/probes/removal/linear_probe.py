@@ -54,6 +54,7 @@ class LinearProbe(Probe):
     needs: ClassVar = ("control", "material")
     presets: ClassVar = {
         "smoke": {"images": 10, "timesteps": (300,), "folds": 2},
+        "no-draw": {"images": 100},
         "standard": {"images": 100},
         "full": {"images": 500},
     }

@@ -69,6 +69,7 @@ class Membership(Probe):
     needs: ClassVar = ("material", "members")
     presets: ClassVar = {
         "smoke": {"images": 6, "others": 6, "times": 2, "noises": 1, "until": 20},
+        "no-draw": {"images": 70, "others": 70, "noises": 2},
         "standard": {"images": 70, "others": 70, "noises": 2},
         "full": {"images": 250, "others": 250},
     }
