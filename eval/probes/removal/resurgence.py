@@ -56,6 +56,7 @@ class Resurgence(Probe):
         "standard": {"steps": 100, "images_per_prompt": 1},
         "full": {"prompts": 54},
     }
+    measures: ClassVar = {"increase": "more than before the training"}
     licences: ClassVar = "whether suppression lasts under this fine-tuning"
     not_licensed: ClassVar = "other data or budgets; where it lasts, nothing about relearning"
     reference: ClassVar = "Suriyakumar et al. 2024, arXiv 2410.08074"

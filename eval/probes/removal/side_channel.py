@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ EVEN = "counted, no interval"
 class DeltaSideChannel(Probe):
     """The place of the target among many words, by how far the change moves what the denoiser reads of each.
 
-    With x the embedding of a word's last piece where text enters, and W the layers that receive it (keys and values of
-    the cross-attentions, or the entry of the text),
+    With x the embeddings of a word and of what stands behind it to the prompt's end, where text enters, and W the
+    layers that receive them (keys and values of the cross-attentions, or the entry of the text),
 
-        moved(word) = sum_W |W' x' - W x|^2 / sum_W |W x|^2
+        moved(word) = max_x sum_W |W' x' - W x|^2 / sum_W |W x|^2
 
     Whoever has the base and the published file can compute it: nothing is drawn and no picture is needed. If the target
     comes first, the file says what it erases, which matters where the list of what was erased must not be public: of
@@ -78,13 +78,12 @@ class DeltaSideChannel(Probe):
         with context.open(context.base):
             backbone = backbone_for(context)
             asked = self.asked(context, backbone)
-            before = read(backbone, asked)
+            before = Reading.of(backbone, asked)
         with context.open(model):
-            after = read(backbone_for(context), asked)
-        moved = (after - before).square().sum(dim=1) / before.square().sum(dim=1)
+            moved = before.moved(Reading.of(backbone_for(context), asked))
         phrases = context.suite.concept.phrases
         found = []
-        for word, value in zip(asked, moved.tolist(), strict=True):
+        for word, value in zip(asked, moved, strict=True):
             family = TARGET if any(same(word, phrase) for phrase in phrases) else OTHERS
             found.append(Observation(model.name, family, word, 0, float(f"{value:.5g}")))
         return found
@@ -132,9 +131,30 @@ def backbone_for(context: Context) -> Backbone:
     return found
 
 
-@torch.no_grad()
-def read(backbone: Backbone, words: Sequence[str]) -> Tensor:
-    """What all layers that receive the text make of the last piece of each word, ``(n, sum of widths)`` float32."""
-    x = torch.cat([row[-1:] for row in embeddings(backbone, words, "last_subject")]).float()
-    sites = backbone.text_sites().values()
-    return torch.cat([(x.to(site.weight.device) @ site.weight.float().T).cpu() for site in sites], dim=1)
+class Reading(NamedTuple):
+    """Words as a model reads them.
+
+    Attributes:
+        tokens: of each word, from its last piece to the end, ``(tokens, d)`` float32.
+        weights: of the layers that receive them, ``(out, d)``, copied: an edit in place would change them.
+    """
+
+    tokens: list[Tensor]
+    weights: list[Tensor]
+
+    @classmethod
+    def of(cls, backbone: Backbone, words: Sequence[str]) -> Reading:
+        with torch.no_grad():
+            tokens = [x.float() for x in embeddings(backbone, words, "subject_to_end")]
+        return cls(tokens, [site.weight.clone() for site in backbone.text_sites().values()])
+
+    def moved(self, other: Reading) -> list[float]:
+        """How far each word moved from here to another reading: the farthest of its tokens, relative to where it was."""
+        x, y = torch.cat(self.tokens), torch.cat(other.tokens)
+        gap, whole = torch.zeros(len(x), device=x.device), torch.zeros(len(x), device=x.device)
+        for ours, theirs in zip(self.weights, other.weights, strict=True):
+            was = x @ ours.float().T.to(x.device)
+            gap += (y @ theirs.float().T.to(x.device) - was).square().sum(dim=1)
+            whole += was.square().sum(dim=1)
+        parts = (gap / whole).split([len(tokens) for tokens in self.tokens])
+        return [float(part.max()) for part in parts]
