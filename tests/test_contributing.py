@@ -12,7 +12,9 @@ from erasure import Erasure, erase
 from erasure.backbone.cross import Lumina2Backbone
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import Flow
+from erasure.eval.probes.base import lacking
 from erasure.methods import METHODS, available
+from tests.probe_helpers import tiny_context
 from tests.test_operator import draw
 from tests.tiny import identical, tiny, weights
 
@@ -35,6 +37,16 @@ def test_the_model_on_the_page_is_the_one_in_the_code():
         for kind in (names["Lumina2Backbone"], Lumina2Backbone)
     )
     assert shown == real
+
+
+def test_the_probe_on_the_page_runs_as_it_is_written_there():
+    names = {"__name__": "page"}
+    exec(block("python", "class Whisper"), names)
+    probe, context = names["Whisper"].preset("smoke"), tiny_context()
+    rows = {name: probe.run(context.models[name], context) for name in ("base", "noise", "gold-0")}
+    assert lacking(probe, context) is None and {row.cluster for own in rows.values() for row in own} == {"cat cat"}
+    found = probe.weigh(rows, {name: context.models[name].role for name in rows})
+    assert {e.measure for e in found if e.model == "noise"} == {"rate", "change", "above_control", "residual"}
 
 
 @pytest.mark.parametrize("declared_in", ["setup.cfg", "pyproject.toml"])

@@ -23,7 +23,8 @@ Models = Annotated[
     typer.Option("--model", help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Put every probe of quick, standard or full (or smoke: a trial) as well.")
+    str | None,
+    typer.Option(help="Every probe of quick, standard or full as well (smoke: a trial; no-draw: no picture)."),
 ]
 Probes = Annotated[list[str] | None, typer.Option(help="Of the preset only this probe; repeat for more.")]
 PromptFilter = Annotated[

@@ -13,8 +13,9 @@ from erasure.eval.core.models import Model, Swapped, randomised, whole_model
 from erasure.eval.worldkit.controls import of_world
 from erasure.eval.worldkit.material import of_world as scenes_of_world
 
-LIMITS = {"smoke": 2, "quick": 2, "standard": 3, "full": 5}  # retrained models that a preset compares with
-TWINS = {"smoke": 0, "quick": 1, "standard": 2, "full": 5}  # and models retrained on everything
+# Retrained models that a preset compares with, and models retrained on everything.
+LIMITS = {"smoke": 2, "no-draw": 3, "quick": 2, "standard": 3, "full": 5}
+TWINS = {"smoke": 0, "no-draw": 2, "quick": 1, "standard": 2, "full": 5}
 
 
 def controls_for(

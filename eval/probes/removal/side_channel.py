@@ -149,7 +149,7 @@ class Reading(NamedTuple):
         return cls(tokens, [site.weight.clone() for site in backbone.text_sites().values()])
 
     def moved(self, other: Reading) -> list[float]:
-        """How far each word moved from here to another reading: the farthest of its tokens, relative to where it was."""
+        """How far each word is in another reading: its token that moved most, relative to where that was."""
         x, y = torch.cat(self.tokens), torch.cat(other.tokens)
         gap, whole = torch.zeros(len(x), device=x.device), torch.zeros(len(x), device=x.device)
         for ours, theirs in zip(self.weights, other.weights, strict=True):
