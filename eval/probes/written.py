@@ -98,7 +98,9 @@ class WrittenProbe(PromptProbe):
 def made(key: str, given: Written) -> type[WrittenProbe]:
     """The class of a probe."""
     shown = {name: getattr(given, name) for name in type(given).model_fields if name != "about"}
-    kind = type(key, (WrittenProbe,), {"__module__": __name__, "__doc__": given.about, "key": key, **shown})
+    kind: type[WrittenProbe] = type(
+        key, (WrittenProbe,), {"__module__": __name__, "__doc__": given.about, "key": key, **shown}
+    )
     for name, settings in kind.presets.items():
         try:
             kind(**settings)

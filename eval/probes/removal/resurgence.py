@@ -43,7 +43,7 @@ class Resurgence(Probe):
     """
 
     version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
-    reads: ClassVar = (1,)
+    reads: ClassVar[tuple[int, ...]] = (1,)
     key: ClassVar = "resurgence"
     code: ClassVar = "R3"
     title: ClassVar = "after harmless fine-tuning"

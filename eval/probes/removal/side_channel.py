@@ -1,10 +1,10 @@
-"""R21: whether the published erasure tells what was erased."""
+"""R21: whether the published erasure tells its target."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class DeltaSideChannel(Probe):
 
     key: ClassVar = "delta_side_channel"
     code: ClassVar = "R21"
-    title: ClassVar = "whether the file tells what was erased"
+    title: ClassVar = "whether the file tells its target"
     section: ClassVar = "removal"
     level: ClassVar = "weights"
     access: ClassVar = "white_box"
@@ -113,7 +113,7 @@ class DeltaSideChannel(Probe):
             rank, below = 1 + sum(x >= best for x in others), sum(x < best for x in others) / max(len(others), 1)
             for measure, value in (("rank", float(rank)), ("below", below)):
                 number = Estimate(value, None, None, "counted", len(own), len(own), 0, EVEN)
-                unit = "number" if measure == "rank" else "share"
+                unit: Literal["number", "share"] = "number" if measure == "rank" else "share"
                 found.append(Evidence(self.key, name, measure, number, unit=unit, note=note))
         return found
 
