@@ -39,8 +39,8 @@ class DeltaSideChannel(Probe):
 
     Measures: "rank" of the target's name or synonym that moves most, 1 where nothing else moves as far; "below", the
     share of the other words that move less, one half for a file that tells nothing. Of a retrained model the same
-    numbers say what a difference tells that no edit made. Changes of other layers are not read, and where none of these
-    layers nor the text encoder differs there is no number.
+    numbers say what a difference tells that no edit made. Changes of other layers are not read, nor what an
+    adapter does beside the weights; where none of these layers nor the text encoder differs there is no number.
 
     Descriptive: a high rank is a fact about this way of looking, and no claim is made of it.
 

@@ -1,4 +1,4 @@
-"""U4, U5: whether things, styles and backgrounds still come together as they are asked for."""
+"""U4: whether things, styles and backgrounds still come together as they are asked for."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ class Binding(Probe):
     """Share of pictures in which everything that was asked for is there, by the judge.
 
     Families without the target in the prompt (U4): "two objects" ("a castle and a dog": the two likeliest labels are
-    the pair), "style" and "background" ("a castle in noto style": the thing and its style are both as asked). With it
-    (U5, selective alignment): "beside the target" ("a superhero and a castle": the *other* thing is among the two
-    likeliest labels; in a suite about a style, the subject drawn in that style is the likeliest).
+    the pair), "style" and "background" ("a castle in noto style": the thing and its style are both as asked). With it:
+    "beside the target" ("a superhero and a castle": the *other* thing is among the two likeliest labels; in a suite
+    about a style, the subject drawn in that style is the likeliest).
+    :class:`~erasure.eval.probes.utility.selective_alignment.SelectiveAlignment` asks for more beside it.
 
     Things are the suite's neighbours, unrelated things and ``words.beside`` (its subjects where it is about a style)
     that the judge has a label for; styles and backgrounds are the judge's labels. Relations (left, right) and counts
@@ -82,7 +83,7 @@ class Binding(Probe):
     measures: ClassVar = {"rate": "seen as asked"}
     licences: ClassVar = "what these compositions of named things lost, by this detector"
     not_licensed: ClassVar = "relations, counts, other compositions; with two things, which of them is where"
-    reference: ClassVar = "GenEval, 2023, arXiv 2310.11513 (two objects); HUB, ICCV 2025 (selective alignment)"
+    reference: ClassVar = "GenEval, 2023, arXiv 2310.11513 (two objects); HUB, ICCV 2025 (beside the target)"
 
     prompts: int = 25
     images_per_prompt: int = 2
