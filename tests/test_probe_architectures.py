@@ -15,7 +15,7 @@ from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from tests.probe_helpers import tiny_context
 from tests.slow import first
 
-ANYWHERE = ("divergence", "membership", "linear_probe", "relearning", "resurgence", "construction")
+ANYWHERE = ("divergence", "membership", "linear_probe", "relearning", "resurgence", "adapter_on_top", "construction")
 DDIM_ONLY = ("noise", "completion", "inpainting", "image_to_image", "latent_inversion")
 WORDS_ONLY = ("inversion", "soft_prompt", "p4d", "unlearn_diff_atk", "ring_a_bell")
 WITH_LATENTS = ("sd2", "sdxl", "sd3")
@@ -50,6 +50,18 @@ def test_the_distance_of_an_edit_is_seen_on_a_flow_model(sd3):
     probe = probe_class("divergence").preset("smoke")
     base, edited = (probe.run(sd3.models[name], sd3) for name in ("base", "noise"))
     assert any(a.value != b.value for a, b in zip(base, edited, strict=True))
+
+
+@pytest.mark.parametrize("key", ["delta_side_channel", "quantised"])
+def test_what_needs_no_latents_runs_on_packed_ones_too(key, sd3, flux):
+    for context in (sd3, flux):
+        rows, before = (
+            probe_class(key).preset("smoke").run(context.models["noise"], context),
+            weights_hash(context.pipe),
+        )
+        assert rows and all(row.value is not None and np.isfinite(row.value) for row in rows)
+        assert key != "delta_side_channel" or max(row.value for row in rows) > 0
+        assert weights_hash(context.pipe) == before
 
 
 @pytest.mark.parametrize("key", ANYWHERE)

@@ -110,7 +110,7 @@ def paired_pictures(
     """
     check_base(pipe)
     models = models_of(erasures, controls)
-    _check([model.name for model in models[1:]], detectors, images_per_prompt, limit)
+    check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit)
     started = time.monotonic()
     options = {
         "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
@@ -165,7 +165,7 @@ def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, l
     return after, images
 
 
-def _check(
+def check_request(
     arms: Sequence[str], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
 ) -> None:
     if not detectors:

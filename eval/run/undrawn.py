@@ -11,6 +11,7 @@ from erasure.concept import Suite
 from erasure.eval.core.models import Applied, Model, check_restored, models_of
 from erasure.eval.core.records import Arm, Evaluation
 from erasure.eval.detectors.base import Detector
+from erasure.eval.run.drawing import check_request
 
 NOTHING_DRAWN = "No picture was drawn: what the models draw, of the target and of anything else, was not looked at."
 
@@ -26,19 +27,19 @@ def without_pictures(
     autocast: bool = False,
     **unused: Any,
 ) -> Evaluation:
-    """What :func:`erasure.eval.evaluate` gives, without a record: every change is put on once, hashed and taken off.
+    """The paired pictures without a picture: every change is put on once, hashed and taken off.
 
     Args:
         unused: what drawing would need.
 
     Raises:
-        ValueError: no detector, whose labels the words to compare with are; or names that clash.
+        ValueError: no detector, whose labels are the words to compare with; or names that clash.
         RuntimeError: a change did not give the weights back.
     """
-    if not detectors:
-        raise ValueError("an assessment needs a detector, for the names of things; got none; give one")
+    models = models_of(erasures, controls)
+    check_request([model.name for model in models[1:]], detectors, None, None)
     before, arms = hash_weights(pipe), []
-    for model in models_of(erasures, controls):
+    for model in models:
         with model.on(pipe):
             weights = hash_weights(pipe)
         check_restored(pipe, before, model.name, hash_weights=hash_weights)
