@@ -47,7 +47,7 @@ def suite_of(count: int) -> Suite:
         unrelated=tuple(untold),
         keep=(*styles, *colours),
         images_per_prompt=1,
-        num_inference_steps=25,
+        num_inference_steps=8,
         guidance_scale=3.0,
     )
 

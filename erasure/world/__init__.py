@@ -30,7 +30,7 @@ def load(**options: Any) -> StableDiffusionPipeline:
         **options: passed to ``from_pretrained`` (``dtype``, ...).
 
     >>> pipe = load()
-    >>> pipe("a superhero in noto style on a red background", num_inference_steps=25).images[0].size
+    >>> pipe("a superhero in noto style on a red background", num_inference_steps=8).images[0].size
     (64, 64)
     """
     from diffusers import StableDiffusionPipeline

@@ -38,6 +38,8 @@ from erasure.eval.probes.base import (
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
 
+LEAST_STEPS = 25  # DDIM needs more steps than the multistep samplers that suites draw with
+
 Key = tuple[str, int]  # (prompt or name of a picture, seed): the noise of a sample depends on it alone
 Split = tuple[Tensor, Tensor]  # the clean latents and the noise that noised latents are made of
 
@@ -77,7 +79,7 @@ class DDIM:
 
     @classmethod
     def of(cls, context: Context) -> DDIM:
-        """With the suite's sampler settings, on the pipeline below any filter.
+        """With the suite's guidance and at least 25 of its steps, on the pipeline below any filter.
 
         Raises:
             Missing: the model is not one of diffusion with plain latents: flow models have no DDIM.
@@ -87,7 +89,7 @@ class DDIM:
             raise Missing(f"this probe samples with DDIM, and {backbone.pipelines} is a flow model, which has none")
         return cls(
             backbone,
-            suite.num_inference_steps,
+            max(suite.num_inference_steps, LEAST_STEPS),
             suite.guidance_scale,
             context.batch_size,
             context.autocast,

@@ -98,7 +98,7 @@ def check(
     pipe: Any,
     *,
     detectors: Sequence[Detector],
-    num_inference_steps: int = 25,
+    num_inference_steps: int = 8,
     guidance_scale: float = 3.0,
     per_concept: int = 24,
     progress: bool = True,

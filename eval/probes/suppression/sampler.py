@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Context, Missing
+from erasure.eval.probes.sampling import LEAST_STEPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Sampler(PromptProbe):
     Attributes:
         guidance: scales of classifier-free guidance; 1 is without any, where suppression that lives in it ends.
         steps: numbers of sampling steps.
-        schedulers: class names of diffusers. An ancestral one adds noise on the way, which can bring back what a
-            deterministic one leaves suppressed. Those that the pipeline's own cannot be exchanged for are left out, as
-            LCM is where the model was not distilled for it.
+        schedulers: class names of diffusers, each with 25 steps or the suite's, whichever are more. An ancestral one
+            adds noise on the way, which can bring back what a deterministic one leaves suppressed. Those that the
+            pipeline's own cannot be exchanged for are left out, as LCM is where the model was not distilled for it.
     """
 
     key: ClassVar = "sampler"
@@ -56,12 +57,16 @@ class Sampler(PromptProbe):
     schedulers: tuple[str, ...] = ("EulerAncestralDiscreteScheduler",)
 
     def asks(self, context: Context) -> list[Ask]:
-        suite, own = context.suite, context.pipe.scheduler
+        suite, own, least = context.suite, context.pipe.scheduler, context.suite.num_inference_steps
         usable = {kind.__name__ for kind in own.compatibles} - {type(own).__name__}
         settings: dict[str, dict[str, Any]] = {
             **{f"guidance {g:g}": {"guidance_scale": g} for g in self.guidance if g != suite.guidance_scale},
             **{f"steps {n}": {"num_inference_steps": n} for n in self.steps if n != suite.num_inference_steps},
-            **{name.removesuffix("Scheduler"): {"scheduler": name} for name in self.schedulers if name in usable},
+            **{
+                name.removesuffix("Scheduler"): {"scheduler": name, "num_inference_steps": max(least, LEAST_STEPS)}
+                for name in self.schedulers
+                if name in usable
+            },
         }
         if not settings:
             raise Missing("every setting is the suite's own, or not for this pipeline; choose others")
