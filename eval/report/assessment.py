@@ -60,7 +60,7 @@ def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
     probes, plain = list(assessment.probes()), assessment.preset == PICTURES
     page, facts = report.pictures_page(evaluation), assessment.facts()
     for block in page["blocks"]:  # a model that is judged and a control is shown once
-        block["rows"] = [row for row in block["rows"] if row["arm"] not in assessment.twins.values()]
+        block["rows"] = [row for row in block["rows"] if row["arm"] not in assessment.same_as.values()]
     return page | {
         "title": title or f"{target[:1].upper()}{target[1:]}, {'before and after' if plain else 'assessed'}",
         "over": f"Concept erasure, {'evaluated' if plain else 'assessed'}",
