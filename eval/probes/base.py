@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from PIL import Image
+from torch import nn
 
 from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
@@ -132,6 +133,9 @@ class Context:
         hash_weights: the hash of an opened pipeline's weights; one object for the whole assessment, which knows again
             what it hashed.
         memory: what probes keep from one model to the next, by their keys.
+        autoencoder: a copy of the base's, with which an erased model is opened for a probe of removal: a filter
+            that is hidden in an autoencoder, as weights or as code, says nothing about the denoiser. None opens models
+            as they are.
     """
 
     pipe: Any
@@ -148,6 +152,7 @@ class Context:
     progress: bool = True
     hash_weights: Callable[[Any], str] = dataclasses.field(default_factory=WeightHashes)
     memory: dict[str, dict[Any, Any]] = dataclasses.field(default_factory=dict)
+    autoencoder: nn.Module | None = None
 
     @property
     def base(self) -> Model:
@@ -216,8 +221,20 @@ class Context:
     @contextlib.contextmanager
     def open(self, model: Model) -> Iterator[Any]:
         """The pipeline as a model, for the time of the block. Two models are never open at once."""
-        with model.on(self.pipe) as drawn:
+        with model.on(self.pipe) as drawn, self._decoding(model):
             yield drawn
+
+    @contextlib.contextmanager
+    def _decoding(self, model: Model) -> Iterator[None]:
+        if self.autoencoder is None or model.role != "erased":
+            yield
+            return
+        own = self.pipe.vae
+        self.pipe.vae = self.autoencoder
+        try:
+            yield
+        finally:
+            self.pipe.vae = own
 
     def draw(
         self,
@@ -330,6 +347,8 @@ class Probe(abc.ABC):
         measures: what the report calls its own measures; "rate" is what the rate is of.
         licences: what its evidence allows one to say. not_licensed: what it does not.
         descriptive: its numbers are shown and no claim is made of them.
+        own_autoencoder: a probe of removal that looks at the model's autoencoder, too. The others decode with the
+            base's.
         controls: how many of the controls it is put to, the first ones; None for all. What a model that never saw the
             target draws when it is asked for needs one of them; what retraining varies by needs them all.
         reference: paper, year.
@@ -349,6 +368,7 @@ class Probe(abc.ABC):
     licences: ClassVar[str]
     not_licensed: ClassVar[str]
     descriptive: ClassVar[bool] = False
+    own_autoencoder: ClassVar[bool] = False
     controls: ClassVar[int | None] = None
     reference: ClassVar[str] = ""
 

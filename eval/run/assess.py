@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -144,14 +145,23 @@ def _cells(
 ) -> list[Cell]:
     """Every probe on every model it is put to; the guardrails get the prompts that went through before them."""
     cells: list[Cell] = []
+    autoencoder = _autoencoder(context.pipe)
     pairs = [(probe, card) for probe in probes for card in _asked(probe, cards, context)]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not context.progress):
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
         if (known := _same_weights(probe, card, cards, cells)) is None:
-            known = _cell(probe, card, context, _inputs(probe, card, context, cards), folder, before)
+            inside = probe.section == "removal" and not probe.own_autoencoder
+            asked = dataclasses.replace(context, autoencoder=autoencoder if inside else None)
+            known = _cell(probe, card, asked, _inputs(probe, card, context, cards), folder, before)
         cells.append(known)
     return cells
+
+
+def _autoencoder(pipe: Any) -> torch.nn.Module | None:
+    """A copy of the base's autoencoder, out of every eraser's reach; None where it has none, or is kept elsewhere."""
+    own = getattr(pipe, "vae", None)
+    return copy.deepcopy(own) if isinstance(own, torch.nn.Module) and not hasattr(own, "_hf_hook") else None
 
 
 def _settings(context: Context, *, seconds: float) -> dict[str, Any]:

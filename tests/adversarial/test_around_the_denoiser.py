@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from erasure.eval import assess
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
 from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
 from tests.made_up import but, good, judged, number
+from tests.probe_helpers import tiny_context
 
 
 class FilteredDecoder(nn.Module):
@@ -79,6 +81,31 @@ def test_it_is_not_removal_however_good_the_pictures_are(name):
     assert report.answers["weights"].verdict == "shown not" and report.answers["weights"].word == "still inside"
     declared = verdict_on(found, kinds={"UCE": "retrained"}, scopes={"UCE": "everything"})
     assert declared.removal == reason  # to call it retrained does not help
+
+
+def test_probes_of_the_weights_decode_with_the_bases_autoencoder():
+    """The denoiser is moved a little, and the decoder hides what it still draws."""
+
+    def noise(pipe):
+        weight = pipe.unet.conv_out.weight
+        old = weight.detach().clone()
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        return lambda: weight.data.copy_(old)
+
+    def both(pipe):
+        undo, shown = noise(pipe), filter_in_the_decoder(pipe)
+        return lambda: (shown(), undo())
+
+    context = tiny_context()
+    erasures = {"honest": Cheat(noise), "hidden": Cheat(both)}
+    controls = [model for model in context.models.values() if model.role in ("gold", "null")]
+    found = assess(
+        context.pipe, erasures, context.suite, preset="smoke", detectors=[context.judge, context.selector],
+        controls=controls, material=context.material, probes=["completion", "direct"], progress=False,
+    )  # fmt: skip
+    pictures = {(c.probe, c.model): [row.facts["image_hash"] for row in c.rows] for c in found.cells}
+    assert pictures["completion", "hidden"] == pictures["completion", "honest"] != []
+    assert pictures["direct", "hidden"] != pictures["direct", "honest"]
 
 
 def test_an_edit_of_the_denoiser_is_not_taken_for_one():

@@ -67,6 +67,7 @@ class Construction(Probe):
         "full": {"images": 256},
     }
     descriptive: ClassVar = True
+    own_autoencoder: ClassVar = True
     measures: ClassVar = {
         "changed": "parameters that differ",
         "denoiser_changed": "of the denoisers alone",
