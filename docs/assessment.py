@@ -1,4 +1,4 @@
-"""The assessment that docs/assessment.md shows: five arms on Emoji World, every probe of a preset, the report.
+"""The assessment that docs/assessment.md shows: ten arms on Emoji World, every probe of a preset, the report.
 
     python docs/assessment.py quick runs/assessment
     python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
@@ -22,11 +22,13 @@ from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
 from erasure.eval.worldkit import detectors
+from erasure.eval.worldkit.detectors import ClassifierDetector
 from erasure.pipelines.guardrails import Guard
+from studies.cheats import Declared, HiddenFilter
 
 PAGE = Path(__file__).with_suffix(".md")
 RESULTS = PAGE.parent / "results"
-METHODS = ("uce", "esd", "rece")
+METHODS = ("uce", "esd", "rece", "speed", "spm")
 
 
 def main(preset: str, out: Path, *probes: str) -> None:
@@ -37,6 +39,10 @@ def main(preset: str, out: Path, *probes: str) -> None:
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
         arms["retrained"] = held_out(controls)
+    cheat = detectors.load("b")
+    assert isinstance(cheat, ClassifierDetector)  # by its name
+    arms["hidden filter"] = HiddenFilter(cheat, suite.concept.name, "a wizard on a blue background")
+    arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
     found = assess(
         pipe,
         arms,

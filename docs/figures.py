@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from erasure.eval import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the programs beside this one that use studies/
 
 
 def table(evaluation: Evaluation) -> str:
