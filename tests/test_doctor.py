@@ -65,9 +65,9 @@ def machine(monkeypatch, tmp_path):
     package = tmp_path / "erasure"
     (package / "world" / "emoji-world").mkdir(parents=True)
     (package / "world" / "emoji-world" / "model_index.json").write_text("{}")
-    (tmp_path / "eval" / "detectors" / "weights").mkdir(parents=True)
-    (tmp_path / "eval" / "detectors" / "weights" / "concept.safetensors").write_bytes(b"x")
-    state.world, state.weights = package / "world" / "emoji-world", tmp_path / "eval" / "detectors" / "weights"
+    (tmp_path / "eval" / "worldkit" / "weights").mkdir(parents=True)
+    (tmp_path / "eval" / "worldkit" / "weights" / "concept.safetensors").write_bytes(b"x")
+    state.world, state.weights = package / "world" / "emoji-world", tmp_path / "eval" / "worldkit" / "weights"
     monkeypatch.setattr(doctor, "__file__", str(package / "cli" / "doctor.py"))
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "eval")])
     monkeypatch.setattr(doctor, "find_spec", lambda name: spec)

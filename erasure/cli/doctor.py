@@ -214,7 +214,7 @@ def check_detectors() -> Finding:
     spec = find_spec("erasure.eval")
     if spec is None or not spec.submodule_search_locations:
         return Finding("detectors", "fail", "erasure.eval is not installed: this is a bare checkout", _pip("-e", "."))
-    folder = Path(spec.submodule_search_locations[0]) / "detectors" / "weights"
+    folder = Path(spec.submodule_search_locations[0]) / "worldkit" / "weights"
     if _size(folder):
         return Finding("detectors", "ok", f"{_size(folder) / 2**20:.0f} MiB")
     return Finding("detectors", "fail", f"the weights of the detectors are missing ({WEIGHTS})", _restore(WEIGHTS))

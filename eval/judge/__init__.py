@@ -33,6 +33,7 @@ from erasure.eval.judge.answers import (
 )
 from erasure.eval.judge.heard import heard, spoken
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL, Column
+from erasure.eval.judge.readings import READINGS
 from erasure.eval.judge.view import PICTURES, UTILITY, Audit, Facts, Margins, Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import worst_upper
@@ -135,7 +136,7 @@ def _report(view: View) -> ClaimReport:
         needed={"suppression": tuple(next_suppression), "removal": tuple(next_removal)},
         inconclusive=tuple(_inconclusive(view)),
         not_assessed=view.not_assessed(),
-        readings=tuple(key for key, holds in rules.READINGS.items() if holds(view)),
+        readings=tuple(key for key, holds in READINGS.items() if holds(view)),
         by=view.heard.by,
     )
 

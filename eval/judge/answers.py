@@ -24,7 +24,7 @@ UTILITY_VERDICTS: dict[str, Verdict] = {
     "destroyed": "shown not",
     "not assessed": "not tested",
 }
-PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *rules.HANDED)
+PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *rules.ASSISTED)
 
 
 class Question(NamedTuple):
