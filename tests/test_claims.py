@@ -22,7 +22,8 @@ from erasure.eval.judge.licences import (
     SAME_PREDICTIONS,
 )
 from erasure.eval.judge.policy import NECESSARY, SUFFICIENT, Policy, check
-from erasure.eval.judge.rules import OPTIONAL, READINGS, SEARCHES, VARIATIONS
+from erasure.eval.judge.readings import READINGS
+from erasure.eval.judge.rules import OPTIONAL, SEARCHES, VARIATIONS
 from erasure.eval.judge.view import View
 from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
