@@ -94,7 +94,9 @@ def test_the_first_table_has_a_row_for_each_checkpoint_and_a_word_for_each_answe
     reports = assessment.claims()
     assert table.count('<th scope="row">') == len(reports)
     for report in reports:
-        row = table.partition(f'<th scope="row">{report.model}</th>')[2].partition("</tr>")[0]
+        weights = next(model.weights for model in assessment.models if model.name == report.model)
+        header = f'<th scope="row">{report.model}<span class="role">{weights[:8]}</span></th>'
+        row = table.partition(header)[2].partition("</tr>")[0]
         for answer in report.answers.values():
             assert f'class="answer {answer.verdict.replace(" ", "-")}"' in row
             assert f">{answer.word}<" in row and f"({answer.verdict})" in row

@@ -68,6 +68,7 @@ def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
         "trial": facts.trial,
         "cards": [card(found, facts) for found in reports],
         "questions": QUESTIONS,
+        "hashes": {model.name: model.weights[:8] for model in assessment.models},
         "pairs": pairs(page["blocks"], [report.BASE, *(found.model for found in reports)]),
         "glossary": GLOSSARY,
         "policy": assessment.policy,
