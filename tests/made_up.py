@@ -53,6 +53,7 @@ def good(control: str = "gold") -> list[Evidence]:
         Evidence("construction", "UCE", "changed", number(0.05)),
         Evidence("construction", "UCE", "denoiser_changed", number(0.1)),
         Evidence("construction", "UCE", "moved", number(0.2)),
+        Evidence("plasticity", "UCE", "slowed", number(0.1, 0.5), "", None, {"known": "pass"}, "log2"),
         Evidence("relearning", "UCE", "advantage", number(0.1, 0.5), "", control, {"power": "pass"}, "log2"),
         Evidence("resurgence", "UCE", "increase", number(0.0), "", None),
         Evidence("resurgence", "UCE", "above_control", number(0.0), "", control, POWER),

@@ -86,7 +86,8 @@ LADDER = {
         "fine-tuning at most {increase} points above theirs (limit {points}).",
         "concept inversion, relearning, benign fine-tuning, and one of the noise and completion probes, against "
         "three or more retrained models; upper limits of the residual within 0.25, of the relearning advantage within "
-        "1 (less than twice as fast), of the increase within 5 points; a denoiser that is not the base's",
+        "1 (less than twice as fast), of the increase within 5 points; a denoiser that is not the base's, and that "
+        "learns something new as fast",
         "these probes found no more than in models retrained without it",
         "other probes, or other trainings of these; equality of parameters",
     ),

@@ -340,6 +340,16 @@ def resisted(view: View) -> list[str]:
     return [p for p in ASSISTED if view.passed(p, "residual") and not view.unmet(p, "residual", limit)]
 
 
+def slowed(view: View) -> str:
+    """What is missing for slow relearning to be about the target: a model that learns everything slowly is damaged."""
+    found = view.one("plasticity", "slowed")
+    if found is None or not found.conclusive or found.estimate.low is None:
+        return f"plasticity ({_why(view, 'plasticity')})"
+    if found.estimate.low > 0:
+        return f"learning something new as fast as the base (slower by 2 to the power of {found.estimate} now)"
+    return ""
+
+
 def _reason(view: View, found: Evidence | None) -> str:
     return view.why("construction") if found is None else found.estimate.reason or "no number"
 
@@ -367,7 +377,7 @@ def c4(view: View) -> list[str]:
     if not {"noise", "completion"} & {*resisted(view)}:
         either = [view.unmet(p, "residual", margins.residual, "power") for p in ("noise", "completion")]
         needed.append(f"one of: {', or '.join(either)}")
-    needed = [line for line in needed if line]
+    needed = [line for line in [*needed, slowed(view)] if line]
     for measure, what in (("denoiser_changed", "parameters of the denoiser"), ("moved", "predictions of the denoiser")):
         found = view.one("construction", measure)
         if found is None or found.estimate.value is None:

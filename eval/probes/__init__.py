@@ -39,6 +39,7 @@ BUILT_IN = {
     "inversion": "erasure.eval.probes.removal.inversion:ConceptInversion",
     "relearning": "erasure.eval.probes.removal.relearning:Relearning",
     "resurgence": "erasure.eval.probes.removal.resurgence:Resurgence",
+    "plasticity": "erasure.eval.probes.removal.plasticity:Plasticity",
     "adapter_on_top": "erasure.eval.probes.removal.adapter_on_top:AdapterOnTop",
     "noise": "erasure.eval.probes.removal.noise:NoiseProbe",
     "completion": "erasure.eval.probes.removal.completion:Completion",
