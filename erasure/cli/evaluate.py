@@ -227,10 +227,12 @@ def compare(
     """Evaluate, print the answers and the numbers behind them, write the report."""
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
+    from erasure.eval.run.drawing import WIDE
 
     found = measure(
-        pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache"
-    )
+        pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache",
+        wide=WIDE if limit is None else None,
+    )  # fmt: skip
     found.save(out)
     path = write_report(found, out / "report.html", records=out)
     say_answers(found)

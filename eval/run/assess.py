@@ -38,7 +38,7 @@ from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack, found_by
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
-from erasure.eval.run.drawing import paired_pictures, sampler_text
+from erasure.eval.run.drawing import WIDE, paired_pictures, sampler_text
 from erasure.eval.run.undrawn import without_pictures
 from erasure.runtime import autocast_for
 
@@ -48,8 +48,8 @@ PICTURES: dict[str, dict[str, Any]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
     "no-draw": {},
     "quick": {"images_per_prompt": 1, "limit": None},
-    "standard": {"images_per_prompt": None, "limit": None, "wide": 24},
-    "full": {"images_per_prompt": 4, "limit": None, "wide": 24},
+    "standard": {"images_per_prompt": None, "limit": None, "wide": WIDE},
+    "full": {"images_per_prompt": 4, "limit": None, "wide": WIDE},
 }
 
 

@@ -39,6 +39,7 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
+WIDE = 24  # sentences that a report asks in, one picture each: an interval is about sentences
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
 
 
