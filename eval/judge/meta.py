@@ -4,7 +4,7 @@ Every arm of an assessment whose truth is known by construction (an unchanged co
 know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
 values: AUC = P(knows > does not), ties counted half. It is a statement about one base and its material. Which numbers
 enter a claim is decided for each base by the probes' own gates, from what they find in that base: membership has power
-where the base's known members are told from their twins, and nowhere else.
+where the base's known members are told from fresh pictures, and nowhere else.
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """

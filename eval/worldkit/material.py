@@ -54,7 +54,7 @@ class WorldMaterial:
         return self.name in (*scene.concepts, scene.style)
 
     def _pick(self, wanted: Callable[[Scene], bool], count: int, seed: int, member: bool | None) -> list[Example]:
-        source = _members() if member else _twins(seed)
+        source = _members() if member else _fresh(seed)
         found = [(i, scene) for i, scene in enumerate(source) if len(scene.concepts) == 1 and wanted(scene)]
         if len(found) < count:
             raise ValueError(
@@ -77,7 +77,7 @@ def _members() -> tuple[Scene, ...]:
 
 
 @functools.cache
-def _twins(seed: int) -> tuple[Scene, ...]:
+def _fresh(seed: int) -> tuple[Scene, ...]:
     """Fresh scenes from the distribution of the training's."""
     rng, world = step_rng(seed, 2, 12), spec()
     return tuple(sample_scene(rng, list(world.concepts), list(world.styles)) for _ in range(len(_members())))

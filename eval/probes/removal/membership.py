@@ -24,14 +24,14 @@ from erasure.eval.probes.weigh import controls_of
 from erasure.eval.stats import Estimate, auc, auc_gap, rate
 
 ATTACKS = ("loss", "SecMI", "PIA")
-POWER = 0.6  # the base's members must be told from their twins at least so well (lower limit), or nothing can be said
+POWER = 0.6  # the base's members must be told from fresh ones at least so well (lower limit), or nothing can be said
 ENOUGH = 70  # pictures on each side, below which the test of a whole set is not to be trusted
 NOTE = "for targets that are a listed set of training pictures; a concept or a style is more than its pictures"
 
 
 @dataclasses.dataclass(frozen=True)
 class Membership(Probe):
-    """How well three attacks tell training pictures of the target (members) from fresh ones like them (twins).
+    """How well three attacks tell training pictures of the target (members) from fresh ones like them.
 
     With p the caption and eps_m the predicted noise, larger scores speak for membership:
 
@@ -41,20 +41,21 @@ class Membership(Probe):
         PIA     - |eps_m(sqrt(a_t) x + sqrt(1 - a_t) eps_0, t, p) - eps_0|_4,  eps_0 = eps_m(x, 0, p)
                 (Kong et al. 2023)
 
-    Measures, per attack: "auc" and "tpr" (share of members found where 1 % of twins are mistaken for one) of every
-    model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov distance of
+    Measures, per attack: "auc" and "tpr" (share of members found where 1 % of fresh pictures are mistaken for one) of
+    every model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov distance of
     members' scores from theirs, which also moves when the whole target is drawn worse. The question is not whether the
     area is 0.5 but whether it is that after retraining: below is over-correction, which gives members away as well.
 
-    In the family "set", "effect" is the standardised difference (Welch) of members and twins on one score: a logistic
-    regression of the three, learnt on members and twins that are *not* of the target (after Dubinski et al. 2025).
+    In the family "set", "effect" is the standardised difference (Welch) of members and fresh pictures on one score: a
+    logistic regression of the three, learnt on members and fresh pictures that are *not* of the target (after Dubinski
+    et al. 2025).
 
     Gate "power": the base's area has a lower limit above 0.6, the base's effect one above 0. Where the base has learnt
     no picture by heart, as models of many pictures have not (CopyMark, Liang and You 2024), nothing follows.
 
     Attributes:
-        images: members, and as many twins; 250 and 250 give +-0.05 at an area of 0.5.
-        others: members that are not of the target, and as many twins, for the test of the set; 0 leaves it out.
+        images: members, and as many fresh ones; 250 and 250 give +-0.05 at an area of 0.5.
+        others: members that are not of the target, and as many fresh ones, for the test of the set; 0 leaves it out.
         times, noises: of the loss.
         until, interval: t and k of SecMI. at: t of PIA.
         seed: of pictures and noise.
@@ -62,7 +63,7 @@ class Membership(Probe):
 
     key: ClassVar = "membership"
     code: ClassVar = "R15"
-    title: ClassVar = "training pictures told from their twins"
+    title: ClassVar = "training pictures told from fresh ones"
     section: ClassVar = "removal"
     level: ClassVar = "weights"
     access: ClassVar = "white_box"
@@ -114,7 +115,7 @@ class Membership(Probe):
         return found
 
     def sides(self, context: Context, what: Literal["target", "kept"], count: int) -> list[Example]:
-        """Members, then as many twins, of which it is known that they are none."""
+        """Members, then as many fresh ones, of which it is known that they are none."""
         found = context.real(what, count, seed=self.seed, member=True)
         found += context.real(what, count, seed=self.seed, member=False)
         if any(example.member is None for example in found):
@@ -201,11 +202,11 @@ def _gate(low: float | None, least: float) -> Gate:
 
 
 def found_at(pair: tuple[Sequence[float], Sequence[float]], mistaken: float) -> Estimate:
-    """The share of members above the score that a share ``mistaken`` of the twins exceeds."""
-    members, twins = pair
-    if not twins:
-        return Estimate.missing("no twins")
-    threshold = float(np.quantile(twins, 1 - mistaken, method="higher"))
+    """The share of members above the score that a share ``mistaken`` of the fresh ones exceeds."""
+    members, fresh = pair
+    if not fresh:
+        return Estimate.missing("no fresh pictures")
+    threshold = float(np.quantile(fresh, 1 - mistaken, method="higher"))
     return rate([float(score > threshold) for score in members], list(range(len(members))))
 
 
@@ -218,7 +219,7 @@ def distance(mine: Sequence[float], theirs: Sequence[Sequence[float]]) -> Estima
 
 
 def effect(rows: Sequence[Observation]) -> Estimate:
-    """(mean of members - mean of twins) / pooled spread of one score, with the limits of Welch's test.
+    """(mean of members - mean of fresh ones) / pooled spread of one score, with the limits of Welch's test.
 
     The score is a logistic regression of the attacks' scores, learnt on pictures that are not of the target.
     """
@@ -237,11 +238,11 @@ def effect(rows: Sequence[Observation]) -> Estimate:
         return Estimate.missing("no members beside the target's to learn the score from")
     w = logistic(standardised(x["others"], x["others"]), y["others"], ridge=0.01)
     scores = standardised(x["target"], x["others"]) @ w[:-1] + w[-1]
-    members, twins = scores[y["target"]], scores[~y["target"]]
-    spread = float(np.sqrt((members.var(ddof=1) + twins.var(ddof=1)) / 2)) if min(len(members), len(twins)) > 1 else 0.0
+    members, fresh = scores[y["target"]], scores[~y["target"]]
+    spread = float(np.sqrt((members.var(ddof=1) + fresh.var(ddof=1)) / 2)) if min(len(members), len(fresh)) > 1 else 0.0
     if not spread > 0:
         return Estimate.missing("too few scores, or all of them alike")
-    test, n = scipy_stats.ttest_ind(members, twins, equal_var=False), len(scores)
-    limits, value = test.confidence_interval(), float(members.mean() - twins.mean()) / spread
+    test, n = scipy_stats.ttest_ind(members, fresh, equal_var=False), len(scores)
+    limits, value = test.confidence_interval(), float(members.mean() - fresh.mean()) / spread
     method = f"Welch's t test of the set, p = {test.pvalue:.2g}"
     return Estimate(value, float(limits.low) / spread, float(limits.high) / spread, method, n, n)

@@ -42,7 +42,7 @@ class Memorisation(Probe):
 
     key: ClassVar = "memorisation"
     code: ClassVar = "R17"
-    title: ClassVar = "pictures closer to training pictures than to their twins"
+    title: ClassVar = "pictures closer to training pictures than to fresh ones"
     section: ClassVar = "removal"
     level: ClassVar = "outputs"
     access: ClassVar = "black_box"
