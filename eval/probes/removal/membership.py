@@ -42,9 +42,10 @@ class Membership(Probe):
                 (Kong et al. 2023)
 
     Measures, per attack: "auc" and "tpr" (share of members found where 1 % of fresh pictures are mistaken for one) of
-    every model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov distance of
-    members' scores from theirs, which also moves when the whole target is drawn worse. The question is not whether the
-    area is 0.5 but whether it is that after retraining: below is over-correction, which gives members away as well.
+    every model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov
+    distance of members' scores from theirs, which also moves when the whole target is drawn worse. The question is not
+    whether the area is 0.5 but whether it is that after retraining: below is over-correction, which gives members away
+    as well.
 
     In the family "set", "effect" is the standardised difference (Welch) of members and fresh pictures on one score: a
     logistic regression of the three, learnt on members and fresh pictures that are *not* of the target (after Dubinski

@@ -17,7 +17,7 @@ from erasure.eval.probes.removal.output_distance import features_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import rate
 
-CHANCE = 0.5  # members and twins are alike to a model that saw neither
+CHANCE = 0.5  # members and fresh pictures are alike to a model that saw neither
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Memorisation(Probe):
     """Share of pictures, drawn from captions of training pictures of the target, that are closer to one of these.
 
     A picture is flagged when its nearest training picture (member), by cosine of the judge's features about their mean,
-    is more like it than the nearest of as many fresh ones of the same kind (twins). A model that saw neither is at one
+    is more like it than the nearest of as many fresh ones of the same kind. A model that saw neither is at one
     half, whatever it draws: "known" asks the base to be above that. "copies" counts pictures within ``copy`` of a
     member, pixel by pixel.
 
@@ -33,11 +33,11 @@ class Memorisation(Probe):
 
     Attributes:
         captions: different ones, of members. images_per_caption: seeds each.
-        references: members, and as many twins, to compare with. More make copies easier to find.
+        references: members, and as many fresh ones, to compare with. More make copies easier to find.
         copy: largest root mean square difference of pixels, in [0, 1], of a copy.
-        seed: of members and twins.
+        seed: of members and fresh ones.
 
-    After Carlini et al. 2023, "Extracting training data from diffusion models", with twins for a control.
+    After Carlini et al. 2023, "Extracting training data from diffusion models", with fresh pictures for a control.
     """
 
     key: ClassVar = "memorisation"
@@ -65,13 +65,13 @@ class Memorisation(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         members = context.real("target", self.references, seed=self.seed, member=True)
-        twins = context.real("target", self.references, seed=self.seed, member=False)
+        fresh = context.real("target", self.references, seed=self.seed, member=False)
         captions = list(dict.fromkeys(example.caption for example in members))[: self.captions]
         seeds = tuple(range(self.images_per_caption))
         with context.open(model) as pipe:
             drawn = context.draw(pipe, model, captions, cut=True, seeds=seeds, description=f"R17 {model.name}")
         images = [image for row in drawn for image in row]
-        name, features = features_of(context.judge, [*images, *(e.image for e in (*members, *twins))])
+        name, features = features_of(context.judge, [*images, *(e.image for e in (*members, *fresh))])
         references = features[len(images) :]
         distances = cdist(features[: len(images)] - references.mean(0), references - references.mean(0), "cosine")
         near = np.nan_to_num(distances, nan=1.0)  # a picture of no features is like nothing
