@@ -11,7 +11,7 @@ import pytest
 
 from erasure.eval import Assessment
 from erasure.eval.judge import meta
-from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION
+from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION, SAME_DENOISER
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -37,14 +37,21 @@ def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committe
 
 
 def test_truths_known_by_construction_come_out(committed):
-    """No erasure is called removal, the filter never can be; the base is told from what never saw the target.
+    """No erasure is called removal; filters, adapters and an untouched denoiser never can be, whatever they declare.
 
     The records of the retrained models in these archives were supplied and not replayed, so they verify nothing.
     """
     removal = {claim.model: claim.removal for claim in committed.claims()}
     assert removal.pop("prompt filter") == NOT_BY_CONSTRUCTION
     assert removal.pop("retrained") == NO_CLAIM
-    assert set(removal.values()) == {NO_CLAIM}
+    known = {"SPM": NOT_BY_CONSTRUCTION, "hidden filter": SAME_DENOISER}
+    assert removal == {model: known.get(model, NO_CLAIM) for model in removal}
+    if committed.preset == "quick":  # the cheats of studies/cheats.py
+        assert removal["hidden filter"] == SAME_DENOISER and removal["declared retrained"] == NO_CLAIM
+        answers = {claim.model: claim.answers for claim in committed.claims()}
+        assert all(
+            answers[model]["weights"].verdict == "shown not" for model in ("hidden filter", "declared retrained")
+        )
     faithful = meta.faithfulness(*meta.trials(committed))
     assert len(faithful) >= 4
     for row in (row for row in faithful if row.demoted):  # what does not tell them apart here enters no claim here
