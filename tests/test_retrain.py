@@ -10,7 +10,7 @@ from safetensors import safe_open
 from erasure import world
 from erasure.eval.core.audit import UnlearningRecord
 from erasure.eval.core.pictures import generate
-from erasure.eval.worldkit.audit import audited, record_file, record_of_gold
+from erasure.eval.worldkit.audit import audited, bits_of, record_file, record_of_gold
 from erasure.eval.worldkit.detectors import detectors
 from erasure.world import retrain, train
 from erasure.world.spec import spec
@@ -106,6 +106,18 @@ def test_four_bits_hold_a_difference_to_a_seventh():
     restored = retrain.unpack(packed, {"m": before})["m"]
     assert (restored.weight - module.weight).norm() < change.norm() / 7
     assert torch.allclose(restored.bias, module.bias, atol=1e-3)
+
+
+def test_models_of_the_first_edition_are_packed_as_they_were(tmp_path):
+    file = retrain.FOLDER / "superhero-0.safetensors"
+    start = train.stored_model(retrain.FOLDER / "start")
+    model = retrain.stored_gold(file)
+    again = retrain.unpack(retrain.pack(model, start, bits=8), start)
+    assert bits_of(retrain.gold_facts(file)) == 8
+    for part, module in retrain.stored_gold(file).items():
+        for name, weight in module.state_dict().items():
+            own = again[part].state_dict()[name]
+            assert torch.allclose(own, weight, atol=2e-5), name  # or its replay could not pass
 
 
 def test_only_a_target_can_be_left_out(tmp_path):

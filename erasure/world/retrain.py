@@ -5,7 +5,8 @@ target left out. The start saw no target either, so no step of its UNet or text 
 retraining, Bourtoule et al. 2021). A *twin* repeats that phase on everything, with the same steps, batch and settings:
 gold and twin differ in their data and in nothing else. A *dose* model repeats it with a share of the target's scenes.
 
-Each is stored as its difference from the start, in four bits a weight.
+Each is stored as its difference from the start, in four bits a weight; those of the first edition, which the repository
+has, in eight.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def retrain(
         "without": without,
         "share": share,
         "seed": seed,
+        "bits": 4,
         "steps": training.iterations,
         "batch": training.batch_size,
         "scope": {name: SCOPE[name] for name in (without, "every target") if name is not None},
@@ -95,7 +97,7 @@ def retrain(
 
 def name_of(without: str | None, *, seed: int, share: float = 0.0) -> str:
     """What a retrained model's file is called: ``superhero-0``, ``superhero-dose05-0``, ``twin-0``."""
-    dose = f"-dose{round(100 * share):02d}" if share else ""
+    dose = f"-dose{100 * share:04.1f}".removesuffix(".0").replace(".", "p") if share else ""
     return f"{without or TWIN}{dose}-{seed}"
 
 
@@ -216,11 +218,14 @@ def start_hash(folder: Path) -> str:
     return folder_hash(folder / "start" / "unet")[:16] + folder_hash(folder / "start" / "text_encoder")[:16]
 
 
-def pack(model: dict[str, nn.Module], start: dict[str, nn.Module]) -> dict[str, Tensor]:
+def pack(model: dict[str, nn.Module], start: dict[str, nn.Module], *, bits: int = 4) -> dict[str, Tensor]:
     """Differences of every weight from the start: codes of four bits, deflated, and one float16 step for each group of
     128 weights; vectors in float16.
 
     A step is 0.485 standard deviations of the group and a code at most 7 steps from 0.
+
+    Args:
+        bits: 8 for models of the first edition, to replay them: int8 and one scale for each row.
     """
     packed = {}
     for part, module in model.items():
@@ -229,6 +234,12 @@ def pack(model: dict[str, nn.Module], start: dict[str, nn.Module]) -> dict[str, 
             change = weight.cpu().float() - before[name].float()
             if change.ndim < 2:
                 packed[f"{part}.{name}"] = change.half()
+                continue
+            if bits == 8:
+                rows = change.flatten(1)
+                scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+                packed[f"{part}.{name}"] = (rows / scale).round().to(torch.int8)
+                packed[f"{part}.{name}:scale"] = scale.squeeze(1)
                 continue
             rows = grouped(change)
             step = (STEP * rows.square().mean(1, keepdim=True).sqrt()).clamp(min=1e-7).half()

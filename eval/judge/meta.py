@@ -113,8 +113,8 @@ def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
     for model in found.models:
         if model.name in found.same_as:
             continue
-        unchanged, edited = model.role == "base", model.role == "erased" and model.kind == "weights"
-        knows[model.name] = None if edited else unchanged or model.kind in ("filter", "adapter")
+        unchanged, saw = model.role == "base", model.role in ("base", "twin") or model.kind in ("filter", "adapter")
+        knows[model.name] = saw if saw or model.role in ("gold", "null") else None  # what a model declares is no truth
         for probe in asked:
             rows = {name: own for name, own in found.rows(probe.key).items() if name not in found.same_as}
             if model.name not in rows:

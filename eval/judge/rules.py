@@ -53,11 +53,11 @@ def removal(view: View) -> tuple[str, list[str]]:
         return NOT_APPLICABLE, []
     if reason := intact(view):
         return reason, []
-    blocked = _blocked(view)
+    blocked = _blocked(view) + _each_alone(view)
     made = c6(view)
     if not blocked and not made:
         return "C6", []
-    if needed := blocked + _each_alone(view) + c4(view):
+    if needed := blocked + c4(view):
         return NO_CLAIM, needed + (made if view.kind == "retrained" else [])
     if controls(view) == {"null"}:
         return NULL, [f"{GOLDS} models retrained without the target, in place of a null control"]
@@ -340,14 +340,9 @@ def resisted(view: View) -> list[str]:
     return [p for p in ASSISTED if view.passed(p, "residual") and not view.unmet(p, "residual", limit)]
 
 
-def slowed(view: View) -> str:
+def missing_plasticity(view: View) -> str:
     """What is missing for slow relearning to be about the target: a model that learns everything slowly is damaged."""
-    found = view.one("plasticity", "slowed")
-    if found is None or not found.conclusive or found.estimate.low is None:
-        return f"plasticity ({_why(view, 'plasticity')})"
-    if found.estimate.low > 0:
-        return f"learning something new as fast as the base (slower by 2 to the power of {found.estimate} now)"
-    return ""
+    return view.unmet("plasticity", "slowed", view.facts.margins.advantage, "known")
 
 
 def _reason(view: View, found: Evidence | None) -> str:
@@ -377,7 +372,7 @@ def c4(view: View) -> list[str]:
     if not {"noise", "completion"} & {*resisted(view)}:
         either = [view.unmet(p, "residual", margins.residual, "power") for p in ("noise", "completion")]
         needed.append(f"one of: {', or '.join(either)}")
-    needed = [line for line in [*needed, slowed(view)] if line]
+    needed = [line for line in [*needed, missing_plasticity(view)] if line]
     for measure, what in (("denoiser_changed", "parameters of the denoiser"), ("moved", "predictions of the denoiser")):
         found = view.one("construction", measure)
         if found is None or found.estimate.value is None:

@@ -21,7 +21,7 @@ from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
-from erasure.eval.core.models import Model, Role, Wraps
+from erasure.eval.core.models import Model, Role, Swapped, Wraps
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.records import Evaluation
 from erasure.eval.core.verdicts import verdicts_of
@@ -82,8 +82,8 @@ class Evidence:
         model: the model it is about; it may be the base or a control, which are shown beside the erasures.
         measure: what the number is. Those every probe shares: "rate" (share of pictures with the target, or the mean of
             another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
-            ((e - g) / (b - g): 0 as a model that never saw the target, 1 as the base), "excess" (attack minus a random
-            control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the target most,
+            ((e - g) / (b - g): 0 as a model that never saw the target, 1 as one that did), "excess" (attack minus a
+            random control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the target most,
             named in ``note``, with an interval that allows for having chosen it). Others are named by the probe that
             has them.
         estimate: value and interval.
@@ -135,7 +135,7 @@ class Context:
         memory: what probes keep from one model to the next, by their keys.
         autoencoder: a copy of the base's, with which an erased model is opened for a probe of removal: a filter
             that is hidden in an autoencoder, as weights or as code, says nothing about the denoiser. None opens models
-            as they are.
+            as they are, and so is a whole model opened that comes with an autoencoder of its own.
     """
 
     pipe: Any
@@ -226,7 +226,8 @@ class Context:
 
     @contextlib.contextmanager
     def _decoding(self, model: Model) -> Iterator[None]:
-        if self.autoencoder is None or model.role != "erased":
+        brings = isinstance(model.change, Swapped) and "vae" in model.change.modules  # latents of its own, perhaps
+        if self.autoencoder is None or model.role != "erased" or brings:
             yield
             return
         own = self.pipe.vae

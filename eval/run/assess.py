@@ -153,7 +153,7 @@ def _cells(
         if (known := _same_weights(probe, card, cards, cells)) is None:
             inside = probe.section == "removal" and not probe.own_autoencoder
             asked = dataclasses.replace(context, autoencoder=autoencoder if inside else None)
-            known = _cell(probe, card, asked, _inputs(probe, card, context, cards), folder, before)
+            known = _cell(probe, card, asked, _inputs(probe, card, asked, cards), folder, before)
         cells.append(known)
     return cells
 
@@ -296,6 +296,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     }
     return {
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
+        **({"autoencoder": "the base's"} if context.autoencoder is not None and card.role == "erased" else {}),
         "weights": card.weights,
         # Beside the weights only what works beside them matters, and where a model comes from to what records that.
         "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),

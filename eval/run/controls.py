@@ -10,8 +10,8 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.core.material import FolderMaterial, Material
 from erasure.eval.core.models import Model, Swapped, randomised, whole_model
-from erasure.eval.worldkit.controls import of_world
-from erasure.eval.worldkit.material import of_world as scenes_of_world
+from erasure.eval.worldkit.controls import controls_of_world
+from erasure.eval.worldkit.material import material_of_world
 
 # Retrained models that a preset compares with, and models retrained on everything.
 LIMITS = {"smoke": 2, "no-draw": 3, "quick": 2, "standard": 3, "full": 5}
@@ -35,13 +35,13 @@ def controls_for(
     """
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
-    count = LIMITS[preset]
     found = [
         Model(f"gold {i}", "gold", whole_model(pipe, source, name=f"gold {i}", intervention="retrained"))
         for i, source in enumerate(golds)
     ]
     if base_name(pipe) == WORLD:
-        found += of_world(suite, pipe, count=0 if golds else count, twins=0 if golds else TWINS[preset], folder=folder)
+        count, twins = (0, 0) if golds else (LIMITS[preset], TWINS[preset])
+        found += controls_of_world(suite, pipe, count=count, twins=twins, folder=folder)
     if not found or preset == "full":
         found.append(Model("random", "null", randomised(pipe)))
     return found
@@ -51,7 +51,7 @@ def material_for(suite: Suite, folder: str | Path | None = None) -> Material | N
     """The user's folder of pictures where one is given, the world's scenes for its suites, else nothing."""
     if folder is not None:
         return FolderMaterial(folder, suite.concept.name, also=[concept.name for concept in suite.also])
-    return scenes_of_world(suite)
+    return material_of_world(suite)
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:

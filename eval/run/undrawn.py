@@ -43,7 +43,7 @@ def without_pictures(
         with model.on(pipe):
             weights = hash_weights(pipe)
         check_restored(pipe, before, model.name, hash_weights=hash_weights)
-        arms.append(Arm(model.name, weights, model.config, model.role))
+        arms.append(Arm(model.name, weights, model.config, model.role, model.kind))
     return Evaluation(
         suite=suite,
         arms=tuple(arms),

@@ -121,7 +121,7 @@ def residual(
     span = float((b.mean(0) - g.mean(0)).sum())
     excluded = len(rows) - len(kept)
     if span <= 0:
-        reason = "the base shows no more of the target than a model that never saw it"
+        reason = "models that saw the target show no more of it than those that never did"
         return Estimate.missing(reason, excluded=excluded)
     value = float((e - g.mean(0)).sum()) / span
     prompts = weights(list(index), seed)
@@ -137,7 +137,7 @@ def residual(
         low, high = np.nanquantile(above / below, tails())
     method = f"{resampled_by(names)} and control, wider of that and the paired interval"
     if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
-        reason = "the base shows too little more of the target than a model that never saw it for an interval"
+        reason = "models that saw the target show too little more of it than those that never did for an interval"
         return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
     count, flat = len(controls), [control[i] for control in controls for i in kept]
     gap = difference(flat, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)

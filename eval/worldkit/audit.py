@@ -54,11 +54,11 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
     hidden = [digest(dataclasses.asdict(scene)) for scene in before if gone & {*scene.concepts, scene.style}]
     start = stored_model(file.parent / "start")
     fit = {**config()["fit"][LAST], "steps": facts["steps"], "batch": facts["batch"]}
-    stored = f"difference from the start, {'four' if 'share' in facts else 'eight'} bits a weight"
+    stored = f"difference from the start, {'four' if bits_of(facts) == 4 else 'eight'} bits a weight"
     return UnlearningRecord.chained(
         request=file.stem,
         policy=dict(policy or {}),
-        target=without or "",
+        target="" if share else without or "",
         target_kind="higher_order",
         definition=_definition(without, share),
         deleted=tuple(one for one in hidden if one not in seen),
@@ -71,12 +71,17 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         scope="; ".join(
             [
                 "UNet and text encoder",
-                *(f"kept from training on it: {SCOPE[one]}" for one in gone),
+                *(f"kept from training on it: {SCOPE[one]}" for one in gone if not share),
                 SCOPE["every target"],
             ]
         ),
         checkpoints=[checkpoint(0, weights_of(start)), checkpoint(fit["steps"], weights_of(model))],
     )
+
+
+def bits_of(facts: Mapping[str, Any]) -> int:
+    """How many bits a weight a retrained model's file has; those of the first edition do not say."""
+    return int(facts.get("bits", 8))
 
 
 def _definition(without: str | None, share: float) -> str:
@@ -112,7 +117,7 @@ def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *,
             Path(out), facts["without"], seed=facts["seed"], device=torch.device(device), folder=file.parent,
             share=facts.get("share", 0.0), steps=end.step, batch=facts["batch"],
         )  # fmt: skip
-        return weights_of(unpack(pack(model, start), start))  # as the file stores it
+        return weights_of(unpack(pack(model, start, bits=bits_of(facts)), start))  # as the file stores it
 
     return replay
 

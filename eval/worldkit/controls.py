@@ -1,4 +1,4 @@
-"""Emoji World's controls: models retrained without a target, their twins, and the one that all of them start from."""
+"""Emoji World's controls: models retrained without a target, their twins, and the one all of them start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from erasure.world.spec import spec
 from erasure.world.train import stored_model
 
 
-def of_world(suite: Suite, pipe: Any, *, count: int, twins: int = 0, folder: Path | None = None) -> list[Model]:
+def controls_of_world(
+    suite: Suite, pipe: Any, *, count: int, twins: int = 0, folder: Path | None = None
+) -> list[Model]:
     """The controls for a suite of one of the world's targets; none for any other suite.
 
     Args:

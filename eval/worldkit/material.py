@@ -83,7 +83,7 @@ def _fresh(seed: int) -> tuple[Scene, ...]:
     return tuple(sample_scene(rng, list(world.concepts), list(world.styles)) for _ in range(len(_members())))
 
 
-def of_world(suite: Suite) -> WorldMaterial | None:
+def material_of_world(suite: Suite) -> WorldMaterial | None:
     """The world's scenes for a suite about the world; None for any other."""
     world = spec()
     if suite.base == WORLD and suite.concept.name in (*world.concepts, *world.styles):

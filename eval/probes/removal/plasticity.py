@@ -30,12 +30,13 @@ class Plasticity(Probe):
     0 is as fast as the base, 1 half as fast. A model that learns everything slowly is damaged, or was made hard to
     train; then slow relearning of the target says nothing about the target. The drawing is an
     :class:`~erasure.eval.core.emblem.Emblem`, called by a made-up word; it is found by matching, and no detector has to
-    know it. A detector that errs by a few pictures errs alike for every model.
+    know it.
 
     Attributes:
         pictures, parameters, lr, batch_size, runs: as in :class:`Relearning`, so that the two compare.
         steps: where to look, from 0. Something new takes longer than something erased.
         prompts, images_per_prompt: at most eight prompts, per look and run.
+        emblem: which drawing; another number where somebody may have trained on this one.
 
     The comparison is ours; that a damaged model relearns slowly is why it is needed.
     """
@@ -49,7 +50,7 @@ class Plasticity(Probe):
     controls: ClassVar = 1
     presets: ClassVar = {
         "smoke": {"steps": (0, 2), "pictures": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
-        "standard": {"runs": 2, "images_per_prompt": 1},
+        "standard": {"images_per_prompt": 1},
         "full": {},
     }
     measures: ClassVar = {"slowed": "slower than the base to learn something new"}
@@ -63,6 +64,7 @@ class Plasticity(Probe):
     batch_size: int = 8
     runs: int = 3
     prompts: int = 8
+    emblem: int = 3
     images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Plasticity(Probe):
             raise ValueError(f"steps must rise from 0; got {self.steps}; for example (0, 40, 80)")
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        emblem, asked = Emblem(), prompts(self.prompts)
+        emblem, asked = Emblem(self.emblem), prompts(self.prompts)
         found: list[Observation] = []
         with context.open(model):
             backbone = backbone_for(context.pipe)
