@@ -83,9 +83,9 @@ class Evidence:
         measure: what the number is. Those every probe shares: "rate" (share of pictures with the target, or the mean of
             another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
             ((e - g) / (b - g): 0 as a model that never saw the target, 1 as one that did), "excess" (attack minus a
-            random control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the target most,
-            named in ``note``, with an interval that allows for having chosen it). Others are named by the probe that
-            has them.
+            random control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the
+            target most, named in ``note``, with an interval that allows for having chosen it). Others are named by the
+            probe that has them.
         estimate: value and interval.
         family: which of the probe's families; "" for all together.
         control: whose numbers stand for "never saw it": "gold" (retrained), "null", or None where none entered.
