@@ -22,7 +22,6 @@ from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
 from erasure.eval.worldkit import detectors
-from erasure.eval.worldkit.detectors import ClassifierDetector
 from erasure.pipelines.guardrails import Guard
 from studies.cheats import Declared, HiddenFilter
 
@@ -39,9 +38,7 @@ def main(preset: str, out: Path, *probes: str) -> None:
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
         arms["retrained"] = held_out(controls)
-    cheat = detectors.load("b")
-    assert isinstance(cheat, ClassifierDetector)  # by its name
-    arms["hidden filter"] = HiddenFilter(cheat, suite.concept.name, "a wizard on a blue background")
+    arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
     arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
     found = assess(
         pipe,

@@ -117,9 +117,9 @@ def test_weights_that_are_not_the_cards_are_refused(tmp_path, monkeypatch) -> No
     (tmp_path / "other" / "b.safetensors").replace(tmp_path / "b.safetensors")
     monkeypatch.setattr(world, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match="not the weights its card is about"):
-        load.__wrapped__("b")
+        world.classifier.__wrapped__("b")
     with pytest.raises(FileNotFoundError, match="no weights"):
-        load.__wrapped__("a")
+        world.classifier.__wrapped__("a")
 
 
 def test_unknown_names_are_refused() -> None:

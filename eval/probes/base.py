@@ -224,10 +224,14 @@ class Context:
         with model.on(self.pipe) as drawn, self._decoding(model):
             yield drawn
 
+    def decoded_by_base(self, model: Model) -> bool:
+        """Whether a model is opened with the base's autoencoder in the place of its own."""
+        brings = isinstance(model.change, Swapped) and "vae" in model.change.modules  # latents of its own, perhaps
+        return self.autoencoder is not None and model.role == "erased" and not brings
+
     @contextlib.contextmanager
     def _decoding(self, model: Model) -> Iterator[None]:
-        brings = isinstance(model.change, Swapped) and "vae" in model.change.modules  # latents of its own, perhaps
-        if self.autoencoder is None or model.role != "erased" or brings:
+        if not self.decoded_by_base(model):
             yield
             return
         own = self.pipe.vae

@@ -112,6 +112,38 @@ def learn(
         raise Missing(f"diverged: {error}") from None
 
 
+def repeated(
+    context: Context,
+    lesson: Lesson,
+    look: Callable[[dict[str, Any]], list[Observation]],
+    *,
+    parameters: str,
+    marks: Sequence[int],
+    lr: float,
+    runs: int,
+) -> list[Observation]:
+    """Train the opened model ``runs`` times, each from where it was, and look at some steps.
+
+    Args:
+        look: what is seen of the model as it then is, given ``step``, ``run`` and ``loss``.
+        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them.
+        marks: the steps, the last one being the end; 0 is before the first.
+    """
+    found: list[Observation] = []
+    for run in range(runs):
+        with tuned(context.pipe, lesson.backbone.select(parameters)) as trained:
+            for step in learn(
+                trained, lesson.loss, pipe=context.pipe, marks=marks, lr=lr, seed=run, autocast=context.autocast
+            ):
+                found += look({"step": step, "run": run, "loss": lesson.level()})
+    return found
+
+
+def seeds_of(run: int, count: int) -> range:
+    """The seeds of the pictures of a run: no two runs share one."""
+    return range(run * count, (run + 1) * count)
+
+
 def random_words(free: FreeWords, seed: int) -> Tensor:
     """Word vectors ``(k, d)`` spread as the vocabulary is."""
     table = free.table.float()

@@ -145,17 +145,21 @@ def _cells(
 ) -> list[Cell]:
     """Every probe on every model it is put to; the guardrails get the prompts that went through before them."""
     cells: list[Cell] = []
-    autoencoder = _autoencoder(context.pipe)
+    autoencoder = _autoencoder(context.pipe) if any(map(_looks_inside, probes)) else None
     pairs = [(probe, card) for probe in probes for card in _asked(probe, cards, context)]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not context.progress):
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
         if (known := _same_weights(probe, card, cards, cells)) is None:
-            inside = probe.section == "removal" and not probe.own_autoencoder
-            asked = dataclasses.replace(context, autoencoder=autoencoder if inside else None)
+            asked = dataclasses.replace(context, autoencoder=autoencoder if _looks_inside(probe) else None)
             known = _cell(probe, card, asked, _inputs(probe, card, asked, cards), folder, before)
         cells.append(known)
     return cells
+
+
+def _looks_inside(probe: Probe) -> bool:
+    """Whether a probe asks about the denoiser, whatever autoencoder stands behind it."""
+    return probe.section == "removal" and not probe.own_autoencoder
 
 
 def _autoencoder(pipe: Any) -> torch.nn.Module | None:
@@ -296,7 +300,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     }
     return {
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
-        **({"autoencoder": "the base's"} if context.autoencoder is not None and card.role == "erased" else {}),
+        **({"autoencoder": "the base's"} if context.decoded_by_base(context.models[card.name]) else {}),
         "weights": card.weights,
         # Beside the weights only what works beside them matters, and where a model comes from to what records that.
         "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),

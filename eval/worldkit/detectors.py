@@ -64,7 +64,6 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-@functools.cache
 def load(name: str) -> Detector:
     """One of the shipped detectors: "a" (residual), "b" (plain) or "clip" (zero-shot open_clip model).
 
@@ -76,8 +75,12 @@ def load(name: str) -> Detector:
     """
     if name not in (*BUILDERS, "clip"):
         raise ValueError(f"no such detector of the world; got {name!r}; choose one of {[*BUILDERS, 'clip']}")
-    if name == "clip":
-        return clip()
+    return clip() if name == "clip" else classifier(name)
+
+
+@functools.cache
+def classifier(name: str) -> ClassifierDetector:
+    """One of the shipped classifiers, "a" or "b"; its gradients can be had. Raises as :func:`load`."""
     path = WEIGHTS / f"{name}.safetensors"
     card = checked_card(name, path)
     model = BUILDERS[name]()
@@ -131,4 +134,4 @@ def checked_card(name: str, path: Path) -> DetectorCard:
 
 def detectors() -> tuple[Detector, Detector]:
     """The default pair, A and B: independent in design, seed and augmentation."""
-    return load("a"), load("b")
+    return classifier("a"), classifier("b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,10 +13,17 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.removal.relearning import advantage, curve, first
-from erasure.eval.probes.tuning import captioned, learn, tuned
+from erasure.eval.probes.removal.relearning import (
+    advantage,
+    check_steps,
+    curve,
+    first,
+    points,
+    resampled,
+)
+from erasure.eval.probes.tuning import captioned, repeated, seeds_of
 from erasure.eval.probes.weigh import of_one_run, units
-from erasure.eval.stats import Estimate, Trained, rate, weights
+from erasure.eval.stats import Estimate
 
 SHARE = 0.5  # of the pictures show it: there it counts as learnt
 
@@ -68,25 +75,19 @@ class Plasticity(Probe):
     images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
-        if len(self.steps) < 2 or self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"steps must rise from 0; got {self.steps}; for example (0, 40, 80)")
+        check_steps(self.steps, example=(0, 40, 80), least=2)
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         emblem, asked = Emblem(self.emblem), prompts(self.prompts)
-        found: list[Observation] = []
+
+        def seen(facts: dict[str, Any]) -> list[Observation]:
+            return self.look(context, model, emblem, asked, seeds_of(facts["run"], self.images_per_prompt), facts)
+
         with context.open(model):
-            backbone = backbone_for(context.pipe)
-            lesson = captioned(backbone, emblem.examples(self.pictures, seed=0), self.batch_size)
-            for run in range(self.runs):
-                seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    for step in learn(
-                        trained, lesson.loss, pipe=context.pipe, marks=self.steps, lr=self.lr, seed=run,
-                        autocast=context.autocast,
-                    ):  # fmt: skip
-                        facts = {"step": step, "run": run, "loss": lesson.level()}
-                        found += self.look(context, model, emblem, asked, seeds, facts)
-        return found
+            lesson = captioned(backbone_for(context.pipe), emblem.examples(self.pictures, seed=0), self.batch_size)
+            return repeated(
+                context, lesson, seen, parameters=self.parameters, marks=self.steps, lr=self.lr, runs=self.runs
+            )
 
     def look(
         self,
@@ -115,16 +116,9 @@ class Plasticity(Probe):
         ]  # fmt: skip
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        found = []
-        for name, own in rows.items():
-            for family in dict.fromkeys(row.family for row in own):
-                at = [row for row in own if row.family == family]
-                drawn = units(at)
-                level = rate([row.value for row in at], drawn)
-                found.append(Evidence(self.key, name, "rate", level, family, note=of_one_run(drawn)))
         base = next((name for name, role in models.items() if role == "base" and rows.get(name)), None)
         erased = [name for name, role in models.items() if role == "erased" and rows.get(name)]
-        return found + [self.slowed(name, rows, base) for name in erased]
+        return points(self.key, rows) + [self.slowed(name, rows, base) for name in erased]
 
     def slowed(self, name: str, rows: Mapping[str, Sequence[Observation]], base: str | None) -> Evidence:
         """How much slower a model learns the drawing than the base."""
@@ -132,15 +126,13 @@ class Plasticity(Probe):
             none = Estimate.missing("there is no base to compare with")
             return Evidence(self.key, name, "slowed", none, unit="log2")
         drawn = list(dict.fromkeys(units(rows[base])))
-        runs = list(dict.fromkeys(unit.first for unit in drawn if isinstance(unit, Trained)))
-        alone = [[float(unit.first == run) for unit in drawn if isinstance(unit, Trained)] for run in runs]
-        counts = np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)])
+        counts, runs = resampled(drawn)
         steps = sorted({row.facts["step"] for row in rows[base]})
         half = np.full(len(counts), SHARE)
         mine, theirs = (first(curve(rows[one], drawn, steps, counts), half, steps) for one in (name, base))
         gates: dict[str, Gate] = {"known": "pass" if 0 < theirs[0] < np.inf else "fail"}
         estimate, note = advantage(
-            theirs, mine[None], steps, n=len(rows[name]), clusters=len(drawn), runs=len(runs)
+            theirs, mine[None], steps, n=len(rows[name]), clusters=len(drawn), runs=runs
         )  # log2 of the model's time over the base's
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         return Evidence(self.key, name, "slowed", estimate, "", None, gates, "log2", note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, learn, look, tuned
-from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units
+from erasure.eval.probes.tuning import captioned, look, repeated, seeds_of
+from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, families, of_one_run, units
 from erasure.eval.stats import LEVEL, Estimate, Trained, difference, rate, t_half_width, weights
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
@@ -80,36 +80,50 @@ class Relearning(Probe):
     images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
-        if not self.steps or self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"steps must rise from 0; got {self.steps}; for example (0, 10, 30)")
+        check_steps(self.steps, example=(0, 10, 30))
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         examples, prompts = context.real("target", self.pictures), target_prompts(context, self.prompts)
         marks = self.steps[:1] if model.role == "base" else self.steps
-        found: list[Observation] = []
+
+        def seen(facts: dict[str, Any]) -> list[Observation]:
+            seeds = seeds_of(facts["run"], self.images_per_prompt)
+            return look(context, model, prompts, family=f"step {facts['step']}", seeds=seeds, facts=facts)
+
         with context.open(model):
-            backbone = backbone_for(context.pipe)
-            lesson = captioned(backbone, examples, self.batch_size)
-            for run in range(self.runs):
-                seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
-                with tuned(context.pipe, backbone.select(self.parameters)) as trained:
-                    for step in learn(
-                        trained, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run,
-                        autocast=context.autocast,
-                    ):  # fmt: skip
-                        facts = {"step": step, "run": run, "loss": lesson.level()}
-                        found += look(context, model, prompts, family=f"step {step}", seeds=seeds, facts=facts)
-        return found
+            lesson = captioned(backbone_for(context.pipe), examples, self.batch_size)
+            return repeated(context, lesson, seen, parameters=self.parameters, marks=marks, lr=self.lr, runs=self.runs)
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        found = []
-        for name, own in rows.items():
-            for family in dict.fromkeys(row.family for row in own):
-                at = [row for row in own if row.family == family]
-                drawn = units(at)
-                level = rate([row.value for row in at], drawn)
-                found.append(Evidence(self.key, name, "rate", level, family, note=of_one_run(drawn)))
-        return found + advantages(self.key, rows, models)
+        return points(self.key, rows) + advantages(self.key, rows, models)
+
+
+def check_steps(steps: Sequence[int], *, example: Sequence[int], least: int = 1) -> None:
+    """Raise unless there are so many steps to look at, rising from 0."""
+    if len(steps) < least or steps[0] != 0 or list(steps) != sorted(set(steps)):
+        raise ValueError(f"steps must rise from 0; got {steps}; for example {example}")
+
+
+def points(probe: str, rows: Rows) -> list[Evidence]:
+    """The points of every model's curve: its rate at each step."""
+    found = []
+    for name, own in rows.items():
+        for family in families(own):
+            at = [row for row in own if row.family == family]
+            drawn = units(at)
+            level = rate([row.value for row in at], drawn)
+            found.append(Evidence(probe, name, "rate", level, family, note=of_one_run(drawn)))
+    return found
+
+
+def resampled(drawn: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """How often each unit counts ``(1 + runs + resamples, drawn)``, and the number of runs.
+
+    The first row is the estimate, then one for each run alone, then the resamples.
+    """
+    runs = list(dict.fromkeys(unit.first for unit in drawn if isinstance(unit, Trained)))
+    alone = [[float(unit.first == run) for unit in drawn if isinstance(unit, Trained)] for run in runs]
+    return np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)]), len(runs)
 
 
 def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evidence]:
@@ -124,10 +138,7 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
     low = rate([row.value for row in start], units(start)).low
     known: Gate = "na" if low is None else "pass" if low >= KNOWN else "fail"
     drawn = list(dict.fromkeys(units(start)))
-    runs = list(dict.fromkeys(unit.first for unit in drawn if isinstance(unit, Trained)))
-    alone = [[float(unit.first == run) for unit in drawn if isinstance(unit, Trained)] for run in runs]
-    # The first row is the estimate, then one for each run alone, then the resamples.
-    counts = np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)])
+    counts, runs = resampled(drawn)
     threshold = SHARE * curve(start, drawn, [0], counts)[:, 0]
     steps = sorted({row.facts["step"] for name in (*erased, *controls) for row in rows[name]})
 
@@ -137,7 +148,7 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
     never = np.stack([reached(name) for name in controls])
     power: Gate = "fail" if (never[:, 0] == 0).any() else "pass"
     chosen = np.random.default_rng(1).integers(len(controls), size=(len(controls), len(counts)))
-    chosen[:, : 1 + len(runs)] = np.arange(len(controls))[:, None]
+    chosen[:, : 1 + runs] = np.arange(len(controls))[:, None]
     found = []
     for name in erased:
         mine = reached(name)
@@ -145,7 +156,7 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
         taught = any(0 < t < np.inf for t in (mine[0], *never[:, 0]))
         gates: dict[str, Gate] = {"known": known, "power": power, "reached": "pass" if taught else "fail"}
         estimate, note = advantage(
-            mine, np.take_along_axis(never, chosen, 0), steps, n=len(rows[name]), clusters=len(drawn), runs=len(runs)
+            mine, np.take_along_axis(never, chosen, 0), steps, n=len(rows[name]), clusters=len(drawn), runs=runs
         )
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         if not taught:

@@ -15,7 +15,7 @@ from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, learn, look, tuned
+from erasure.eval.probes.tuning import captioned, learn, look, seeds_of, tuned
 from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, of_one_run, units, values
 from erasure.eval.stats import Estimate, difference, rate
 
@@ -83,7 +83,7 @@ class Resurgence(Probe):
             backbone = backbone_for(context.pipe)
             lesson = captioned(backbone, examples, self.batch_size)
             for run in range(self.runs):
-                seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
+                seeds = seeds_of(run, self.images_per_prompt)
                 with self.learner(context, backbone, run) as trained:
                     steps = learn(
                         trained, lesson.loss, pipe=context.pipe, marks=(0, self.steps), lr=self.lr, seed=run,

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from erasure.concept import same, with_article
 from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
-from erasure.eval.probes.utility.binding import Composed, choose, looked_at, things
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.probes.utility.binding import Binding, Composed, choose, looked_at, things
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import families
 
@@ -18,7 +18,7 @@ NAMES = {"concept": "object", "style": "style", "background": "background"}  # a
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectiveAlignment(Probe):
+class SelectiveAlignment(Binding):
     """Share of the *other* attributes that are right in pictures of prompts that name the target beside them.
 
     A prompt names the target, one kept thing, and a style and a background where the judge has labels for them: "a
@@ -31,19 +31,13 @@ class SelectiveAlignment(Probe):
     the base misses more than half of a family, its gate ``known`` fails.
 
     Attributes:
-        prompts: at most so many, drawn with ``seed``. More prompts narrow intervals better than more pictures of each.
-        images_per_prompt: seeds per prompt.
-        seed: of the choice of prompts; the same for every model.
+        prompts: at most so many in all. The rest is as in
+            :class:`~erasure.eval.probes.utility.binding.Binding`.
     """
 
     key: ClassVar = "selective_alignment"
     code: ClassVar = "U5"
     title: ClassVar = "what else target prompts name"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    controls: ClassVar = 1
-    needs: ClassVar = ("base",)
     presets: ClassVar = {
         "smoke": {"prompts": 2, "images_per_prompt": 1},
         "standard": {"prompts": 40, "images_per_prompt": 1},
@@ -56,7 +50,6 @@ class SelectiveAlignment(Probe):
 
     prompts: int = 40
     images_per_prompt: int = 1
-    seed: int = 0
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         asked = with_others(context, self.prompts, seed=self.seed)
