@@ -43,6 +43,7 @@ BUILT_IN = {
     "adapter_on_top": "erasure.eval.probes.removal.adapter_on_top:AdapterOnTop",
     "noise": "erasure.eval.probes.removal.noise:NoiseProbe",
     "completion": "erasure.eval.probes.removal.completion:Completion",
+    "base_encoder": "erasure.eval.probes.removal.base_encoder:BaseEncoder",
     "inpainting": "erasure.eval.probes.removal.inpainting:Inpainting",
     "image_to_image": "erasure.eval.probes.removal.image_to_image:ImageToImage",
     "classifier_guidance": "erasure.eval.probes.removal.classifier_guidance:ClassifierGuidance",

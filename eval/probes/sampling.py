@@ -120,6 +120,8 @@ class DDIM:
         eta: float = 0.0,
         scale: float = 1.0,
         keys: Sequence[Key] | None = None,
+        text: Text | None = None,
+        empty: Text | None = None,
         split: Callable[[Tensor, Step, Text, Text | None], Split] | None = None,
         mend: Callable[[Tensor, Step, slice], Tensor] | None = None,
     ) -> Tensor:
@@ -137,6 +139,8 @@ class DDIM:
             eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
             scale: of the added noise alone.
             keys: of the added noise ``z``; needed with ``eta``.
+            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; what the
+                pipeline's own text encoder makes of them by default.
             split: what takes the place of :meth:`split`, to steer.
             mend: what is done to ``x`` after each step, given the step and which of the ``n`` rows these are.
 
@@ -146,20 +150,25 @@ class DDIM:
         if eta > 0 and keys is None:
             raise ValueError(f"noise on the way needs keys to draw it from; got eta={eta}; give one key per row")
         split, steps = split or self.split, list(enumerate(self.steps))[start:stop]
-        empty = self.backbone.encode([""]).text if self.guidance_scale > 1 and any(prompts) else None
+        empty = (empty or self.texts([""])) if self.guidance_scale > 1 and any(prompts) else None
         out = []
         with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
-                part, text = x[rows], self.backbone.encode(prompts[rows]).text
+                part, told = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
                     sigma = eta * ((1 - step.a_prev) / (1 - step.a) * (1 - step.a / step.a_prev)) ** 0.5
-                    clean, noise = split(part, step, text, empty)
+                    clean, noise = split(part, step, told, empty)
                     part = step.a_prev**0.5 * clean + max(1 - step.a_prev - sigma**2, 0) ** 0.5 * noise
                     if sigma > 0 and keys is not None:
                         part = part + scale * sigma * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
                     part = mend(part, step, rows) if mend else part
                 out.append(part)
         return torch.cat(out)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> Text:
+        """What the pipeline's text encoders, as they now are, make of prompts."""
+        return self.backbone.encode(prompts).text
 
     def split(self, x: Tensor, step: Step, text: Text, empty: Text | None = None) -> Split:
         """What the model takes noised latents to be made of, ``x = √ᾱ x̂0 + √(1 - ᾱ) ε̂``; differentiable.

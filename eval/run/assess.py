@@ -47,7 +47,7 @@ from erasure.runtime import autocast_for
 PICTURES: dict[str, dict[str, Any]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
     "no-draw": {},
-    "quick": {"images_per_prompt": 1, "limit": None},
+    "quick": {"images_per_prompt": 1, "limit": None, "wide": WIDE},
     "standard": {"images_per_prompt": None, "limit": None, "wide": WIDE},
     "full": {"images_per_prompt": 4, "limit": None, "wide": WIDE},
 }
