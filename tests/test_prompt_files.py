@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 
 import pytest
 
-from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, overlap, unlearn_canvas
+from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, named, overlap, unlearn_canvas
+from erasure.eval.probes import probe_class
+from erasure.eval.probes.base import LACKING, Evidence, lacking
+from tests.made_up import KNOWN, but, good, judged, share
+from tests.probe_helpers import tiny_context
 
 I2P_HEADER = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance", "case_number"]
 
@@ -132,7 +137,7 @@ def test_the_published_counts() -> None:
         "i2p": 4703, "uda_nudity": 142, "uda_objects": 50, "uda_styles": 50, "ring_a_bell": None,
         "coco_30k": 30_000, "coco_10k": 10_000, "p4d_nudity": 361, "imagenette": 100, "unlearn_canvas": 5100,
         "geneval": 553, "erased_objects": None, "emma_name": None, "emma_long": None, "t2i_compbench": None,
-        "tuned_on": None,
+        "tuned_on": None, "mma": None, "own": None,
     }  # fmt: skip
 
 
@@ -154,3 +159,41 @@ def test_prompts_two_files_share_are_found_whatever_their_case_and_spaces(tmp_pa
     )
     assert overlap(first, second) == ("A  cat", "a\ncat")
     assert overlap(second, first) == ("a CAT ",) and overlap(first, first) == ("A  cat", "a dog", "a\ncat")
+
+
+def test_the_command_line_names_a_kind_or_takes_a_list_of_ones_own(tmp_path) -> None:
+    path = written(tmp_path / "mine.csv", ["prompt", "note"], [["a cat", "x"], ["a dog", "y"]])
+    name, file = named(str(path))
+    assert (name, file.kind, [row.text for row in file.rows]) == ("mine", "own", ["a cat", "a dog"])
+    assert named(f"mma={path}")[0] == "mma"
+    with pytest.raises(ValueError, match="4703 rows|lacks the columns"):
+        named(f"i2p={path}")
+    with pytest.raises(FileNotFoundError, match="none is shipped"):
+        named("p4d_nudity=nowhere.csv")
+
+
+def test_every_model_is_asked_with_the_prompts_of_every_file_once(tmp_path) -> None:
+    """Prompts that a file has twice are asked once, and long ones say why they have no picture."""
+    files = {
+        "one": load(written(tmp_path / "a.csv", ["prompt"], [["a cat"], ["a cat"], ["the cat"]]), "own", expected=None),
+        "two": load(written(tmp_path / "b.csv", ["prompt"], [["a dog " * 99]]), "own", expected=None),
+    }
+    context = dataclasses.replace(tiny_context(), prompt_files=files)
+    probe = probe_class("prompt_file").preset("full")
+    rows = {name: probe.run(context.models[name], context) for name in ("base", "noise")}
+    asked = [(row.family, row.cluster, row.value is None) for row in rows["noise"]]
+    assert sorted(asked) == [("one", "a cat", False), ("one", "the cat", False), ("two", "a dog " * 99, True)]
+    found = probe.weigh(rows, {"base": "base", "noise": "erased"})
+    assert {(e.model, e.family) for e in found if e.measure == "rate"} >= {("base", "one"), ("noise", "one")}
+
+
+def test_without_a_file_the_probe_says_what_to_give() -> None:
+    assert lacking(probe_class("prompt_file").preset("smoke"), tiny_context()) == LACKING["prompts"]
+
+
+def test_prompts_of_a_file_that_bring_the_target_back_stand_against_the_claim() -> None:
+    drawn = Evidence("prompt_file", "UCE", "rate", share(0.6), "i2p", None, KNOWN)
+    there = but(good(), "prompt_file", "rate")
+    assert judged(there).suppression == "C3"  # not everybody has such a file
+    report = judged([*there, drawn])
+    assert report.suppression == "C1" and report.answers["words"].verdict == "shown not"

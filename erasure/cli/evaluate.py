@@ -39,6 +39,10 @@ Golds = Annotated[
 Material = Annotated[
     Path | None, typer.Option(help="Folder of real pictures with metadata.jsonl, for probes that need them.")
 ]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(help="CSV of prompts (column `prompt`), or i2p=FILE, p4d_nudity=FILE ...; repeat for more."),
+]
 PolicyFile = Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")]
 Strict = Annotated[
     bool,
@@ -72,6 +76,7 @@ def evaluate(
     retrained: Retrained = False,
     gold: Golds = None,
     material: Material = None,
+    prompts: Prompts = None,
     policy: PolicyFile = None,
     strict: Strict = False,
     base: OtherBase = None,
@@ -89,6 +94,7 @@ def evaluate(
     target, filters, and the claims that all this licences.
     """
     from erasure.concept import Suite
+    from erasure.eval.core import prompt_files
     from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
@@ -96,10 +102,11 @@ def evaluate(
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
-                 "material": material, "policy": policy, "strict": strict}  # fmt: skip
+                 "material": material, "prompts": prompts, "policy": policy, "strict": strict}  # fmt: skip
     check_options(preset, limit, of_preset)
     rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
     real = material_for(plan, material)
+    files = dict(map(prompt_files.named, prompts or []))
     edits = read_erasures(erasure or [])
     named = [name_of(source) for source in model or []]
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
@@ -116,7 +123,7 @@ def evaluate(
         return
     objections = assess_all(
         pipe, edits, plan, out, preset=preset, probes=probe or None, detectors=detectors, controls=controls,
-        clip=judge, extractors=extractors, material=real, policy=rules,
+        clip=judge, extractors=extractors, material=real, prompt_files=files, policy=rules,
     )  # fmt: skip
     if strict and objections:
         raise typer.Exit(STRICT_EXIT)

@@ -123,6 +123,8 @@ KINDS: dict[str, Kind] = {
     "emma_long": Kind(_OWN + " and the object it is about", None, category=("object",)),
     "geneval": Kind(_OWN + " and its task", 553, category=("tag",)),
     "t2i_compbench": Kind(_OWN + " and its category", None, category=("category",)),
+    "mma": Kind("the gated hub data set of MMA-Diffusion", None, text=("adv_prompt", "prompt"), seed=()),
+    "own": Kind("your own CSV with a column `prompt`", None, seed=()),
     "tuned_on": Kind("your own: prompts whose pictures settings were chosen on", None, seed=()),
 }
 
@@ -169,6 +171,18 @@ def load(
     if expected == "published":
         _check_guidances(found, known)
     return found
+
+
+def named(given: str) -> tuple[str, PromptFile]:
+    """A file as the command line takes it: ``FILE``, of one's own, or ``KIND=FILE``; its name in tables, and its rows.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`load`.
+    """
+    kind, equals, path = given.partition("=")
+    if not equals or kind not in KINDS:
+        return Path(given).stem, load(given, "own", expected=None)
+    return kind, load(path, kind, expected="published" if KINDS[kind].expected else None)
 
 
 def unlearn_canvas(

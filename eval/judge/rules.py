@@ -26,8 +26,9 @@ from erasure.eval.stats import LEVEL, Estimate, above, holm, worst_upper
 
 VARIATIONS = (
     "paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler", "clip_skip",
+    "prompt_file",
 )  # fmt: skip
-OPTIONAL = ("clip_skip",)  # variations that many pipelines do not have: they count where they ran, and are not missed
+OPTIONAL = ("clip_skip", "prompt_file")  # variations that need what not everybody has: they count where they ran
 SEARCHES = ("unlearn_diff_atk", "p4d", "ring_a_bell")
 ATTACKS = (*SEARCHES, "soft_prompt", "noise")
 # Given a part of the answer, or the base's text encoder, or disturbed.

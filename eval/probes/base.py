@@ -23,6 +23,7 @@ from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
 from erasure.eval.core.models import Model, Role, Swapped, Wraps
 from erasure.eval.core.pictures import generate, image_hash
+from erasure.eval.core.prompt_files import PromptFile
 from erasure.eval.core.records import Evaluation
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
@@ -31,7 +32,7 @@ from erasure.eval.stats import Estimate
 Section = Literal["suppression", "removal", "utility", "guardrails"]
 Level = Literal["outputs", "behaviour", "weights", "system"]
 Access = Literal["black_box", "embedding", "white_box", "fine_tune"]
-Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members"]
+Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members", "prompts"]
 Gate = Literal["pass", "fail", "na"]
 
 PRESETS = ("smoke", "no-draw", "quick", "standard", "full")
@@ -45,6 +46,7 @@ LACKING: Mapping[Need, str] = {
     "selector": "there is no second detector to choose among tries, so that the judge only judges; give two detectors",
     "material": "there are no real pictures; give a folder of them with captions as material",
     "members": "the material does not say which pictures of the target the base was trained on; set `member` in it",
+    "prompts": "there is no file of prompts; give one or more (--prompts)",
 }
 
 
@@ -129,6 +131,7 @@ class Context:
         material: real pictures with captions, of the target and of what is kept; None without.
         attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; for what
             stands in front of a model. Empty where none was run.
+        prompt_files: files of prompts to ask with, by name.
         batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
         hash_weights: the hash of an opened pipeline's weights; one object for the whole assessment, which knows again
             what it hashed.
@@ -146,6 +149,7 @@ class Context:
     evaluation: Evaluation | None = None
     material: Material | None = None
     attacks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    prompt_files: Mapping[str, PromptFile] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     autocast: bool = False
     cache_dir: Path | None = None
@@ -175,6 +179,7 @@ class Context:
             "gold": not self.of_role("gold"),
             "selector": self.selector is None or self.selector.name == self.judge.name,
             "material": self.material is None,
+            "prompts": not self.prompt_files,
         }[need]
 
     @property

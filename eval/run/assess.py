@@ -30,6 +30,7 @@ from erasure.eval.core.models import (
     models_of,
     modules_of,
 )
+from erasure.eval.core.prompt_files import PromptFile
 from erasure.eval.core.records import Arm, Evaluation, fingerprint
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
@@ -64,6 +65,7 @@ def assess(
     clip: ClipDetector | None = None,
     extractors: Sequence[torch.nn.Module] | None = None,
     material: Material | None = None,
+    prompt_files: Mapping[str, PromptFile] | None = None,
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -83,6 +85,8 @@ def assess(
         controls: models that never saw the target, retrained ones first, for probes of removal (:mod:`.controls`).
         clip, extractors, batch_size, autocast, progress: as in :func:`erasure.eval.evaluate`.
         material: real pictures (:mod:`erasure.eval.core.material`). Probes that need them say so without.
+        prompt_files: the user's copies of I2P, Ring-A-Bell and others, or lists of one's own, by name
+            (:func:`erasure.eval.core.prompt_files.load`).
         policy: what is required, by whom; the report says what of it is assessed.
         probes: keys, to run fewer than the preset has.
         out: folder for every cell as soon as it is known; the same call goes on there. None keeps nothing on disk.
@@ -106,6 +110,7 @@ def assess(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
         **shared, **PICTURES[preset],
     )  # fmt: skip
+    shared["prompt_files"] = dict(prompt_files or {})
     context = _context(pipe, models_of(erasures, controls), evaluation, detectors, material, shared)
     cards = tuple(_card(pipe, model, arm) for model, arm in zip(context.models.values(), evaluation.arms, strict=True))
     cells = _cells(chosen, cards, context, folder, before)
@@ -312,6 +317,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
         ],
         "material": None if context.material is None else context.material.key,
         "autocast": context.autocast,
+        **({"prompts": [f.sha256 for f in context.prompt_files.values()]} if "prompts" in probe.needs else {}),
         "attacks": fingerprint(context.attacks) if probe.section == "guardrails" else None,
         "pictures": fingerprint([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
     }

@@ -1,0 +1,185 @@
+"""How a probe's number rises with what a model knows: ``python -m studies.doses runs/doses [probe ...]``.
+
+Three ladders of models of Emoji World, each from one that never saw the superhero to one that knows it:
+
+- *relearnt*: a retrained model after 0, 3, 10, 30 and 100 steps on sixteen pictures of the target;
+- *erased*: UCE at the full scale, then at 3/4, 1/2 and 1/4 of it, then not at all;
+- *retrained with a share*: dose models that saw 1, 5 and 25 % of the target's pictures, where `gold/` has them, between
+  the retrained model and a twin.
+
+Each is judged as an erasure is, against the other retrained models. A probe that measures knowledge rises along every
+ladder: Spearman's rank correlation of its number with the place on the ladder is near 1. Writes ``doses.json`` and
+``doses.png`` there, and resumes; ``docs/assessment.md`` shows them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from scipy.stats import spearmanr
+from torch import nn
+
+import erasure
+from erasure.eval import assess
+from erasure.eval.core.models import Applied, Model, Swapped
+from erasure.eval.judge.meta import SCORES
+from erasure.eval.probes.base import Evidence
+from erasure.eval.probes.denoising import backbone_for
+from erasure.eval.probes.tuning import captioned, learn, tuned
+from erasure.eval.run.controls import controls_for, material_for
+from erasure.eval.worldkit import detectors
+from erasure.io import write_json
+from erasure.world.retrain import load_gold
+
+TARGET = "superhero"
+STEPS = (0, 3, 10, 30, 100)
+SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)
+SHARES = (0.01, 0.05, 0.25)
+PROBES = ("relearning", "completion", "noise", "divergence", "output_distance", "linear_probe", "direct")
+
+
+class Scaled:
+    """An erasure at a part of its strength."""
+
+    intervention = "weights"
+
+    def __init__(self, edit: Any, scale: float) -> None:
+        self.name, self.config, self._edit, self._scale = f"{edit.name} x {scale:g}", {}, edit, scale
+
+    def apply(self, pipe: Any) -> None:
+        self._edit.apply(pipe, self._scale)
+
+    def remove(self, pipe: Any) -> None:
+        self._edit.remove(pipe)
+
+
+def ladders(pipe: Any, suite: erasure.Suite) -> dict[str, dict[str, Applied]]:
+    """Ladder to its models, from the one that knows least to the one that knows most."""
+    edit = erasure.erase(pipe, suite.concepts, method="uce", keep=suite.kept)
+    edit.remove(pipe)
+    erased: dict[str, Applied] = {f"UCE x {scale:g}": Scaled(edit, scale) for scale in SCALES}
+    found = {"relearnt": dict(relearnt(suite)), "erased": erased}
+    if doses := dict(dosed()):
+        found["retrained with a share"] = doses
+    return found
+
+
+def relearnt(suite: erasure.Suite) -> list[tuple[str, Applied]]:
+    """The first retrained model after some steps of the relearning probe's training."""
+    pipe, material = load_gold(TARGET, seed=0), material_for(suite)
+    assert material is not None
+    lesson, found = captioned(backbone_for(pipe), material.target(16), 8), list[tuple[str, Applied]]()
+    with tuned(pipe, lesson.backbone.select("all")) as trained:
+        for step in learn(trained, lesson.loss, pipe=pipe, marks=STEPS, lr=3e-4, seed=0, autocast=False):
+            found.append((f"{step} steps", kept(f"{step} steps", pipe)))
+    return found
+
+
+def dosed() -> list[tuple[str, Applied]]:
+    """Models retrained with none, some and all of the target's scenes, those of them that are there."""
+    found = []
+    for share in (0.0, *SHARES, 1.0):
+        try:
+            pipe = load_gold(None) if share == 1 else load_gold(TARGET, seed=0, share=share)
+        except FileNotFoundError:
+            continue
+        found.append((f"{share:.0%}", kept(f"{share:.0%} seen", pipe)))
+    return found if len(found) > 2 else []
+
+
+def kept(name: str, pipe: StableDiffusionPipeline) -> Swapped:
+    """What a pipeline's denoiser and text encoder are now."""
+    parts: Mapping[str, nn.Module] = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    copies = {part: copy.deepcopy(module).eval().requires_grad_(False) for part, module in parts.items()}
+    return Swapped(name, copies, intervention="weights")
+
+
+def main(out: Path, *probes: str) -> None:
+    pipe, suite = erasure.world.load(), erasure.Suite.load(TARGET)
+    pipe.set_progress_bar_config(disable=True)
+    every = ladders(pipe, suite)
+    controls = [m for m in controls_for(suite, pipe, "standard") if not (m.role == "gold" and holds_first(m))]
+    arms = {f"{ladder}: {name}": change for ladder, models in every.items() for name, change in models.items()}
+    found = assess(
+        pipe, arms, suite, preset="standard", detectors=detectors.detectors(), controls=controls,
+        material=material_for(suite), probes=probes or PROBES, out=out,
+    )  # fmt: skip
+    rungs = {ladder: [f"{ladder}: {name}" for name in models] for ladder, models in every.items()}
+    told = told_by(found.evidence, rungs)
+    write_json(out / "doses.json", told)
+    figure(told, out / "doses.png")
+    print(json.dumps({probe: row["rank correlation"] for probe, row in told.items()}, indent=1))
+
+
+def holds_first(model: Model) -> bool:
+    """Whether a control is the retrained model that the ladders start from."""
+    return model.config.get("seed") == 0
+
+
+def told_by(evidence: Sequence[Evidence], rungs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Of every probe its most relative number on each rung ``[value, low, high]``, and how it ranks the rungs."""
+    arms = {arm for ladder in rungs.values() for arm in ladder}
+    told: dict[str, dict[str, Any]] = {}
+    for probe in dict.fromkeys(e.probe for e in evidence):
+        own = [e for e in evidence if e.probe == probe and e.model in arms and e.measure in SCORES]
+        own = [e for e in own if e.estimate.value is not None]
+        if not own:
+            continue
+        measure = min((e.measure for e in own), key=SCORES.index)
+        families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
+        family = next((name for name in ("", "target") if name in families), families[-1])
+        at = {e.model: e.estimate for e in own if (e.measure, e.family) == (measure, family)}
+        values = {
+            ladder: [[at[arm].value, at[arm].low, at[arm].high] if arm in at else None for arm in own_rungs]
+            for ladder, own_rungs in rungs.items()
+        }
+        told[probe] = {
+            "measure": measure,
+            "rungs": {ladder: [arm.partition(": ")[2] for arm in own_rungs] for ladder, own_rungs in rungs.items()},
+            "values": values,
+            "rank correlation": {ladder: rank(numbers) for ladder, numbers in values.items()},
+        }
+    return told
+
+
+def rank(numbers: Sequence[Sequence[float] | None]) -> float | None:
+    """Spearman's correlation of the numbers with their place; None for fewer than three, or all alike."""
+    known = [(place, number[0]) for place, number in enumerate(numbers) if number is not None]
+    if len(known) < 3 or len({value for _, value in known}) == 1:
+        return None
+    return round(float(spearmanr(*zip(*known, strict=True)).statistic), 2)
+
+
+def figure(told: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """A row for each probe and a column for each ladder."""
+    ladder_names = list(next(iter(told.values()))["values"])
+    size = (3.4 * len(ladder_names), 1.9 * len(told))
+    sheet, axes = plt.subplots(len(told), len(ladder_names), figsize=size, squeeze=False, layout="constrained")
+    for row, (probe, facts) in zip(axes, told.items(), strict=True):
+        for axis, ladder in zip(row, ladder_names, strict=True):
+            known = [(i, number) for i, number in enumerate(facts["values"][ladder]) if number is not None]
+            at, numbers = [i for i, _ in known], [number for _, number in known]
+            values = [value for value, _, _ in numbers]
+            limits = np.array([[v - (v if low is None else low), (v if high is None else high) - v]
+                               for v, low, high in numbers]).reshape(-1, 2).T.clip(min=0)  # fmt: skip
+            axis.errorbar(at, values, yerr=limits, marker="o", markersize=4, linewidth=1.2, capsize=2)
+            axis.axhline(0, color="0.7", linewidth=0.8)
+            axis.set_xticks(range(len(facts["rungs"][ladder])), facts["rungs"][ladder], fontsize=6)
+            axis.tick_params(axis="y", labelsize=7)
+            found = facts["rank correlation"][ladder]
+            axis.set_title(f"{ladder} (rank {'n/a' if found is None else format(found, '.2f')})", fontsize=8)
+        row[0].set_ylabel(f"{probe}\n{facts['measure']}", fontsize=8)
+    sheet.savefig(file, dpi=110)
+    plt.close(sheet)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
