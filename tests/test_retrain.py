@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from erasure import world
+from erasure import Suite, world
 from erasure.eval.core.audit import UnlearningRecord
 from erasure.eval.core.pictures import generate
 from erasure.eval.worldkit.audit import audited, bits_of, record_file, record_of_gold
+from erasure.eval.worldkit.controls import controls_of_world
 from erasure.eval.worldkit.detectors import detectors
 from erasure.world import retrain, train
 from erasure.world.spec import spec
@@ -88,6 +89,17 @@ def test_a_twin_sees_everything_and_a_dose_a_share_of_the_target(tmp_path, folde
     assert len(left.deleted) == sum(s.style == "twemoji" for s in everything) - len(shown) and "25%" in left.definition
     loaded = retrain.load_gold("twemoji", share=0.25, folder=folder)
     assert not torch.equal(loaded.unet.conv_in.weight, retrain.load_gold(None, folder=folder).unet.conv_in.weight)
+
+
+def test_a_twin_of_another_length_is_no_twin(tmp_path, folder, quick):
+    """A residual is read between retrained models and twins, which differ in their data and in nothing else."""
+    made = {"device": torch.device("cpu"), "folder": folder}
+    retrain.retrain(tmp_path / "a", "superhero", seed=0, **made)
+    retrain.retrain(tmp_path / "b", None, seed=0, steps=1, **made)
+    retrain.retrain(tmp_path / "c", None, seed=1, **made)
+    pipe = world.load()
+    found = controls_of_world(Suite.load("superhero"), pipe, count=3, twins=3, folder=folder)
+    assert [model.name for model in found] == ["gold 0", "twin 1", "start"]
 
 
 @pytest.mark.parametrize(("without", "share"), [(None, 0.1), ("superhero", 1.0), ("superhero", -0.1)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -110,15 +111,37 @@ class Swapped:
 
 @contextlib.contextmanager
 def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
-    """The pipeline with a change on it, for the time of a block; what comes out is what to draw with."""
+    """The pipeline with a change on it, for the time of a block; what comes out is what to draw with.
+
+    Raises:
+        ValueError: the change also replaces what turns latents into pictures, or the pipeline's own calls.
+    """
     if change is None:
         yield pipe
         return
+    before = called(pipe)
     change.apply(pipe)
     try:
+        if not isinstance(change, Wraps) and (other := called(pipe)) != before:
+            what = next(name for name in before if other[name] != before[name])
+            raise ValueError(
+                f"{change.name} changes the pipeline's {what}, which is no edit of a model; a change that stands "
+                "around a pipeline needs wrap(pipe), and is then judged as the filter it is"
+            )
         yield change.wrap(pipe) if isinstance(change, Wraps) else pipe
     finally:
         change.remove(pipe)
+
+
+def called(pipe: Any) -> dict[str, Any]:
+    """What decides how a pipeline draws beside its weights: classes, and methods that an object has for itself."""
+    parts = {"class": pipe, "image_processor": getattr(pipe, "image_processor", None), "scheduler": pipe.scheduler}
+    return {name: (type(part), _own_methods(part)) for name, part in parts.items()}
+
+
+def _own_methods(part: Any) -> tuple[str, ...]:
+    own = getattr(part, "__dict__", {})
+    return tuple(sorted(name for name, value in own.items() if inspect.isroutine(value)))
 
 
 @dataclasses.dataclass(frozen=True)

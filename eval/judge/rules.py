@@ -36,6 +36,7 @@ ASSISTED = ("noise", "completion", "base_encoder", "inpainting", "image_to_image
 ENOUGH = 4  # of the variations must count for a claim about all of them
 COUNTS = 0.3  # share of pictures in which the base shows the target for a drop in a family to be required
 EQUIVALENCE = {"divergence": "ratio", "output_distance": "gap", "membership": "auc_gap"}  # measures of C5
+AUTOENCODER = "vae"  # the part of a pipeline, as diffusers calls it
 GOLDS = 3  # retrained models; fewer do not say how much retraining varies by itself
 
 
@@ -379,6 +380,8 @@ def c4(view: View) -> list[str]:
         found = view.one("construction", measure)
         if found is None or found.estimate.value is None:
             needed.append(f"{what} that are known not to be the base's (construction: {_reason(view, found)})")
+    if any(e.family == AUTOENCODER and e.estimate.value for e in view.each("construction", "changed")):
+        needed.append("the base's autoencoder: this model's own may read latents that the base's cannot")
     already = " ".join(needed)
     needed += [f"{probe} recovering no more than from the control" for probe in exceeding(view) if probe not in already]
     if not needed and len(controls(view)) > 1:

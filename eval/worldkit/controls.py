@@ -24,20 +24,30 @@ def controls_of_world(
 
     Args:
         pipe: Emoji World.
-        count: how many retrained models at most. twins: how many of those retrained on everything.
+        count: how many retrained models at most. twins: how many of those retrained on everything, of the ones that
+            were trained as the retrained models were: for as many steps, of as many pictures.
         folder: where they are, with ``start/`` beside them; the repository's by default.
     """
     folder, target = FOLDER if folder is None else folder, suite.concept.name
     if target not in spec().targets or suite.also:
         return []
     device, dtype = pipe.device, denoiser_of(pipe).dtype
-    found = [gold(file, device, dtype) for file in sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]]
-    found += [twin(file, device, dtype) for file in sorted(folder.glob(f"{TWIN}-[0-9]*.safetensors"))[:twins]]
+    golds = sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]
+    alike = [
+        file for file in sorted(folder.glob(f"{TWIN}-[0-9]*.safetensors")) if {length(file)} == {*map(length, golds)}
+    ]
+    found = [gold(file, device, dtype) for file in golds] + [twin(file, device, dtype) for file in alike[:twins]]
     if (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
         config = {"scope": "denoiser and text encoder", "trained": "two phases of three; it saw no target of the world"}
         found.append(Model("start", "null", Swapped("start", start, config=config)))
     return found
+
+
+def length(file: Path) -> tuple[int, int]:
+    """How long a retrained model was trained: steps, and pictures a step."""
+    facts = gold_facts(file)
+    return facts["steps"], facts["batch"]
 
 
 def gold(file: Path, device: torch.device, dtype: torch.dtype) -> Model:
