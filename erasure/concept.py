@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import dump_yaml, load_yaml, shown, write_atomically
+from erasure.io import dump_yaml, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -106,7 +106,14 @@ def _is_plural(words: list[str]) -> bool:
 
 
 def listed(values: str | Iterable[str]) -> list[str]:
-    """Several strings as a list; one by itself is one, and not its letters."""
+    """Several strings as a list; one by itself is one, and not its letters.
+
+    Raises:
+        ValueError: one string with commas, which may be several.
+    """
+    if isinstance(values, str) and "," in values:
+        several = [part.strip() for part in values.split(",")]
+        raise ValueError(f"one string with commas: give several as a list, {several}, or one as a list of one")
     return [values] if isinstance(values, str) else list(values)
 
 
@@ -409,7 +416,8 @@ class Suite:
             file = shipped / f"{path}.yaml"
             if not file.exists():
                 names = sorted(p.stem for p in shipped.glob("*.yaml"))
-                raise FileNotFoundError(f"no suite called {str(path)!r}; give a .yaml file or one of {names}")
+                near = meant(path, names)
+                raise FileNotFoundError(f"no suite called {str(path)!r}{near}; give a .yaml file or one of {names}")
         return load_yaml(cls, file)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,8 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
+from erasure.io import meant
+
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
@@ -45,6 +47,6 @@ class Registry:
         """
         table = self.available()
         if name not in table:
-            raise ValueError(f"unknown {self.noun}; got {name!r}; choose one of {sorted(table)}")
+            raise ValueError(f"unknown {self.noun} {name!r}{meant(name, table)}; choose one of {sorted(table)}")
         module, _, attribute = table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,12 +19,29 @@ from erasure.terminal import say
 
 app = typer.Typer(
     name="erasure",
-    help="Take a concept out of what a diffusion model draws, and say honestly what that did.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        say(f"erasure {version(doctor.DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Take a concept out of what a diffusion model draws, and say honestly what that did."""
+
+
 for group in (make, evaluate, files, lists, doctor):
     app.add_typer(group.commands)
 app.add_typer(world.commands, name="world")

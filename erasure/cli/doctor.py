@@ -12,13 +12,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 from packaging.requirements import Requirement
@@ -26,8 +26,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from rich.text import Text
 
+from erasure.cli.options import follow
 from erasure.io import cache_folder, first_line
-from erasure.terminal import PlainTable, console
+from erasure.terminal import PlainTable, console, print_json
 
 commands = typer.Typer()
 Status = Literal["ok", "warn", "fail"]
@@ -87,16 +88,21 @@ def diagnose() -> list[Finding]:
 
 
 @commands.command(epilog="Example: [bold]erasure doctor[/bold]")
-def doctor() -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Check the installation: versions, device, known traps, and the command that mends each."""
     findings = diagnose()
+    failed = any(finding.status == "fail" for finding in findings)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+        raise typer.Exit(int(failed))
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = PlainTable("", "check", "found", "to mend it")
     for finding in findings:
         status = Text(finding.status, style=colours[finding.status])
         table.add_row(status, finding.name, finding.detail, finding.remedy or "")
     console.print(table)
-    if any(finding.status == "fail" for finding in findings):
+    follow("mend the first line that says fail, and run this again" if failed else "erasure demo")
+    if failed:
         raise typer.Exit(1)
 
 

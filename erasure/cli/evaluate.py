@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Limit, Variant, open_base
+from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base
 from erasure.terminal import PlainTable, console, say
 
 FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
@@ -249,6 +249,7 @@ def compare(
     add_quality(table, found.evaluation)
     console.print(table)
     say_notes(found.evaluation)
+    say("rate: share of pictures in which the detector sees what was asked for; change: minus the base's, in points")
     say(f"report -> {path.resolve()}")
 
 
@@ -297,4 +298,5 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     for objection in objections:
         say(f"! {objection}")
     say(f"report -> {path.resolve()}")
+    follow("open the report in a browser; its glossary says what each answer means")
     return objections

@@ -10,12 +10,21 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm.auto import tqdm
 
-from erasure.cli.options import Device, Dtype, Variant, open_base
+from erasure.cli.options import Device, Dtype, Variant, follow, open_base
 from erasure.io import sha256_file, writing_folder
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
 Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
+# How each is loaded.
+LOADED = {
+    "lora": 'pipe.load_lora_weights("{out}") on {base}',
+    "kohya": 'pipe.load_lora_weights("{out}") on {base}, or put it among the LoRAs of your web interface',
+    "official": "load it with the script of the method's own repository",
+    "unet": 'from_pretrained("{out}") of the denoiser\'s class, and give it to the pipeline of {base}',
+    "pipeline": 'DiffusionPipeline.from_pretrained("{out}")',
+    "single-file": 'from_single_file("{out}"), or put it among the checkpoints of your web interface',
+}
 
 
 @commands.command(
@@ -55,6 +64,7 @@ def export(
         edit.apply(pipe, strength)
         written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
     say(f"{edit.name} as {format} -> {written}")
+    follow(LOADED[format].format(out=written, base=base or edit.config["base"]["name"]))
 
 
 @commands.command(
@@ -84,6 +94,7 @@ def gram(
         total = total + Gram.load(path)
     total.save(out)
     say(f"{total.counts} embeddings -> {out}")
+    follow(f"erasure erase CONCEPT --base {base} --set corpus={out} --out FOLDER")
 
 
 def _lines(paths: list[Path]) -> Iterator[str]:

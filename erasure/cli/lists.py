@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from erasure.terminal import PlainTable, console, lines
+from erasure.cli.options import follow
+from erasure.terminal import PlainTable, console, lines, say
 
 commands = typer.Typer()
 
@@ -24,6 +25,8 @@ def methods() -> None:
             lines(kind.reference.venue, *([f"arXiv {kind.reference.arxiv}"] if kind.reference.arxiv else [])),
         )
     console.print(table)
+    say("The first preset of each method is used unless another is named; official-* and paper are published settings.")
+    follow("erasure erase CONCEPT --method NAME --out FOLDER")
 
 
 @commands.command(epilog="Example: [bold]erasure probes[/bold]")
@@ -41,3 +44,8 @@ def probes() -> None:
         ran = ", ".join(preset for preset in PRESETS if preset in kind.presets)
         table.add_row(name, kind.code, kind.title, f"{kind.section}, {kind.level}", kind.access.replace("_", " "), ran)
     console.print(table)
+    say(
+        "Evidence about: outputs are pictures, behaviour is what the model does from inside, weights are its "
+        "parameters, system is the model with its filters. Access is what whoever asks must hold."
+    )
+    follow("erasure evaluate --suite superhero --method uce --preset quick --probe NAME")

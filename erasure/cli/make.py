@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from erasure.cli.evaluate import compare, make_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, Variant, open_base
-from erasure.io import parse_yaml
+from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, open_base
+from erasure.io import parse_yaml, printable
 from erasure.terminal import PlainTable, console, say
 
+BATCH = 16  # pictures that are drawn together
 commands = typer.Typer()
 
 Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
 Preset = Annotated[str | None, typer.Option(help="Named settings of the method; 'recommended' by default.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value; repeat for more.")]
-Keep = Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeat for more.")]
+Keep = Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeat, or put commas between.")]
 Anchor = Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")]
 Synonyms = Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")]
 Kind = Annotated[str | None, typer.Option(help="object (default), style, identity, nsfw or other.")]
@@ -82,10 +87,13 @@ def erase(
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant)
-    keeping = [*kept, *(keep or [])] or None
+    named = [part.strip() for given in keep or [] for part in given.split(",") if part.strip()]
+    keeping = [*kept, *named] or None
     edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
-    say(f"{edit.name}: {_summary(edit, out)} -> {out}")
+    say(f"{edit.name} -> {out}")
+    for line in _summary(edit, out):
+        say(f"  {line}")
     if unet is not None:
         if all(name.startswith("text_encoder") for name in edit.parameter_names):
             raise ValueError(
@@ -94,27 +102,43 @@ def erase(
             )
         edit.apply(pipe)
         say(f"whole denoiser -> {save_denoiser(pipe, unet)}")
+    where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
+    follow(f"erasure generate {shlex.quote(f'a {concept}')} --erasure {shlex.quote(str(out))}{where} --out pictures")
 
 
-def _summary(edit: Any, folder: Path) -> str:
-    """Kind, size and effect of an erasure, in one line."""
+def _summary(edit: Any, folder: Path) -> list[str]:
+    """What an erasure is and what it moved, in words."""
+    from erasure.artifact.card import report_rows
+
     size = sum(file.stat().st_size for file in folder.iterdir())
-    moved = (edit.config.get("report") or {}).get("relative_change")
-    effect = "changes no weight" if edit.intervention == "adapter" else f"relative weight change {moved:.2e}"
-    return f"{edit.kind}, {size / 1000:.1f} kB, {effect}"
+    figures, groups = report_rows(edit.config.get("report") or {})
+    moved = figures.get("relative_change")
+    if edit.intervention == "adapter":
+        effect = "no weight changes: it can be taken off"
+    else:
+        effect = (
+            f"the weights it changes move by {moved:.2g} times their size" if moved is not None else "edits weights"
+        )
+    lines = [f"{edit.kind}, {size / 1000:.1f} kB; {effect}"]
+    if groups:
+        seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
+        lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
+    return lines
 
 
 @commands.command(
-    epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --out pictures[/bold]"
+    epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --grid --out out[/bold]"
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
-    scale: Annotated[float, typer.Option(help="How strongly, 0 to 1.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="How strongly: 0 not at all, 1 as it was made.")] = 1.0,
     base: Base = "emoji-world",
     variant: Variant = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones have the next numbers.")] = 0,
+    grid: Annotated[bool, typer.Option("--grid", help="Also one sheet, before above after, as grid.png.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Sampler steps; 8 on emoji-world, 25 elsewhere.")
     ] = None,
@@ -124,30 +148,73 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Draw prompts before and after erasures, from the same noise."""
+    """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
     from erasure.artifact import Erasure
     from erasure.concept import WORLD
-    from erasure.eval import generate as draw
     from erasure.pipelines import load_erasure
 
+    if not math.isfinite(scale):
+        raise ValueError(f"--scale must be a number; got {scale}; 1 is as the erasure was made")
     edits = [Erasure.from_pretrained(source) for source in erasure or []]  # a slip is found before anything is drawn
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is found before anything is drawn
     pipe = open_base(base, device, dtype, variant=variant)
     usual = (8, 3.0) if base == WORLD else (25, 7.5)
     sampler: dict[str, Any] = {
         "num_inference_steps": usual[0] if steps is None else steps,
         "guidance_scale": usual[1] if guidance is None else guidance,
     }
-    arms = {"before": draw(pipe, prompts, seeds=range(seeds), **sampler)}
+    seeds = range(seed, seed + images)
+    rows = {"before": _drawn(pipe, prompts, seeds, out, "before", sampler)}
     for edit in edits:
         load_erasure(pipe, edit, scale=scale)
     if edits:
-        arms["after"] = draw(pipe, prompts, seeds=range(seeds), **sampler)
-    out.mkdir(parents=True, exist_ok=True)
-    for arm, rows in arms.items():
-        for i, row in enumerate(rows):
-            for seed, image in enumerate(row):
-                image.save(out / f"{i:03d}-{seed}-{arm}.png")
-    say(f"{sum(len(row) for rows in arms.values() for row in rows)} pictures -> {out}")
+        rows["after"] = _drawn(pipe, prompts, seeds, out, "after", sampler)
+    if grid:
+        sheet(rows, [f"{prompt}, {number}" if images > 1 else prompt for prompt in prompts for number in seeds]).save(
+            out / "grid.png"
+        )
+    say(f"{sum(map(len, rows.values()))} pictures -> {out}" + (f", all of them in {out / 'grid.png'}" if grid else ""))
+    follow("erasure evaluate --suite SUITE --erasure FOLDER" if edits else "erasure erase CONCEPT --out FOLDER")
+
+
+def _drawn(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], out: Path, arm: str, sampler: Mapping[str, Any]
+) -> list[Any]:
+    """The pictures of every prompt with every seed, each written as soon as its batch is drawn."""
+    from erasure.eval import generate as draw
+
+    found, together = [], max(1, BATCH // len(seeds))  # prompts
+    for start in range(0, len(prompts), together):
+        rows = draw(pipe, prompts[start : start + together], seeds=seeds, batch_size=BATCH, **sampler)
+        for i, row in enumerate(rows, start):
+            for number, image in zip(seeds, row, strict=True):
+                image.save(out / f"{i:03d}-{number}-{arm}.png")
+                found.append(image)
+    return found
+
+
+def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int = 192, margin: int = 64) -> Any:
+    """Pictures in rows, each with a name, under their titles."""
+    from PIL import Image, ImageDraw
+
+    font, head = _font(13), 54
+    page = Image.new("RGB", (margin + side * len(titles), head + side * len(rows)), "white")
+    pen = ImageDraw.Draw(page)
+    for x, title in enumerate(titles):
+        pen.multiline_text((margin + x * side + 4, 4), textwrap.fill(printable(title), side // 8), "black", font)
+    for y, (name, images) in enumerate(rows.items()):
+        pen.text((4, head + y * side + side // 2), name, "black", font)
+        for x, image in enumerate(images):
+            page.paste(image.resize((side - 4, side - 4)), (margin + x * side, head + y * side))
+    return page
+
+
+def _font(size: int) -> Any:
+    """A font that every installation has: matplotlib's own, which knows more letters than PIL's."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 @commands.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from erasure.io import printable, rich_text
-from erasure.terminal import console
+from erasure.terminal import console, say
 
 Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 Variant = Annotated[str | None, typer.Option(help="fp16 for the base's files of that name; the plain ones by default.")]
@@ -25,6 +25,11 @@ def open_base(base: str, device: str | None, dtype: str | None = None, *, varian
 
     with console.status(rich_text(f"loading {base}")):
         return load_base(base, device=device, dtype=dtype, variant=variant)
+
+
+def follow(command: str) -> None:
+    """Say which command a user may want next."""
+    say(f"next: {command}")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from erasure.io.hashes import sha256
@@ -58,6 +59,13 @@ def printable(text: Any, *, limit: int | None = 200) -> str:
 def visible(text: str) -> str:
     """Foreign text of several lines with what harms written out, for places where spaces mean something (HTML)."""
     return "".join(c if c.isprintable() or c in KEPT else _written_out(c) for c in text)
+
+
+def meant(given: Any, known: Iterable[str]) -> str:
+    """``; did you mean 'uce'?`` where a known name is close to what was given; "" where none is."""
+    plain_names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(str(given).casefold(), plain_names, n=1, cutoff=0.6)
+    return f"; did you mean {plain_names[near[0]]!r}?" if near else ""
 
 
 def shown(value: Any, *, limit: int = 200) -> str:

@@ -19,7 +19,7 @@ from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, architectures
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article
-from erasure.io import NAME, fault_of, folder_name, shown
+from erasure.io import NAME, fault_of, folder_name, meant, shown
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -89,12 +89,15 @@ class Method(abc.ABC):
         """
         name = name or next(iter(cls.presets))
         if name not in cls.presets:
-            raise ValueError(f"unknown preset for {cls.key}; got {name!r}; choose one of {list(cls.presets)}")
+            raise ValueError(
+                f"{cls.key} has no preset {name!r}{meant(name, cls.presets)}; choose one of {list(cls.presets)}"
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(changes) - set(known)):
             part = next((name for name in unknown if name in ("anchor", "synonyms", "neighbours", "templates")), None)
             hint = f"; {part} belongs to the concept: Concept({'name'!r}, {part}=...)" if part else ""
-            raise ValueError(f"unknown setting for {cls.key}; got {unknown}; known are {known}{hint}")
+            hint = hint or meant(unknown[0], known)
+            raise ValueError(f"{cls.key} has no setting {unknown[0]!r}{hint}; its settings are {known}")
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
