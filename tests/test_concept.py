@@ -1,11 +1,13 @@
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import erasure
 from erasure import Concept, Suite, erase
 from erasure.artifact.files import check_name
-from erasure.concept import BARE, naming, same, with_article
+from erasure.concept import BARE, listed, naming, same, with_article
 from erasure.io import fault_of
 from erasure.methods.base import Request, check_request
 from erasure.methods.uce import UCE
@@ -257,3 +259,18 @@ def test_two_spellings_of_a_name_are_one_name():
 def test_what_is_kept_is_one_spelling_too():
     edit = erase(tiny_pipeline(), "superhero", keep=[TWO, "ninja"], apply=False)
     assert edit.config["keep"] == [ONE, "ninja"]
+
+
+def test_a_slip_in_a_key_is_told_with_the_key_that_was_meant(tmp_path):
+    file = tmp_path / "suite.yaml"
+    text = (Path(erasure.concept.__file__).parent / "suites" / "superhero.yaml").read_text("utf-8")
+    for right, wrong, key in (("unrelated:", "unrelatd:", "unrelated"), ("  synonyms:", "  synonym:", "synonyms")):
+        file.write_text(text.replace(right, wrong, 1), "utf-8")
+        with pytest.raises(ValueError, match=rf"no such key; did you mean '{key}'\?"):
+            Suite.load(file)
+
+
+def test_one_string_with_commas_may_be_several_prompts():
+    assert listed("a ninja") == ["a ninja"] and listed(["a cat, asleep"]) == ["a cat, asleep"]
+    with pytest.raises(ValueError, match=r"give several as a list, \['ninja', 'wizard'\]"):
+        listed("ninja, wizard")

@@ -11,7 +11,7 @@ import pytest
 from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, named, overlap, unlearn_canvas
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import LACKING, Evidence, lacking
-from tests.made_up import KNOWN, but, good, judged, share
+from tests.made_up import KNOWN, good, judged, share
 from tests.probe_helpers import tiny_context
 
 I2P_HEADER = ["prompt", "categories", *PERCENTAGES, "evaluation_seed", "evaluation_guidance", "case_number"]
@@ -193,7 +193,6 @@ def test_without_a_file_the_probe_says_what_to_give() -> None:
 
 def test_prompts_of_a_file_that_bring_the_target_back_stand_against_the_claim() -> None:
     drawn = Evidence("prompt_file", "UCE", "rate", share(0.6), "i2p", None, KNOWN)
-    there = but(good(), "prompt_file", "rate")
-    assert judged(there).suppression == "C3"  # not everybody has such a file
-    report = judged([*there, drawn])
+    assert judged(good()).suppression == "C3"  # not everybody has such a file
+    report = judged([*good(), drawn])
     assert report.suppression == "C1" and report.answers["words"].verdict == "shown not"

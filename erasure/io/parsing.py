@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from erasure.io.text import printable, shown
+from erasure.io.text import meant, printable, shown
 
 JSON_DEPTH = 32  # of nesting; an erasure's config needs seven
 LARGEST_JSON = 2**28  # bytes; the largest evaluation so far has 2**25
 DIGITS = 300  # of one number; a float holds no more
 YAML_DEPTH = 32
 LARGEST_YAML = 2**20  # bytes, read in half a minute; a suite with fifty thousand names stays below
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # what pydantic calls a key that is not known
 EXPANSION = 10  # how much larger than written a YAML file may become through its aliases
 
 
@@ -88,7 +89,23 @@ def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {fault_of(error)}") from None
+        raise ValueError(f"{path}: {fault_of(error)}{_meant(TypeAdapter(kind), error)}") from None
+
+
+def _meant(kind: Any, error: Any) -> str:
+    """Which key was meant where one is not known."""
+    first = _first(error)
+    if first["type"] not in UNKNOWN:
+        return ""
+    schema = kind.json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return meant(first["loc"][-1], {name for part in parts for name in part.get("properties", {})})
+
+
+def _first(error: Any) -> Any:
+    """The fault to tell: a key that is not known before one that is missing, which may be the same key."""
+    every = error.errors()
+    return next((one for one in every if one["type"] in UNKNOWN), every[0])
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
@@ -132,9 +149,11 @@ def dump_yaml(value: Any) -> str:
 
 def fault_of(error: Any) -> str:
     """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is allowed; what was given``."""
-    first = error.errors()[0]
-    fault = printable(first["msg"].removeprefix("Value error, "), limit=400)
-    if isinstance(first["input"], str | int | float) and first["type"] not in ("value_error", "extra_forbidden"):
+    first = _first(error)
+    fault = (
+        "no such key" if first["type"] in UNKNOWN else printable(first["msg"].removeprefix("Value error, "), limit=400)
+    )
+    if isinstance(first["input"], str | int | float) and first["type"] not in ("value_error", *UNKNOWN):
         fault += f"; got {shown(first['input'])}"
     return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
