@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from erasure.artifact import Erasure
 from erasure.concept import Concept, Suite
 from erasure.eval.core.models import Applied
 from erasure.eval.core.records import BASE, Evaluation, Record
+from erasure.eval.core.stacked import Stacked
 from erasure.eval.detectors.base import Detector
 from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import Estimate, difference, rate
@@ -27,46 +27,6 @@ from erasure.io import markdown, write_atomically
 
 Way = Literal["together", "in turn"]
 ALONE = "1 alone"
-
-
-class Stacked:
-    """Several erasures as one change of a pipeline: put on one after another, in their order.
-
-    Args:
-        name: what tables call it.
-        erasures: each made for the unmodified base, as erasures that are published one by one are.
-    """
-
-    def __init__(self, name: str, erasures: Sequence[Erasure]) -> None:
-        if not erasures:
-            raise ValueError(f"nothing to stack under {name!r}; got no erasures; give at least one")
-        self.name, self.erasures = name, tuple(erasures)
-        parts = [edit.config for edit in erasures]
-        told = {
-            key: [item for part in parts for item in part.get(key, ())] for key in ("keep", "keep_everyday", "prompts")
-        }
-        self.config = {
-            "method": " then ".join(dict.fromkeys(part["method"] for part in parts)),
-            "erasures": [edit.name for edit in erasures],
-            "settings": parts[0]["settings"]
-            if all(p["settings"] == parts[0]["settings"] for p in parts)
-            else "various",
-            "concepts": [concept for part in parts for concept in part["concepts"]],
-            **{key: list(dict.fromkeys(items)) for key, items in told.items() if items},
-        }
-
-    def apply(self, pipe: Any) -> None:
-        """Put all of them on, or none where one is refused."""
-        with contextlib.ExitStack() as undo:
-            for edit in self.erasures:
-                edit.apply(pipe)
-                undo.callback(edit.remove, pipe)
-            undo.pop_all()
-
-    def remove(self, pipe: Any) -> None:
-        """Take all of them off, the last first."""
-        for edit in reversed(self.erasures):
-            edit.remove(pipe)
 
 
 @dataclasses.dataclass(frozen=True)

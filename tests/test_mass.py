@@ -10,7 +10,8 @@ import pytest
 import erasure
 from erasure.concept import Concept, Suite
 from erasure.eval.core.records import Arm, Evaluation, Record, Verdict
-from studies.mass import Mass, Stacked, in_turn
+from erasure.eval.core.stacked import Stacked
+from studies.mass import Mass, in_turn
 from tests.eval_helpers import PixelDetector
 from tests.tiny import identical, tiny_pipeline, weights
 

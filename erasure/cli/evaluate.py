@@ -11,7 +11,7 @@ import typer
 from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base
 from erasure.terminal import PlainTable, console, say
 
-FILTER, RETRAINED = "prompt filter", "retrained"  # what tables call them
+FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
 commands = typer.Typer()
 
 SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
@@ -27,6 +27,10 @@ Preset = Annotated[
     typer.Option(help="Every probe of quick, standard or full as well (smoke: a trial; no-draw: no picture)."),
 ]
 Probes = Annotated[list[str] | None, typer.Option(help="Of the preset only this probe; repeat for more.")]
+InOrder = Annotated[
+    bool,
+    typer.Option("--in-order", help="Compare with all given erasures together, put on in the order they are given in."),
+]
 PromptFilter = Annotated[
     bool, typer.Option("--prompt-filter", help="Compare with a filter of prompts: it changes no weight.")
 ]
@@ -72,6 +76,7 @@ def evaluate(
     model: Models = None,
     preset: Preset = None,
     probe: Probes = None,
+    in_order: InOrder = False,
     prompt_filter: PromptFilter = False,
     retrained: Retrained = False,
     gold: Golds = None,
@@ -109,6 +114,7 @@ def evaluate(
     files = dict(map(prompt_files.named, prompts or []))
     edits = read_erasures(erasure or [])
     named = [name_of(source) for source in model or []]
+    edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
     detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
@@ -158,6 +164,22 @@ def read_erasures(sources: list[str]) -> dict[str, Any]:
             raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
         edits[edit.name] = edit
     return edits
+
+
+def stacked(edits: dict[str, Any]) -> dict[str, Any]:
+    """All erasures as one more arm, in their order.
+
+    Raises:
+        ValueError: there are fewer than two, or one has the arm's name.
+    """
+    from erasure.eval.core.stacked import Stacked
+
+    if len(edits) < 2 or IN_ORDER in edits:
+        raise ValueError(
+            f"--in-order puts two erasures or more on in turn, under the name {IN_ORDER!r}; got {list(edits)}; repeat "
+            "--erasure, or rename the one of that name"
+        )
+    return {IN_ORDER: Stacked(IN_ORDER, list(edits.values()))}
 
 
 def check_options(preset: str | None, limit: int | None, of_preset: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ BUILT_IN = {
     "scene": "erasure.eval.probes.suppression.scene:Scene",
     "quantised": "erasure.eval.probes.suppression.quantised:Quantised",
     "prompt_file": "erasure.eval.probes.suppression.prompt_file:PromptFiles",
+    "sequential": "erasure.eval.probes.suppression.sequential:Sequential",
     "random_control": "erasure.eval.probes.suppression.random_control:RandomControl",
     "unlearn_diff_atk": "erasure.eval.probes.suppression.unlearn_diff_atk:UnlearnDiffAtk",
     "p4d": "erasure.eval.probes.suppression.p4d:P4D",

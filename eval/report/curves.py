@@ -22,6 +22,7 @@ AXES = {
     "guidance": "guidance scale",
     "steps": "sampling steps",
     "strength": "strength",
+    "requests": "requests met",
     "scale": "scale",
 }
 DOUBLING = ("step", "k")  # drawn along log2(1 + x), which keeps 0
