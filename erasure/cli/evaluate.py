@@ -60,6 +60,14 @@ Judges = Annotated[
         "attacks choose by another detector than the one that scores."
     ),
 ]
+Asked = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vlm",
+        help="Hub id (org/name, org/name@revision) or folder of a vision-language model that judges by a yes/no "
+        "question a label; it scores, and the others choose. Repeat for more.",
+    ),
+]
 Fid = Annotated[bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: [fid].")]
 Inception = Annotated[Path | None, typer.Option(help="File of Inception's weights, for --fid; downloaded without.")]
 
@@ -88,6 +96,7 @@ def evaluate(
     variant: Variant = None,
     limit: Limit = None,
     clip: Judges = None,
+    vlm: Asked = None,
     fid: Fid = False,
     inception: Inception = None,
     device: Device = None,
@@ -117,7 +126,7 @@ def evaluate(
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
-    detectors, judge = detectors_for(plan, clip=clip or CLIP, device=str(pipe.device))
+    detectors, judge = detectors_for(plan, clip=clip or CLIP, vlm=vlm or (), device=str(pipe.device))
     extractors = extractors_of(judge, fid, inception)
     controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None

@@ -1,34 +1,52 @@
-"""Which detectors judge which model: the world's own classifiers, or an open_clip model for everything else."""
+"""Which detectors judge which model: the world's own classifiers, or open_clip and vision-language models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from erasure.concept import WORLD, Suite
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector, labels_of
+from erasure.eval.detectors.vlm import VlmDetector
 
 CLIP = ("ViT-B-32/openai",)
 
 
 def detectors_for(
-    suite: Suite, *, clip: Sequence[str] = CLIP, device: str = "cpu"
+    suite: Suite, *, clip: Sequence[str] = CLIP, vlm: Sequence[str] = (), device: str = "cpu"
 ) -> tuple[list[Detector], ClipDetector]:
     """Detectors and the judge of image-text agreement for a suite.
 
     Args:
-        clip: ``model/weights`` for open_clip, used for suites about real checkpoints. The first scores; attacks choose
-            with a second one, and are left out without it.
+        clip: ``model/weights`` for open_clip, used for suites about real checkpoints.
+        vlm: hub ids (``org/name`` or ``org/name@revision``) or folders of vision-language models. They stand before the
+            others.
+
+    The first detector scores; attacks choose with the second one, and are left out without it.
 
     Raises:
-        FileNotFoundError: the CLIP weights are neither here nor to be had.
+        FileNotFoundError: weights are neither here nor to be had.
+        ValueError: a vision-language model cannot be asked.
     """
+    asked: list[Detector] = [_asked(name, suite, device) for name in vlm]
     if suite.base == WORLD:
         from erasure.eval.worldkit import detectors
 
-        return list(detectors.detectors()), detectors.clip()
+        return [*asked, *detectors.detectors()], detectors.clip()
     judges = [_opened(name, suite, device) for name in clip]
-    return [*judges], judges[0]
+    return [*asked, *judges], judges[0]
+
+
+def _asked(name: str, suite: Suite, device: str) -> VlmDetector:
+    model, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    try:
+        return VlmDetector.load(model, revision=revision or None, labels=labels_of(suite), device=device)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"transformers could not load {name!r} ({type(error).__name__}); give the hub id or the folder of an "
+            "image-text-to-text model"
+        ) from None
 
 
 def _opened(name: str, suite: Suite, device: str) -> ClipDetector:

@@ -76,11 +76,11 @@ class ClipDetector:
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.name, self.templates = name, tuple(templates)
         self.temperature, self.batch_size = temperature, batch_size
-        self.phrases = {attribute: _phrases(given) for attribute, given in (labels or {}).items()}
+        self.phrases = {attribute: phrases_of(given) for attribute, given in (labels or {}).items()}
         self.card = card or DetectorCard(
             name,
             "zero-shot",
-            weights_sha256=_fingerprint(model),
+            weights_sha256=fingerprint(model),
             preprocessing=" ".join(str(preprocess).split()),
             labels={attribute: tuple(given) for attribute, given in self.phrases.items()},
             notes="Sensitivity and specificity were not measured.",
@@ -170,7 +170,8 @@ class ClipDetector:
         return _unit(self.text_features(sentences).mean(0, keepdim=True))
 
 
-def _phrases(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def phrases_of(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Labels with what they are called: each with its article, where nothing else is given."""
     if isinstance(labels, Mapping):
         return {label: tuple(words) for label, words in labels.items()}
     return {label: NOTHING_PHRASES if label == NOTHING else (with_article(label),) for label in labels}
@@ -180,6 +181,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's tensors and their names."""
     state = sorted(model.state_dict().items())
     return sha256(piece for name, tensor in state for piece in tensor_bytes(name, tensor, described=False))
