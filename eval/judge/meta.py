@@ -67,7 +67,7 @@ class Faithfulness:
 
 
 # Probes of removal whose number is not higher the more a model knows.
-OTHERWISE = ("construction", "resurgence", "adapter_on_top", "delta_side_channel")
+OTHERWISE = ("construction", "resurgence", "adapter_on_top", "gradient_reversal", "delta_side_channel")
 
 
 def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:

@@ -42,6 +42,7 @@ BUILT_IN = {
     "relearning": "erasure.eval.probes.removal.relearning:Relearning",
     "resurgence": "erasure.eval.probes.removal.resurgence:Resurgence",
     "plasticity": "erasure.eval.probes.removal.plasticity:Plasticity",
+    "gradient_reversal": "erasure.eval.probes.removal.gradient_reversal:GradientReversal",
     "adapter_on_top": "erasure.eval.probes.removal.adapter_on_top:AdapterOnTop",
     "noise": "erasure.eval.probes.removal.noise:NoiseProbe",
     "completion": "erasure.eval.probes.removal.completion:Completion",

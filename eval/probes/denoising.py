@@ -12,15 +12,29 @@ from erasure.backbone.noise import NoiseModel
 from erasure.eval.probes.base import Missing
 
 
+def denoiser_for(pipe: Any) -> Backbone:
+    """The backbone of an opened pipeline, whose denoiser is asked from inside.
+
+    Raises:
+        Missing: an architecture that is not supported, or a scheduler without a noise model.
+    """
+    try:
+        backbone: Backbone = backbone_of(pipe)
+        _ = backbone.noise
+    except ValueError as reason:
+        raise Missing(str(reason)) from None
+    return backbone
+
+
 def backbone_for(pipe: Any) -> Backbone:
     """The backbone of an opened pipeline, if real pictures have latents that its denoiser reads.
 
     Raises:
         Missing: an architecture that is not supported, latents that are packed, or a scheduler without a noise model.
     """
+    backbone = denoiser_for(pipe)
     try:
-        backbone: Backbone = backbone_of(pipe)
-        _ = backbone.noise, backbone.autoencoder
+        _ = backbone.autoencoder
     except ValueError as reason:
         raise Missing(str(reason)) from None
     return backbone

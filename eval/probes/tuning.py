@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,17 @@ from erasure.eval.probes.embedding import FreeWords
 from erasure.train import Diverged, Run, Training, trainable
 
 LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
+
+
+class Teaches(Protocol):
+    """What a training needs: a loss of random batches, and one that is always the same to tell how far it went."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def loss(self, generator: torch.Generator) -> Tensor: ...
+
+    def level(self) -> float: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +125,7 @@ def learn(
 
 def repeated(
     context: Context,
-    lesson: Lesson,
+    lesson: Teaches,
     look: Callable[[dict[str, Any]], list[Observation]],
     *,
     parameters: str,
