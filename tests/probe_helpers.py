@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from erasure.backbone import backbone_of
 from erasure.concept import Concept, Suite, Words
 from erasure.eval.core.material import Example
 from erasure.eval.core.models import Model, Swapped, randomised
 from erasure.eval.probes.base import Context, Observation
 from tests.eval_helpers import AddNoise, PixelDetector
-from tests.tiny import tiny, tiny_pipeline
+from tests.tiny import tiny_pipeline
 
 SUITE = Suite(
     version=1,
@@ -57,19 +58,39 @@ class TinyMaterial:
         return Example(Image.fromarray(pixels), f"a {label}", label, f"{label} {i} {seed} {member}", member)
 
 
+class TextNoise:
+    """An erasure that does nothing clever on any architecture: it shifts the layers by which the text enters."""
+
+    name, config = "noise", {"method": "noise"}
+
+    def apply(self, pipe: Any) -> None:
+        generator = torch.Generator().manual_seed(7)
+        layers = [site.linear.weight.data for site in backbone_of(pipe).text_sites().values()]
+        self._kept = [(weight, weight.clone()) for weight in layers]
+        for weight in layers:
+            weight += 0.5 * torch.randn(weight.shape, generator=generator)
+
+    def remove(self, pipe: Any) -> None:
+        for weight, before in self._kept:
+            weight.copy_(before)
+
+
 def tiny_context(*, architecture: str | None = None, **changes: Any) -> Context:
     """Base, one erasure, two "retrained" models (other random weights), a null with a random denoiser.
 
     Args:
-        architecture: of :func:`tests.tiny.tiny`; by default the small Stable Diffusion 1.x of most tests.
+        architecture: of :func:`tests.small.small`; by default the small Stable Diffusion 1.x of most tests.
     """
+    from tests.small import small  # which imports every architecture
+
     pipe, *golds = (
-        tiny_pipeline(seed=seed) if architecture is None else tiny(architecture, seed=seed) for seed in (0, 1, 2)
+        tiny_pipeline(seed=seed) if architecture is None else small(architecture, seed=seed) for seed in (0, 1, 2)
     )
     part = "unet" if hasattr(pipe, "unet") else "transformer"
+    edit = AddNoise(scale=0.5) if architecture is None else TextNoise()
     models = [
         Model("base", "base"),
-        Model("noise", "erased", AddNoise(scale=0.5)),
+        Model("noise", "erased", edit),
         *(Model(f"gold-{i}", "gold", Swapped(f"gold-{i}", {part: getattr(g, part)})) for i, g in enumerate(golds)),
         Model("random", "null", randomised(pipe, seed=9)),
     ]

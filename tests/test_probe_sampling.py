@@ -65,8 +65,8 @@ def test_without_noise_it_draws_what_the_stock_pipeline_draws(prediction_type, g
 
 def test_any_scheduler_becomes_ddim_on_its_own_schedule():
     sampler = DDIM(backbone_for(tiny("sdxl")), num_inference_steps=4)
-    assert [step.a for step in sampler.steps] == sorted(step.a for step in sampler.steps)
-    assert all(now.a_prev == after.a for now, after in zip(sampler.steps, sampler.steps[1:], strict=False))
+    assert [step.alpha for step in sampler.steps] == sorted(step.alpha for step in sampler.steps)
+    assert all(now.alpha_prev == after.alpha for now, after in zip(sampler.steps, sampler.steps[1:], strict=False))
     assert sampler.sample(sampler.starts([("a cat", 0)]), ["a cat"]).isfinite().all()
 
 

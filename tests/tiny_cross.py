@@ -93,7 +93,7 @@ def _pixart_alpha() -> Any:
 
 def _sana() -> Any:
     blocks = {f"{side}_block_types": ("ResBlock",) * 6 for side in ("encoder", "decoder")}
-    blocks |= {f"{side}_block_out_channels": (4,) * 6 for side in ("encoder", "decoder")}
+    blocks |= {f"{side}_block_out_channels": (8,) * 6 for side in ("encoder", "decoder")}
     blocks |= {f"{side}_layers_per_block": (1,) * 6 for side in ("encoder", "decoder")}
     blocks |= {f"{side}_qkv_multiscales": ((),) * 6 for side in ("encoder", "decoder")}
     return diffusers.SanaPipeline(

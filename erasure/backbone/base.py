@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from erasure.backbone.checks import refuse_unsafe
-from erasure.backbone.drive import Driven, Step
+from erasure.backbone.drive import Step
+from erasure.backbone.latents import Latents
 from erasure.backbone.names import qualified, split
 from erasure.backbone.noise import NoiseModel
 from erasure.backbone.selectors import selected
@@ -58,7 +57,7 @@ class Site:
         return stop - start
 
 
-class Backbone(Driven):
+class Backbone(Latents):
     """The names and conventions of one architecture, around a diffusers pipeline.
 
     Args:
@@ -309,81 +308,46 @@ class Backbone(Driven):
                     return word, name
         return None
 
-    # --- pictures ---------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the posterior."""
-        vae = self.autoencoder
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
-        parts = []
-        for i in range(0, len(images), batch_size):
-            batch = [image.convert("RGB") for image in images[i : i + batch_size]]
-            batch = [
-                im if im.size == (width, height) else im.resize((width, height), Image.Resampling.LANCZOS)
-                for im in batch
-            ]
-            x = torch.from_numpy(np.stack([np.asarray(im) for im in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            encoded = vae.encode(x.to(vae.device, vae.dtype))
-            mean = (
-                encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
-            )  # Sana's has no spread
-            shift = getattr(vae.config, "shift_factor", None) or 0.0
-            parts.append(((mean - shift) * vae.config.scaling_factor).float())
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def pictures(self, latents: Tensor, *, batch_size: int = 32) -> list[Image.Image]:
-        """Pictures of clean latents ``(n, *latent_shape)``."""
-        vae, out = self.autoencoder, []
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        for part in latents.split(batch_size):
-            decoded = vae.decode((part / vae.config.scaling_factor + shift).to(vae.dtype)).sample
-            out += self.pipe.image_processor.postprocess(decoded.detach().float().cpu(), output_type="pil")
-        return out
-
-    @property
-    def autoencoder(self) -> Any:
-        """The autoencoder, where its latents are what the denoiser reads.
-
-        Raises:
-            ValueError: they are not.
-        """
-        vae = getattr(self.pipe, "vae", None)
-        if vae is None or len(self.latent_shape) != 3 or not hasattr(vae.config, "scaling_factor"):
-            raise ValueError(
-                f"the latents of {self.pipelines} are packed, or have no plain autoencoder; real pictures are put "
-                "through the denoiser on Stable Diffusion 1, 2, XL and 3 alone"
-            )
-        return vae
+    # --- training ---------------------------------------------------------------------------------------------------
 
     def losses(self, x0: Tensor, t: Tensor, eps: Tensor, text: Text) -> Tensor:
         """Squared error of the prediction for each row, ``(n,)``; differentiable in the model and in ``text``."""
-        predicted = self.predict_float(self.noise.mix(x0, eps, t), t, text)
+        predicted = self.predict_float(self.noise.mix(x0, eps, t), t, text, guidance=self.plain_guidance)
         return (predicted - self.noise.target(x0, eps, t)).square().flatten(1).mean(dim=1)
 
-    def middle(self) -> nn.Module:
-        """The module in the middle of the denoiser: the middle one of its longest row of blocks."""
-        rows = [child for child in self.denoiser.children() if isinstance(child, nn.ModuleList)]
+    def middles(self) -> list[nn.Module]:
+        """The module in the middle of every denoiser; each step runs one of them."""
+        return [self.middle_of(denoiser) for denoiser in self.denoiser_parts.values()]
+
+    def middle_of(self, denoiser: nn.Module) -> nn.Module:
+        """The module in the middle of a denoiser: the middle one of its longest row of blocks."""
+        rows = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
         if not any(map(len, rows)):
-            raise ValueError(f"a {type(self.denoiser).__name__} has no row of blocks, so no middle is known")
+            raise ValueError(f"a {type(denoiser).__name__} has no row of blocks, so no middle is known")
         blocks = max(rows, key=len)
         return blocks[len(blocks) // 2]
 
     def middle_mean(self, output: Any) -> Tensor:
-        """``(n, channels)`` float32: what :meth:`middle` returned for the picture, averaged over places.
+        """``(n, channels)`` float32: what one of :meth:`middles` returned for the picture, averaged over places.
 
         Blocks that carry text and picture side by side return both; the picture's has a token for every patch.
         """
         parts = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
         *_, height, width = self.latent_shape
-        patches = height * width // getattr(self.denoiser.config, "patch_size", 1) ** 2
+        size = getattr(self.denoiser.config, "patch_size", 1)
+        side = size if isinstance(size, int) else size[-1]
+        patches = height if self.packs else height * width // side**2
         picture = next((part for part in parts if part.shape[1] == patches), parts[-1])
         return picture.float().mean(dim=1)
 
-    def predict_float(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+    def predict_float(self, x: Tensor, t: Tensor, text: Text, *, guidance: float | None = None) -> Tensor:
         """:meth:`predict` in and out of float32, whatever the model's precision."""
-        return self.predict(x.to(self.dtype), t, text.to(self.dtype)).float()
+        return self.predict(x.to(self.dtype), t, text.to(self.dtype), guidance=guidance).float()
+
+    @property
+    def plain_guidance(self) -> float | None:
+        """The number by which a model with embedded guidance predicts what the prompt alone says; None elsewhere."""
+        return 1.0 if self.guidance == "embedded" else None
 
 
 def parts_of(pipe: Any) -> dict[str, Any]:

@@ -163,7 +163,20 @@ class Driven(abc.ABC):
     def _latents(self, text: Text) -> Tensor:
         return self.unpacked(self._first_call(text, None).inputs[self.latent_argument])
 
-    def _first_call(self, text: Text, guidance: float | None) -> Call:
+    def sigmas(self, num_inference_steps: int) -> tuple[float, ...]:
+        """Shares of noise at which the pipeline of a flow model takes its steps, falling, and 0 behind the last.
+
+        The scheduler's own, shifted as the pipeline does at this size.
+        """
+        pipe = separate(self.pipe)
+        self._first_call(self.encode([""]).text, None, num_inference_steps=num_inference_steps, pipe=pipe)
+        shares = [float(share) for share in pipe.scheduler.sigmas]
+        falling = [share for i, share in enumerate(shares) if share > 0 and share not in shares[:i]]
+        return (*falling, 0.0)
+
+    def _first_call(
+        self, text: Text, guidance: float | None, *, num_inference_steps: int = 4, pipe: Any = None
+    ) -> Call:
         """The first call of the denoiser when the pipeline draws ``text`` without classifier-free guidance."""
         heard: list[Call] = []
 
@@ -173,7 +186,13 @@ class Driven(abc.ABC):
 
         scale = self.no_guidance if self.guidance == "cfg" and guidance is None else guidance
         with listening(self.denoiser_parts, before=stop):
-            self.draw(text, num_inference_steps=4, guidance_scale=scale, generator=torch.Generator().manual_seed(0))
+            self.draw(
+                text,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=scale,
+                generator=torch.Generator().manual_seed(0),
+                pipe=pipe,
+            )
         return heard[0]
 
     @torch.no_grad()
@@ -185,9 +204,14 @@ class Driven(abc.ABC):
         guidance_scale: float | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        pipe: Any = None,
     ) -> Tensor:
-        """Call the pipeline itself on encoded prompts; returns latents. Its scheduler is left as it was."""
-        pipe = separate(self.pipe)
+        """Call the pipeline itself on encoded prompts; returns latents. Its scheduler is left as it was.
+
+        Args:
+            pipe: what :func:`separate` made of the pipeline, for whoever looks at its scheduler afterwards.
+        """
+        pipe = separate(self.pipe) if pipe is None else pipe
         arguments = self.prompt_inputs(text) | self.call
         if self.max_sequence_length and "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
             arguments.setdefault("max_sequence_length", self.max_sequence_length)

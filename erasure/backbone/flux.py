@@ -27,6 +27,7 @@ class FluxBackbone(Backbone):
     prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
     guidance = "embedded"
     noise = Flow("sigma")
+    packs = True
 
     def __init__(self, pipe: Any, *, max_sequence_length: int = 512, **options: Any) -> None:
         self.max_sequence_length = max_sequence_length

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.backbone.generic import TransformerBackbone
+from erasure.backbone.latents import pack, unpack
 from erasure.backbone.noise import Flow
 from erasure.backbone.text import Text
 
@@ -22,13 +23,26 @@ class Flux2Backbone(TransformerBackbone):
     encoded = ("hidden",)
     guidance = "embedded"
     noise = Flow("sigma")
+    packs = True
+    normalised_by = "batch_norm_eps"
 
     def call_latents(self, noise: Tensor) -> Tensor:
         """The call takes ``(n, C, h, w)`` where the denoiser reads ``(n, h w, C)``."""
-        side = round(noise.shape[1] ** 0.5)
-        height = self.call.get("height")
-        rows = side if height is None else height // (2 * self.pipe.vae_scale_factor)
-        return noise.unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
+        return noise.unflatten(1, (self.rows, -1)).permute(0, 3, 1, 2)
+
+    def normalised(self, z: Tensor) -> Tensor:
+        """By the statistics of the autoencoder's batch norm, which has a channel for every place of a token."""
+        mean, std = self._statistics(z)
+        return unpack((pack(z) - mean) / std, z.shape[2] // 2)
+
+    def encoded_from(self, grid: Tensor) -> Tensor:
+        mean, std = self._statistics(grid)
+        return unpack(pack(grid) * std + mean, grid.shape[2] // 2)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        norm = self.autoencoder.bn
+        std = (norm.running_var.float() + self.autoencoder.config.batch_norm_eps).sqrt()
+        return norm.running_mean.to(like), std.to(like)
 
 
 class Flux2KleinBackbone(Flux2Backbone):
@@ -59,11 +73,17 @@ class QwenImageBackbone(TransformerBackbone):
     guidance_calls = True
     null_prompt = " "
     noise = Flow("sigma")
+    packs = True
+    video_autoencoder = True
+    normalised_by = "latents_mean"
 
     def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
         """With a mask also where no prompt is padded."""
         hidden, mask = super().encode_prompt(prompts)
         return hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device) if mask is None else mask
+
+    def _normalisation(self, like: Tensor) -> tuple[Any, Any]:
+        return by_channel(self.autoencoder.config, like)
 
     def row_of(self, first: int, tokens: int, rows: int) -> int:
         """The template's prefix is cut off each prompt, wherever its padding stands; what is too long is cut behind."""
@@ -143,11 +163,16 @@ class WanBackbone(TransformerBackbone):
     noise = Flow("thousandths")
     latent_dtype = torch.float32
     call = {"num_frames": 1}
+    video_autoencoder = True
+    normalised_by = "latents_mean"
 
     def stops(self, hidden: Tensor, mask: Tensor | None) -> tuple[int, ...]:
         """Behind the last row that is not zero: the others are the same for every prompt."""
         used = hidden.abs().sum(dim=-1) > 0
         return tuple(int(row.nonzero().max()) + 1 if row.any() else 0 for row in used)
+
+    def _normalisation(self, like: Tensor) -> tuple[Any, Any]:
+        return by_channel(self.autoencoder.config, like)
 
     def part_at(self, t: float) -> str:
         ratio = getattr(self.pipe.config, "boundary_ratio", None)
@@ -166,6 +191,7 @@ class ChromaBackbone(TransformerBackbone):
     guidance_calls = True
     reads_padding = True
     noise = Flow("sigma")
+    packs = True
 
     def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
         """The mask stands before that of the picture's tokens."""
@@ -173,6 +199,14 @@ class ChromaBackbone(TransformerBackbone):
         mask = torch.ones(text.hidden.shape[:2]) if text.mask is None else text.mask
         joint = torch.cat([mask.to(picture), picture], dim=1)
         return {**super().with_text(inputs, text), "attention_mask": joint}
+
+
+def by_channel(config: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and one over the spread, of every channel of an autoencoder's latents ``(n, c, h, w)``."""
+    mean, std = (
+        torch.tensor(values).to(like).reshape(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+    )
+    return mean, 1 / std
 
 
 __all__ = [

@@ -64,9 +64,9 @@ class UNetBackbone(Backbone):
             raise ValueError(f"{type(self.pipe.scheduler).__name__} keeps no cumulative alphas; use DDIMScheduler")
         return diffusion_of(self.pipe.scheduler, device=self.device)
 
-    def middle(self) -> nn.Module:
+    def middle_of(self, denoiser: Any) -> nn.Module:
         """The mid-block."""
-        return self.unet.mid_block
+        return denoiser.mid_block
 
     def middle_mean(self, output: Tensor) -> Tensor:
         return output.float().mean(dim=(2, 3))

@@ -203,7 +203,7 @@ class FineTune(Method):
 
     def trained_guidance(self, backbone: Backbone) -> float | None:
         """The guidance that models with embedded guidance are trained with: 1, the plain conditional prediction."""
-        return 1.0 if backbone.guidance == "embedded" else None
+        return backbone.plain_guidance
 
     def error(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
         """Mean squared error of the student to the targets on chosen rows of a bank, each with its prompt's text."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import math
@@ -25,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from erasure import runtime
-from erasure.backbone import denoiser_of
+from erasure.backbone import backbone_of, denoiser_of
 from erasure.concept import Prompt
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.records import GROUPS
@@ -133,14 +134,32 @@ def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]
     denoiser = denoiser_of(pipe)
     # A second stream of generators for schedulers that draw noise on the way (ancestral samplers).
     given: dict[str, Any] = {"generator": [_generator(job.prompt, job.seed, "steps") for job in batch]}
-    if getattr(denoiser.config, "sample_size", None) is not None:
+    videos = "num_frames" in inspect.signature(pipe.__call__).parameters
+    if getattr(denoiser.config, "sample_size", None) is not None and not videos:
         noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
         given["latents"] = torch.stack(noise).to(denoiser.dtype)
-    # else FLUX, whose pipeline packs its latents: it draws them itself, from the generators
+    # else the latents are packed, as FLUX's, or videos: the pipeline draws them itself, from the generators
     if embeds := [job.embeds for job in batch if job.embeds is not None]:
         given["prompt_embeds"] = torch.stack(embeds)
     prompts = None if embeds else [job.prompt for job in batch]
-    return list(pipe(prompts, output_type="pil", **given, **sampler).images)
+    drawn = called(pipe, prompts, {"output_type": "pil", **given}, **sampler)
+    return list(drawn.images) if hasattr(drawn, "images") else [frames[0] for frames in drawn.frames]  # of a video
+
+
+def called(pipe: Any, prompts: list[str] | None, given: dict[str, Any], **sampler: Any) -> Any:
+    """The pipeline's call, with settings as it names them.
+
+    Some take guidance by another argument, or compare with a prompt that has to be given; a model of videos draws as
+    many frames as its backbone says, one. Unknown architectures are called as Stable Diffusion is.
+    """
+    try:
+        backbone = backbone_of(getattr(pipe, "pipe", pipe))
+    except ValueError:
+        return pipe(prompts, **given, **sampler)
+    named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
+    if backbone.null_prompt and backbone.guidance == "cfg":  # the others compare with the empty one by themselves
+        named["negative_prompt"] = [backbone.null_prompt] * len(prompts or ())
+    return pipe(prompt=prompts, **{**backbone.call, **given, **named})
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
@@ -148,7 +167,12 @@ def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
     config = denoiser_of(pipe).config
     side = config.sample_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    return torch.randn(config.in_channels, height, width, generator=_generator(prompt, seed, "start"))
+    return noise_of((config.in_channels, height, width), prompt, seed)
+
+
+def noise_of(shape: Sequence[int], prompt: str, seed: int) -> torch.Tensor:
+    """Standard normal latents of a shape: a function of (prompt, seed) alone."""
+    return torch.randn(*shape, generator=_generator(prompt, seed, "start"))
 
 
 def _generator(prompt: str, seed: int, stream: str) -> torch.Generator:

@@ -1,7 +1,8 @@
 """DDIM from inside: sampling that may begin anywhere, be disturbed, steered, or told a part of the answer.
 
 Whatever scheduler a pipeline has, these probes sample with DDIM (Song et al. 2021, arXiv 2010.02502) on its noise
-schedule, because it is deterministic and its every step is written down here.
+schedule, because it is deterministic and its every step is written down here. Of a flow model the same step, with the
+flow's own shares of signal and noise, is Euler's method on its differential equation (Lipman et al. 2023).
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ from torch import Tensor
 
 from erasure import runtime
 from erasure.backbone import Backbone
-from erasure.backbone.noise import Diffusion
+from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
 from erasure.eval.core.models import Model, Role
-from erasure.eval.core.pictures import evenly, initial_noise
+from erasure.eval.core.pictures import evenly, noise_of
 from erasure.eval.probes.asking import everywhere, sentences
 from erasure.eval.probes.base import (
     Access,
     Context,
     Evidence,
     Level,
-    Missing,
     Need,
     Observation,
     Probe,
@@ -48,15 +48,29 @@ Split = tuple[Tensor, Tensor]  # the clean latents and the noise that noised lat
 class Step:
     """One step of the schedule, from more noise to less.
 
+    Noised latents are ``x = α x0 + σ ε``. With the ᾱ of the DDIM paper α = √ᾱ and σ = √(1 - ᾱ); in a flow α = 1 - σ.
+
     Attributes:
-        t: timestep the denoiser is told.
-        a: share of signal before the step, ᾱ_t (a variance, 0 to 1).
-        a_prev: share of signal after it, ᾱ_{t-1} in the numbering of the DDIM paper.
+        t: time the denoiser is told.
+        alpha, sigma: before the step.
+        alpha_prev, sigma_prev: after it, in the numbering of the DDIM paper.
     """
 
-    t: int
-    a: float
-    a_prev: float
+    t: float
+    alpha: float
+    sigma: float
+    alpha_prev: float
+    sigma_prev: float
+
+    def added(self, eta: float) -> float:
+        """Strength of the noise that is added on the way: DDPM's at ``eta`` 1, none at 0.
+
+            η (σ_{t-1} / σ_t) √(σ_t² - (α_t / α_{t-1})² σ_{t-1}²)
+
+        which for diffusion is the paper's ``η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})``.
+        """
+        variance = self.sigma**2 - (self.alpha / self.alpha_prev * self.sigma_prev) ** 2
+        return eta * self.sigma_prev / self.sigma * max(variance, 0.0) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +80,8 @@ class DDIM:
     Attributes:
         backbone: of the pipeline.
         num_inference_steps: of the whole trajectory, from pure noise.
-        guidance_scale: as in diffusers; there is no guidance at 1 and below, nor with the empty prompt.
+        guidance_scale: as the pipeline takes it. Classifier-free guidance stops where the pipeline's does, and at the
+            empty prompt; models with embedded guidance are given the number, and distilled ones have none.
         batch_size: rows per pass.
         autocast: bfloat16 arithmetic.
     """
@@ -82,11 +97,9 @@ class DDIM:
         """With the suite's guidance and at least 25 of its steps, on the pipeline below any filter.
 
         Raises:
-            Missing: the model is not one of diffusion with plain latents: flow models have no DDIM.
+            Missing: how pictures become what the denoiser reads is not known.
         """
         suite, backbone = context.suite, backbone_for(context.pipe)
-        if not isinstance(backbone.noise, Diffusion):
-            raise Missing(f"this probe samples with DDIM, and {backbone.pipelines} is a flow model, which has none")
         return cls(
             backbone,
             max(suite.num_inference_steps, LEAST_STEPS),
@@ -98,15 +111,31 @@ class DDIM:
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """The schedule, from pure noise to none."""
+        if isinstance(self.backbone.noise, Diffusion):
+            return self._diffusion_steps()
+        shares = self.backbone.sigmas(self.num_inference_steps)
+        times = self.backbone.noise.times(torch.tensor(shares, dtype=torch.float64)).tolist()
+        return tuple(Step(t, 1 - s, s, 1 - p, p) for t, s, p in zip(times, shares, shares[1:], strict=False))
+
+    def _diffusion_steps(self) -> tuple[Step, ...]:
         scheduler = DDIMScheduler.from_config(self.backbone.pipe.scheduler.config)
         scheduler.set_timesteps(self.num_inference_steps)
         alphas, last = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
         gap = scheduler.config.num_train_timesteps // self.num_inference_steps
-        return tuple(Step(t, alphas[t], alphas[t - gap] if t >= gap else last) for t in scheduler.timesteps.tolist())
+        found = []
+        for t in scheduler.timesteps.tolist():
+            a, prev = alphas[t], alphas[t - gap] if t >= gap else last
+            found.append(Step(t, a**0.5, (1 - a) ** 0.5, prev**0.5, (1 - prev) ** 0.5))
+        return tuple(found)
+
+    @property
+    def guided(self) -> bool:
+        """Whether two predictions are compared at every step."""
+        return self.backbone.guidance == "cfg" and self.guidance_scale > self.backbone.no_guidance
 
     def starts(self, keys: Sequence[Key]) -> Tensor:
-        """Standard normal latents ``(n, c, h, w)``, as :func:`erasure.eval.core.pictures.generate` starts from."""
-        noise = [initial_noise(self.backbone.pipe, name, seed) for name, seed in keys]
+        """Standard normal latents ``(n, *latent_shape)``, those of :func:`erasure.eval.core.pictures.generate`."""
+        noise = [noise_of(self.backbone.latent_shape, name, seed) for name, seed in keys]
         return torch.stack(noise).to(self.backbone.device)
 
     @torch.no_grad()
@@ -127,13 +156,12 @@ class DDIM:
     ) -> Tensor:
         """Latents after the steps ``start`` to ``stop``.
 
-            x_{t-1} = √ᾱ_{t-1} x̂0 + √max(1 - ᾱ_{t-1} - σ², 0) ε̂ + scale σ z,
-            σ = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
+            x_{t-1} = α_{t-1} x̂0 + √max(σ_{t-1}² - s², 0) ε̂ + scale s z,    s as Step.added says
 
         Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is cut at 0.
 
         Args:
-            x: ``(n, c, h, w)`` at the noise that step ``start`` begins with.
+            x: ``(n, *latent_shape)`` at the noise that step ``start`` begins with.
             prompts: ``n`` of them.
             start, stop: numbers of steps, 0 being the first from pure noise; to the end by default.
             eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
@@ -150,17 +178,19 @@ class DDIM:
         if eta > 0 and keys is None:
             raise ValueError(f"noise on the way needs keys to draw it from; got eta={eta}; give one key per row")
         split, steps = split or self.split, list(enumerate(self.steps))[start:stop]
-        empty = (empty or self.texts([""])) if self.guidance_scale > 1 and any(prompts) else None
+        null = self.backbone.null_prompt or ""
+        empty = (empty or self.texts([null])) if self.guided and any(prompts) else None
         out = []
         with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
                 part, told = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
-                    sigma = eta * ((1 - step.a_prev) / (1 - step.a) * (1 - step.a / step.a_prev)) ** 0.5
+                    added = step.added(eta)
+                    left = max(step.sigma_prev**2 - added**2, 0) ** 0.5 if eta else step.sigma_prev
                     clean, noise = split(part, step, told, empty)
-                    part = step.a_prev**0.5 * clean + max(1 - step.a_prev - sigma**2, 0) ** 0.5 * noise
-                    if sigma > 0 and keys is not None:
-                        part = part + scale * sigma * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
+                    part = step.alpha_prev * clean + left * noise
+                    if added > 0 and keys is not None:
+                        part = part + scale * added * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
                     part = mend(part, step, rows) if mend else part
                 out.append(part)
         return torch.cat(out)
@@ -171,30 +201,41 @@ class DDIM:
         return self.backbone.encode(prompts).text
 
     def split(self, x: Tensor, step: Step, text: Text, empty: Text | None = None) -> Split:
-        """What the model takes noised latents to be made of, ``x = √ᾱ x̂0 + √(1 - ᾱ) ε̂``; differentiable.
+        """What the model takes noised latents to be made of, ``x = α x̂0 + σ ε̂``; differentiable.
 
         Args:
             text: one row each. empty: one row of the empty prompt, to guide away from; None without guidance.
         """
         t = torch.full((len(x),), step.t, device=x.device)
-        if empty is None:
-            predicted = self.backbone.predict_float(x, t, text)
-        else:
-            both = self.backbone.predict_float(torch.cat([x, x]), torch.cat([t, t]), empty.repeat(len(x)) + text)
-            unconditional, conditional = both.chunk(2)
-            predicted = unconditional + self.guidance_scale * (conditional - unconditional)
+        predicted = self._predicted(x, t, text, empty)
+        if isinstance(self.backbone.noise, Flow):
+            return self.backbone.noise.split(predicted, x, t)
         _, noise = self.backbone.noise.split(predicted, x, t)
         if self.backbone.prediction_type == "v_prediction":  # in which ᾱ may be 0
-            return step.a**0.5 * x - (1 - step.a) ** 0.5 * predicted, noise
-        return (x - (1 - step.a) ** 0.5 * noise) / step.a**0.5, noise
+            return step.alpha * x - step.sigma * predicted, noise
+        return (x - step.sigma * noise) / step.alpha, noise
+
+    def _predicted(self, x: Tensor, t: Tensor, text: Text, empty: Text | None) -> Tensor:
+        backbone = self.backbone
+        if empty is None:
+            number = self.guidance_scale if backbone.guidance == "embedded" else None
+            return backbone.predict_float(x, t, text, guidance=number)
+        without = empty.repeat(len(x))
+        if without.hidden.shape != text.hidden.shape or backbone.guidance_calls:
+            unconditional, conditional = (backbone.predict_float(x, t, one) for one in (without, text))
+        else:
+            both = backbone.predict_float(torch.cat([x, x]), torch.cat([t, t]), without + text)
+            unconditional, conditional = both.chunk(2)
+        # in most pipelines 1 is the prompt's own prediction, in Z-Image's 0 is
+        return unconditional + (self.guidance_scale + 1 - backbone.no_guidance) * (conditional - unconditional)
 
     def _batches(self, count: int) -> Iterator[slice]:
         return (slice(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size))
 
 
-def noised(x: Tensor, noise: Tensor, a: float) -> Tensor:
-    """``√ᾱ x + √(1 - ᾱ) noise`` for clean latents ``x``."""
-    return a**0.5 * x + (1 - a) ** 0.5 * noise
+def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+    """``α x + σ noise`` for clean latents ``x``."""
+    return alpha * x + sigma * noise
 
 
 # --- the probes that sample so ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from erasure.backbone.text import Text
 from erasure.concept import same
 from erasure.eval.core.models import Model, Role
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import mean
@@ -99,7 +100,7 @@ def pull_of(context: Context) -> Pull:
     Raises:
         Missing: the selector has no gradients, or does not know the target.
     """
-    guide, suite, vae = context.selector, context.suite, context.pipe.vae
+    guide, suite, backbone = context.selector, context.suite, backbone_for(context.pipe)
     if not isinstance(guide, ClassifierDetector):
         raise Missing("steering needs a selector with gradients: one of the world's classifiers")
     labels = [i for i, label in enumerate(guide.labels(suite.attribute)) if same(label, suite.concept.name)]
@@ -107,7 +108,7 @@ def pull_of(context: Context) -> Pull:
         raise Missing(f"{guide.name} has no label {suite.concept.name!r}")
 
     def pull(clean: Tensor) -> Tensor:
-        pixels = vae.decode((clean / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        pixels = backbone.decode(clean).float()
         side = spec().size
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
@@ -125,14 +126,13 @@ def steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step, 
             clean, noise = sampler.split(x, step, text, empty)
             (gradient,) = torch.autograd.grad(pull(clean).sum(), x)
         strength = _norm(noise.detach()) / _norm(gradient).clamp_min(1e-12)
-        move = (
-            scale * (1 - step.a) ** 0.5 * strength * gradient
-        )  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
-        return clean.detach() + ((1 - step.a) / max(step.a, 1e-4)) ** 0.5 * move, noise.detach() - move
+        # less noise, so more of what x̂0 = (x - σ ε) / α has
+        move = scale * step.sigma * strength * gradient
+        return clean.detach() + step.sigma / max(step.alpha, 0.01) * move, noise.detach() - move
 
     return split
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Of each row, ready to be multiplied with it: ``(n, 1, 1, 1)``."""
-    return x.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    """Of each row, ready to be multiplied with it: ``(n, 1, ...)``."""
+    return x.square().flatten(1).sum(dim=1).sqrt().reshape(-1, *[1] * (x.ndim - 1))

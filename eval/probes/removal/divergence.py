@@ -194,8 +194,9 @@ def retrained(context: Context) -> list[Model]:
 def noises(backbone: Backbone, x: Tensor, t: Tensor, text: Text, context: Context) -> Tensor:
     """The noise a model sees in noised latents ``x (n, c, h, w)`` at ``t (n,)``, in batches, float32."""
     rows = torch.arange(len(x)).split(context.batch_size)
-    parts = [backbone.noise.split(backbone.predict_float(x[r], t[r], text[r]), x[r], t[r]) for r in rows]
-    return torch.cat([noise for _, noise in parts])
+    plain = backbone.plain_guidance
+    predicted = [backbone.predict_float(x[r], t[r], text[r], guidance=plain) for r in rows]
+    return torch.cat([backbone.noise.split(p, x[r], t[r])[1] for p, r in zip(predicted, rows, strict=True)])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -116,7 +116,7 @@ class GradientReversal(Probe):
         bank = TrajectoryBank.sample(
             backbone, text, backbone.encode([""]).text, trajectories=self.trajectories, keep=None, seed=0,
             num_inference_steps=suite.num_inference_steps, guidance_scale=suite.guidance_scale,
-            guidance=plain(backbone), batch_size=context.batch_size, progress=False,
+            guidance=backbone.plain_guidance, batch_size=context.batch_size, progress=False,
         )  # fmt: skip
         return bank, text
 
@@ -128,11 +128,6 @@ class GradientReversal(Probe):
         own = {name: [row for row in each if row.facts["way"] == way] for name, each in rows.items()}
         compared = advantages(self.key, {name: each for name, each in own.items() if each}, models)
         return points(self.key, own) + [dataclasses.replace(e, family=way) for e in compared]
-
-
-def plain(backbone: Backbone) -> float | None:
-    """The guidance that models with embedded guidance get for a plain conditional prediction."""
-    return 1.0 if backbone.guidance == "embedded" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +144,7 @@ class Reversal:
         """The objective on one batch, its mean; differentiable."""
         chosen = self.bank.pick(rows or self.batch_size, generator)
         x, t, text = self.bank.inputs(self.backbone, self.text, chosen)
-        predicted = self.backbone.predict(x, t, text, guidance=plain(self.backbone)).float()
+        predicted = self.backbone.predict(x, t, text, guidance=self.backbone.plain_guidance).float()
         conditional, empty = self.bank.conditional[chosen], self.bank.unconditional[chosen]
         target = empty + self.g * (conditional - empty)
         return (predicted - target.to(predicted.device)).square().mean()

@@ -62,7 +62,7 @@ class ImageToImage(Sampled):
             noise = sampler.starts(keys)
             for strength in self.strengths:
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
-                x = noised(real, noise, sampler.steps[start].a)
+                x = noised(real, noise, sampler.steps[start].alpha, sampler.steps[start].sigma)
                 drawn = sampler.backbone.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
                 yield Shot(_family(strength), keys, drawn, {"prompt": self.prompt, "strength": strength})
 

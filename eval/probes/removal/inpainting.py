@@ -67,21 +67,21 @@ class Inpainting(Sampled):
 
     def fill(self, sampler: DDIM, real: Sequence[Image.Image], prompt: str, keys: Sequence[Key]) -> list[Image.Image]:
         """Pictures whose centre the opened model has drawn; every other pixel is the real one's."""
-        pipe = sampler.backbone.pipe
-        _, height, width = sampler.backbone.latent_shape
+        backbone = sampler.backbone
+        channels, height, width = backbone.grid_shape
         mask = torch.zeros(height, width)
         top, left = (round(side * (1 - self.hole) / 2) for side in (height, width))
         mask[top : height - top, left : width - left] = 1
-        size = (width * pipe.vae_scale_factor, height * pipe.vae_scale_factor)
+        size = (width * backbone.factor, height * backbone.factor)
         stencil = Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         real = [image.convert("RGB").resize(size, Image.Resampling.LANCZOS) for image in real]
-        known, noise = sampler.backbone.latents([_cut(image, stencil) for image in real]), sampler.starts(keys)
-        mask = mask.to(known.device)
+        known, noise = backbone.latents([_cut(image, stencil) for image in real]), sampler.starts(keys)
+        mask = backbone.of_grid(mask.to(known.device).expand(1, channels, height, width))
 
         def mend(x: Tensor, step: Step, rows: slice) -> Tensor:
-            return mask * x + (1 - mask) * noised(known[rows], noise[rows], step.a_prev)
+            return mask * x + (1 - mask) * noised(known[rows], noise[rows], step.alpha_prev, step.sigma_prev)
 
-        drawn = sampler.backbone.pictures(sampler.sample(noise, [prompt] * len(keys), mend=mend))
+        drawn = backbone.pictures(sampler.sample(noise, [prompt] * len(keys), mend=mend))
         return [Image.composite(new, old, stencil) for new, old in zip(drawn, real, strict=True)]
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:

@@ -93,16 +93,16 @@ class LatentInversion(Probe):
     @torch.no_grad()
     def invert(self, sampler: DDIM, clean: Tensor) -> tuple[Tensor, Tensor]:
         """Noise ``(n, c, h, w)`` that the empty prompt makes clean latents of, and the largest |r_t| ``(n,)``."""
-        text, norm, size = sampler.backbone.encode([""]).text, clean.square().sum(dim=(1, 2, 3)), clean[0].numel()
+        text, norm, size = sampler.backbone.encode([""]).text, squared(clean), clean[0].numel()
         z, worst = clean, torch.zeros(len(clean), device=clean.device)
         for step in reversed(sampler.steps):
-            a, a_prev, before = step.a, step.a_prev, z
+            signal, before = step.alpha / step.alpha_prev, z
             for _ in range(self.refinements):
                 parts = z.split(sampler.batch_size)
                 noise = torch.cat([sampler.split(x, step, text.repeat(len(x)))[1] for x in parts])
-                z = (a / a_prev) ** 0.5 * (before - (1 - a_prev) ** 0.5 * noise) + (1 - a) ** 0.5 * noise
-            spread = 2 * (1 - a) ** 2 * size + 4 * a * (1 - a) * norm
-            off = (z.square().sum(dim=(1, 2, 3)) - a * norm - (1 - a) * size) / spread.sqrt()
+                z = signal * (before - step.sigma_prev * noise) + step.sigma * noise
+            a, b = step.alpha**2, step.sigma**2
+            off = (squared(z) - a * norm - b * size) / (2 * b**2 * size + 4 * a * b * norm).sqrt()
             worst = torch.maximum(worst, off.abs())
         return z, worst
 
@@ -138,6 +138,11 @@ class LatentInversion(Probe):
             return Estimate.missing("no retrained model reconstructs a picture from likely noise: there is no measure")
         hits = [None if row.value is None else float(self._likely(row) and row.value > bar) for row in rows]
         return rate(hits, [row.cluster for row in rows])
+
+
+def squared(x: Tensor) -> Tensor:
+    """``|x|²`` of each row, ``(n,)``."""
+    return x.square().flatten(1).sum(dim=1)
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:

@@ -96,14 +96,15 @@ class LinearProbe(Probe):
 
         generator = torch.Generator().manual_seed(self.seed)
         empty = backbone.encode([""]).text.repeat(len(latents))
-        handle = backbone.middle().register_forward_hook(keep)
+        handles = [middle.register_forward_hook(keep) for middle in backbone.middles()]
         try:
             for step in self.timesteps:
                 t = thousandth(backbone.noise, step, latents)
                 x = backbone.noise.mix(latents, noise_like(latents, generator), t)
                 noises(backbone, x, t, empty, context)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         each = torch.cat(seen).reshape(len(self.timesteps), len(latents), -1)
         return each.transpose(0, 1).flatten(1).double().numpy()
 

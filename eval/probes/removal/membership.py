@@ -139,13 +139,13 @@ class Membership(Probe):
         for t in np.linspace(50, 300, self.times).round().astype(int).tolist():
             for _ in range(self.noises):
                 eps = noise_like(x, generator)
-                losses.append((predicted(noised(t, eps), t) - eps).square().mean(dim=(1, 2, 3)))
+                losses.append((predicted(noised(t, eps), t) - eps).square().flatten(1).mean(dim=1))
         first = predicted(x, 0)
         again = predicted(noised(self.at, first), self.at)
         return {
             "loss": -torch.stack(losses).mean(0),
             "SecMI": -t_error(predicted, backbone.noise, x, until=self.until, interval=self.interval),
-            "PIA": -(again - first).abs().pow(4).sum(dim=(1, 2, 3)).pow(0.25),
+            "PIA": -(again - first).abs().pow(4).flatten(1).sum(dim=1).pow(0.25),
         }
 
     def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
@@ -195,7 +195,7 @@ def t_error(
     for t in range(0, until, interval):
         x = moved(x, t, t + interval)
     back = moved(moved(x, until, until + interval), until + interval, until)
-    return (back - x).square().sum(dim=(1, 2, 3))
+    return (back - x).square().flatten(1).sum(dim=1)
 
 
 def _gate(low: float | None, least: float) -> Gate:
