@@ -12,6 +12,7 @@ from erasure.io import parse_json, printable, read_bytes, write_json
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
+    from torch import Tensor
 
 NOTHING = "nothing"  # the label of a picture in which no concept can be recognised
 
@@ -94,4 +95,22 @@ class Detector(Protocol):
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
         """Probabilities, (images, labels) float, rows sum to 1."""
+        ...
+
+
+@runtime_checkable
+class WithFeatures(Protocol):
+    """A detector that can also say what it makes of a picture before it decides."""
+
+    def features(self, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
+        """What the numbers are ("penultimate layer"), and the features ``(n, d)``."""
+        ...
+
+
+@runtime_checkable
+class WithGradients(Protocol):
+    """A detector whose answers are differentiable in the pixels."""
+
+    def log_probabilities(self, pixels: Tensor, attribute: str) -> Tensor:
+        """``(n, labels)`` for pictures ``(n, 3, h, w)`` in [-1, 1] of any size."""
         ...

@@ -10,8 +10,6 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.core.material import FolderMaterial, Material
 from erasure.eval.core.models import Model, Swapped, randomised, whole_model
-from erasure.eval.worldkit.controls import controls_of_world
-from erasure.eval.worldkit.material import material_of_world
 
 # Retrained models that a preset compares with, and models retrained on everything.
 LIMITS = {"smoke": 2, "no-draw": 3, "quick": 2, "standard": 3, "full": 5}
@@ -40,6 +38,8 @@ def controls_for(
         for i, source in enumerate(golds)
     ]
     if base_name(pipe) == WORLD:
+        from erasure.eval.worldkit.controls import controls_of_world
+
         count, twins = (0, 0) if golds else (LIMITS[preset], TWINS[preset])
         found += controls_of_world(suite, pipe, count=count, twins=twins, folder=folder)
     if not found or preset == "full":
@@ -51,7 +51,11 @@ def material_for(suite: Suite, folder: str | Path | None = None) -> Material | N
     """The user's folder of pictures where one is given, the world's scenes for its suites, else nothing."""
     if folder is not None:
         return FolderMaterial(folder, suite.concept.name, also=[concept.name for concept in suite.also])
-    return material_of_world(suite)
+    if suite.base == WORLD:
+        from erasure.eval.worldkit.material import material_of_world
+
+        return material_of_world(suite)
+    return None
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.detectors.classifier import labels
+from erasure.eval.worldkit.classifier import labels
 from erasure.world.scenes import Scene, compose, place, render, sample_scene
 from erasure.world.spec import spec
 

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.base import Detector, DetectorCard
-from erasure.eval.detectors.classifier import both_present
 from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.stats import Estimate, rate
+from erasure.eval.worldkit.classifier import both_present
 from erasure.io import write_atomically
 from erasure.runtime import autocast_for
 from erasure.world.scenes import prompt

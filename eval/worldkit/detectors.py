@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
-from erasure.eval.detectors.classifier import AttributeClassifier, classifier_a, classifier_b, labels, probabilities
+from erasure.eval.worldkit.classifier import (
+    AttributeClassifier,
+    classifier_a,
+    classifier_b,
+    labels,
+    probabilities,
+    tensor,
+)
 from erasure.io import sha256_file
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
@@ -55,13 +65,25 @@ class ClassifierDetector:
         known = labels(attribute)
         if not images:
             return np.zeros((0, len(known)), dtype=np.float32)
+        return probabilities(self.model, fitted(images), batch=self.batch_size)[attribute]
+
+    @torch.no_grad()
+    def features(self, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
+        body = torch.cat([self.model.body(x).float() for x in tensor(fitted(images)).split(self.batch_size)])
+        return "penultimate layer", torch.cat([body.mean(dim=(2, 3)), body.amax(dim=(2, 3))], dim=1).numpy()
+
+    def log_probabilities(self, pixels: Tensor, attribute: str) -> Tensor:
         side = spec().size
-        pixels = [np.asarray(fitted(image.convert("RGB"), side)) for image in images]
-        return probabilities(self.model, np.stack(pixels), batch=self.batch_size)[attribute]
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        return self.model(pixels)[attribute].log_softmax(dim=1)
 
 
-def fitted(image: Image.Image, side: int) -> Image.Image:
-    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+def fitted(images: Sequence[Image.Image]) -> np.ndarray:
+    """Pictures at the size of the world, uint8 ``(n, 64, 64, 3)``."""
+    size = (spec().size, spec().size)
+    rgb = [image.convert("RGB") for image in images]
+    return np.stack([np.asarray(x if x.size == size else x.resize(size, Image.Resampling.BICUBIC)) for x in rgb])
 
 
 def load(name: str) -> Detector:

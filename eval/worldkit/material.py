@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from erasure.concept import WORLD, Suite, same
+from erasure.concept import Suite, same
 from erasure.eval.core.material import Example
 from erasure.train import step_rng
 from erasure.world.scenes import Scene, prompt, render, sample_scene
@@ -84,8 +84,8 @@ def _fresh(seed: int) -> tuple[Scene, ...]:
 
 
 def material_of_world(suite: Suite) -> WorldMaterial | None:
-    """The world's scenes for a suite about the world; None for any other."""
+    """The world's scenes for one of its suites; None for a target that the world does not have."""
     world = spec()
-    if suite.base == WORLD and suite.concept.name in (*world.concepts, *world.styles):
+    if suite.concept.name in (*world.concepts, *world.styles):
         return WorldMaterial(suite.concept.name, also=[concept.name for concept in suite.also])
     return None

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING, DetectorCard
-from erasure.eval.detectors.classifier import (
+from erasure.eval.worldkit.augment import UNKNOWN, Views, augment_a, augment_b, draw_scenes, nothing_views, scene_views
+from erasure.eval.worldkit.classifier import (
     ATTRIBUTES,
     AttributeClassifier,
     both_present,
@@ -29,7 +30,6 @@ from erasure.eval.detectors.classifier import (
     probabilities,
     tensor,
 )
-from erasure.eval.worldkit.augment import UNKNOWN, Views, augment_a, augment_b, draw_scenes, nothing_views, scene_views
 from erasure.eval.worldkit.detectors import BUILDERS, WEIGHTS
 from erasure.io import sha256_file
 from erasure.train import Draw, Training, step_rng, train_modules

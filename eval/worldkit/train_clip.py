@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
-from erasure.eval.detectors.classifier import tensor
 from erasure.eval.worldkit.augment import augment_a, augment_b, draw_scenes, nothing_views, scene_views
+from erasure.eval.worldkit.classifier import tensor
 from erasure.eval.worldkit.detectors import EMPTY, WEIGHTS, clip_detector, world_phrases
 from erasure.eval.worldkit.train import HELD_OUT_SEED, summary
 from erasure.io import read_json, sha256_file

@@ -8,17 +8,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from erasure.backbone.text import Text
 from erasure.concept import same
 from erasure.eval.core.models import Model, Role
+from erasure.eval.detectors.base import WithGradients
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import mean
-from erasure.eval.worldkit.detectors import ClassifierDetector
-from erasure.world.spec import spec
 
 Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabilities of the target (n,)
 
@@ -99,19 +97,18 @@ def pull_of(context: Context) -> Pull:
     Raises:
         Missing: the selector has no gradients, or does not know the target.
     """
-    guide, suite, vae = context.selector, context.suite, context.pipe.vae
-    if not isinstance(guide, ClassifierDetector):
-        raise Missing("steering needs a selector with gradients: one of the world's classifiers")
+    guide, suite, vae = context.chooser, context.suite, context.pipe.vae
+    if not isinstance(guide, WithGradients):
+        raise Missing(
+            f"steering needs a selector with gradients, such as a classifier of Emoji World; {guide.name} has none"
+        )
     labels = [i for i, label in enumerate(guide.labels(suite.attribute)) if same(label, suite.concept.name)]
     if not labels:
         raise Missing(f"{guide.name} has no label {suite.concept.name!r}")
 
     def pull(clean: Tensor) -> Tensor:
         pixels = vae.decode((clean / vae.config.scaling_factor).to(vae.dtype)).sample.float()
-        side = spec().size
-        if pixels.shape[-2:] != (side, side):
-            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-        return guide.model(pixels)[suite.attribute].log_softmax(dim=1)[:, labels[0]]
+        return guide.log_probabilities(pixels, suite.attribute)[:, labels[0]]
 
     return pull
 
@@ -125,9 +122,7 @@ def steered(sampler: DDIM, pull: Pull, scale: float) -> Callable[[Tensor, Step, 
             clean, noise = sampler.split(x, step, text, empty)
             (gradient,) = torch.autograd.grad(pull(clean).sum(), x)
         strength = _norm(noise.detach()) / _norm(gradient).clamp_min(1e-12)
-        move = (
-            scale * (1 - step.a) ** 0.5 * strength * gradient
-        )  # less noise, so more of what x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ has
+        move = scale * (1 - step.a) ** 0.5 * strength * gradient  # less noise is more of x̂0 = (x - √(1 - ᾱ) ε) / √ᾱ
         return clean.detach() + ((1 - step.a) / max(step.a, 1e-4)) ** 0.5 * move, noise.detach() - move
 
     return split

@@ -7,20 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.spatial.distance import cdist, pdist
 
 from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import limited
-from erasure.eval.detectors.base import Detector
-from erasure.eval.detectors.classifier import tensor
+from erasure.eval.detectors.base import Detector, WithFeatures
 from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import families
 from erasure.eval.stats import FLIPS, LEVEL, RESAMPLED, RESAMPLES, Estimate
-from erasure.eval.worldkit.detectors import ClassifierDetector, fitted
-from erasure.world.spec import spec
 
 WIDTH = 64  # features kept of each picture
 CLOSE = "the base is no farther from retrained models than they are from each other"
@@ -169,18 +165,15 @@ def discrepancies(a: np.ndarray, b: np.ndarray, h: float) -> np.ndarray:
     return np.exp(-cdist(a, a, "sqeuclidean") / h) + np.exp(-cdist(b, b, "sqeuclidean") / h) - cross - cross.T
 
 
-@torch.no_grad()
 def features_of(judge: Detector, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
     """What a detector makes of pictures before it decides, at most 64 numbers each, and what they are.
 
-    The penultimate layer where the judge is a classifier of Emoji World, its image embedding where it is a CLIP model,
-    else its answers. Longer ones are projected by a fixed Gaussian matrix, which keeps distances to about 10 %
-    (Johnson and Lindenstrauss 1984).
+    Its own features where it has some (:class:`~erasure.eval.detectors.base.WithFeatures`), its image embedding where
+    it is a CLIP model, else its answers. Longer ones are projected by a fixed Gaussian matrix, which keeps distances to
+    about 10 % (Johnson and Lindenstrauss 1984).
     """
-    if isinstance(judge, ClassifierDetector):
-        pixels = np.stack([np.asarray(fitted(image.convert("RGB"), spec().size)) for image in images])
-        body = torch.cat([judge.model.body(x).float() for x in tensor(pixels).split(judge.batch_size)])
-        layer, found = "penultimate layer", torch.cat([body.mean(dim=(2, 3)), body.amax(dim=(2, 3))], dim=1).numpy()
+    if isinstance(judge, WithFeatures):
+        layer, found = judge.features(images)
     elif hasattr(judge, "image_features"):
         layer, found = "image embedding", judge.image_features(images).float().cpu().numpy()
     else:
