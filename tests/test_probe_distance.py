@@ -16,12 +16,13 @@ from erasure.eval.core.models import Model, Swapped
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Missing, Observation, lacking
+from erasure.eval.probes.features import features_of
 from erasure.eval.probes.removal.construction import Construction, sentence
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe, held_out
 from erasure.eval.probes.removal.membership import ATTACKS, Membership, found_at
 from erasure.eval.probes.removal.memorisation import Memorisation
-from erasure.eval.probes.removal.output_distance import OutputDistance, features_of
+from erasure.eval.probes.removal.output_distance import OutputDistance
 from erasure.eval.stats import auc, auc_gap, ratio
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, TinyMaterial, tiny_context

@@ -12,10 +12,11 @@ from erasure.eval import probes as registry
 from erasure.eval.judge import rules
 from erasure.eval.judge.view import Facts, Margins, View
 from erasure.eval.probes import Observation
-from erasure.eval.probes.attacking import Attack, excess, goals_of
+from erasure.eval.probes.attacking import Attack, goals_of
 from erasure.eval.probes.removal.relearning import STEPS, Relearning
 from erasure.eval.probes.removal.resurgence import Resurgence
 from erasure.eval.probes.sampling import target_prompts
+from erasure.eval.probes.success import excess
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.unrelated import Unrelated
 from erasure.eval.run.assess import PICTURES

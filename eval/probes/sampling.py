@@ -1,7 +1,7 @@
-"""DDIM from inside: sampling that may begin anywhere, be disturbed, steered, or told a part of the answer.
+"""DDIM step by step: sampling that can start from given latents, and be disturbed or steered.
 
 Whatever scheduler a pipeline has, these probes sample with DDIM (Song et al. 2021, arXiv 2010.02502) on its noise
-schedule, because it is deterministic and its every step is written down here.
+schedule, because it is deterministic.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly, initial_noise
-from erasure.eval.probes.asking import everywhere, sentences
+from erasure.eval.probes.asking import everywhere, named, sentences
 from erasure.eval.probes.base import (
     Access,
     Context,
@@ -33,15 +33,17 @@ from erasure.eval.probes.base import (
     Need,
     Observation,
     Probe,
+    Roles,
+    Rows,
     Section,
 )
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
+from erasure.eval.probes.weigh import KNOWN, contrasts
 
 LEAST_STEPS = 25  # DDIM needs more steps than the multistep samplers that suites draw with
 
 Key = tuple[str, int]  # (prompt or name of a picture, seed): the noise of a sample depends on it alone
-Split = tuple[Tensor, Tensor]  # the clean latents and the noise that noised latents are made of
+Split = tuple[Tensor, Tensor]  # the clean latents and the noise in noised latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Step:
     """One step of the schedule, from more noise to less.
 
     Attributes:
-        t: timestep the denoiser is told.
+        t: timestep, as the denoiser gets it.
         a: share of signal before the step, ᾱ_t (a variance, 0 to 1).
         a_prev: share of signal after it, ᾱ_{t-1} in the numbering of the DDIM paper.
     """
@@ -79,10 +81,10 @@ class DDIM:
 
     @classmethod
     def of(cls, context: Context) -> DDIM:
-        """With the suite's guidance and at least 25 of its steps, on the pipeline below any filter.
+        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter.
 
         Raises:
-            Missing: the model is not one of diffusion with plain latents: flow models have no DDIM.
+            Missing: a flow model, or packed latents.
         """
         suite, backbone = context.suite, backbone_for(context.pipe)
         if not isinstance(backbone.noise, Diffusion):
@@ -130,19 +132,19 @@ class DDIM:
             x_{t-1} = √ᾱ_{t-1} x̂0 + √max(1 - ᾱ_{t-1} - σ², 0) ε̂ + scale σ z,
             σ = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
 
-        Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is cut at 0.
+        Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is 0 then.
 
         Args:
-            x: ``(n, c, h, w)`` at the noise that step ``start`` begins with.
+            x: ``(n, c, h, w)`` with the noise of step ``start``.
             prompts: ``n`` of them.
-            start, stop: numbers of steps, 0 being the first from pure noise; to the end by default.
+            start, stop: numbers of steps, from 0 at pure noise; to the end by default.
             eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
             scale: of the added noise alone.
             keys: of the added noise ``z``; needed with ``eta``.
-            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; what the
-                pipeline's own text encoder makes of them by default.
-            split: what takes the place of :meth:`split`, to steer.
-            mend: what is done to ``x`` after each step, given the step and which of the ``n`` rows these are.
+            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; by default
+                what the pipeline's own text encoder makes of them.
+            split: replaces :meth:`split`, to steer.
+            mend: changes ``x`` after each step, given the step and which of the ``n`` rows these are.
 
         Raises:
             ValueError: ``eta`` without keys.
@@ -171,7 +173,7 @@ class DDIM:
         return self.backbone.encode(prompts).text
 
     def split(self, x: Tensor, step: Step, text: Text, empty: Text | None = None) -> Split:
-        """What the model takes noised latents to be made of, ``x = √ᾱ x̂0 + √(1 - ᾱ) ε̂``; differentiable.
+        """The model's estimates of the parts of noised latents, ``x = √ᾱ x̂0 + √(1 - ᾱ) ε̂``; differentiable.
 
         Args:
             text: one row each. empty: one row of the empty prompt, to guide away from; None without guidance.
@@ -215,7 +217,7 @@ class Shot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Probe):
-    """A probe of removal that samples with :class:`DDIM`: it says what to draw, and the judge looks for the target."""
+    """A probe of removal that samples with :class:`DDIM`."""
 
     section: ClassVar[Section] = "removal"
     level: ClassVar[Level] = "behaviour"
@@ -224,7 +226,7 @@ class Sampled(Probe):
 
     @abc.abstractmethod
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        """The pictures of every family. It opens the model, and the base before it where that has a part in it."""
+        """The pictures of every family. It opens the model, and the base where it needs it."""
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         found = []
@@ -235,10 +237,8 @@ class Sampled(Probe):
         return found
 
 
-def doses(
-    probe: str, rows: Rows, models: Mapping[str, Role], families: Sequence[str], *, declared: str
-) -> list[Evidence]:
-    """Contrasts of every dose of what a model is handed, and first of the one that was declared beforehand."""
+def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:
+    """Contrasts of every family, after those of the one that was declared beforehand."""
     each = [e for family in families for e in contrasts(probe, rows, models, family)]
     return headline(probe, rows, models, declared) + each
 
@@ -247,10 +247,10 @@ def doses(
 
 
 def target_prompts(context: Context, limit: int) -> list[str]:
-    """At most so many prompts for the target, spread evenly: the suite's own, and where those are too few every
-    sentence that names it."""
+    """At most so many prompts for the target, spread evenly: the suite's, and where they are too few every sentence
+    that names it."""
     suite = context.suite
-    own = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
+    own = [sentence.text for sentence in named(suite)]
     if limit > len(own):
         own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
     return evenly(own, limit)
@@ -261,9 +261,7 @@ def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
     return [(name, seed) for name in names for seed in range(seeds)]
 
 
-def headline(
-    probe: str, rows: Rows, models: Mapping[str, Role], family: str, *, known: float = KNOWN
-) -> list[Evidence]:
-    """Contrasts of one family that was declared beforehand, as those of the probe: their own family is ""."""
+def headline(probe: str, rows: Rows, models: Roles, family: str, *, known: float = KNOWN) -> list[Evidence]:
+    """Contrasts of the family that was declared beforehand, as those of the whole probe: their family is ""."""
     found = contrasts(probe, rows, models, family, known=known)
     return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -36,8 +36,9 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
-from erasure.eval.probes.attacking import Attack, found_by
+from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
+from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import WIDE, paired_pictures, sampler_text
 from erasure.eval.run.undrawn import without_pictures

@@ -20,6 +20,7 @@ from erasure.eval.stats.resample import (
     effective_n,
     effective_size,
     t_half_width,
+    tails,
     weights,
 )
 from erasure.eval.stats.several import above, worst_upper
@@ -31,5 +32,5 @@ __all__ = [
     "ASSUMED_CORRELATION", "FLIPS", "LEVEL", "ONE_RUN", "RESAMPLED", "RESAMPLES", "Asked", "Crossed", "Estimate",
     "Kept", "Trained", "above", "auc", "auc_gap", "difference", "effective_n", "effective_size", "holm", "kappa",
     "lost_most", "mean", "paired_changes", "paired_score", "rate", "ratio", "residual", "sign_flip", "t_half_width",
-    "weights", "wilson", "worst_stratum", "worst_upper",
+    "tails", "weights", "wilson", "worst_stratum", "worst_upper",
 ]  # fmt: skip
