@@ -141,8 +141,8 @@ class DDIM:
             eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
             scale: of the added noise alone.
             keys: of the added noise ``z``; needed with ``eta``.
-            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; by default
-                what the pipeline's own text encoder makes of them.
+            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; what
+                the pipeline's own text encoder makes of them by default.
             split: replaces :meth:`split`, to steer.
             mend: changes ``x`` after each step, given the step and which of the ``n`` rows these are.
 

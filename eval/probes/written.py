@@ -1,6 +1,6 @@
 """Probes that consist of prompts alone, read from ``prompts.yaml``: S3, S4, S6, S7.
 
-Each has the fields of :class:`Written`; :func:`erasure.eval.probes.probe_class` returns the class that is made from them.
+Each has the fields of :class:`Written`; :func:`erasure.eval.probes.probe_class` returns the class made from them.
 """
 
 from __future__ import annotations
