@@ -1,4 +1,4 @@
-"""Which detectors judge which model: the world's own classifiers, or an open_clip model for everything else."""
+"""The detectors for a suite: the world's classifiers, or an open_clip model for every other suite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def detectors_for(
     """Detectors and the judge of image-text agreement for a suite.
 
     Args:
-        clip: ``model/weights`` for open_clip, used for suites about real checkpoints. The first scores; attacks choose
-            with a second one, and are left out without it.
+        clip: ``model/weights`` for open_clip, used for suites about real checkpoints. The first scores; a second one
+            selects, and attacks need it.
 
     Raises:
-        FileNotFoundError: the CLIP weights are neither here nor to be had.
+        FileNotFoundError: the CLIP weights are neither cached nor available.
     """
     if suite.base == WORLD:
         from erasure.eval.worldkit import detectors

@@ -13,7 +13,7 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
 from erasure.eval.probes.features import featured, placed
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import base_of, families, of_role
-from erasure.eval.stats import FLIPS, LEVEL, RESAMPLED, RESAMPLES, Estimate, tails
+from erasure.eval.stats import FLIPS, RESAMPLED, RESAMPLES, Estimate, ratio_limits
 
 CLOSE = "the base is no farther from retrained models than they are from each other"
 
@@ -124,11 +124,11 @@ class Blocks:
             np.einsum("rp,pq,rq->r", draws, off := b - np.diag(np.diag(b)), draws, optimize=True) + draws @ np.diag(b)
             for b in (above, below)
         )
-        if count < 3 or (bottoms <= 0).mean() > 1 - LEVEL:
+        limits = ratio_limits(tops, bottoms)
+        if count < 3 or limits is None:
             reason = "too few prompts for an interval" if count < 3 else f"{CLOSE}, as far as these pictures tell"
             return Estimate(value, None, None, "mean over pairs", n, count, 0, reason)
-        low, high = np.quantile((tops / bottoms)[bottoms > 0], tails())
-        return Estimate(value, float(low), float(high), RESAMPLED, n, count)
+        return Estimate(value, *limits, RESAMPLED, n, count)
 
     def p_value(self, terms: np.ndarray, *, seed: int = 0) -> float:
         """How often a random swap of the two models' pictures, prompt by prompt, gives as large a distance."""

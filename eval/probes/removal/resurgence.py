@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -66,17 +67,15 @@ class Resurgence(Probe):
     def __post_init__(self) -> None:
         if self.labels not in ("kept", "neighbours"):
             raise ValueError(f"unknown labels; got {self.labels!r}; choose 'kept' or 'neighbours'")
-        if self.steps < 1:
-            raise ValueError(f"there is no training without steps; got steps={self.steps}; give 1 or more")
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         labels = context.suite.neighbours if self.labels == "neighbours" else None
         examples = context.real("kept", self.pictures, labels=labels)
-        prompts = target_prompts(context, self.prompts)
+        prompts, families = target_prompts(context, self.prompts), itertools.cycle((BEFORE, AFTER))
 
         def seen(facts: dict[str, Any]) -> list[Observation]:
-            family, seeds = BEFORE if facts["step"] == 0 else AFTER, seeds_of(facts["run"], self.images_per_prompt)
-            return look(context, model, prompts, family=family, seeds=seeds, facts=facts, **self.drawing())
+            seeds = seeds_of(facts["run"], self.images_per_prompt)
+            return look(context, model, prompts, family=next(families), seeds=seeds, facts=facts, **self.drawing())
 
         with context.open(model):
             backbone = backbone_for(context.pipe)
