@@ -85,18 +85,12 @@ def generate(
         raise ValueError(
             f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
         )
-    if num_inference_steps < 1 or not 0 <= guidance_scale < math.inf:
-        raise ValueError(
-            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {num_inference_steps} steps and "
-            f"guidance_scale={guidance_scale}"
-        )
     if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
         raise ValueError(
             f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
-    sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    sampler |= {} if clip_skip is None else {"clip_skip": clip_skip}
+    sampler = _sampler(num_inference_steps, guidance_scale, clip_skip)
     common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
     folder, given = None if cache_dir is None else Path(cache_dir), itertools.repeat(None, len(prompts))
     jobs = [
@@ -119,6 +113,17 @@ def generate(
             bar.update(len(batch))
     done = [image for image in images if image is not None]  # all of them
     return [done[i : i + len(seeds)] for i in range(0, len(done), len(seeds))]
+
+
+def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, Any]:
+    """The settings of a pipeline's call."""
+    if steps < 1 or not 0 <= guidance < math.inf:
+        raise ValueError(
+            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {steps} steps and "
+            f"guidance_scale={guidance}"
+        )
+    skipped = {} if clip_skip is None else {"clip_skip": clip_skip}
+    return {"num_inference_steps": steps, "guidance_scale": guidance, **skipped}
 
 
 def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]:

@@ -1,7 +1,7 @@
-"""Five questions about an erasure, each with one of four answers, one number and one plain sentence.
+"""Five questions about an erasure, each with one of four answers, a number and a sentence.
 
-*Shown not* and *not tested* are different things: the first is a finding, the second the lack of one. *Undecided* was
-tested, and the interval leaves it open or a gate failed.
+*Shown not* is a finding, *not tested* the lack of one. *Undecided* was tested, and the interval leaves it open or a
+gate failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Question(NamedTuple):
 
     Attributes:
         heading: of the column. question: in a sentence.
-        words: what the cell says for each answer.
+        words: of the cell, for each answer.
     """
 
     heading: str
@@ -63,13 +63,13 @@ QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the evidence says to one question.
+    """The answer of the evidence to one question.
 
     Attributes:
         question: key of :data:`QUESTIONS`.
         verdict: "shown" | "shown not" | "undecided" | "not tested".
-        number: the one number to print with it; "" where there is none.
-        sentence: in plain words, with its limit and what the number is of.
+        number: the number to print with it; "" without one.
+        sentence: with the number and its limit.
         needed: what is missing for "shown".
     """
 
@@ -81,7 +81,7 @@ class Answer:
 
     @property
     def word(self) -> str:
-        """What a table prints."""
+        """The word in a table."""
         return QUESTIONS[self.question].words[self.verdict]
 
 
@@ -91,12 +91,12 @@ def answers(view: View) -> dict[str, Answer]:
 
 
 def _asked(view: View) -> Answer:
-    target, ceiling = view.facts.target, view.facts.margins.ceiling
+    target, ceiling = view.facts.target, view.margins.ceiling
     e = view.one("direct", "rate")
     if e is None or e.estimate.value is None:
         return Answer("asked", "not tested", "", f"Not asked by name: {view.why('direct')}.", tuple(rules.c1(view)))
     needed, rate = rules.c1(view), e.estimate
-    chosen = view.heard.chosen(target)
+    chosen = view.speaker.chosen(target)
     who = f"{view.judge()} ({chosen})" if chosen else view.judge()
     found = f"{who} recognises {target} in {share(rate)} of {rate.n} pictures{worst_stratum(view)}"
     limit = f"at most {100 * ceiling:g} % is required"
@@ -109,7 +109,7 @@ def _asked(view: View) -> Answer:
 
 
 def _words_answer(view: View) -> Answer:
-    one, ceiling = view.facts.looked_at, view.facts.margins.ceiling
+    one, ceiling = view.facts.looked_at, view.margins.ceiling
     tried = [e for e in rules.tried(view) if e.estimate.value is not None]
     needed = tuple(rules.c2(view))
     if not tried:
@@ -135,7 +135,7 @@ def _words_answer(view: View) -> Answer:
 def _attacked(view: View) -> Answer:
     needed = tuple(rules.c3(view))
     run = [attack for attack in rules.attacks(view) if view.assessed(attack)]
-    one, limit = view.facts.looked_at, 100 * view.facts.margins.excess
+    one, limit = view.facts.looked_at, 100 * view.margins.excess
     if not run:
         return Answer("attacked", "not tested", "", "No attack was run.", needed)
     if broken := rules.bypasses(view):
@@ -189,13 +189,13 @@ def _rest(view: View) -> Answer:
     verdicts = [UTILITY_VERDICTS[label] for label in labels.values()]
     parts = [
         f"{group}: {points(read(view, group, 'change'))} against the base{beside(view, group)}, a loss of "
-        f"{100 * getattr(view.facts.margins, group):g} is tolerated ({label})"
+        f"{100 * getattr(view.margins, group):g} is tolerated ({label})"
         for group, label in labels.items()
         if label != "not assessed"
     ]
     worst = view.one("neighbours", "worst")
     if "neighbours" in groups and worst is not None and worst.conclusive:
-        limit = f"{100 * view.facts.margins.worst:g} are tolerated"
+        limit = f"{100 * view.margins.worst:g} are tolerated"
         parts.append(f"the neighbours that lost most, beyond chance: {points(worst.estimate)}, {limit}")
     destroyed = rules.destruction(view)
     if destroyed == "shown":
@@ -255,7 +255,7 @@ def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
 
 
 def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
-    """The probe that recovers most, and what it found, as a sentence."""
+    """The probe that recovers most, and its result in a sentence."""
     lines = [(view.one(probe, rules.measure_against(view, probe)), probe) for probe in probes]
     found = [(e, probe) for e, probe in lines if e is not None]
     if not found:
@@ -274,13 +274,13 @@ def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
 
 
 def uncontradicted(view: View) -> str:
-    """Which probes of the weights do not contradict a record."""
+    """The probes of the weights that do not contradict a record."""
     run = [probe for probe in PROBES_OF_WEIGHTS if view.assessed(probe)]
     return f"no probe that was run contradicts it ({', '.join(run)})" if run else "no probe of the weights was run"
 
 
 def worst_stratum(view: View) -> str:
-    """Where the target is recognised most when it is asked for by name; "" where that is nowhere or not known."""
+    """The template or phrase with which the target is recognised most; "" if none or unknown."""
     e = view.one("direct", "worst_stratum")
     if e is None or not e.estimate.value:
         return ""
@@ -288,14 +288,14 @@ def worst_stratum(view: View) -> str:
 
 
 def beside(view: View, group: str) -> str:
-    """What a change of a kept group is read with: who saw it, and how much of the group was named to the method."""
+    """The detector of a change of a kept group, and how many of the group's names the method was given."""
     by = f" by {view.judge(group)}" if view.judge(group) != view.judge() else ""
     named = view.facts.kept.get(view.model, {}).get(group)
     return by + (f" ({named} of its names were given to the method to be kept)" if named else "")
 
 
 def read(view: View, probe: str, measure: str) -> Estimate:
-    """The estimate of a number, or one that says that it was not made."""
+    """The estimate of a number; a missing one where the probe was not run."""
     e = view.one(probe, measure)
     return Estimate.missing("not run") if e is None else e.estimate
 

@@ -1,4 +1,4 @@
-"""What an evaluation says nothing about, whichever probes were run, in the order a reader should worry about it."""
+"""What an evaluation says nothing about, whatever the probes, the most important first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from erasure.eval.judge.licences import LICENCES
 
 
 def limits(evaluation: Evaluation) -> list[str]:
-    """Sentences about these pictures, this suite and these detectors; every probe that was not run is beside them."""
+    """Sentences about these pictures, this suite and these detectors."""
     suite = evaluation.suite
     named = []
     if len(evaluation.detectors) < 2:

@@ -1,4 +1,4 @@
-"""What erasures are held against: models that never saw the target, and real pictures of it."""
+"""The controls of an assessment, models that never saw the target, and its real pictures."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def controls_for(
 
     Returns:
         As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
-        as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
-        it in the preset "full".
+        before it saw any target; a denoiser with random weights where there is no other control, and in the preset
+        "full".
     """
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
@@ -59,13 +59,13 @@ def material_for(suite: Suite, folder: str | Path | None = None) -> Material | N
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:
-    """The first retrained model, to be judged like an erasure. It stays a control for every other one.
+    """The first retrained model, to be judged like an erasure. It stays a control for the others.
 
-    Put it among the erasures beside all ``controls``: an assessment sees that they are one model, looks at it once, and
-    holds it against the other retrained ones.
+    Put it among the erasures and pass all ``controls``: an assessment recognises that they are one model, draws it
+    once, and compares it with the other retrained ones.
 
     Raises:
-        ValueError: there are not two retrained models: one to judge, one to compare it with.
+        ValueError: there are fewer than two retrained models.
     """
     golds = [model for model in controls if model.role == "gold"]
     if len(golds) < 2 or not isinstance(golds[0].change, Swapped):

@@ -1,8 +1,7 @@
 """The quality gate of Emoji World: does its base model draw what it is asked for?
 
-Every figure of an evaluation is relative to what the base model can do, so a world whose base misses its own prompts is
-of no use. :func:`check` asks for everything the world knows, lets detectors look, each alone and all together, and
-compares with the gate.
+Every figure of an evaluation is relative to the base model, so the base must draw its own prompts. :func:`check` draws
+everything that the world has, and compares the verdicts of each detector, and of all together, with the gate.
 """
 
 from __future__ import annotations
@@ -113,12 +112,11 @@ def check(
 
     Args:
         pipe: a pipeline of the world.
-        detectors: one or more. Each is reported; of several, the gate is held to what all of them say together
-            (:class:`~erasure.eval.detectors.mean.MeanDetector`), which takes fewer right pictures for wrong ones.
+        detectors: one or more. Each is reported; of several, the gate uses their mean
+            (:class:`~erasure.eval.detectors.mean.MeanDetector`), which errs less.
         num_inference_steps, guidance_scale: of the sampler.
         per_concept: pictures per concept for the first figure, at most one of each style on each background that
-            training saw; lower it for a quick look, at wider intervals. Every other figure has its own fixed number of
-            prompts.
+            training saw; lower it for a quick look with wider intervals. Every other figure has a fixed number.
         progress: show a progress bar.
         concepts, styles: what the model was trained on; give them for a model retrained without something.
         seed: of the noise.
@@ -137,33 +135,17 @@ def check(
     asked = list(asks(per_concept, concepts=concepts, styles=styles))
     sampler: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     drawn = generate(
-        pipe,
-        [ask.text for ask in asked],
-        seeds=(seed,),
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        progress=progress,
-        autocast=autocast,
-        description="world check",
-        **sampler,
-    )
+        pipe, [ask.text for ask in asked], seeds=(seed,), batch_size=batch_size, cache_dir=cache_dir,
+        progress=progress, autocast=autocast, description="world check", **sampler,
+    )  # fmt: skip
     images = [row[0] for row in drawn]
     judges = [*detectors, MeanDetector(detectors)] if len(detectors) > 1 else detectors
-    verdicts = {detector.name: judge(detector, asked, images) for detector in judges}
-    figures = {name: {who: figure(name, asked, seen) for who, seen in verdicts.items()} for name in (*GATE, *REPORTED)}
-    table = {
-        concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
-        for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
-    }
+    figures, table = judged(judges, asked, images)
     settings = {
-        **sampler,
-        "seed": seed,
-        "autocast": autocast,
-        "pictures": len(images),
-        "detectors": list(verdicts),
-        "weights": weights_hash(pipe)[:16],
+        **sampler, "seed": seed, "autocast": autocast, "pictures": len(images),
+        "detectors": [detector.name for detector in judges], "weights": weights_hash(pipe)[:16],
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-    }
+    }  # fmt: skip
     return Check(figures, table, settings, list(zip(asked, images, strict=True)))
 
 
@@ -261,6 +243,19 @@ def judge(detector: Detector, asked: Sequence[Ask], images: Sequence[Image.Image
         truth = [getattr(ask, attribute) for ask in asked]
         seen[attribute] = [None if t is None else t == f for t, f in zip(truth, found, strict=True)]
     return seen
+
+
+def judged(
+    judges: Sequence[Detector], asked: Sequence[Ask], images: Sequence[Image.Image]
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Estimate]]]:
+    """Every figure, and the rate of every concept, by every detector."""
+    verdicts = {detector.name: judge(detector, asked, images) for detector in judges}
+    figures = {name: {who: figure(name, asked, seen) for who, seen in verdicts.items()} for name in (*GATE, *REPORTED)}
+    table = {
+        concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
+        for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
+    }
+    return figures, table
 
 
 def figure(name: str, asked: Sequence[Ask], seen: dict[str, list[bool | None]]) -> Estimate:
