@@ -223,6 +223,7 @@ class Sampled(Probe):
     level: ClassVar[Level] = "behaviour"
     access: ClassVar[Access] = "white_box"
     needs: ClassVar[tuple[Need, ...]] = ("base", "control")
+    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
 
     @abc.abstractmethod
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
@@ -235,6 +236,27 @@ class Sampled(Probe):
             names, seeds = [name for name, _ in keys], [seed for _, seed in keys]
             found += context.observe(model, images, family=family, clusters=names, seeds=seeds, facts=each)
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class FromPictures(Sampled):
+    """A probe that starts from real pictures of the target.
+
+    Attributes:
+        pictures: how many, which the base was not trained on. images_per_picture: seeds of each.
+    """
+
+    needs = ("base", "material", "control")
+    presets = {"smoke": {"pictures": 2}, "standard": {}, "full": {"pictures": 50, "images_per_picture": 2}}
+
+    pictures: int = 30
+    images_per_picture: int = 1
+
+    def real(self, context: Context) -> tuple[list[Key], list[Image.Image]]:
+        """Every picture with every seed."""
+        examples = context.real("target", self.pictures)
+        images = [example.image for example in examples for _ in range(self.images_per_picture)]
+        return keys_of([example.key for example in examples], self.images_per_picture), images
 
 
 def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:

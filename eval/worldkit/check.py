@@ -39,10 +39,10 @@ REPORTED = ("never-trained style", "never-trained background", "descriptions", "
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One prompt and what a true picture of it shows; None where the prompt leaves it open.
+    """One prompt and what a correct picture shows; None where the prompt leaves it open.
 
     Attributes:
-        figure: the line of the check that it counts towards.
+        figure: the line of the check that it counts for.
         concepts: acceptable concepts; with ``pair`` both must be present.
     """
 
@@ -56,7 +56,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What the gate found.
+    """The result of a check.
 
     Attributes:
         figures: figure -> detector name -> rate with its 95 % interval.
@@ -89,7 +89,7 @@ class Check:
         write_atomically(Path(path), card(self))
 
     def contact_sheet(self, path: str | Path) -> None:
-        """Save the pictures that were judged, for checking the detectors by eye."""
+        """Save the pictures that were judged, to inspect them."""
         contact_sheet([image for _, image in self.pictures], [ask.text for ask, _ in self.pictures], path)
 
 
@@ -285,8 +285,8 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
     """The detector's card with sensitivity and specificity on the pictures of a check, the prompt taken as the truth.
 
     Sensitivity is the share of pictures whose asked-for label is the detector's first answer; specificity, for the
-    worst label of an attribute, the share of pictures of something else that are not called it. A picture the model
-    drew wrongly counts against the detector: look at the contact sheet.
+    worst label of an attribute, the share of pictures of something else that do not get it. A picture that the model
+    drew wrongly counts against the detector; see the contact sheet.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
     truth: dict[str, list[str | None]] = {
@@ -310,7 +310,7 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
 def disputed(detectors: Sequence[Detector], result: Check) -> list[tuple[Image.Image, str]]:
     """Pictures of the first figure that some detector calls something else, each with what was asked and what is seen.
 
-    For the hand-check: whoever looks at them decides whether the picture or the detector is wrong.
+    A person decides whether the picture or the detector is wrong.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
     seen = []
@@ -373,7 +373,7 @@ def _cell(estimate: Estimate) -> str:
 
 
 def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], path: str | Path, *, columns: int = 12) -> None:
-    """Save pictures in a grid with a label under each, for checking by eye.
+    """Save pictures in a grid with a label under each, to inspect them.
 
     Raises:
         ValueError: not one label per picture, or no pictures.

@@ -57,11 +57,7 @@ class ClassifierDetector:
         return tuple(self.card.labels.get(attribute, ()))
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """Probabilities ``(images, labels)``.
-
-        A picture of two objects shares the probability of "concept" between them: both are present when the two
-        likeliest labels are the pair.
-        """
+        """Probabilities ``(images, labels)``. Two objects in a picture share the probability of "concept"."""
         known = labels(attribute)
         if not images:
             return np.zeros((0, len(known)), dtype=np.float32)
@@ -89,7 +85,7 @@ def fitted(images: Sequence[Image.Image]) -> np.ndarray:
 def load(name: str) -> Detector:
     """One of the shipped detectors: "a" (residual), "b" (plain) or "clip" (zero-shot open_clip model).
 
-    All are trained apart from the generator and from one another. Choose settings with one and score with another.
+    All are trained independently of the generator and of each other. Select with one and score with another.
 
     Raises:
         ValueError: an unknown name, or weights that are not those the card describes.
@@ -102,7 +98,7 @@ def load(name: str) -> Detector:
 
 @functools.cache
 def classifier(name: str) -> ClassifierDetector:
-    """One of the shipped classifiers, "a" or "b"; its gradients can be had. Raises as :func:`load`."""
+    """One of the shipped classifiers, "a" or "b". Raises as :func:`load`."""
     path = WEIGHTS / f"{name}.safetensors"
     card = checked_card(name, path)
     model = BUILDERS[name]()
@@ -118,30 +114,30 @@ def clip() -> ClipDetector:
 
 
 def clip_detector(folder: Path, card: DetectorCard) -> ClipDetector:
-    """An open_clip model that was trained on the world, opened as any other open_clip folder is."""
+    """An open_clip model that was trained on the world."""
     from erasure.eval.detectors.clip import ClipDetector  # open_clip takes seconds to import
 
     return ClipDetector.load(folder, name=card.name, labels=world_phrases(), templates=("{}",), card=card)
 
 
 def world_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
-    """What the world's labels are called, for zero-shot detection: attribute -> label -> phrases."""
+    """The phrases of the world's labels, for zero-shot detection: attribute -> label -> phrases."""
     world = spec()
     words = {name: emoji.phrases() for name, emoji in world.concepts.items()}
     return {
         "concept": {**{name: (*kinds["name"], *kinds["synonym"]) for name, kinds in words.items()}, NOTHING: EMPTY},
-        # averaged over every concept, so that what is left of the text is the style or the colour
+        # averaged over every concept, so that the text features are of the style or the colour
         "style": {style: tuple(prompt(name, style=style) for name in words) for style in world.styles},
         "background": {hue: tuple(prompt(name, background=hue) for name in words) for hue in world.backgrounds},
     }
 
 
 def checked_card(name: str, path: Path) -> DetectorCard:
-    """The card beside the weights, if it is about these weights.
+    """The card beside the weights.
 
     Raises:
-        FileNotFoundError: the weights are not there.
-        ValueError: the card is about others.
+        FileNotFoundError: there are no weights.
+        ValueError: the card is about other weights.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no weights; reinstall, or `python -m erasure.eval.worldkit.train {name}`")

@@ -1,4 +1,4 @@
-"""Emoji World's scenes as material: what its base was trained on, image by image, and fresh scenes like those."""
+"""Emoji World's scenes as material: those of its base's training, and fresh ones of the same distribution."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class WorldMaterial:
     """Emoji World's scenes: members are scenes of its training, the others fresh ones from the same distribution.
 
     Args:
-        target: a concept or a style of the world. Scenes hold one object.
-        also: other targets, which no picture of what is kept shows either.
+        target: a concept or a style of the world. Scenes have one object.
+        also: other targets, which are not kept either.
     """
 
     def __init__(self, target: str, *, also: Sequence[str] = ()) -> None:

@@ -1,8 +1,8 @@
 """Train the detectors of Emoji World: ``python -m erasure.eval.worldkit.train a --out runs/detectors``.
 
-``a`` and ``b`` are the attribute classifiers, ``clip`` a small open_clip model. Each is independent of the generator
-and of the others: renders only, own seed, own augmentation. Runs checkpoint and resume; the finished weights go to
-``eval/worldkit/weights`` in half precision, with a card of what was measured.
+``a`` and ``b`` are the attribute classifiers, ``clip`` a small open_clip model. Each is trained on renders only, with
+its own seed and augmentation. Runs checkpoint and resume; the finished weights go to ``eval/worldkit/weights`` in half
+precision, with a card.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Recipe:
     Attributes:
         build: makes the untrained network.
         augment: degrades a batch ``(n, 3, 64, 64)``.
-        training: the run. Its seed is that of initial weights, scenes and batches, too; no two recipes share one. Raise
-            ``iterations`` if accuracy on held-out renders falls short; never to fit generations.
+        training: its seed is also that of initial weights, scenes and batches; no two recipes share one. Raise
+            ``iterations`` if accuracy on held-out renders is too low.
         scenes, nothing: pictures rendered once before training, with and without something to recognise.
     """
 

@@ -45,7 +45,6 @@ class ClassifierGuidance(Sampled):
     needs = ("base", "selector", "control")
     presets = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
     licences = "the model can be steered to the target more, or no more, than one that never saw it"
-    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
     reference = "universal guidance, 2023, arXiv 2302.07121; as a probe: arXiv 2505.17013, 2025"
 
     scales: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)

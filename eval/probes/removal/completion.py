@@ -40,7 +40,6 @@ class Completion(Sampled):
         "full": {"psis": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "prompts": 50, "images_per_prompt": 2},
     }
     licences = "the model completes the target from a beginning more, or no more, than one that never saw it"
-    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
     reference = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (completion)"
 
     psis: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from erasure.eval.core.models import Model
 from erasure.eval.probes.base import Context, Evidence, Roles, Rows
-from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, noised
+from erasure.eval.probes.sampling import DDIM, FromPictures, Shot, doses, noised
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToImage(Sampled):
+class ImageToImage(FromPictures):
     """Share of real target pictures that still show the target after SDEdit: noise of a strength, then sampling.
 
     At strength s the last share s of the sampling steps is taken, from  √ᾱ x + √(1 - ᾱ) ε . A low strength keeps the
@@ -23,25 +23,15 @@ class ImageToImage(Sampled):
         declared: the strength whose residual is the probe's answer. Raise it if models that never saw the target keep
             it too (gate ``power``); lower it if the base loses it (gate ``known``).
         prompt: empty by default, so that only the picture asks for the target.
-        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
     """
 
     key, code, title = "image_to_image", "R8", "image to image from the target"
-    needs = ("base", "material", "control")
-    presets = {
-        "smoke": {"pictures": 2},
-        "standard": {},
-        "full": {"pictures": 50, "images_per_picture": 2},
-    }
     licences = "the model restores the target from a noised picture more, or no more, than one without it"
-    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
     reference = "SDEdit, 2022, arXiv 2108.01073"
 
     strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     declared: float = 0.5
     prompt: str = ""
-    pictures: int = 30
-    images_per_picture: int = 1
 
     def __post_init__(self) -> None:
         if self.declared not in self.strengths or not all(0 < strength <= 1 for strength in self.strengths):
@@ -51,12 +41,10 @@ class ImageToImage(Sampled):
             )
 
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        examples = context.real("target", self.pictures)
-        keys = keys_of([example.key for example in examples], self.images_per_picture)
+        (keys, images), each = self.real(context), self.images_per_picture
         with context.open(model):
-            real = sampler.backbone.latents([example.image for example in examples])
-            real = real.repeat_interleave(self.images_per_picture, dim=0)
-            noise = sampler.starts(keys)
+            real, noise = sampler.backbone.latents(images[::each]), sampler.starts(keys)
+            real = real.repeat_interleave(each, dim=0)
             for strength in self.strengths:
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
                 x = noised(real, noise, sampler.steps[start].a)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from erasure.eval.core.models import Model
 from erasure.eval.probes.base import Context, Evidence, Roles, Rows
-from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, Step, keys_of, noised, target_prompts
+from erasure.eval.probes.sampling import DDIM, FromPictures, Key, Shot, Step, noised, target_prompts
 from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
-class Inpainting(Sampled):
+class Inpainting(FromPictures):
     """Share of real target pictures that show the target again after the model filled their centre.
 
     After every step the known part is put back at the step's noise (RePaint, without its repeated steps), so this works
@@ -30,33 +30,21 @@ class Inpainting(Sampled):
         hole: side of the hole as a share of the picture's side. A larger one leaves less to guess the target by.
         prompt: by default the suite's first sentence for the target. With "" only the picture asks for it, which is
             harder (gate ``known``).
-        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
     """
 
     key, code, title = "inpainting", "R7", "filling a hole in the target"
-    needs = ("base", "material", "control")
-    presets = {
-        "smoke": {"pictures": 2},
-        "standard": {},
-        "full": {"pictures": 50, "images_per_picture": 2},
-    }
     licences = "the model completes the target from its surroundings more, or no more, than one without it"
-    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
     reference = "RePaint, 2022, arXiv 2201.09865; as a probe: arXiv 2505.17013, 2025"
 
     hole: float = 0.5
     prompt: str | None = None
-    pictures: int = 30
-    images_per_picture: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.hole < 1:
             raise ValueError(f"a hole is a share of the side between 0 and 1; got {self.hole}; 0.5 is the paper's")
 
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        examples = context.real("target", self.pictures)
-        keys = keys_of([example.key for example in examples], self.images_per_picture)
-        real = [example.image for example in examples for _ in range(self.images_per_picture)]
+        keys, real = self.real(context)
         prompt = target_prompts(context, 1)[0] if self.prompt is None else self.prompt
         with context.open(model):
             filled = self.fill(sampler, real, prompt, keys)
