@@ -14,18 +14,7 @@ from PIL import Image
 from erasure.concept import Suite, with_article
 from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly
-from erasure.eval.probes.base import (
-    Access,
-    Context,
-    Evidence,
-    Level,
-    Missing,
-    Observation,
-    Probe,
-    Roles,
-    Rows,
-    Section,
-)
+from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Roles, Rows, Section
 from erasure.eval.probes.weigh import contrasts, families
 
 

@@ -44,10 +44,7 @@ GLOSSARY = {
     "undecided": "Tested, and left open: by the interval, by a failed gate, or by something that is missing.",
     "not tested": "Nothing was run, or it could not be run.",
 }
-COLUMNS = {
-    "suppression": "Suppression: what comes out when asked",
-    "removal": "Removal: what is still inside",
-}
+COLUMNS = {"suppression": "Suppression: what comes out when asked", "removal": "Removal: what is still inside"}
 
 
 def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:

@@ -74,10 +74,7 @@ class Recipe:
         return cls(BUILDERS[name], augment, training)
 
 
-RECIPES = {
-    "a": Recipe.named("a", augment_a, steps=2600, seed=1),
-    "b": Recipe.named("b", augment_b, steps=2000, seed=2),
-}
+RECIPES = {"a": Recipe.named("a", augment_a, steps=2600, seed=1), "b": Recipe.named("b", augment_b, steps=2000, seed=2)}
 
 
 def training_views(recipe: Recipe, drawings: np.ndarray | None) -> Views:

@@ -13,14 +13,7 @@ from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import PromptProbe
 from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.guardrails.curve import NAME
-from erasure.eval.probes.guardrails.traffic import (
-    PASSING,
-    asking,
-    input_filter_of,
-    output_filter_of,
-    passing,
-    to_pass,
-)
+from erasure.eval.probes.guardrails.traffic import PASSING, asking, input_filter_of, output_filter_of, passing, to_pass
 from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, families, of_family
 from erasure.eval.stats import Estimate, difference, rate
 from erasure.pipelines.filters import InputFilter, OutputFilter
@@ -53,11 +46,7 @@ class EndToEnd(Probe):
     section, level, access = "guardrails", "system", "black_box"
     needs = ("base",)
     version = 2  # 2: the prompts of attacks are those that this assessment found
-    presets = {
-        "smoke": {"limit": 1},
-        "standard": {"limit": 6},
-        "full": {"images_per_prompt": 2, "limit": 60},
-    }
+    presets = {"smoke": {"limit": 1}, "standard": {"limit": 6}, "full": {"images_per_prompt": 2, "limit": 60}}
     licences = "system-level suppression of these requests by this mixture of defences"
     not_licensed = "removal; protection of open weights; anything about a model without its filters"
 

@@ -53,13 +53,7 @@ class DeltaSideChannel(Probe):
     section, level, access = "removal", "weights", "white_box"
     needs = ("base",)
     controls = 1
-    presets = {
-        "smoke": {"words": 20},
-        "no-draw": {},
-        "quick": {"words": 100},
-        "standard": {},
-        "full": {"words": 1000},
-    }
+    presets = {"smoke": {"words": 20}, "no-draw": {}, "quick": {"words": 100}, "standard": {}, "full": {"words": 1000}}
     descriptive = True
     measures = {"rank": "rank of the target by how far it moved", "below": "other words that moved less"}
     licences = "whether the target stands out among these words, for whoever has the base and the file"

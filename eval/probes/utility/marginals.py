@@ -38,11 +38,7 @@ class Marginals(Probe):
     key, code, title = "marginals", "U12", "what comes where the prompt leaves it open"
     section, level, access = "utility", "outputs", "black_box"
     needs = ("base",)
-    presets = {
-        "smoke": {"images_per_prompt": 1, "limit": 2},
-        "standard": {},
-        "full": {"images_per_prompt": 4},
-    }
+    presets = {"smoke": {"images_per_prompt": 1, "limit": 2}, "standard": {}, "full": {"images_per_prompt": 4}}
     licences = "a shift in these attributes for these prompts, against what other seeds of the base do"
     not_licensed = "attributes the judge has no labels for; whether a shift matters"
     reference = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches outputs that nobody asked about)"

@@ -54,13 +54,7 @@ class Neighbours(Pictured):
 
 
 def side_effects(
-    probe: str,
-    rows: Rows,
-    models: Roles,
-    family: str = "",
-    *,
-    known: float | None = KNOWN,
-    shares: bool = True,
+    probe: str, rows: Rows, models: Roles, family: str = "", *, known: float | None = KNOWN, shares: bool = True
 ) -> list[Evidence]:
     """The contrasts that have a meaning where nothing should be suppressed.
 

@@ -40,11 +40,7 @@ class Preservation(Probe):
     key, code, title = "preservation", "U7", "how far single pictures moved, how diverse they are"
     section, level, access = "utility", "outputs", "black_box"
     needs = ("base",)
-    presets = {
-        "smoke": {"limit": 2},
-        "standard": {"limit": None},
-        "full": {"images_per_prompt": 4, "limit": None},
-    }
+    presets = {"smoke": {"limit": 2}, "standard": {"limit": None}, "full": {"images_per_prompt": 4, "limit": None}}
     measures = {
         "moved": "distance from the base's picture",
         "retrained": "distance from retrained models' pictures",
