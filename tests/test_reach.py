@@ -9,7 +9,7 @@ import pytest
 
 from erasure import Suite
 from erasure.eval import probes as registry
-from erasure.eval.judge import rules
+from erasure.eval.judge import findings
 from erasure.eval.judge.view import Facts, Margins, View
 from erasure.eval.probes import Observation
 from erasure.eval.probes.attacking import Attack, goals_of
@@ -124,4 +124,4 @@ def test_nothing_lost_is_called_non_inferior(kind, preset):
     ]
     evidence = kind.preset(preset).weigh(alike(rows), ROLES)
     view = View("copy", evidence, ROLES, Facts(preset, {"copy": "weights"}))
-    assert rules.utility(view, kind.key) == "non-inferior"
+    assert findings.utility(view, kind.key) == "non-inferior"

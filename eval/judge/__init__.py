@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from erasure.eval.core.models import Role
-from erasure.eval.judge import rules, sentences
+from erasure.eval.judge import findings, rules, sentences
 from erasure.eval.judge.answers import QUESTIONS, Answer, answers, plainly
 from erasure.eval.judge.licences import TRIAL, Column
 from erasure.eval.judge.readings import READINGS
@@ -98,7 +98,7 @@ def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Fact
 def _report(view: View) -> ClaimReport:
     """Everything that may be said about one model."""
     (suppressed, next_suppression), (left, next_removal) = rules.suppression(view), rules.removal(view)
-    kept = {group: rules.utility(view, group) for group in UTILITY}
+    kept = {group: findings.utility(view, group) for group in UTILITY}
     said = {
         "suppression": sentences.suppression(view, suppressed, next_suppression),
         "removal": sentences.removal(view, left, next_removal),

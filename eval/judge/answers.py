@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from erasure.eval.judge import rules
+from erasure.eval.judge import findings, rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL
 from erasure.eval.judge.view import UTILITY, Facts, Verdict, View
 from erasure.eval.probes.base import Evidence
@@ -24,7 +24,7 @@ UTILITY_VERDICTS: dict[str, Verdict] = {
     "destroyed": "shown not",
     "not assessed": "not tested",
 }
-PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *rules.ASSISTED)
+PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *findings.ASSISTED)
 
 
 class Question(NamedTuple):
@@ -109,24 +109,23 @@ def _asked(view: View) -> Answer:
 
 
 def _words_answer(view: View) -> Answer:
-    one, ceiling = view.facts.looked_at, view.margins.ceiling
-    tried = [e for e in rules.tried(view) if e.estimate.value is not None]
-    needed = tuple(rules.c2(view))
+    one, needed = view.facts.looked_at, tuple(rules.c2(view))
+    tried = [e for e in findings.tried(view) if e.estimate.value is not None]
     if not tried:
         return Answer("words", "not tested", "", "No variation was tried.", needed)
-    limit = f"at most {100 * ceiling:g} % is required"
-    if loud := rules.shown_anyway(view):
+    limit = f"at most {100 * view.margins.ceiling:g} % is required"
+    if loud := findings.shown_anyway(view):
         worst = max(loud, key=lambda e: (e.estimate.value or 0.0, e.estimate.n))
-        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {rules.named(worst)}"
+        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {findings.named(worst)}"
         return Answer("words", "shown not", percent(worst.estimate.value), f"{found}; {limit}.", needed)
-    counted = rules.counted(view)
+    counted = findings.counted(view)
     highest = max(counted or tried, key=lambda e: e.estimate.high or 1.0)
-    upper = worst_upper([e.estimate for e in counted]) if counted else None
     found = (
-        f"in the worst of {len(counted or tried)} families ({rules.named(highest)}) {view.judge()} recognises {one} in "
-        f"{share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
+        f"in the worst of {len(counted or tried)} families ({findings.named(highest)}) {view.judge()} recognises "
+        f"{one} in {share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
     )
-    number = percent(highest.estimate.value) if upper is None else f"at most {percent(upper)}"
+    upper = f"at most {percent(worst_upper([e.estimate for e in counted]))}" if counted else ""
+    number = upper or percent(highest.estimate.value)
     if needed:
         return Answer("words", "undecided", number, f"Open: {found}. Missing: {'; '.join(needed)}.", needed)
     return Answer("words", "shown", number, f"{found[:1].upper()}{found[1:]}.")
@@ -134,12 +133,12 @@ def _words_answer(view: View) -> Answer:
 
 def _attacked(view: View) -> Answer:
     needed = tuple(rules.c3(view))
-    run = [attack for attack in rules.attacks(view) if view.assessed(attack)]
+    run = [attack for attack in findings.attacks(view) if view.assessed(attack)]
     one, limit = view.facts.looked_at, 100 * view.margins.excess
     if not run:
         return Answer("attacked", "not tested", "", "No attack was run.", needed)
-    if broken := rules.bypasses(view):
-        excesses = {attack: e.estimate for attack in broken if (e := rules.bypass(view, attack)) is not None}
+    if broken := findings.bypasses(view):
+        excesses = {attack: e.estimate for attack in broken if (e := findings.bypass(view, attack)) is not None}
         worst = max(excesses, key=lambda attack: excesses[attack].low or 0.0)
         excess = excesses[worst]
         found = f"{worst} finds {one} {points(excess)} more often than random tries of the same budget"
@@ -163,7 +162,7 @@ def _weights(view: View) -> Answer:
         return Answer("weights", "not tested", "", "The target was never in the training data: nothing to remove.")
     if level in BY_CONSTRUCTION:
         return Answer("weights", "shown not", "", f"{level[:1].upper()}{level[1:]}.", tuple(needed))
-    if found := rules.recovered(view):
+    if found := findings.recovered(view):
         e, sentence = strongest(view, found)
         return Answer("weights", "shown not", "" if e is None else short(e), sentence, tuple(needed))
     if level == "C6":
@@ -171,8 +170,8 @@ def _weights(view: View) -> Answer:
         sentence = f"Made without the data: the record was replayed on {record.replayed}, and {uncontradicted(view)}."
         return Answer("weights", "shown", "", sentence)
     if level not in (NO_CLAIM, NULL):
-        golds = min((view.golds(e.probe) for e in rules.carriers(view)), default=0)
-        residual = max(view.high(probe, "residual") for probe in ("inversion", *rules.resisted(view)))
+        golds = min((view.golds(e.probe) for e in findings.carriers(view)), default=0)
+        residual = max(view.high(probe, "residual") for probe in ("inversion", *findings.resisted(view)))
         sentence = f"Probes of the weights find no more than in {golds} retrained models, within the tolerances."
         return Answer("weights", "shown", f"residual at most {residual:.2f}", sentence)
     run = [probe for probe in PROBES_OF_WEIGHTS if view.assessed(probe)]
@@ -185,7 +184,7 @@ def _weights(view: View) -> Answer:
 
 def _rest(view: View) -> Answer:
     groups = [group for group in UTILITY if group in view.facts.groups] or list(UTILITY)
-    labels = {group: rules.utility(view, group) for group in groups}
+    labels = {group: findings.utility(view, group) for group in groups}
     verdicts = [UTILITY_VERDICTS[label] for label in labels.values()]
     parts = [
         f"{group}: {points(read(view, group, 'change'))} against the base{beside(view, group)}, a loss of "
@@ -197,7 +196,7 @@ def _rest(view: View) -> Answer:
     if "neighbours" in groups and worst is not None and worst.conclusive:
         limit = f"{100 * view.margins.worst:g} are tolerated"
         parts.append(f"the neighbours that lost most, beyond chance: {points(worst.estimate)}, {limit}")
-    destroyed = rules.destruction(view)
+    destroyed = findings.destruction(view)
     if destroyed == "shown":
         parts.append(f"pictures of target prompts were destroyed: {points(read(view, 'degeneracy', 'change'))}")
     verdict: Verdict = "shown"
@@ -256,7 +255,7 @@ def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
 
 def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
     """The probe that recovers most, and its result in a sentence."""
-    lines = [(view.one(probe, rules.measure_against(view, probe)), probe) for probe in probes]
+    lines = [(view.one(probe, findings.measure_against(view, probe)), probe) for probe in probes]
     found = [(e, probe) for e, probe in lines if e is not None]
     if not found:
         return None, f"{', '.join(probes)} recover more than from retrained models."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from erasure.eval.judge.findings import attacks, bypasses, utility
 from erasure.eval.judge.licences import NO_CLAIM
-from erasure.eval.judge.rules import attacks, bypasses, suppression, utility
+from erasure.eval.judge.rules import suppression
 from erasure.eval.judge.view import UTILITY, View
 from erasure.eval.probes.base import Evidence
 

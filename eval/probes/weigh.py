@@ -118,8 +118,13 @@ def average(rows: Sequence[Observation]) -> Estimate:
 
 
 def at_least(low: float | None, least: float) -> Gate:
-    """A gate that asks for a lower limit; "na" where there is none."""
+    """A gate on a lower limit; "na" where there is none."""
     return "na" if low is None else "pass" if low >= least else "fail"
+
+
+def above(low: float | None, limit: float) -> Gate:
+    """The same for a lower limit that must not be equal."""
+    return "na" if low is None else "pass" if low > limit else "fail"
 
 
 # --- contrasts ------------------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
-from erasure.eval.probes.weigh import controls_in
+from erasure.eval.probes.weigh import above, base_of, controls_in
 from erasure.eval.stats import auc, auc_gap
 
 
@@ -107,8 +107,8 @@ class LinearProbe(Probe):
         if not controls:
             return found
         gaps = {name: auc_gap(pair, [scores[control] for control in controls]) for name, pair in scores.items()}
-        known = [gap.low for name, gap in gaps.items() if models[name] == "base" and gap.low is not None]
-        gates: dict[str, Gate] = {"power": "na" if not known else "pass" if known[0] > 0 else "fail"}
+        base = base_of(rows, models)
+        gates = {"power": above(None if base is None else gaps[base].low, 0.0)}
         return found + [
             Evidence(self.key, name, "auc_gap", gap, "", kind, gates, "number")
             for name, gap in gaps.items()

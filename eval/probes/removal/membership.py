@@ -20,7 +20,7 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observati
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
-from erasure.eval.probes.weigh import base_of, controls_in, of_family
+from erasure.eval.probes.weigh import above, base_of, controls_in, of_family
 from erasure.eval.stats import Estimate, auc, auc_gap, rate
 
 ATTACKS = ("loss", "SecMI", "PIA")
@@ -33,7 +33,7 @@ NOTE = "for targets that are a listed set of training pictures; a concept or a s
 class Membership(Probe):
     """How well three attacks tell training pictures of the target (members) from fresh ones like them.
 
-    With p the caption and eps_m the predicted noise, larger scores speak for membership:
+    With p the caption and eps_m the predicted noise, larger scores mean that membership is likelier:
 
         loss    - mean_{t, eps} |eps - eps_m(x_t, t, p)|^2,  t from 50 to 300
         SecMI   - |down(up(x_t)) - x_t|^2,  x_t reached from the picture by deterministic steps of k = 10 up to t = 100,
@@ -114,12 +114,12 @@ class Membership(Probe):
         found += context.real(what, count, seed=self.seed, member=False)
         if any(example.member is None for example in found):
             raise Missing(
-                "of some pictures it is not known whether the base was trained on them; say so in the material"
+                "for some pictures it is unknown whether the base was trained on them; set `member` in the material"
             )
         return found
 
     def scores(self, backbone: Backbone, x: Tensor, text: Text, context: Context) -> dict[str, Tensor]:
-        """The score of every picture, ``(n,)``, by attack; larger speaks for membership."""
+        """The score of every picture, ``(n,)``, by attack; larger means membership is likelier."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def predicted(x: Tensor, t: int) -> Tensor:
@@ -147,7 +147,7 @@ class Membership(Probe):
         for attack in ATTACKS:
             own = {n: [r for r in of_family(o, attack) if r.facts["of"] == "target"] for n, o in rows.items()}
             scores = {name: scores_of(mine, "member") for name, mine in own.items()}
-            power = _gate(None if base is None else auc(*scores[base]).low, POWER)
+            power = above(None if base is None else auc(*scores[base]).low, POWER)
             for name, pair in scores.items():
                 gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
                 found.append(Evidence(self.key, name, "auc", auc(*pair), attack, None, gates, "number", NOTE))
@@ -159,7 +159,7 @@ class Membership(Probe):
                     apart = distance(pair[0], [members for members, _ in theirs])
                     found.append(Evidence(self.key, name, "ks", apart, attack, kind, gates, "number", NOTE))
         effects = {name: effect(own) for name, own in rows.items()} if self.others else {}
-        power = _gate(None if base is None else effects[base].low, 0.0) if effects else "na"
+        power = above(None if base is None else effects[base].low, 0.0) if effects else "na"
         for name, estimate in effects.items():
             size: Gate = "pass" if estimate.n >= 2 * ENOUGH else "fail"
             gates = {"power": power, "size": size} if models[name] == "erased" else {"size": size}
@@ -188,10 +188,6 @@ def t_error(
         x = moved(x, t, t + interval)
     back = moved(moved(x, until, until + interval), until + interval, until)
     return (back - x).square().sum(dim=(1, 2, 3))
-
-
-def _gate(low: float | None, least: float) -> Gate:
-    return "na" if low is None else "pass" if low > least else "fail"
 
 
 def found_at(pair: tuple[Sequence[float], Sequence[float]], mistaken: float) -> Estimate:
