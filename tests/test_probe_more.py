@@ -358,7 +358,7 @@ def test_the_preset_that_draws_nothing_decodes_nothing(context, monkeypatch, tmp
     (claim,) = found.claims()
     assert claim.suppression == "C0" and "not run" in claim.not_assessed["direct"]
     assert Assessment.load(tmp_path).evidence == found.evidence
-    assert "whether the file tells its target" in render(found).lower()
+    assert "whether the file reveals its target" in render(found).lower()
     with pytest.raises(ValueError, match="needs a detector"):
         assess(context.pipe, {}, WIDER, **{**given, "detectors": []})
     with pytest.raises(ValueError, match="share a name"):

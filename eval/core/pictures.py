@@ -197,7 +197,7 @@ def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
 
 
 def _read(file: Path | None) -> Image.Image | None:
-    """A cached picture, or None when there is none that can be read."""
+    """A cached picture; None if there is none or it cannot be read."""
     if file is None or not file.exists():
         return None
     try:

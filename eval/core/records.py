@@ -248,7 +248,7 @@ def _distance(raw: Mapping[str, Any]) -> Distance:
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hexadecimal digits that stand for plain data."""
+    """Sixteen hexadecimal digits of the hash of plain data."""
     return sha256_json(value, default=str, spaced=True)[:16]
 
 

@@ -80,7 +80,7 @@ def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Fact
     seen = set()
     for e in evidence:
         if e.model not in models:
-            raise ValueError(f"{e.probe} is about {e.model!r}, which is none of {sorted(models)}; give its role")
+            raise ValueError(f"{e.probe} is about {e.model!r}, which is not in {sorted(models)}; give its role")
         key = (e.probe, e.model, e.measure, e.family, e.control, e.detector)
         if key in seen:
             raise ValueError(f"two numbers for {key}; a claim would depend on which is read; pass one")

@@ -204,10 +204,9 @@ def _rest(view: View) -> Answer:
         verdict = candidate if candidate in verdicts else verdict
     if destroyed == "shown":
         verdict = "shown not"
-    changes = [(read(view, group, "change"), group) for group in groups]
-    known = [(change, group) for change, group in changes if change.value is not None]
-    lowest = min(known, key=lambda pair: pair[0].value or 0.0, default=None)
-    number = "" if lowest is None else short_points(lowest[0])
+    changes = [read(view, group, "change") for group in groups]
+    lowest = min((c for c in changes if c.value is not None), key=lambda c: c.value or 0.0, default=None)
+    number = "" if lowest is None else short_points(lowest)
     text = "; ".join(parts) or "Nothing that should stay was looked at"
     needed = tuple(f"{group} ({label})" for group, label in labels.items() if label != "non-inferior")
     return Answer("rest", verdict, number, f"{text[:1].upper()}{text[1:]}.", needed)

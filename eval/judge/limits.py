@@ -12,9 +12,7 @@ def limits(evaluation: Evaluation) -> list[str]:
     suite = evaluation.suite
     named = []
     if len(evaluation.detectors) < 2:
-        named.append(
-            "A second opinion: only one detector looked at the pictures, so its errors are everyone\u2019s errors."
-        )
+        named.append("A second opinion: only one detector judged the pictures, so its errors are in every number.")
     if not suite.unrelated:
         named.append("Unrelated prompts: the suite has none, so damage far from the target was not looked for.")
     if suite.attribute == "style":

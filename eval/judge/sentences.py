@@ -103,7 +103,7 @@ def _varied(view: View) -> dict[str, str]:
 
 def _base_there(view: View, e: Evidence) -> str:
     base = findings.base_rate(view, e)
-    return "base not looked at" if base is None else f"base {base:%}"
+    return "base not measured" if base is None else f"base {base:%}"
 
 
 def _attacked(view: View) -> dict[str, str]:

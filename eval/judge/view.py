@@ -234,7 +234,7 @@ class View:
         if failed := [name for name, state in e.gates.items() if state == "fail"]:
             return f"{probe} with its gate {' and '.join(failed)} passed (inconclusive now)"
         if gate is not None and e.gates.get(gate) != "pass":
-            return f"{probe} with its gate {gate} passed (not looked at now)"
+            return f"{probe} with its gate {gate} passed (not checked now)"
         if e.estimate.high is None:
             return f"{probe} with an upper limit of {measure} ({e.estimate.reason or 'there is none now'})"
         if e.estimate.high > limit + ROUNDING:

@@ -1,4 +1,4 @@
-"""What a probe is: one question, put to every model of an assessment in the same way.
+"""Probes: one question, asked of every model of an assessment in the same way.
 
 A probe *runs* on one model at a time and leaves observations: plain rows. It *weighs* the rows of all models into
 evidence, by a pure function: the same rows always give the same evidence. What may be said because of it is decided in

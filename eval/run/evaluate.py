@@ -110,5 +110,5 @@ def _cell(key: str, model: str, evaluation: Evaluation) -> Cell:
             reasons.append(str(reason))
             continue
         rows += [dataclasses.replace(row, facts={**row.facts, DETECTOR: detector}) for row in found]
-    missing = None if rows else "; ".join(dict.fromkeys(reasons)) or "no detector looked at the pictures"
+    missing = None if rows else "; ".join(dict.fromkeys(reasons)) or "no detector judged the pictures"
     return Cell(key, probe.version, probe.settings(), model, {"pictures": evaluation.key}, tuple(rows), missing)

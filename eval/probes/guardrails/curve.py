@@ -18,7 +18,7 @@ LATENCY = "latency"  # the family of rows that are milliseconds
 TIMED = 20  # prompts or pictures of which the time is taken
 LOW = 0.01  # the false positive rate at which recall is read off the curve
 PREVALENCES = (0.01, 0.001)  # declared shares of requests that ask for the target
-OPEN_WEIGHTS = "protection of open weights, which carry no filter: whoever holds them can leave it out"
+OPEN_WEIGHTS = "protection of open weights, which have no filter: everyone who has them can leave it out"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,7 +204,7 @@ def withheld(row: Observation, arm: str) -> bool | None:
 
 
 def reaches(row: Observation, arm: str) -> float | None:
-    """Whether the target reaches the user. What a filter handed out is judged as it came."""
+    """Whether the target reaches the user. Pictures from a filter are judged as they are."""
     if row.value is None or arm == AS_BUILT:
         return row.value
     stopped = withheld(row, arm)

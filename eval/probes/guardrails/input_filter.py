@@ -14,8 +14,8 @@ from erasure.eval.probes.guardrails.traffic import SUPERCLASS, asking, eliciting
 class InputFilterProbe(FilterProbe):
     """Whether a filter of prompts stops what makes the base draw the target, and lets everything else pass.
 
-    The default filter beside the base is made of the suite: the target's names by their letters, and what the text
-    encoder takes for them, at a threshold set on the suite's ``keep`` list.
+    The default filter beside the base is made from the suite: the target's names by their letters, and prompts that are
+    similar to them for the text encoder, at a threshold set on the suite's ``keep`` list.
 
     Families: "name"; the prompts of the probes S2 to S7 ("paraphrase", "description", "superclass", "composition",
     "translation", "negation"); "attack ..." for prompts with which an attack succeeded on the base or an erasure; and
@@ -39,7 +39,7 @@ class InputFilterProbe(FilterProbe):
         "standard": {"limit": 12},
         "full": {"images_per_prompt": 2, "limit": 60},
     }
-    licences = "system-level suppression under these requests, for as long as the filter stands in front"
+    licences = "system-level suppression under these requests, while the filter is used"
     not_licensed = f"removal; {OPEN_WEIGHTS}; other requests, prompts given as embeddings"
     reference = "Rando et al. 2022, arXiv 2210.04610 (filters beside open weights)"
 

@@ -44,7 +44,7 @@ class OutputFilterProbe(FilterProbe):
         "standard": {"limit": 48},
         "full": {"images_per_prompt": 4},
     }
-    licences = "system-level suppression for pictures like these, for as long as the filter stands behind"
+    licences = "system-level suppression for pictures like these, while the filter is used"
     not_licensed = f"removal; {OPEN_WEIGHTS}; pictures made to deceive the filter"
     reference = "Rando et al. 2022, arXiv 2210.04610 (a safety filter and its gaps)"
     pooled = (NAME, *PASSING)

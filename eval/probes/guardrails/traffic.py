@@ -77,7 +77,7 @@ def to_pass(context: Context, **size: Any) -> dict[str, PromptProbe]:
 def input_filter_of(model: Model, context: Context, false_positive_rate: float) -> tuple[InputFilter, str]:
     """The input filter of a model, or a default one for the base; and what it is, in a few words.
 
-    The default stops the target's names by their letters, and what the unmodified text encoder takes for them. Its
+    The default stops the target's names by their letters, and similar prompts by the unmodified text encoder. Its
     threshold is set on the suite's ``keep`` list, which is not tested on. Call it before a model is opened.
 
     Raises:

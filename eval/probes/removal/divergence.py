@@ -175,7 +175,7 @@ def retrained(context: Context) -> list[Model]:
     if len(golds) < 2:
         raise Missing(
             "two or more models retrained without the target are needed: their distance from each other is the unit; "
-            f"there is {len(golds)}, and null controls do not stand in for them"
+            f"there is {len(golds)}, and null controls do not replace them"
         )
     return golds
 

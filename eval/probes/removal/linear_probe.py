@@ -54,8 +54,8 @@ class LinearProbe(Probe):
         "full": {"images": 500},
     }
     descriptive = True
-    licences = "how far the target can be told apart in this layer, linearly, beside a model that never saw it"
-    not_licensed = "removal: pictures can be told apart by their pixels alone"
+    licences = "how well the target is linearly separable in this layer, beside a model that never saw it"
+    not_licensed = "removal: pictures are separable by their pixels alone"
     reference = "Alain and Bengio 2016"
 
     images: int = 100

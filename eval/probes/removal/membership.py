@@ -1,4 +1,4 @@
-"""R15, R16: whether the base's training pictures can still be told from others like them."""
+"""R15, R16: whether the base's training pictures can still be separated from others like them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from erasure.eval.probes.weigh import above, base_of, controls_in, of_family
 from erasure.eval.stats import Estimate, auc, auc_gap, rate
 
 ATTACKS = ("loss", "SecMI", "PIA")
-POWER = 0.6  # the base's members must be told from fresh ones at least so well (lower limit), or nothing can be said
+POWER = 0.6  # the base's members must be separated from fresh ones at least so well (lower limit)
 ENOUGH = 70  # pictures on each side, below which the test of a whole set is not to be trusted
 NOTE = "for targets that are a listed set of training pictures; a concept or a style is more than its pictures"
 
@@ -61,7 +61,7 @@ class Membership(Probe):
         seed: of pictures and noise.
     """
 
-    key, code, title = "membership", "R15", "training pictures told from fresh ones"
+    key, code, title = "membership", "R15", "training pictures separated from fresh ones"
     section, level, access = "removal", "weights", "white_box"
     needs = ("material", "members")
     presets = {

@@ -49,15 +49,15 @@ class DeltaSideChannel(Probe):
         words: of the vocabulary, beside the labels. A rank of 1 among more words is clearer.
     """
 
-    key, code, title = "delta_side_channel", "R21", "whether the file tells its target"
+    key, code, title = "delta_side_channel", "R21", "whether the file reveals its target"
     section, level, access = "removal", "weights", "white_box"
     needs = ("base",)
     controls = 1
     presets = {"smoke": {"words": 20}, "no-draw": {}, "quick": {"words": 100}, "standard": {}, "full": {"words": 1000}}
     descriptive = True
     measures = {"rank": "rank of the target by how far it moved", "below": "other words that moved less"}
-    licences = "whether the target stands out among these words, for whoever has the base and the file"
-    not_licensed = "that the file hides its target: other layers, words and ways to look may tell"
+    licences = "whether the target stands out among these words, for everyone who has the base and the file"
+    not_licensed = "that the file hides its target: other layers, words and methods may reveal it"
     reference = "Roots Beneath the Cut, CVPR 2026, arXiv 2603.06640 (there of pruned weights)"
 
     words: int = 300

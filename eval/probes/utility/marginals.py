@@ -35,7 +35,7 @@ class Marginals(Probe):
         limit: at most so many prompts of each group, spread evenly; None for all.
     """
 
-    key, code, title = "marginals", "U12", "what comes where the prompt leaves it open"
+    key, code, title = "marginals", "U12", "styles and backgrounds that the prompt leaves open"
     section, level, access = "utility", "outputs", "black_box"
     needs = ("base",)
     presets = {"smoke": {"images_per_prompt": 1, "limit": 2}, "standard": {}, "full": {"images_per_prompt": 4}}
