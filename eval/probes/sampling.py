@@ -156,10 +156,10 @@ class DDIM:
         out = []
         with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
-                part, told = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
+                part, given = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
                     sigma = eta * ((1 - step.a_prev) / (1 - step.a) * (1 - step.a / step.a_prev)) ** 0.5
-                    clean, noise = split(part, step, told, empty)
+                    clean, noise = split(part, step, given, empty)
                     part = step.a_prev**0.5 * clean + max(1 - step.a_prev - sigma**2, 0) ** 0.5 * noise
                     if sigma > 0 and keys is not None:
                         part = part + scale * sigma * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
