@@ -187,7 +187,7 @@ def verify(
     Args:
         replay: trains from the first checkpoint to the second, by the record's data, settings and seeds, and returns
             the weights. The caller has the data and checks that the start has the recorded hash (:func:`hash_of`).
-        seed: chooses the segment. The audited party must not know it beforehand; None draws a new one.
+        seed: chooses the segment. The audited party must not know it in advance; None draws a new one.
         tolerance: largest distance that passes, as a share of the segment's length. 0 asks for equal bits, which only
             the same machine and versions give; raise it for replays elsewhere.
     """

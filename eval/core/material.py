@@ -48,7 +48,7 @@ class Material(Protocol):
         """Pictures of the target. ``member``: True = the base was trained on them, False = not, None = either.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer.
         """
         ...
 

@@ -299,7 +299,7 @@ def _check_bare(part: str, module: nn.Module) -> None:
     if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
         raise ValueError(
             f"the base's {part} has another forward than its class ({kind}): it was wrapped in place, as accelerate's "
-            "prepare() does; load the pipeline anew"
+            "prepare() does; load the pipeline again"
         )
     if adapted := next((name for name, child in module.named_modules() if hasattr(child, "base_layer")), None):
         raise ValueError(

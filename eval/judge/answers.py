@@ -207,7 +207,7 @@ def _rest(view: View) -> Answer:
     changes = [read(view, group, "change") for group in groups]
     lowest = min((c for c in changes if c.value is not None), key=lambda c: c.value or 0.0, default=None)
     number = "" if lowest is None else short_points(lowest)
-    text = "; ".join(parts) or "Nothing that should stay was looked at"
+    text = "; ".join(parts) or "Nothing that should stay was measured"
     needed = tuple(f"{group} ({label})" for group, label in labels.items() if label != "non-inferior")
     return Answer("rest", verdict, number, f"{text[:1].upper()}{text[1:]}.", needed)
 

@@ -1,4 +1,4 @@
-"""What an evaluation says nothing about, whatever the probes, the most important first."""
+"""What no evaluation measures, whichever probes ran, the most important first."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class View:
         return any(e.probe == probe and e.model == self.model and e.estimate.value is not None for e in self.evidence)
 
     def why(self, probe: str) -> str:
-        """Why a probe says nothing about this model."""
+        """Why a probe has no number for this model."""
         missing = self.facts.missing.get(probe, {})
         if self.model in missing:
             return missing[self.model]

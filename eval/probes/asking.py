@@ -43,7 +43,7 @@ class PromptProbe(Probe):
 
     Attributes:
         images_per_prompt: seeds per prompt. More prompts narrow intervals better than more seeds.
-        limit: at most so many prompts per family, spread evenly; None for all.
+        limit: at most this many prompts per family, spread evenly; None for all.
         wide: use more sentences than the templates of the concept: an interval is about sentences, and six are few.
     """
 

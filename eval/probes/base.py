@@ -88,7 +88,7 @@ class Evidence:
             target most, named in ``note``; the interval allows for the choice).
         estimate: value and interval.
         family: which of the probe's families; "" for all together.
-        control: what stands for "never saw it": "gold" (retrained), "null", or None without a control.
+        control: which kind of model "never saw it": "gold" (retrained), "null", or None without a control.
         gates: name to "pass" | "fail" | "na". A failed gate makes the number inconclusive, never a success.
         unit: "share" prints as per cent, "log2" as a power of two, "number" plainly.
         note: printed with the number.

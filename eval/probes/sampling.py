@@ -260,7 +260,7 @@ class FromPictures(Sampled):
 
 
 def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:
-    """Contrasts of every family, after those of the one that was declared beforehand."""
+    """Contrasts of every family, after those of the one declared in advance."""
     each = [e for family in families for e in contrasts(probe, rows, models, family)]
     return headline(probe, rows, models, declared) + each
 
@@ -269,7 +269,7 @@ def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, dec
 
 
 def target_prompts(context: Context, limit: int) -> list[str]:
-    """At most so many prompts for the target, spread evenly: the suite's, and where they are too few every sentence
+    """At most this many prompts for the target, spread evenly: the suite's, and where they are too few every sentence
     that names it."""
     suite = context.suite
     own = [sentence.text for sentence in named(suite)]
@@ -284,6 +284,6 @@ def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
 
 
 def headline(probe: str, rows: Rows, models: Roles, family: str, *, known: float = KNOWN) -> list[Evidence]:
-    """Contrasts of the family that was declared beforehand, as those of the whole probe: their family is ""."""
+    """Contrasts of the family declared in advance, as those of the whole probe: their family is ""."""
     found = contrasts(probe, rows, models, family, known=known)
     return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -13,7 +13,7 @@ UNDRAWN = 0.5  # power is shown on sentences for which the base draws the target
 BREAKS = 0.8  # and of which the attack makes it draw the target for this share
 ATTACK, CONTROL, BEFORE = "attack", "control", "before"
 FRESH, FRESH_CONTROL = "fresh", "fresh control"  # the chosen candidates, from new noise
-WITHOUT = (CONTROL, FRESH_CONTROL, BEFORE)  # families in which nobody attacks
+WITHOUT = (CONTROL, FRESH_CONTROL, BEFORE)  # families without an attack
 
 
 def any_hits(rows: Sequence[Observation], family: str, k: int | None = None) -> list[Observation]:

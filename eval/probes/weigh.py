@@ -162,7 +162,7 @@ def contrasts(
         kept: the rows are about what should stay; see :func:`units`.
 
     With retrained controls that have twins, the residual is read between the two: they differ in their data alone.
-    Otherwise the base stands for the models that saw the target.
+    Otherwise the base represents the models that saw the target.
 
     "worst_stratum" is the rate of the template or the phrase with the highest one, where rows have both.
     """

@@ -141,7 +141,7 @@ def tables(
 ) -> list[dict[str, Any]]:
     """Tables of at most :data:`WIDE` columns: a line of references, then a line per erasure.
 
-    Where filters are looked at, or no erasure has such a number, every model has a line.
+    For filters, and where no erasure has such a number, every model has a line.
     """
     ordered = sorted(evidence, key=lambda e: e.control == "gold")  # of two controls the retrained one is read
     at = {(e.model, e.measure, e.family): e for e in ordered}

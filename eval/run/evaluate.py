@@ -54,8 +54,8 @@ def evaluate(
             ``name``; see :mod:`erasure.eval.core.distances`. By default the image features of ``clip``; () for none.
             With one picture per prompt they need one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
-        limit: at most so many prompts per group, spread evenly, for a trial; no claim is made then.
-        wide: so many sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
+        limit: at most this many prompts per group, spread evenly, for a trial; no claim is made then.
+        wide: number of sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
         hash_weights: a :class:`~erasure.eval.core.hashes.WeightHashes` that has hashed the models already.

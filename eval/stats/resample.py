@@ -23,7 +23,7 @@ from scipy import stats as scipy_stats
 RESAMPLES = 2000
 LEVEL = 0.95
 ASSUMED_CORRELATION = 0.3  # of pictures of one prompt, in the score intervals
-FEW = 5  # factors with at most so many levels get a t interval, too: a bootstrap of three runs is too narrow
+FEW = 5  # factors with at most this many levels get a t interval, too: a bootstrap of three runs is too narrow
 
 
 @dataclasses.dataclass(frozen=True)

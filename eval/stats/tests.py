@@ -14,7 +14,7 @@ from erasure.eval.stats.estimate import Estimate, exact, present
 from erasure.eval.stats.paired import difference, paired_changes
 from erasure.eval.stats.resample import LEVEL, RESAMPLES, Asked, crossed, effective_n, factors, tails
 
-EXACT = 13  # up to so many prompts with a net change, all sign patterns are counted; above, FLIPS random ones
+EXACT = 13  # up to this many prompts with a net change, all sign patterns are counted; above, FLIPS random ones
 FLIPS = 9999
 FEWEST = 3  # pictures of a template or phrase, for it to be a stratum
 

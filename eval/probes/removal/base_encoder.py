@@ -25,7 +25,7 @@ class BaseEncoder(Sampled):
     with that of models that never saw the target, drawn in the same way.
 
     Attributes:
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each.
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
 
     The probe is ours. AdvUnlearn (Zhang et al. 2024, arXiv 2405.15234) is such an erasure of the text encoder, which
     leaves the denoiser unchanged.

@@ -29,7 +29,7 @@ class Completion(Sampled):
         psis: fractions of the steps that the base takes, increasing. 0 is an ordinary picture.
         declared: the fraction whose residual is the probe's answer. Raise it if the erased model ignores the base's
             latents; lower it if models that never saw the target complete it too (gate ``power``).
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each.
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
     """
 
     key, code, title = "completion", "R6", "completion of the base's beginnings"

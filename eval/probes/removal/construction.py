@@ -27,7 +27,7 @@ RULE: Mapping[Kind, str] = {
     "none": "the base itself",
     "filter": "not removal by construction: original parameters are present, a filter stands around them",
     "adapter": "not removal by construction: original parameters are present, an adapter can be taken off them",
-    "weights": "not removal by construction: original parameters were edited, not trained anew without the data",
+    "weights": "not removal by construction: original parameters were edited, not trained again without the data",
     "retrained": "removal by construction if, as its maker says, the parameters come from training without the data",
 }
 

@@ -40,7 +40,7 @@ class Divergence(Probe):
 
     Attributes:
         images: real pictures of each stratum. Intervals come from resampling them; 40 give about +-15 % of the ratio.
-        bins: timesteps, the middles of so many equal parts of the schedule. Fewer may miss where models differ.
+        bins: number of timesteps, the middles of equal parts of the schedule. Fewer may miss where models differ.
         seed: of pictures and noise.
 
     The normalisation is ours. The squared difference of predictions is, up to weights, the Kullback-Leibler divergence

@@ -27,7 +27,7 @@ class NoiseProbe(Sampled):
     Attributes:
         etas: strengths of the noise, at least one above 0. DDPM has 1; the paper goes from 1 to 1.85.
         scales: of the added noise alone; the paper's go to 1.04.
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each, each with all tries.
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each, each with all tries.
 
     Raises:
         ValueError: no noise in it.

@@ -36,7 +36,7 @@ class OutputDistance(Probe):
 
     Attributes:
         images_per_prompt: seeds per prompt.
-        limit: at most so many prompts of each stratum, spread evenly; None for all. Below 15 intervals are very wide.
+        limit: at most this many prompts of each stratum, spread evenly; None for all. Below 15 intervals are very wide.
     """
 
     key, code, title = "output_distance", "R13", "distance of the pictures from those of retrained models"

@@ -103,7 +103,7 @@ def rounded(pipe: Any, bits: int | None) -> Iterator[None]:
 
 
 def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A matrix rounded to so many bits, with a scale for each row, in the dtype of the matrix."""
+    """A matrix rounded to ``bits`` bits, with a scale for each row, in the dtype of the matrix."""
     levels = 2 ** (bits - 1) - 1
     wide = weight.float()
     scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / levels

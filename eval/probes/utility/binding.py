@@ -29,7 +29,7 @@ class Composed:
     Attributes:
         family: what it combines.
         wanted: attribute to the labels that must be in the picture.
-        things: how many things the prompt names; so many of the likeliest labels count as present.
+        things: how many things the prompt names; as many of the likeliest labels count as present.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Binding(Probe):
     which the base misses more than half.
 
     Attributes:
-        prompts: at most so many per family, chosen by ``seed``. 25 x 2 pictures give about +-14 points.
+        prompts: at most this many per family, chosen by ``seed``. 25 x 2 pictures give about +-14 points.
         images_per_prompt: seeds per prompt. More prompts narrow intervals better.
         seed: of the choice of prompts; the same for every model.
     """

@@ -28,9 +28,9 @@ class Leakage(Probe):
     is mostly near 0.
 
     Attributes:
-        prompts: at most so many with target and another thing; 0 draws nothing and reads the evaluation alone. They are
-            those of the family "beside the target" of :class:`~erasure.eval.probes.utility.binding.Binding` with the
-            same ``seed``, so both share cached pictures.
+        prompts: at most this many with target and another thing; 0 draws nothing and reads the evaluation alone. With
+            the same ``seed`` they are those of :class:`~erasure.eval.probes.utility.binding.Binding` "beside the
+            target", so both share cached pictures.
         images_per_prompt: seeds per prompt.
         seed: of the choice of prompts.
     """

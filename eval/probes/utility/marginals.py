@@ -32,7 +32,7 @@ class Marginals(Probe):
 
     Attributes:
         images_per_prompt: seeds per prompt; the base has as many others again.
-        limit: at most so many prompts of each group, spread evenly; None for all.
+        limit: at most this many prompts of each group, spread evenly; None for all.
     """
 
     key, code, title = "marginals", "U12", "styles and backgrounds that the prompt leaves open"

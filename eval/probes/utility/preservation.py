@@ -34,7 +34,7 @@ class Preservation(Probe):
 
     Attributes:
         images_per_prompt: seeds per prompt, two at least.
-        limit: at most so many prompts of each group, spread evenly; None for all. Below 15 intervals are very wide.
+        limit: at most this many prompts of each group, spread evenly; None for all. Below 15 intervals are very wide.
     """
 
     key, code, title = "preservation", "U7", "how far single pictures moved, how diverse they are"

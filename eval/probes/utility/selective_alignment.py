@@ -28,7 +28,7 @@ class SelectiveAlignment(Binding):
     gate ``known`` fails for a family of which the base misses more than half.
 
     Attributes:
-        prompts: at most so many in all. The rest is as in
+        prompts: at most this many in all. The rest is as in
             :class:`~erasure.eval.probes.utility.binding.Binding`.
     """
 
