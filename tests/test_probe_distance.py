@@ -351,7 +351,7 @@ def test_membership_needs_to_know_who_is_a_member(context):
         def target(self, count, *, seed=0, member=False):
             return [dataclasses.replace(e, member=None) for e in super().target(count, seed=seed, member=member)]
 
-    with pytest.raises(Missing, match="not known"):
+    with pytest.raises(Missing, match="unknown whether"):
         PROBES["membership"].run(context.base, dataclasses.replace(context, material=Unknown()))
 
 

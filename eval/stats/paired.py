@@ -138,7 +138,7 @@ def residual(
     limits = ratio_limits(above[drawn], below[drawn])
     method = f"{resampled_by(names)} and control, wider of that and the paired interval"
     if limits is None:
-        reason = "models that saw the target show too little more of it than those that never did for an interval"
+        reason = "no interval: models that saw the target do not clearly show more of it than those that never did"
         return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
     count, flat = len(controls), [control[i] for control in controls for i in kept]
     gap = difference(flat, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
