@@ -1,4 +1,4 @@
-"""R21: asked by name through the base's text encoder."""
+"""R23: asked by name through the base's text encoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BaseEncoder(Sampled):
     leaves the denoiser unchanged.
     """
 
-    key, code, title = "base_encoder", "R21", "asked through the base's text encoder"
+    key, code, title = "base_encoder", "R23", "asked through the base's text encoder"
     presets = {
         "smoke": {"prompts": 2},
         "quick": {"prompts": 12},
