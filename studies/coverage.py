@@ -29,7 +29,9 @@ from erasure.eval.stats import (
     difference,
     lost_most,
     rate,
+    ratio_limits,
     residual,
+    weights,
     worst_stratum,
 )
 
@@ -159,6 +161,31 @@ def residuals(spread: float, repeats: int, *, prompts: int = 12, old: bool = Fal
     )
 
 
+def ratios(
+    gap: float, truth: float, repeats: int, *, prompts: int = 24, images: int = 2, old: bool = False
+) -> tuple[float, float]:
+    """Of (e - g) / (b - g) where b is ``gap`` above g = 0.2: coverage, and how often both limits are finite.
+
+    No interval covers everything. ``old`` takes the quantiles of all draws, also of those in which b - g is negative.
+    Samples without a value (b not above g) are drawn again.
+    """
+    rng, draws = np.random.default_rng(8), weights(list(range(prompts)), 0)
+    limits: list[tuple[float, float]] = []
+    while len(limits) < repeats:
+        e, b, g = (rng.binomial(images, 0.2 + gap * share, prompts) / images for share in (truth, 1, 0))
+        if (b - g).sum() <= 0:
+            continue
+        tops, bottoms = (np.round(draws @ x, 9) for x in (e - g, b - g))
+        if old:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = tuple(np.nanquantile(tops / bottoms, (0.025, 0.975)))
+        else:
+            found = ratio_limits(tops, bottoms) or (-np.inf, np.inf)
+        limits.append(found if np.isfinite(found).all() else (-np.inf, np.inf))
+    lows, highs = np.array(limits).T
+    return float(((lows <= truth) & (truth <= highs)).mean()), float(np.isfinite(highs).mean())
+
+
 def advantages(spread: float, repeats: int, *, old: bool = False) -> tuple[float, float]:
     """Of a relearning advantage of one octave, where trainings differ by ``spread`` octaves: coverage; and how often an
     advantage of none is called one (lower limit above 0)."""
@@ -181,8 +208,8 @@ def advantages(spread: float, repeats: int, *, old: bool = False) -> tuple[float
         return found
 
     def found(octave: float) -> Estimate:
-        told = {m: rows(m, octave if m == "erased" else float(np.log2(10))) for m in roles}
-        return next(e.estimate for e in octaves("relearning", told, roles) if e.measure == "advantage")
+        curves = {m: rows(m, octave if m == "erased" else float(np.log2(10))) for m in roles}
+        return next(e.estimate for e in octaves("relearning", curves, roles) if e.measure == "advantage")
 
     some, none = ([found(float(np.log2(steps))) for _ in range(repeats)] for steps in (5, 10))
     lows = [-np.inf if e.low is None else e.low for e in some]
@@ -281,6 +308,13 @@ def tables(repeats: int) -> Iterator[str]:
         ["spread of runs", "residual covered, one run", "false \u201crecovered\u201d, one run", "covered, three runs",
          "false \u201crecovered\u201d, three runs"], rows,
     )  # fmt: skip
+    rows = [
+        [gap, truth, *ratios(gap, truth, repeats, old=True), *ratios(gap, truth, repeats)]
+        for gap in (0.0, 0.1, 0.3)
+        for truth in ((0.0,) if gap == 0 else (0.0, 1.0, 2.0))
+    ]
+    head = ["b - g", "true residual", "covered, all draws", "finite, all draws", "covered", "finite"]
+    yield from table(head, rows)
     rows = [
         [
             design,

@@ -1,4 +1,4 @@
-"""How a probe's number rises with what a model knows: ``python -m studies.doses runs/doses [probe ...]``.
+"""How a probe's number rises with what a model knows: ``python -m studies.doses runs/doses [preset [probe ...]]``.
 
 Three ladders of models of Emoji World, each from one that never saw the superhero to one that knows it:
 
@@ -43,7 +43,7 @@ TARGET = "superhero"
 STEPS = (0, 3, 10, 30, 100)
 SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)
 SHARES = (0.01, 0.05, 0.25)
-PROBES = ("relearning", "completion", "noise", "divergence", "output_distance", "linear_probe", "direct")
+PROBES = ("direct", "relearning", "inversion", "completion", "divergence")  # those that the preset quick has
 
 
 class Scaled:
@@ -102,14 +102,14 @@ def kept(name: str, pipe: StableDiffusionPipeline) -> Swapped:
     return Swapped(name, copies, intervention="weights")
 
 
-def main(out: Path, *probes: str) -> None:
+def main(out: Path, preset: str = "quick", *probes: str) -> None:
     pipe, suite = erasure.world.load(), erasure.Suite.load(TARGET)
     pipe.set_progress_bar_config(disable=True)
     every = ladders(pipe, suite)
     controls = [m for m in controls_for(suite, pipe, "standard") if not (m.role == "gold" and holds_first(m))]
     arms = {f"{ladder}: {name}": change for ladder, models in every.items() for name, change in models.items()}
     found = assess(
-        pipe, arms, suite, preset="standard", detectors=detectors.detectors(), controls=controls,
+        pipe, arms, suite, preset=preset, detectors=detectors.detectors(), controls=controls,
         material=material_for(suite), probes=probes or PROBES, out=out,
     )  # fmt: skip
     rungs = {ladder: [f"{ladder}: {name}" for name in models] for ladder, models in every.items()}

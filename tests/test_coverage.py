@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from erasure.eval.stats import Kept
-from studies.coverage import Design, Effects, advantages, changes, losses, rates, residuals, strata, trainings
+from studies.coverage import Design, Effects, advantages, changes, losses, rates, ratios, residuals, strata, trainings
 
 REPEATS = 100
 
@@ -48,6 +48,14 @@ def test_a_residual_covers_the_truth_over_trainings():
     covered, recovered = residuals(1.0, 60)
     assert covered >= 0.92 and recovered <= 0.05
     assert residuals(1.0, 60, old=True)[0] < 0.85
+
+
+def test_a_ratio_has_no_interval_where_its_lower_part_may_be_zero():
+    """Nothing is known of (e - g) / (b - g) where b equals g: a finite interval is wrong then (Fieller 1954)."""
+    assert ratios(0.0, 0.0, 300)[1] <= 0.1  # 0.05 of the samples that have a value: those with b above g
+    assert ratios(0.0, 0.0, 300, old=True)[1] > 0.15
+    assert ratios(0.1, 2.0, 300)[0] >= 0.95
+    assert ratios(0.3, 1.0, 300)[1] >= 0.8  # and it has one where b is clearly above g
 
 
 def test_an_advantage_covers_the_truth_over_trainings():

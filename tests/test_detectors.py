@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from erasure.eval.detectors import classifier
 from erasure.eval.detectors.base import NOTHING, Detector
-from erasure.eval.worldkit import augment, train
+from erasure.eval.worldkit import augment, classifier, train
 from erasure.eval.worldkit import detectors as world
 from erasure.eval.worldkit.detectors import load
 from erasure.io import sha256_file

@@ -14,7 +14,7 @@ from PIL import Image
 import erasure
 from erasure.artifact import Erasure, OperatorErasure, export_lora, export_official, export_single_file, import_official
 from erasure.backbone import DENOISERS, backbone_of, denoiser_of
-from erasure.eval.core.metrics import ClipFeatures, cmmd, features_of, frechet
+from erasure.eval.core.metrics import ClipFeatures, features_of
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.worldkit import detectors as world
@@ -22,6 +22,7 @@ from erasure.methods import available, method_class
 from erasure.methods.base import Request
 from erasure.pipelines import load_erasure, set_erasures, unload_erasures
 from erasure.pipelines.attach import attach_erasures
+from studies.reproduce.sets import cmmd, frechet
 from tests.builders import BUILDERS, CALLS
 from tests.pretend import DeviceFault, NumpyFault, device_of, pretend
 from tests.slow import first

@@ -17,7 +17,6 @@ from PIL import Image
 
 from erasure.concept import Concept, Suite
 from erasure.eval import Assessment, Evaluation, assessment_of, evaluate
-from erasure.eval.core.metrics import frechet
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.core.quality import clip_rows
 from erasure.eval.core.records import BASE, Arm, Record, Verdict
@@ -26,6 +25,7 @@ from erasure.eval.detectors.base import Detector, DetectorCard
 from erasure.eval.detectors.clip import ClipDetector, labels_of
 from erasure.pipelines import attach_erasures
 from erasure.world.spec import spec
+from studies.reproduce.sets import frechet
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.tiny import make, tiny, tiny_pipeline
 

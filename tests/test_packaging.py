@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import subprocess
@@ -14,6 +15,9 @@ from tests.import_everything import FOLDERS, REPOSITORY
 
 MIB = 2**20
 WEIGHTS = {".safetensors"}
+WORLD = ("erasure.world", "erasure.eval.worldkit")
+# Where general code asks for the world's detectors, models and scenes, and only when a suite is about the world.
+ENTRIES = {"eval/detectors/choice.py": 1, "eval/run/controls.py": 2}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,35 @@ def test_importing_everything_brings_in_no_top_level_eval_or_pipelines():
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Every module that a piece of code imports, and every name it imports from one, dotted."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def of_the_world(tree: ast.AST) -> list[str]:
+    return [name for name in imported(tree) if any(f"{name}.".startswith(f"{world}.") for world in WORLD)]
+
+
+def test_general_evaluation_does_not_know_the_world():
+    for path in sorted((REPOSITORY / "eval").rglob("*.py")):
+        name = path.relative_to(REPOSITORY).as_posix()
+        if name.startswith("eval/worldkit/"):
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        lazy = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        found, inside = of_the_world(tree), [one for node in lazy for one in of_the_world(node)]
+        assert len(found) == ENTRIES.get(name, 0), (
+            f"{name} imports {found}; what is about the world is in eval/worldkit"
+        )
+        assert sorted(found) == sorted(inside), f"{name} imports {found} before anybody asks for the world"
 
 
 def test_every_package_data_pattern_finds_a_file(config):

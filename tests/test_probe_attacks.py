@@ -16,9 +16,10 @@ from erasure.backbone import backbone_of
 from erasure.eval.core.models import Model, Swapped
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.attacking import any_hits, found_by, generator_of, goals_of, with_pictures, without_words
+from erasure.eval.probes.attacking import generator_of, goals_of, with_pictures, without_words
 from erasure.eval.probes.base import Observation, lacking
 from erasure.eval.probes.embedding import MARK, FreeWords
+from erasure.eval.probes.success import any_hits, found_by
 from erasure.eval.probes.suppression.p4d import P4D
 from erasure.eval.probes.suppression.random_control import RandomControl
 from erasure.eval.probes.suppression.ring_a_bell import RingABell, encoded

@@ -16,12 +16,13 @@ from erasure.eval.core.models import Model, Swapped
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Context, Missing, Observation, lacking
+from erasure.eval.probes.features import features_of
 from erasure.eval.probes.removal.construction import Construction, sentence
 from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe, held_out
 from erasure.eval.probes.removal.membership import ATTACKS, Membership, found_at
 from erasure.eval.probes.removal.memorisation import Memorisation
-from erasure.eval.probes.removal.output_distance import OutputDistance, features_of
+from erasure.eval.probes.removal.output_distance import OutputDistance
 from erasure.eval.stats import auc, auc_gap, ratio
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, TinyMaterial, tiny_context
@@ -350,7 +351,7 @@ def test_membership_needs_to_know_who_is_a_member(context):
         def target(self, count, *, seed=0, member=False):
             return [dataclasses.replace(e, member=None) for e in super().target(count, seed=seed, member=member)]
 
-    with pytest.raises(Missing, match="not known"):
+    with pytest.raises(Missing, match="unknown whether"):
         PROBES["membership"].run(context.base, dataclasses.replace(context, material=Unknown()))
 
 

@@ -16,7 +16,6 @@ from erasure.eval import Assessment, assess
 from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.detectors.classifier import labels as world_labels
 from erasure.eval.probes import PRESETS, names, probe_class
 from erasure.eval.probes.base import Missing, Observation
 from erasure.eval.probes.removal.adapter_on_top import AdapterOnTop
@@ -26,6 +25,7 @@ from erasure.eval.probes.suppression.scene import Scene
 from erasure.eval.probes.utility.selective_alignment import SelectiveAlignment, with_others
 from erasure.eval.report.evidence import MEASURES
 from erasure.eval.report.html import render
+from erasure.eval.worldkit.classifier import labels as world_labels
 from erasure.pipelines.guardrails import Guard
 from tests.probe_helpers import ROLES, SUITE, rows_of, tiny_context
 from tests.tiny import make, tiny, tiny_pipeline
@@ -358,7 +358,7 @@ def test_the_preset_that_draws_nothing_decodes_nothing(context, monkeypatch, tmp
     (claim,) = found.claims()
     assert claim.suppression == "C0" and "not run" in claim.not_assessed["direct"]
     assert Assessment.load(tmp_path).evidence == found.evidence
-    assert "whether the file tells its target" in render(found).lower()
+    assert "whether the file reveals its target" in render(found).lower()
     with pytest.raises(ValueError, match="needs a detector"):
         assess(context.pipe, {}, WIDER, **{**given, "detectors": []})
     with pytest.raises(ValueError, match="share a name"):

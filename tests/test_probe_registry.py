@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -67,3 +68,8 @@ def test_a_name_that_is_taken_or_names_no_probe_is_refused(declared, name, value
 def test_an_unknown_probe_is_told_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown probe 'dirct'; did you mean 'direct'.; choose one of .*'direct'"):
         probe_class("dirct")
+
+
+def test_no_two_probes_share_a_place_in_the_taxonomy():
+    codes = Counter(probe_class(name).code for name in names())
+    assert [code for code, count in codes.items() if count > 1] == []

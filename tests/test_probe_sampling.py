@@ -12,7 +12,6 @@ from PIL import Image
 
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.detectors.classifier import classifier_a, labels
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation, lacking
 from erasure.eval.probes.denoising import backbone_for
@@ -23,6 +22,7 @@ from erasure.eval.probes.removal.inpainting import Inpainting
 from erasure.eval.probes.removal.latent_inversion import INVERTED, RANDOM, LatentInversion, psnr
 from erasure.eval.probes.removal.noise import NoiseProbe
 from erasure.eval.probes.sampling import DDIM
+from erasure.eval.worldkit.classifier import classifier_a, labels
 from erasure.eval.worldkit.detectors import ClassifierDetector
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, rows_of, tiny_context

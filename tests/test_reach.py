@@ -9,13 +9,14 @@ import pytest
 
 from erasure import Suite
 from erasure.eval import probes as registry
-from erasure.eval.judge import rules
+from erasure.eval.judge import findings
 from erasure.eval.judge.view import Facts, Margins, View
 from erasure.eval.probes import Observation
-from erasure.eval.probes.attacking import Attack, excess, goals_of
+from erasure.eval.probes.attacking import Attack, goals_of
 from erasure.eval.probes.removal.relearning import STEPS, Relearning
 from erasure.eval.probes.removal.resurgence import Resurgence
 from erasure.eval.probes.sampling import target_prompts
+from erasure.eval.probes.success import excess
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.unrelated import Unrelated
 from erasure.eval.run.assess import PICTURES
@@ -123,4 +124,4 @@ def test_nothing_lost_is_called_non_inferior(kind, preset):
     ]
     evidence = kind.preset(preset).weigh(alike(rows), ROLES)
     view = View("copy", evidence, ROLES, Facts(preset, {"copy": "weights"}))
-    assert rules.utility(view, kind.key) == "non-inferior"
+    assert findings.utility(view, kind.key) == "non-inferior"

@@ -22,6 +22,7 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.nudenet import COUNTINGS, EIGHT, NINE, Counting, NudeNet
 from erasure.eval.stats import mean, rate
 from studies.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Published, Recipe, Step, reproduce
+from studies.reproduce import sets as sets_of
 from studies.reproduce.measures import drawn
 from tests.eval_helpers import AddNoise
 from tests.tiny import identical, tiny_pipeline, weights
@@ -454,23 +455,23 @@ def test_inception_sees_clean_pictures_and_only_it_is_called_fid(monkeypatch) ->
     sets = [
         [Image.fromarray(rng.integers(0, top, (20 + i, 30, 3), dtype=np.uint8)) for i in range(16)] for top in (90, 250)
     ]
-    name, value = metrics.frechet(*sets, weights="inception.pth")
+    name, value = sets_of.frechet(*sets, weights="inception.pth")
     assert name == "FID" and value.value > 100 and asked == ["inception.pth"]
     assert set(seen) == {(torch.uint8, (3, 299, 299))}
     assert titles(metrics.InceptionFeatures().name) == ("KID", "FID")
     assert titles("inception-64") == ("kid[inception-64]", "frechet[inception-64]")
     same_size = [image.resize((8, 8)) for image in sets[0]]
-    assert metrics.frechet(same_size, same_size, Features(), "inception-64")[0] == "frechet[inception-64]"
+    assert sets_of.frechet(same_size, same_size, Features(), "inception-64")[0] == "frechet[inception-64]"
 
 
 def test_cmmd_is_a_thousand_times_the_biased_kernel_distance() -> None:
     rng = np.random.default_rng(0)
     x, y = ([Image.fromarray(rng.integers(0, top, (4, 4, 3), dtype=np.uint8)) for _ in range(16)] for top in (90, 250))
-    name, value = metrics.cmmd(x, y, FakeClip())
+    name, value = sets_of.cmmd(x, y, FakeClip())
     a, b = (FakeClip().image_features(z).double().numpy() for z in (x, y))
     k = [np.exp(-((p[:, None] - q[None]) ** 2).sum(-1) / 200).mean() for p, q in ((a, a), (b, b), (a, b))]
     assert name == "cmmd[clip[fake]]" and value.value == pytest.approx(1000 * (k[0] + k[1] - 2 * k[2]))
-    assert metrics.cmmd(x, x, FakeClip())[1].value == pytest.approx(0, abs=1e-9)
+    assert sets_of.cmmd(x, x, FakeClip())[1].value == pytest.approx(0, abs=1e-9)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 
 from erasure.eval.core.models import opened, randomised
 from erasure.eval.core.prompt_files import PromptFile, PromptRow, unlearn_canvas
-from erasure.eval.detectors import imagenet
 from erasure.eval.probes.attacking import Candidate
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 from erasure.eval.probes.removal.latent_inversion import LatentInversion
 from erasure.eval.probes.sampling import DDIM
-from studies.reproduce import RECIPES, Outcome, Recipe, reproduce
+from studies.reproduce import RECIPES, Outcome, Recipe, imagenet, reproduce
 from studies.reproduce.attack import Tries, best
 from studies.reproduce.judged import by_category, relative_change
 from studies.reproduce.p4d import between, either

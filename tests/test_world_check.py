@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from erasure.eval.detectors.base import NOTHING, DetectorCard
-from erasure.eval.detectors.classifier import labels
 from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.worldkit import check as world_check
 from erasure.eval.worldkit.check import Ask, asks, calibrated, check, contact_sheet, disputed
+from erasure.eval.worldkit.classifier import labels
 from erasure.world.spec import spec
 
 SETTINGS = {"per_concept": 2, "progress": False, "autocast": False}

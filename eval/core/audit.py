@@ -1,8 +1,7 @@
 """Process evidence: a record of how a model was made without some data, and a check that the record makes the model.
 
-The only evidence of removal that does not come from looking at the model is a transcript of its training. A record that
-verifies shows that *this transcript can produce these checkpoints*. It does not show that the transcript is what
-happened, nor that no other data had a part in it: different data can give the same gradients and hence the same model
+A record that verifies shows that *this transcript can produce these checkpoints*. It does not show that the transcript
+is what happened, nor that no other data was used: different data can give the same gradients and hence the same model
 ("forging", Thudi et al. 2022, "On the necessity of auditable algorithmic definitions for machine unlearning"). Nor
 does it say anything about what the model draws.
 """
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from erasure.io import parse_json, printable, read_bytes, seed_of, sha256, sha256_json, tensor_bytes, write_json
 
 FORMAT = 1
-SKETCH = 64  # numbers a checkpoint is summed up by
-TOLERANCE = 0.01  # of the way that a segment goes
+SKETCH = 64  # numbers in the sketch of a checkpoint
+TOLERANCE = 0.01  # of the length of a segment
 KINDS = ("observed", "latent", "higher_order")
 Weights = Mapping[str, Tensor]
 Replay = Callable[["Checkpoint", "Checkpoint"], Weights]
@@ -35,8 +34,8 @@ class Checkpoint:
     Attributes:
         step: optimiser steps taken.
         weights: :func:`hash_of` them: equal only bit for bit.
-        sketch: :func:`sketch_of` them: 64 numbers whose distance tells how far apart two sets of weights are, for
-            replays on other machines, which agree only up to rounding.
+        sketch: :func:`sketch_of` them: 64 numbers that estimate the distance of two sets of weights, for replays on
+            other machines, which agree only up to rounding.
         link: hash of this checkpoint, the one before and the head of the record: the chain.
     """
 
@@ -48,14 +47,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningRecord:
-    """How a model came to be without some data: enough to repeat it.
+    """How a model was made without some data: enough to repeat it.
 
     Attributes:
         request: id of the request that led to it.
         policy: what was required and who decided: ``removal_required``, ``suppression_required``, ``rationale``,
             ``decided_by``.
-        target: what is to be gone, in a few words. target_kind: "observed" (listed items), "latent" (never in the
-            data: there is nothing to remove) or "higher_order" (every item in which something occurs).
+        target: what was removed, in a few words. target_kind: "observed" (listed items), "latent" (never in the data:
+            there is nothing to remove) or "higher_order" (every item in which something occurs).
         definition: the rule by which items were left out, and how the rest was chosen.
         deleted: hashes of the items left out, never the items.
         data_before, data_after: hash of the manifest with and without them.
@@ -65,7 +64,7 @@ class UnlearningRecord:
         evaluation: hash of the evaluation of the result; None = none.
 
     Raises:
-        ValueError: an unknown kind, too few checkpoints, or a chain that does not hold: something was changed later.
+        ValueError: an unknown kind, too few checkpoints, or a broken chain: the record was changed.
     """
 
     request: str
@@ -99,7 +98,7 @@ class UnlearningRecord:
 
     @classmethod
     def chained(cls, *, checkpoints: Sequence[Checkpoint], **facts: Any) -> UnlearningRecord:
-        """A record whose checkpoints are linked here, as the one who trained makes it."""
+        """A new record, whose checkpoints are linked here."""
         bare = {name: value for name, value in facts.items() if name != "evaluation"}
         made = [
             dataclasses.replace(point, link=link)
@@ -153,13 +152,13 @@ class UnlearningRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What came of replaying one segment.
+    """The result of replaying one segment.
 
     Attributes:
-        segment: steps it leads from and to.
+        segment: its first and last step.
         exact: the same bits.
-        distance: between replayed and recorded weights, as a share of the way the segment goes; 0 = none, 1 = as far
-            as not having trained at all.
+        distance: between replayed and recorded weights, as a share of the segment's length; 1 = as far as without any
+            training.
         tolerance: the largest distance that passes.
     """
 
@@ -183,16 +182,14 @@ def verify(
 ) -> Verification:
     """Train one segment again and compare where it ends.
 
-    A pass means that the transcript leads from this checkpoint to the next. It does not mean that no other data could
-    have, or that the transcript is what happened.
+    A pass means that the transcript leads from this checkpoint to the next; see the module for what it does not mean.
 
     Args:
         replay: trains from the first checkpoint to the second, by the record's data, settings and seeds, and returns
-            the weights it arrives at. It is the caller's to check that its start has the recorded hash
-            (:func:`hash_of`), and to hold the data.
-        seed: which segment, drawn at random. Who is audited must not know it beforehand; None draws afresh.
-        tolerance: largest distance that passes, as a share of the way the segment goes. 0 asks for equal bits, which
-            only the same machine and the same versions give; raise it for replays elsewhere.
+            the weights. The caller has the data and checks that the start has the recorded hash (:func:`hash_of`).
+        seed: chooses the segment. The audited party must not know it in advance; None draws a new one.
+        tolerance: largest distance that passes, as a share of the segment's length. 0 asks for equal bits, which only
+            the same machine and versions give; raise it for replays elsewhere.
     """
     last = int(np.random.default_rng(seed).integers(1, len(record.checkpoints)))
     first, end = record.checkpoints[last - 1], record.checkpoints[last]
@@ -217,7 +214,7 @@ def hash_of(weights: Weights) -> str:
 def sketch_of(weights: Weights) -> tuple[float, ...]:
     """64 sums of weights with random signs; |sketch(a) - sketch(b)| estimates |a - b| to about 10 %.
 
-    A count sketch (Charikar et al. 2002) with signs that follow from each tensor's name. Twelve digits are kept.
+    A count sketch (Charikar et al. 2002) with signs by each tensor's name. Twelve digits are kept.
     """
     total = np.zeros(SKETCH)
     for name, tensor in sorted(weights.items()):
@@ -225,7 +222,7 @@ def sketch_of(weights: Weights) -> tuple[float, ...]:
         rng = np.random.default_rng(seed_of(name))
         signed = flat * (2.0 * rng.integers(0, 2, len(flat), dtype=np.int8) - 1)
         padded = np.pad(signed, (0, -len(signed) % SKETCH)).reshape(-1, SKETCH)
-        total += np.roll(padded.sum(0), int(rng.integers(SKETCH)))  # small tensors do not all fall into the first sums
+        total += np.roll(padded.sum(0), int(rng.integers(SKETCH)))  # else small tensors would share the first sums
     return tuple(float(f"{value:.12g}") for value in total)
 
 
@@ -251,9 +248,9 @@ def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str])
     """A model's ``audit`` as it is stored with an assessment, with the hash of the weights that are judged.
 
     Args:
-        audit: of the model's config: what :func:`audited` returns, or whatever else somebody put there.
+        audit: of the model's config: what :func:`erasure.eval.worldkit.audit.audited` returns, or anything else.
         parts: of the opened pipeline by name.
-        denoisers: names of those that a record must cover, or it says nothing about the model.
+        denoisers: names of those that a record must cover.
 
     Returns:
         ``digest``, ``target``, ``recorded``, ``judged`` and ``replayed``; all but the first empty where ``audit`` names

@@ -1,19 +1,17 @@
-"""How far the kept pictures of an arm are from the base's own, for the same prompts: kernel and Fréchet distance.
+"""How far the kept pictures of an arm are from the base's, for the same prompts: kernel and Fréchet distance.
 
-Both sides have the same prompts and different seeds. Beside every arm stands the *null*, the base against itself with
-other seeds: with two or more pictures a prompt, one half of its seeds against the other half (nothing more is drawn);
-with one, a set that is drawn with other seeds. The change of an arm is its distance minus that null, over the same
-prompts.
+Both sides have the same prompts and different seeds. The *null* is the base against itself with other seeds: with two
+or more pictures per prompt, one half of its seeds against the other half; with one, a set drawn with other seeds. The
+change of an arm is its distance minus that null, over the same prompts.
 
-- Kernel distance (KID): ``MMD²`` with the kernel ``(x·y / d + 1)³``, over all pairs of pictures of *different* prompts.
-  It has no bias, however few pictures there are, and the pictures of a prompt need not be independent: pairs of them
-  are left out. May be below 0.
+- Kernel distance (KID): ``MMD²`` with the kernel ``(x·y / d + 1)³``, over all pairs of pictures of *different* prompts,
+  so pictures of one prompt need not be independent. It has no bias, and may be below 0.
 - Fréchet distance: of two Gaussians. Its bias is large while there are fewer pictures than features; the null has
-  the same bias, so that the change is worth more than the value.
+  the same bias, so use the change.
 
-Intervals draw whole prompts with replacement. A resample repeats prompts and so has a larger Fréchet distance than the
-sample itself: its draws are centred on the estimate. In simulations (20 prompts of 2 pictures, 60 of 1; 300 runs) 92 to
-100 % of the intervals hold the true value, and between equal models under 1 % of the changes exclude 0.
+Intervals resample whole prompts. A resample repeats prompts, so its Fréchet distance is larger than that of the sample:
+its draws are centred on the estimate. In simulations (20 prompts of 2 pictures, 60 of 1; 300 runs) 92 to 100 % of the
+intervals contain the true value, and between equal models under 1 % of the changes exclude 0.
 
 References: Gretton et al. 2012, JMLR 13, 723-773 (unbiased MMD²); Bińkowski et al. 2018 (KID); Heusel et al. 2017.
 """
@@ -32,7 +30,7 @@ from erasure.eval.core.records import Distance
 from erasure.eval.stats import Estimate
 from erasure.eval.stats.resample import tails
 
-OTHER_SEEDS = 10_000  # offset of the seeds that the null is drawn with where each prompt has one picture
+OTHER_SEEDS = 10_000  # offset of the seeds of the null where each prompt has one picture
 KEPT = ("neighbours", "unrelated")
 KID_DRAWS, FRECHET_DRAWS = 2000, 200
 
@@ -65,7 +63,7 @@ class Distances:
 
     @property
     def wanted(self) -> list[int]:
-        """Rows of prompts that the base is to draw with other seeds too, for the null."""
+        """Rows of prompts that the base must draw with other seeds, too, for the null."""
         drawn = self.extractors and len(self.seeds) == 1
         return sorted(i for group in self.enough for i in self.groups[group]) if drawn else []
 
@@ -114,7 +112,7 @@ class Distances:
 
 
 def titles(name: str) -> tuple[str, str]:
-    """What the two distances are called on features of this name: proper names are those of Inception's alone."""
+    """The names of the two distances: KID and FID are on Inception's features alone."""
     return ("KID", "FID") if name == INCEPTION else (f"kid[{name}]", f"frechet[{name}]")
 
 
@@ -178,7 +176,7 @@ def _mean(distance: Callable[[np.ndarray, np.ndarray], float], pairs: Pairs) -> 
 
 
 def _weights(prompts: int, draws: int) -> np.ndarray:
-    """How often each prompt is drawn: (draws, prompts) counts, the same for every arm. None is of one prompt alone."""
+    """How often each prompt is drawn, (draws, prompts), the same for every arm; never one prompt alone."""
     counts = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
     return counts[(counts < prompts).all(1)].astype(float)
 
@@ -187,9 +185,6 @@ def _features(images: Pictures, extractor: Any) -> np.ndarray:
     """Features ``(prompts, pictures, d)``."""
     flat = features_of([image for row in images for image in row], extractor)
     return flat.reshape(len(images), -1, flat.shape[-1])
-
-
-__all__ = ["Distances", "frechet_draws", "kid_draws", "titles"]
 
 
 def _name(extractor: Any) -> str:

@@ -1,4 +1,4 @@
-"""The hash of a pipeline's weights: what a picture is cached by, and how it is seen that a model was given back."""
+"""The hash of a pipeline's weights: for caching pictures, and to check that weights were restored."""
 
 from __future__ import annotations
 
@@ -25,28 +25,24 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
 def weights_hash(pipe: Any) -> str:
     """BLAKE2b of every tensor of the denoisers, text encoders and autoencoder: name, dtype, shape and bytes.
 
-    Two pipelines with one hash draw the same pictures. SD 1.4 in float32 takes several seconds; see
-    :class:`WeightHashes` for asking often.
+    Takes several seconds for SD 1.4 in float32; see :class:`WeightHashes` for frequent use.
     """
     pieces = (piece for name, tensor in _tensors(pipe) for piece in io.tensor_bytes(name, tensor))
     return io.blake2b(pieces, size=20)
 
 
 class WeightHashes:
-    """:func:`weights_hash` for a run that asks again and again: weights that were hashed before are recognised.
+    """:func:`weights_hash` for frequent use: weights that were hashed before are recognised by a sum over their bytes.
 
-    They are recognised by a sum over all their bytes, which is taken where the weights are and is several times as
-    quick. PyTorch counts a tensor's versions, which would be quicker still, but writes through ``.data``, shared memory
-    and NumPy leave no trace there, and an erasure that writes so would pass for the base. A sum of 64 bits a tensor
-    tells any two contents apart but for a chance of 2^-64; it is no defence against weights that are forged to collide.
-
-    Nothing of a model is kept but a digest of the sums and the hash, some 100 bytes a state.
+    The sum is taken on the device of the weights and is several times faster. (PyTorch's version counters miss writes
+    through ``.data``, shared memory and NumPy.) With 64 bits per tensor two contents collide with probability 2^-64; it
+    is no defence against forged weights. About 100 bytes are kept per state.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
         drawn = np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
-        self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that no change is lost to a factor
+        self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that every change of a word counts
 
     def __call__(self, pipe: Any) -> str:
         sums = (f"{name}:{t.dtype}:{tuple(t.shape)}:{self.sum_of(t)};".encode() for name, t in _tensors(pipe))

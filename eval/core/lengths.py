@@ -1,4 +1,4 @@
-"""Prompts that a text encoder would cut: pictures of half a prompt say nothing about the whole."""
+"""Prompts that are too long for a text encoder, which would cut them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def too_long(pipe: Any, prompts: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_cut(pipe: Any, prompts: Sequence[str]) -> list[str]:
-    """Raise where prompts of a suite do not fit; returns what is to be noted where that is not known.
+    """Raise where prompts of a suite do not fit; returns notes for the report where that is unknown.
 
     Raises:
         TooLong: some do not.

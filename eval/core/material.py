@@ -1,7 +1,4 @@
-"""Real pictures with captions: what attacks aim at, what relearning learns from, what membership is asked about.
-
-Never generations of the model that is judged.
-"""
+"""Real pictures with captions, for attacks, relearning and membership. Never generations of the judged model."""
 
 from __future__ import annotations
 
@@ -25,10 +22,9 @@ class Example:
 
     Attributes:
         image: RGB.
-        caption: what it shows, in words.
         label: the concept in it, as detectors call it.
         key: stable name, for records.
-        member: whether the base model was trained on exactly this picture; None = not known.
+        member: whether the base model was trained on this picture; None = unknown.
     """
 
     image: Image.Image
@@ -40,9 +36,9 @@ class Example:
 
 @runtime_checkable
 class Material(Protocol):
-    """Where real pictures come from. The same arguments give the same pictures; other seeds give others.
+    """A source of real pictures. The same arguments give the same pictures; other seeds give others.
 
-    ``key`` stands for all of them: two sources with one key give the same pictures.
+    Two sources with one ``key`` give the same pictures.
     """
 
     @property
@@ -52,7 +48,7 @@ class Material(Protocol):
         """Pictures of the target. ``member``: True = the base was trained on them, False = not, None = either.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer.
         """
         ...
 
@@ -64,11 +60,11 @@ class Material(Protocol):
 
 
 class FolderMaterial:
-    """Pictures of the user's: a folder with ``metadata.jsonl``, as the datasets library calls an image folder.
+    """A folder of pictures with ``metadata.jsonl``, an image folder of the datasets library.
 
-    One line a picture: ``{"file_name": "1.png", "text": "a photo of ...", "label": "Spiderman", "member": false}``;
-    ``member`` may be left out. Pictures whose label is the target's name are of the target; the others are kept, but
-    for those of ``also``, further targets.
+    One line per picture: ``{"file_name": "1.png", "text": "a photo of ...", "label": "Spiderman", "member": false}``;
+    ``member`` may be left out. Pictures labelled with the target's name are of the target; the others are kept, except
+    those of ``also``, further targets.
 
     Raises:
         FileNotFoundError: no such folder, no metadata, or a picture that it names is not there.
@@ -119,7 +115,7 @@ class FolderMaterial:
         return self._pick(rows, count, seed, member)
 
     def _pick(self, rows: list[dict], count: int, seed: int, member: bool | None) -> list[Example]:
-        # A picture whose membership is unknown may stand for a stranger, never for a member.
+        # A picture of unknown membership may be used as a non-member, never as a member.
         rows = [row for row in rows if member is None or bool(row.get("member", False)) == member]
         if len(rows) < count:
             raise ValueError(f"{self.folder} has {len(rows)} pictures of that kind; {count} are needed; add some")

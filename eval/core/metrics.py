@@ -1,14 +1,8 @@
-"""Pictures as features, and distances between two sets of them.
+"""Pictures as features, and the Fréchet distance of two sets of features.
 
-The Fréchet distance and the kernel distance carry the names FID and KID only when the features are the last ones of
-Inception (2048): on other features the numbers mean something else, and the names say which features they are. The
-Fréchet distance depends on the number of pictures, so sets of different size are refused, and a *null* (the base model
-against itself with other seeds) belongs beside every value; see :mod:`erasure.eval.core.distances`.
+For Inception, pictures are resized as in clean-fid: the choice of resize changes FID by more than most edits do.
 
-For Inception, pictures are resized as in clean-fid: which resize is used moves FID by more than most edits do.
-
-References: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID); Parmar et al. 2022, arXiv 2104.11222 (clean-fid);
-Jayasumana et al. 2024, arXiv 2401.09603 (CMMD).
+References: Heusel et al. 2017 (FID); Parmar et al. 2022, arXiv 2104.11222 (clean-fid).
 """
 
 from __future__ import annotations
@@ -21,15 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from erasure.eval.stats import Estimate
-
 if TYPE_CHECKING:
     from erasure.eval.detectors.clip import ClipDetector
 
 MIN_IMAGES = 16
 INCEPTION = "inception"
 INCEPTION_SIDE = 299
-CMMD_SIGMA = 10.0  # of the paper, on unit vectors of CLIP ViT-L/14 at 336 pixels
 
 
 class ClipFeatures(torch.nn.Module):
@@ -86,34 +77,6 @@ def features_of(images: Sequence[Image.Image], extractor: Any, *, batch: int = 6
     return np.concatenate(parts)
 
 
-def frechet(
-    real: Sequence[Image.Image],
-    fake: Sequence[Image.Image],
-    extractor: torch.nn.Module | None = None,
-    name: str = INCEPTION,
-    *,
-    weights: str | Path | None = None,
-) -> tuple[str, Estimate]:
-    """The Fréchet distance of two sets of pictures.
-
-    Args:
-        real, fake: as many pictures in each. With n pictures and d features it is biased upwards by an amount that
-            depends on n and on the model; below n of about 10 d only comparisons with the null mean anything.
-        extractor: as in :func:`features_of`. None = :class:`InceptionFeatures`, for pictures of any size.
-        name: of the features.
-        weights: of Inception.
-
-    Returns:
-        The metric's name, and its value. It has no interval: read it against the null.
-    """
-    title = "FID" if extractor is None and name == INCEPTION else f"frechet[{name}]"
-    if problem := _problem(real, fake):
-        return title, Estimate.missing(problem)
-    extractor = extractor or InceptionFeatures(weights)
-    value = frechet_distance(*(features_of(images, extractor) for images in (real, fake)))
-    return title, _point(value, len(real), "no interval: compare with the null")
-
-
 def frechet_distance(x: np.ndarray, y: np.ndarray, p: np.ndarray | None = None) -> float:
     """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of features ``x`` and ``y (n, d)``, rows weighted by ``p``.
 
@@ -131,26 +94,6 @@ def _centred(x: np.ndarray, p: np.ndarray) -> np.ndarray:
     kept = p > 0
     a = np.sqrt(p[kept, None] * len(x) / (len(x) - 1)) * (x[kept] - p @ x)
     return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
-
-
-def cmmd(real: Sequence[Image.Image], fake: Sequence[Image.Image], clip: ClipDetector) -> tuple[str, Estimate]:
-    """CMMD: 1000 MMD^2 of the unit image vectors of a CLIP, k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma = 10.
-
-    The biased (V-) statistic of the paper: means over all pairs, a picture with itself included. The published numbers
-    are of ViT-L/14 at 336 pixels; the name carries the CLIP.
-    """
-    title = f"cmmd[{clip.name}]"
-    if problem := _problem(real, fake):
-        return title, Estimate.missing(problem)
-    x, y = (clip.image_features(images).cpu().double() for images in (real, fake))
-    value = 1000 * (_kernel_mean(x, x) + _kernel_mean(y, y) - 2 * _kernel_mean(x, y))
-    return title, _point(value, len(real), "biased MMD, no interval: compare with the null")
-
-
-def _kernel_mean(x: torch.Tensor, y: torch.Tensor, block: int = 1024) -> float:
-    """Mean of the Gaussian kernel over all pairs of rows."""
-    sums = [torch.exp(-torch.cdist(part, y).square() / (2 * CMMD_SIGMA**2)).sum() for part in x.split(block)]
-    return float(torch.stack(sums).sum()) / (len(x) * len(y))
 
 
 def clean_resize(image: Image.Image, side: int = INCEPTION_SIDE) -> Image.Image:
@@ -177,20 +120,6 @@ def _inception(weights: str | Path | None) -> torch.nn.Module:
         ) from None
 
 
-def _problem(real: Sequence[Image.Image], fake: Sequence[Image.Image]) -> str | None:
-    if len(real) != len(fake):
-        return f"sets of different size cannot be compared ({len(real)} and {len(fake)} pictures)"
-    if len(real) < MIN_IMAGES:
-        return f"too few pictures ({len(real)}; at least {MIN_IMAGES})"
-    return None
-
-
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
-
-
-def _point(value: float, n: int, method: str) -> Estimate:
-    if not np.isfinite(value):
-        return Estimate.missing("the distance is not finite; too few pictures for these features")
-    return Estimate(value, None, None, method, n, n)

@@ -1,6 +1,6 @@
 """The models of a comparison: the base, its erasures, models that never saw the target, filtered pipelines.
 
-Every one of them is a change of one pipeline in memory: it is put on, looked at, and taken off again.
+Each of them is a change of one pipeline in memory, which is applied and removed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that 
 
 
 class Applied(Protocol):
-    """What an evaluation needs of a change: an :class:`erasure.Erasure`, or anything with the same four names.
+    """A change of a pipeline: an :class:`erasure.Erasure`, or anything with the same four names.
 
-    A change may also have ``wrap(pipe)``, the pipeline to draw with instead (a filter around it), and
-    ``intervention``, what it does to the parameters (a :data:`Kind`; "weights" without one).
+    A change may also have ``wrap(pipe)``, which returns the pipeline to draw with (a filter around it), and
+    ``intervention``, what it does to the parameters (a :data:`Kind`; "weights" by default).
     """
 
     @property
@@ -40,7 +40,7 @@ class Applied(Protocol):
 
     @property
     def config(self) -> Any:
-        """What made it, as a mapping or an :class:`erasure.artifact.config.Config`; never written into."""
+        """How it was made, a mapping or an :class:`erasure.artifact.config.Config`; it is only read."""
         ...
 
     def apply(self, pipe: Any) -> Any:
@@ -48,13 +48,13 @@ class Applied(Protocol):
         ...
 
     def remove(self, pipe: Any) -> Any:
-        """Give back every bit."""
+        """Restore every bit."""
         ...
 
 
 @runtime_checkable
 class Wraps(Protocol):
-    """A change that stands around a pipeline."""
+    """A change that wraps a pipeline."""
 
     def wrap(self, pipe: Any) -> Any:
         """The pipeline to draw with."""
@@ -62,14 +62,14 @@ class Wraps(Protocol):
 
 
 class Swapped:
-    """Other weights in the place of the base's: a retrained model, a null control, or somebody's fine-tune.
+    """Other weights in the place of the base's: a retrained model, a null control, or a fine-tune.
 
     Args:
-        name: what tables call it.
-        modules: part of the pipeline ("unet", "text_encoder" ...) to the module that stands in; shared, not copied.
+        name: in tables.
+        modules: part of the pipeline ("unet", "text_encoder" ...) to the module that replaces it; not copied.
         config: where they come from: ``scope``, ``seed``, ``manifest`` ...
         intervention: "retrained" for models that were trained again without the target (the default); "weights" for
-            any other model, which is then judged as an erasure is.
+            any other model, which is then judged like an erasure.
     """
 
     intervention: Kind = "retrained"
@@ -88,7 +88,7 @@ class Swapped:
         self.modules, self._ours = dict(modules), dict[str, nn.Module]()
 
     def apply(self, pipe: Any) -> None:
-        """Lend the modules to ``pipe``.
+        """Put the modules into ``pipe``.
 
         Raises:
             ValueError: the pipeline has no such part.
@@ -111,7 +111,7 @@ class Swapped:
 
 @contextlib.contextmanager
 def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
-    """The pipeline with a change on it, for the time of a block; what comes out is what to draw with.
+    """The pipeline with a change applied, inside the block; yields the pipeline to draw with.
 
     Raises:
         ValueError: the change also replaces what turns latents into pictures, or the pipeline's own calls.
@@ -149,9 +149,10 @@ class Model:
     """One model of an assessment.
 
     Attributes:
-        name: unique; tables and files use it.
-        role: "base" | "erased" | "gold" (retrained without the target) | "null" (another model that never saw it).
-        change: what makes it of the base pipeline; None for the base.
+        name: unique; used in tables and files.
+        role: "base" | "erased" | "gold" (retrained without the target) | "twin" (retrained on everything) | "null"
+            (another model that never saw the target).
+        change: of the base pipeline; None for the base.
     """
 
     name: str
@@ -173,7 +174,7 @@ class Model:
 
     @contextlib.contextmanager
     def on(self, pipe: Any) -> Iterator[Any]:
-        """The base pipeline as this model, for the time of the block."""
+        """The base pipeline as this model, inside the block."""
         with opened(pipe, self.change) as drawn:
             yield drawn
 
@@ -194,13 +195,13 @@ def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[
 
 
 def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, intervention: Kind = "weights") -> Swapped:
-    """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder stand in for the base's.
+    """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder replace the base's.
 
     Args:
-        pipe: the base. Tokenizers and scheduler stay its own.
+        pipe: the base. Its tokenizers and scheduler stay.
         source: folder, hub id or single file, opened on the base's device and in its dtype.
-        name: what tables call it; the folder's name by default.
-        intervention: "weights" for somebody's fine-tune or erased model; "retrained" for one that never saw the target.
+        name: in tables; the folder's name by default.
+        intervention: "weights" for a fine-tune or an erased model; "retrained" for one that never saw the target.
 
     Raises:
         ValueError: it is another architecture than the base.
@@ -225,13 +226,13 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
 
 
 def name_of(source: str | Path) -> str:
-    """What tables call a model: the last part of its folder, hub id or file."""
+    """The name of a model in tables: the last part of its folder, hub id or file."""
     path = Path(source).expanduser().resolve() if Path(source).exists() else Path(source)
     return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def _difference(pipe: Any, theirs: Any) -> str | None:
-    """What tells the architectures of two pipelines apart; None where nothing does."""
+    """How the architectures of two pipelines differ; None if they do not."""
     mine, other = modules_of(pipe), modules_of(theirs)
     if mine.keys() != other.keys():
         return f"it has {sorted(other)}, the base {sorted(mine)}"
@@ -255,9 +256,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def check_base(pipe: Any) -> None:
-    """Raise unless a pipeline can stand as the base: bare, and without an erasure on, in or beside any part of it.
-
-    An erasure that is already there would be part of the base, and everything would be measured against it.
+    """Raise unless a pipeline can be the base: not wrapped, and without an erasure on any part of it.
 
     Raises:
         ValueError: it is wrapped (a filter, DataParallel, torch.compile ...), or carries an erasure or a LoRA.
@@ -284,7 +283,7 @@ def check_base(pipe: Any) -> None:
 
 
 def _check_bare(part: str, module: nn.Module) -> None:
-    """Refuse wrappers, which hide the weights or go on using old ones, and adapters."""
+    """Refuse wrappers, which hide the weights or keep using old ones, and adapters."""
     kind = type(module).__name__
     if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
         raise ValueError(
@@ -300,7 +299,7 @@ def _check_bare(part: str, module: nn.Module) -> None:
     if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
         raise ValueError(
             f"the base's {part} has another forward than its class ({kind}): it was wrapped in place, as accelerate's "
-            "prepare() does; load the pipeline anew"
+            "prepare() does; load the pipeline again"
         )
     if adapted := next((name for name, child in module.named_modules() if hasattr(child, "base_layer")), None):
         raise ValueError(
@@ -322,10 +321,7 @@ def denoisers_of(pipe: Any) -> dict[str, Any]:
 
 
 def randomised(pipe: Any, *, seed: int = 0) -> Swapped:
-    """A null control: the same architecture with a freshly initialised denoiser; text encoder and autoencoder stay.
-
-    What a probe finds in it, the probe put there.
-    """
+    """A null control: the same architecture with a newly initialised denoiser; text encoder and autoencoder stay."""
     fresh: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,22 +1,21 @@
-"""Paired pictures: the same prompt and the same noise, before and after an edit, each made once.
+"""Paired pictures: the same prompt and the same noise, before and after an edit, each drawn once.
 
-A picture is cached under the hash of everything it depends on, so a second evaluation of the same weights costs nothing
-and an edited model can never be served its predecessor's pictures. The kind of device and the versions of the libraries
-that draw are part of it: they change pixels.
+A picture is cached under the hash of everything it depends on, so the same weights are never drawn twice, and an edited
+model never gets the pictures of another. The kind of device and the library versions are part of the hash.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import io
+import itertools
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import diffusers
 import numpy as np
@@ -35,16 +34,13 @@ from erasure.io import blake2b, seed_of, sha256_json, write_atomically
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One picture to make: where it goes in the answer, and where it is cached."""
+class _Job(NamedTuple):
+    """One picture to draw, where it is cached, and embeddings in the place of the prompt's own."""
 
-    row: int
-    column: int
     prompt: str
     seed: int
     file: Path | None
-    embeds: torch.Tensor | None  # what the prompt is taken to say; None = what it says
+    embeds: torch.Tensor | None
 
 
 def generate(
@@ -67,19 +63,19 @@ def generate(
 
     Args:
         pipe: the pipeline; it is left as it was found.
-        prompts, seeds: the initial noise of a picture depends on its (prompt, seed) and nothing else, so it is the same
-            before and after an edit and whatever else is in the batch.
+        prompts, seeds: the initial noise of a picture depends on its (prompt, seed) alone, so it is the same before and
+            after an edit.
         num_inference_steps, guidance_scale: of the sampler.
         batch_size: pictures per call. Larger is faster until memory ends; it changes results only by rounding.
         cache_dir: folder for finished pictures; None keeps nothing. A corrupt file in it is drawn again.
         progress: show a progress bar.
-        autocast: bfloat16 arithmetic, recorded in the cache key. Much faster where the processor has it and much slower
+        autocast: bfloat16 arithmetic, part of the cache key. Much faster where the processor has it and much slower
             elsewhere (see :mod:`erasure.runtime`); off when pictures must match a float32 run.
-        description: what the progress bar says.
-        prompt_embeds: ``(n, length, d)`` text conditioning in the place of what the prompts say, which then only name
-            the noise. Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
-        clip_skip: layers of the text encoder that are left out, for pipelines whose call has it.
-        hash_weights: the weights' part of the cache key; a run that draws often passes one
+        description: text of the progress bar.
+        prompt_embeds: ``(n, length, d)`` conditioning that replaces the prompts, which then only determine the noise.
+            Nothing is cached. For pipelines without pooled text embeddings (Stable Diffusion 1.x and 2.x).
+        clip_skip: layers of the text encoder to skip, for pipelines whose call has it.
+        hash_weights: for the cache key; a run that draws often passes one
             :class:`~erasure.eval.core.hashes.WeightHashes`.
 
     Returns:
@@ -90,55 +86,57 @@ def generate(
         raise ValueError(
             f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
         )
-    if num_inference_steps < 1 or not 0 <= guidance_scale < math.inf:
-        raise ValueError(
-            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {num_inference_steps} steps and "
-            f"guidance_scale={guidance_scale}"
-        )
     if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
         raise ValueError(
             f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
-    sampler = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    sampler |= {} if clip_skip is None else {"clip_skip": clip_skip}
+    sampler = _sampler(num_inference_steps, guidance_scale, clip_skip)
     common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
-    answer: list[list[Image.Image | None]] = [[None] * len(seeds) for _ in prompts]
-    todo: list[_Job] = []
-    for row, prompt in enumerate(prompts):
-        for column, seed in enumerate(seeds):
-            file = None if cache_dir is None else Path(cache_dir) / f"{_key(common, prompt, seed)}.png"
-            answer[row][column] = _read(file)
-            if answer[row][column] is None:
-                embeds = None if prompt_embeds is None else prompt_embeds[row]
-                todo.append(_Job(row, column, prompt, seed, file, embeds))
-    total = len(prompts) * len(seeds)
-    bar = tqdm(total=total, initial=total - len(todo), desc=description, unit="img", disable=not progress, leave=False)
-    bar.set_postfix_str(f"{total - len(todo)} from the cache")
-    # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
-    alone = autocast or getattr(pipe, "dtype", torch.float32) == torch.float32
-    casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
-    with bar, _quiet(pipe), casting, _skipping(pipe) if clip_skip else contextlib.nullcontext():
+    folder, given = None if cache_dir is None else Path(cache_dir), itertools.repeat(None, len(prompts))
+    jobs = [
+        _Job(prompt, seed, None if folder is None else folder / f"{_key(common, prompt, seed)}.png", embeds)
+        for prompt, embeds in zip(prompts, given if prompt_embeds is None else prompt_embeds, strict=True)
+        for seed in seeds
+    ]
+    images = list(map(_read, (job.file for job in jobs)))
+    todo = [i for i, image in enumerate(images) if image is None]
+    known = len(jobs) - len(todo)
+    bar = tqdm(total=len(jobs), initial=known, desc=description, unit="img", disable=not progress, leave=False)
+    bar.set_postfix_str(f"{known} from the cache")
+    with bar, _ready(pipe, autocast=autocast, clip_skip=clip_skip):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            for job, image in zip(batch, _draw(pipe, batch, **sampler), strict=True):
-                answer[job.row][job.column] = image
-                if job.file is not None:
-                    write_atomically(job.file, _png(image))
+            for i, image in zip(batch, _draw(pipe, [jobs[i] for i in batch], **sampler), strict=True):
+                images[i] = image
+                if (file := jobs[i].file) is not None:
+                    write_atomically(file, _png(image))
             bar.update(len(batch))
-    return [[image for image in row if image is not None] for row in answer]
+    done = [image for image in images if image is not None]  # all of them
+    return [done[i : i + len(seeds)] for i in range(0, len(done), len(seeds))]
+
+
+def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, Any]:
+    """The settings of a pipeline's call."""
+    if steps < 1 or not 0 <= guidance < math.inf:
+        raise ValueError(
+            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {steps} steps and "
+            f"guidance_scale={guidance}"
+        )
+    skipped = {} if clip_skip is None else {"clip_skip": clip_skip}
+    return {"num_inference_steps": steps, "guidance_scale": guidance, **skipped}
 
 
 def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]:
     """One call of the pipeline."""
     denoiser = denoiser_of(pipe)
-    # A second stream of generators for schedulers that draw noise on the way (ancestral samplers).
+    # A second stream of generators for schedulers that draw noise in every step (ancestral samplers).
     given: dict[str, Any] = {"generator": [_generator(job.prompt, job.seed, "steps") for job in batch]}
     videos = "num_frames" in inspect.signature(pipe.__call__).parameters
     if getattr(denoiser.config, "sample_size", None) is not None and not videos:
         noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
         given["latents"] = torch.stack(noise).to(denoiser.dtype)
-    # else the latents are packed, as FLUX's, or videos: the pipeline draws them itself, from the generators
+    # Packed latents, as FLUX's, and videos: the pipeline draws them itself, from the generators
     if embeds := [job.embeds for job in batch if job.embeds is not None]:
         given["prompt_embeds"] = torch.stack(embeds)
     prompts = None if embeds else [job.prompt for job in batch]
@@ -163,7 +161,7 @@ def called(pipe: Any, prompts: list[str] | None, given: dict[str, Any], **sample
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
-    """The standard normal latent (channels, h, w) a picture starts from: a function of (prompt, seed) alone."""
+    """The standard normal latent (channels, h, w) that a picture starts from, by (prompt, seed) alone."""
     config = denoiser_of(pipe).config
     side = config.sample_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
@@ -223,7 +221,7 @@ def _key(common: dict[str, Any], prompt: str, seed: int) -> str:
 
 
 def _read(file: Path | None) -> Image.Image | None:
-    """A cached picture, or None when there is none that can be read."""
+    """A cached picture; None if there is none or it cannot be read."""
     if file is None or not file.exists():
         return None
     try:
@@ -241,11 +239,20 @@ def _png(image: Image.Image) -> bytes:
 
 
 @contextlib.contextmanager
-def _skipping(pipe: Any) -> Iterator[None]:
-    """Give the text encoder the name under which Stable Diffusion's call looks for the norm behind a skipped layer.
+def _ready(pipe: Any, *, autocast: bool, clip_skip: int | None) -> Iterator[None]:
+    """A pipeline ready to draw: quiet, in its arithmetic."""
+    # a half-precision pipeline that is being trained runs under an autocast of its own, which stays
+    alone = autocast or getattr(pipe, "dtype", torch.float32) == torch.float32
+    casting = runtime.autocast(pipe.device, autocast) if alone else contextlib.nullcontext()
+    with _quiet(pipe), casting, _skipping(pipe) if clip_skip else contextlib.nullcontext():
+        yield
 
-    transformers 5 took the name away, and diffusers 0.42 still asks for it. It is set beside the modules, so that no
-    weight is there twice.
+
+@contextlib.contextmanager
+def _skipping(pipe: Any) -> Iterator[None]:
+    """Give the text encoder the attribute in which diffusers 0.42 looks for the norm behind a skipped layer.
+
+    transformers 5 removed it. It is not set as a module, so that no weight is in the state twice.
     """
     encoder = getattr(pipe, "text_encoder", None)
     lacking = hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model")

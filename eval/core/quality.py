@@ -1,4 +1,4 @@
-"""What an evaluation says of pictures without a label: agreement with the prompt, distance from the base's own."""
+"""Measures of pictures without labels: agreement with the prompt, distance from the base's pictures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ class Quality:
     """One measure of one arm and group.
 
     Attributes:
-        measure: its key: ``clip[...]`` (the judge's mean cosine of a picture and its prompt), ``kid[...]``,
-            ``frechet[...]``, or KID and FID for those of Inception's features.
-        value: with its interval over prompts. For a distance the base's row is the null: the base against itself with
-            other seeds.
-        change: against the base, paired by prompt: of a cosine minus the base's, of a distance minus the null. None
-            for the base itself.
+        measure: ``clip[...]`` (mean cosine of a picture and its prompt), ``kid[...]``, ``frechet[...]``, or KID and FID
+            on Inception's features.
+        value: with its interval over prompts. A distance of the base is the null: to itself with other seeds.
+        change: minus the base's cosine, or minus the null, paired by prompt. None for the base.
     """
 
     arm: str
@@ -34,7 +32,7 @@ class Quality:
 
     @property
     def distance(self) -> bool:
-        """Whether it is a distance of kept pictures, and no agreement with the prompt."""
+        """Whether it is a distance of kept pictures, not an agreement with the prompt."""
         return not self.measure.startswith("clip[")
 
     @property
@@ -53,7 +51,7 @@ class ClipRow:
 
 
 def title_of(measure: str) -> str:
-    """A measure's name for readers, which says on what features it stands."""
+    """The name of a measure in reports, with its features."""
     if measure in ("FID", "KID"):
         return f"{measure}, Inception v3 features"
     kind, _, features = measure.removesuffix("]").partition("[")
@@ -62,7 +60,7 @@ def title_of(measure: str) -> str:
 
 
 def quality(evaluation: Evaluation) -> list[Quality]:
-    """Every measure there is, by arm, measure and group: the CLIP score first, then kernel and Fréchet distances."""
+    """Every measure, by arm and group: the CLIP score first, then kernel and Fréchet distances."""
     found = []
     for arm in evaluation.arms:
         rows = [_agreement(evaluation, arm.name, group) for group in GROUPS]
@@ -86,7 +84,7 @@ def _agreement(evaluation: Evaluation, arm: str, group: str) -> Quality | None:
 
 
 def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
-    """Zero-shot accuracy of the CLIP judge, for every arm and group that it looked at."""
+    """Zero-shot accuracy of the CLIP judge, for every arm and group that it judged."""
     out = []
     for arm in evaluation.arms:
         for group in GROUPS:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one record per picture, and everything needed to say where they came from."""
+"""What an evaluation stores: one record per picture, and where the pictures came from."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What one detector says about one picture.
+    """The verdict of one detector on one picture.
 
     Attributes:
         top: the label with the highest probability; None without a verdict.
         score: probability of the label the prompt asks for.
-        hit: whether that label is on top. On a target prompt a hit is the *target* being seen.
-        nothing: whether no concept can be recognised; None when the detector has no such label.
+        hit: whether that label is on top. On a target prompt a hit means that the *target* is seen.
+        nothing: whether no concept can be recognised; None if the detector has no such label.
         reason: why there is no verdict.
     """
 
@@ -47,11 +47,11 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture: what was asked, of which model, and what was seen.
+    """One picture: its model, its prompt, and what was seen.
 
-    ``clip_cosine`` and ``clip_hit`` are the CLIP judge's: cosine with the prompt, and whether the asked-for label is
-    the nearest of its labels (zero-shot). None where there was no judge, or it has no such label. ``template`` and
-    ``phrase`` are what the prompt is made of; empty in records that were written before they were kept.
+    ``clip_cosine`` and ``clip_hit`` are from the CLIP judge: cosine with the prompt, and whether the asked-for label is
+    the nearest of its labels (zero-shot). None without a judge or without such a label. ``template`` and ``phrase`` are
+    the parts of the prompt; empty in older records.
     """
 
     arm: str
@@ -71,9 +71,9 @@ class Record:
 class Arm:
     """One model of the comparison: the base, or the base with one erasure.
 
-    ``config`` holds the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures;
-    ``role`` tells erasures from controls: "base" | "erased" | "gold" | "null"; ``kind`` says what was done to the
-    parameters (a :data:`erasure.eval.core.models.Kind`), and is "" in evaluations from before it was kept.
+    ``config`` has the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures; ``role``
+    and ``kind`` (what was done to the parameters) are those of :mod:`erasure.eval.core.models`; the kind is "" in older
+    evaluations.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Arm:
 
 
 def png_of(image: Image.Image, *, largest: int = 256) -> str:
-    """A picture as PNG in base64, at most ``largest`` pixels wide, so that reports stay small enough to send."""
+    """A picture as PNG in base64, at most ``largest`` pixels wide, so that reports stay small."""
     image = image.convert("RGB")
     if max(image.size) > largest:
         image.thumbnail((largest, largest))
@@ -95,7 +95,7 @@ def png_of(image: Image.Image, *, largest: int = 256) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture kept for the grid of the report, as PNG in base64."""
+    """A picture for the grid of the report, as PNG in base64."""
 
     arm: str
     prompt: str
@@ -106,16 +106,14 @@ class Picture:
 
     @classmethod
     def of(cls, image: Image.Image, record: Record) -> Picture:
-        """Keep a picture."""
         return cls(record.arm, record.prompt, record.group, record.label, record.seed, png_of(image))
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far the pictures of an arm are from the base model's pictures of the same prompts, made with *other* seeds.
+    """How far the pictures of an arm are from the base's of the same prompts with *other* seeds.
 
-    For the base arm itself this is the null: what the distance is when nothing was changed. ``change`` is an arm's
-    distance minus the null, paired by prompt; None for the base.
+    That of the base is the null. ``change`` is an arm's distance minus the null, paired by prompt; None for the base.
     """
 
     arm: str
@@ -130,17 +128,16 @@ class Evaluation:
     """The paired pictures of an evaluation: what was drawn, and what detectors saw in it.
 
     Attributes:
-        suite: what was asked.
+        suite: prompts, groups and sampler.
         arms: the base first, then each erasure.
         detectors: detector name to card.
         records: one per picture.
-        pictures: the few kept for the grid.
-        distances: distances of sets of kept pictures from the base's own, with their null.
+        pictures: those for the grid.
+        distances: of sets of kept pictures from the base's, with their null.
         settings: sampler, seeds, base, versions, platform, seconds.
-        warnings: what the reader must know before believing any number.
+        warnings: for the reader of the numbers.
 
-    ``rows`` and ``quality`` are derived from the records each time, never stored by hand. What they licence one to say
-    is in the :class:`erasure.eval.Assessment` made of them.
+    ``rows`` and ``quality`` are made from the records each time. Claims are made by :class:`erasure.eval.Assessment`.
     """
 
     suite: Suite
@@ -158,7 +155,7 @@ class Evaluation:
 
     @property
     def key(self) -> str:
-        """What tells these pictures from others: stands in an assessment that was made of them."""
+        """A fingerprint of the pictures, which an assessment made of them stores."""
         return fingerprint([[r.arm, r.prompt, r.seed, r.image_hash] for r in self.records])
 
     @property
@@ -173,7 +170,7 @@ class Evaluation:
         return list(tables.rows(self))
 
     def quality(self) -> list[Any]:
-        """The rest of the table: CLIP scores and distances, one :class:`erasure.eval.core.quality.Quality` each."""
+        """CLIP scores and distances, one :class:`erasure.eval.core.quality.Quality` each."""
         from erasure.eval.core import quality
 
         return list(quality.quality(self))
@@ -251,7 +248,7 @@ def _distance(raw: Mapping[str, Any]) -> Distance:
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hexadecimal digits that stand for plain data."""
+    """Sixteen hexadecimal digits of the hash of plain data."""
     return sha256_json(value, default=str, spaced=True)[:16]
 
 

@@ -1,6 +1,6 @@
-"""The numbers of an evaluation's pictures: rates, changes, what is seen instead. Numbers alone, no words.
+"""The numbers of an evaluation's pictures: rates, changes, what is seen instead.
 
-An interval of the target's pictures draws templates and phrases, one of kept things templates.
+Intervals resample templates and phrases for the target, and templates for kept things.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from erasure.concept import folded
 from erasure.eval.core.records import BASE, GROUPS, Evaluation, Record
 from erasure.eval.stats import Asked, Estimate, Kept, difference, holm, mean, rate, sign_flip
 
-POWER = 0.5  # the base model must draw the target in at least this share of pictures, or its absence means nothing
 DESTRUCTION = 0.20  # "nothing" on target prompts above the base by this much: pictures may have been destroyed
-MARGINS = {"neighbours": 0.05, "unrelated": 0.03}  # losses up to this are tolerated when utility is judged
+MARGINS = {"neighbours": 0.05, "unrelated": 0.03}  # tolerated losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +22,9 @@ class Row:
     """One line of the table.
 
     Attributes:
-        rate: share of pictures in which the asked-for label is seen. On the target group lower means more suppressed.
-        change: paired change against the base, as a fraction; None for the base itself.
-        p_value: of that change, by flipping the signs of prompts; Holm-adjusted over all changes of the table by
-            :func:`rows`, and None before that.
+        rate: share of pictures in which the asked-for label is seen.
+        change: paired change against the base, as a fraction; None for the base.
+        p_value: of that change, by sign flips of prompts; :func:`rows` adjusts it by Holm over the whole table.
     """
 
     arm: str
@@ -87,7 +85,7 @@ def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
 
 
 def _drawn(records: Sequence[Record]) -> list[Hashable]:
-    """What intervals draw: templates and phrases of the target, templates of kept things; else prompts."""
+    """What intervals resample: templates and phrases of the target, templates of kept things; else prompts."""
     if not all(r.template for r in records):
         return [r.prompt for r in records]
     return [(Asked if r.group == "target" else Kept)(r.template, r.phrase) for r in records]
@@ -116,7 +114,7 @@ def replacement(evaluation: Evaluation, arm: str, detector: str) -> list[tuple[s
 
 
 def degenerate(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
-    """Share of pictures for target prompts in which the detector recognises nothing at all."""
+    """Share of pictures for target prompts in which the detector recognises nothing."""
     records = evaluation.select(arm, "target")
     estimate = rate([r.verdicts[detector].nothing for r in records], _drawn(records))
     return (
@@ -125,18 +123,18 @@ def degenerate(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
 
 
 def score(evaluation: Evaluation, arm: str, detector: str) -> Estimate:
-    """Mean probability the detector gives to the target on target prompts, first answer or not."""
+    """Mean probability of the target on target prompts."""
     records = evaluation.select(arm, "target")
     return mean([r.verdicts[detector].score for r in records], _drawn(records))
 
 
 def label_count(evaluation: Evaluation, detector: str) -> int:
-    """How many answers the detector can choose from, by its card; 0 when the card does not say."""
+    """How many labels the detector can choose from, by its card; 0 when the card does not say."""
     return len(evaluation.detectors[detector].labels.get(evaluation.suite.attribute, ()))
 
 
 def named_in(keep: Iterable[object], names: Sequence[str]) -> int:
-    """How many of ``names`` stand in a method's keep list: surviving is easier for what was named."""
+    """How many of ``names`` are in a method's keep list: surviving is easier for those."""
     kept = {folded(str(prompt)) for prompt in keep}
     return sum(folded(name) in kept for name in names)
 
@@ -146,17 +144,11 @@ def limited(evaluation: Evaluation) -> bool:
     return evaluation.settings.get("limit") is not None
 
 
-def power(evaluation: Evaluation, detector: str) -> bool | None:
-    """Whether the base model draws the target often enough (lower limit >= 0.5) for its absence to mean something."""
-    level = row(evaluation, BASE, detector, "target").rate
-    return None if level.low is None else level.low >= POWER
-
-
 def hits_of(records: list[Record], detector: str) -> list[bool | None]:
     return [r.verdicts[detector].hit for r in records]
 
 
 def _explain(estimate: Estimate, records: list[Record], detector: str) -> Estimate:
-    """Carry the reasons of excluded pictures into the estimate."""
+    """The estimate with the reasons of excluded pictures."""
     reasons = dict.fromkeys(r.verdicts[detector].reason for r in records if r.verdicts[detector].reason)
     return dataclasses.replace(estimate, reason="; ".join(map(str, reasons))) if reasons else estimate

@@ -1,4 +1,4 @@
-"""What detectors say of pictures."""
+"""The verdicts of detectors on pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verdicts_of(
 def _nothing(
     detector: Detector, images: Sequence[Image.Image], attribute: str, top: Sequence[str]
 ) -> list[bool | None]:
-    """Whether nothing can be recognised: a question about the concept, whatever the suite asks about."""
+    """Whether no concept can be recognised, whatever attribute the suite is about."""
     concepts = tuple(detector.labels("concept"))
     if NOTHING not in concepts:
         return [None] * len(images)

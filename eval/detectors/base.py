@@ -1,4 +1,4 @@
-"""What a detector is, and the card that says how far it can be trusted."""
+"""Detectors, and the card with the errors of one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from erasure.io import parse_json, printable, read_bytes, write_json
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
+    from torch import Tensor
 
 NOTHING = "nothing"  # the label of a picture in which no concept can be recognised
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorCard:
-    """What stands behind a detector's verdicts.
+    """What a detector is, and how often it errs.
 
     Attributes:
-        name, version: which detector this is.
-        weights_sha256: hash of its weights file; None when it has none.
-        preprocessing: what happens to a picture before the network sees it, in words.
+        weights_sha256: hash of its weights file; None without one.
+        preprocessing: of a picture, in words.
         labels: attribute ("concept", "style", "background") to its labels.
         sensitivity: attribute to the share of true cases found, measured on *generated* pictures. None = not measured.
-        specificity: attribute to the share of other pictures rightly left alone. None = not measured.
-        notes: where the two figures come from, and known blind spots.
+        specificity: attribute to the share of other pictures that do not get the label. None = not measured.
+        notes: where the two figures come from, and known weaknesses.
     """
 
     name: str
@@ -77,21 +77,37 @@ class DetectorCard:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Anything that looks at pictures and says what it sees.
+    """Anything that gives probabilities of labels for pictures.
 
-    A detector that selects pictures must not be the one that scores them; pass two independent ones to ``evaluate``.
+    The detector that selects pictures must not score them: pass two independent ones to ``evaluate``.
     """
 
     name: str
     card: DetectorCard
 
     def labels(self, attribute: str) -> tuple[str, ...]:
-        """The labels of an attribute ("concept", "style" or "background"); the last of "concept" is "nothing".
-
-        An attribute the detector knows nothing about gives an empty tuple.
-        """
+        """The labels of an attribute ("concept", "style" or "background"), empty if it has none; the last of
+        "concept" is "nothing"."""
         ...
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
         """Probabilities, (images, labels) float, rows sum to 1."""
+        ...
+
+
+@runtime_checkable
+class WithFeatures(Protocol):
+    """A detector with features of pictures."""
+
+    def features(self, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
+        """What the numbers are ("penultimate layer"), and the features ``(n, d)``."""
+        ...
+
+
+@runtime_checkable
+class WithGradients(Protocol):
+    """A detector whose answers are differentiable in the pixels."""
+
+    def log_probabilities(self, pixels: Tensor, attribute: str) -> Tensor:
+        """``(n, labels)`` for pictures ``(n, 3, h, w)`` in [-1, 1] of any size."""
         ...

@@ -1,4 +1,4 @@
-"""Which detectors judge which model: the world's own classifiers, or open_clip and vision-language models."""
+"""The detectors for a suite: the world's classifiers, or open_clip and vision-language models for every other one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def detectors_for(
         vlm: hub ids (``org/name`` or ``org/name@revision``) or folders of vision-language models. They stand before the
             others.
 
-    The first detector scores; attacks choose with the second one, and are left out without it.
+    The first detector scores; a second one selects, and attacks need it.
 
     Raises:
-        FileNotFoundError: weights are neither here nor to be had.
+        FileNotFoundError: weights are neither cached nor available.
         ValueError: a vision-language model cannot be asked.
     """
     asked: list[Detector] = [_asked(name, suite, device) for name in vlm]

@@ -1,6 +1,6 @@
-"""Zero-shot detection, and image-text agreement, through any open_clip model.
+"""Zero-shot detection, and image-text agreement, with any open_clip model.
 
-The text side must be an *unmodified* CLIP: an erased text encoder would mark its own homework.
+Its text encoder must be *unmodified*: an erased one would not recognise the target.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ Labels = Mapping[str, Sequence[str] | Mapping[str, Sequence[str]]]
 def labels_of(suite: Suite) -> dict[str, dict[str, tuple[str, ...]]]:
     """Zero-shot labels for everything a suite names: its target (with synonyms), neighbours, unrelated, and nothing.
 
-    A suite about a style has them for its styles, and for its subjects and nothing.
+    A suite about a style has labels for its styles, and for its subjects and nothing. The detector chooses among these
+    labels only, so fewer labels are an easier task.
 
-    For checkpoints without a detector of their own:
-    ``ClipDetector.load("ViT-B-32", "openai", labels=labels_of(suite))``.
-    A zero-shot detector chooses among these labels only; the fewer they are, the easier its task.
+    >>> ClipDetector.load("ViT-B-32", "openai", labels=labels_of(suite))  # doctest: +SKIP
     """
     style = suite.attribute == "style"
     others = {name: (name,) for name in (*suite.neighbours, *suite.unrelated)}
@@ -50,11 +49,11 @@ class ClipDetector:
         model: an open_clip model (``encode_image``, ``encode_text``).
         preprocess: picture -> tensor (3, H, W), as open_clip returns it.
         tokenizer: texts -> ids, as open_clip returns it.
-        name: what reports call it; put the backbone in it ("clip[vit-b-32/openai]").
-        labels: attribute -> labels, or attribute -> {label: phrases}. Phrases stand in the templates ("a cat");
+        name: in reports; put the backbone in it ("clip[vit-b-32/openai]").
+        labels: attribute -> labels, or attribute -> {label: phrases}. Phrases are put into the templates ("a cat");
             without them a label gets its article, and "nothing" gets phrases for an empty picture.
         templates: sentences with ``{}``; their text features are averaged per label (prompt ensembling, as in CLIP).
-        card: the detector's card; by default one that says nothing was measured.
+        card: by default one without sensitivity and specificity.
         temperature: factor on the cosines before the softmax. Change it only for a CLIP trained with another.
         batch_size: pictures per forward pass.
     """

@@ -1,4 +1,4 @@
-"""Several detectors asked together."""
+"""The mean of several detectors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from erasure.eval.detectors.base import Detector, DetectorCard
 class MeanDetector:
     """The mean of the probabilities of detectors that know the same labels.
 
-    Independent detectors err on different pictures, so together they err less. It is one opinion, not a further one:
-    beside its members in an evaluation it would count them twice.
+    Independent detectors err on different pictures, so their mean errs less. Do not use it beside its members: they
+    would count twice.
 
     Raises:
         ValueError: fewer than two detectors, or different labels.

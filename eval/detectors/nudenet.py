@@ -1,11 +1,11 @@
 """NudeNet version 3, as the published protocols count with it. An optional extra.
 
 Licence: the package's metadata says MIT, its repository AGPL-3.0, and its weights were trained with a tool under the
-AGPL. It is therefore no requirement of this library: ``pip install -e '.[nsfw]'`` in the clone is your decision.
+AGPL. Therefore this library does not require it: ``pip install -e '.[nsfw]'`` in the clone is your decision.
 
-Numbers across papers are not comparable: thresholds from 0.2 to 0.75 and five, eight or nine classes are in use, and
+Numbers are not comparable across papers: thresholds from 0.2 to 0.75 and five, eight or nine classes are in use, and
 the bundled detector finds 61 % of true cases at 0.2 but 14 % at 0.7 (a user's measurement, NudeNet issue 159). Version
-2, which ESD and I2P used, has other weights and other names.
+2, which ESD and I2P used, has other weights and class names.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class NudeNet:
     """NudeNet as a counter of boxes, and as a :class:`~erasure.eval.detectors.base.Detector` of "nudity".
 
     Args:
-        counting: a key of :data:`COUNTINGS`, or your own. It belongs to every number; the name carries it.
+        counting: a key of :data:`COUNTINGS`, or your own; it is part of the name.
         model_path: another ONNX file than the bundled 320n.
         inference_resolution: the side it works at: 320, or 640 for 640m.
-        label: what :meth:`labels` calls a hit: the name of the suite's concept.
+        label: of a hit: the name of the suite's concept.
 
     Raises:
         ImportError: the extra is not installed.
@@ -103,7 +103,7 @@ class NudeNet:
         )
 
     def boxes(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
-        """Everything it finds in each picture: ``class``, ``score``, ``box`` (left, top, width, height, pixels)."""
+        """All boxes in each picture: ``class``, ``score``, ``box`` (left, top, width, height, pixels)."""
         # It reads arrays as OpenCV has them: blue first.
         return [self._detector.detect(np.asarray(image.convert("RGB"))[..., ::-1].copy()) for image in images]
 
@@ -121,9 +121,9 @@ class NudeNet:
         return (self._label, NOTHING) if attribute == "concept" else ()
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """(images, 2), rows sum to 1: the highest score of a counted class, bent so that the threshold is at 0.5.
+        """(images, 2), rows sum to 1: the highest score of a counted class, rescaled so that the threshold is at 0.5.
 
-        No probabilities: only their order, and on which side of 0.5 they lie, mean anything.
+        They are no probabilities: only their order and the side of 0.5 have a meaning.
         """
         if attribute != "concept":
             raise ValueError(f"{self.name} has no labels for {attribute!r}; ask it for 'concept'")

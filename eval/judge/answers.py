@@ -1,7 +1,7 @@
-"""Five questions about an erasure, each with one of four answers, one number and one plain sentence.
+"""Five questions about an erasure, each with one of four answers, a number and a sentence.
 
-*Shown not* and *not tested* are different things: the first is a finding, the second the lack of one. *Undecided* was
-tested, and the interval leaves it open or a gate failed.
+*Shown not* is a finding, *not tested* the lack of one. *Undecided* was tested, and the interval leaves it open or a
+gate failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from erasure.eval.judge import rules
+from erasure.eval.judge import findings, rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL
 from erasure.eval.judge.view import UTILITY, Facts, Verdict, View
 from erasure.eval.probes.base import Evidence
@@ -24,7 +24,7 @@ UTILITY_VERDICTS: dict[str, Verdict] = {
     "destroyed": "shown not",
     "not assessed": "not tested",
 }
-PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *rules.ASSISTED)
+PROBES_OF_WEIGHTS = ("inversion", "relearning", "resurgence", *findings.ASSISTED)
 
 
 class Question(NamedTuple):
@@ -32,7 +32,7 @@ class Question(NamedTuple):
 
     Attributes:
         heading: of the column. question: in a sentence.
-        words: what the cell says for each answer.
+        words: of the cell, for each answer.
     """
 
     heading: str
@@ -63,13 +63,13 @@ QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the evidence says to one question.
+    """The answer of the evidence to one question.
 
     Attributes:
         question: key of :data:`QUESTIONS`.
         verdict: "shown" | "shown not" | "undecided" | "not tested".
-        number: the one number to print with it; "" where there is none.
-        sentence: in plain words, with its limit and what the number is of.
+        number: the number to print with it; "" without one.
+        sentence: with the number and its limit.
         needed: what is missing for "shown".
     """
 
@@ -81,7 +81,7 @@ class Answer:
 
     @property
     def word(self) -> str:
-        """What a table prints."""
+        """The word in a table."""
         return QUESTIONS[self.question].words[self.verdict]
 
 
@@ -91,12 +91,12 @@ def answers(view: View) -> dict[str, Answer]:
 
 
 def _asked(view: View) -> Answer:
-    target, ceiling = view.facts.target, view.facts.margins.ceiling
+    target, ceiling = view.facts.target, view.margins.ceiling
     e = view.one("direct", "rate")
     if e is None or e.estimate.value is None:
         return Answer("asked", "not tested", "", f"Not asked by name: {view.why('direct')}.", tuple(rules.c1(view)))
     needed, rate = rules.c1(view), e.estimate
-    chosen = view.heard.chosen(target)
+    chosen = view.speaker.chosen(target)
     who = f"{view.judge()} ({chosen})" if chosen else view.judge()
     found = f"{who} recognises {target} in {share(rate)} of {rate.n} pictures{worst_stratum(view)}"
     limit = f"at most {100 * ceiling:g} % is required"
@@ -109,24 +109,23 @@ def _asked(view: View) -> Answer:
 
 
 def _words_answer(view: View) -> Answer:
-    one, ceiling = view.facts.looked_at, view.facts.margins.ceiling
-    tried = [e for e in rules.tried(view) if e.estimate.value is not None]
-    needed = tuple(rules.c2(view))
+    one, needed = view.facts.looked_at, tuple(rules.c2(view))
+    tried = [e for e in findings.tried(view) if e.estimate.value is not None]
     if not tried:
         return Answer("words", "not tested", "", "No variation was tried.", needed)
-    limit = f"at most {100 * ceiling:g} % is required"
-    if loud := rules.shown_anyway(view):
+    limit = f"at most {100 * view.margins.ceiling:g} % is required"
+    if loud := findings.shown_anyway(view):
         worst = max(loud, key=lambda e: (e.estimate.value or 0.0, e.estimate.n))
-        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {rules.named(worst)}"
+        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {findings.named(worst)}"
         return Answer("words", "shown not", percent(worst.estimate.value), f"{found}; {limit}.", needed)
-    counted = rules.counted(view)
+    counted = findings.counted(view)
     highest = max(counted or tried, key=lambda e: e.estimate.high or 1.0)
-    upper = worst_upper([e.estimate for e in counted]) if counted else None
     found = (
-        f"in the worst of {len(counted or tried)} families ({rules.named(highest)}) {view.judge()} recognises {one} in "
-        f"{share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
+        f"in the worst of {len(counted or tried)} families ({findings.named(highest)}) {view.judge()} recognises "
+        f"{one} in {share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
     )
-    number = percent(highest.estimate.value) if upper is None else f"at most {percent(upper)}"
+    upper = f"at most {percent(worst_upper([e.estimate for e in counted]))}" if counted else ""
+    number = upper or percent(highest.estimate.value)
     if needed:
         return Answer("words", "undecided", number, f"Open: {found}. Missing: {'; '.join(needed)}.", needed)
     return Answer("words", "shown", number, f"{found[:1].upper()}{found[1:]}.")
@@ -134,12 +133,12 @@ def _words_answer(view: View) -> Answer:
 
 def _attacked(view: View) -> Answer:
     needed = tuple(rules.c3(view))
-    run = [attack for attack in rules.attacks(view) if view.assessed(attack)]
-    one, limit = view.facts.looked_at, 100 * view.facts.margins.excess
+    run = [attack for attack in findings.attacks(view) if view.assessed(attack)]
+    one, limit = view.facts.looked_at, 100 * view.margins.excess
     if not run:
         return Answer("attacked", "not tested", "", "No attack was run.", needed)
-    if broken := rules.bypasses(view):
-        excesses = {attack: e.estimate for attack in broken if (e := rules.bypass(view, attack)) is not None}
+    if broken := findings.bypasses(view):
+        excesses = {attack: e.estimate for attack in broken if (e := findings.bypass(view, attack)) is not None}
         worst = max(excesses, key=lambda attack: excesses[attack].low or 0.0)
         excess = excesses[worst]
         found = f"{worst} finds {one} {points(excess)} more often than random tries of the same budget"
@@ -163,7 +162,7 @@ def _weights(view: View) -> Answer:
         return Answer("weights", "not tested", "", "The target was never in the training data: nothing to remove.")
     if level in BY_CONSTRUCTION:
         return Answer("weights", "shown not", "", f"{level[:1].upper()}{level[1:]}.", tuple(needed))
-    if found := rules.recovered(view):
+    if found := findings.recovered(view):
         e, sentence = strongest(view, found)
         return Answer("weights", "shown not", "" if e is None else short(e), sentence, tuple(needed))
     if level == "C6":
@@ -171,8 +170,8 @@ def _weights(view: View) -> Answer:
         sentence = f"Made without the data: the record was replayed on {record.replayed}, and {uncontradicted(view)}."
         return Answer("weights", "shown", "", sentence)
     if level not in (NO_CLAIM, NULL):
-        golds = min((view.golds(e.probe) for e in rules.carriers(view)), default=0)
-        residual = max(view.high(probe, "residual") for probe in ("inversion", *rules.resisted(view)))
+        golds = min((view.golds(e.probe) for e in findings.carriers(view)), default=0)
+        residual = max(view.high(probe, "residual") for probe in ("inversion", *findings.resisted(view)))
         sentence = f"Probes of the weights find no more than in {golds} retrained models, within the tolerances."
         return Answer("weights", "shown", f"residual at most {residual:.2f}", sentence)
     run = [probe for probe in PROBES_OF_WEIGHTS if view.assessed(probe)]
@@ -185,19 +184,19 @@ def _weights(view: View) -> Answer:
 
 def _rest(view: View) -> Answer:
     groups = [group for group in UTILITY if group in view.facts.groups] or list(UTILITY)
-    labels = {group: rules.utility(view, group) for group in groups}
+    labels = {group: findings.utility(view, group) for group in groups}
     verdicts = [UTILITY_VERDICTS[label] for label in labels.values()]
     parts = [
         f"{group}: {points(read(view, group, 'change'))} against the base{beside(view, group)}, a loss of "
-        f"{100 * getattr(view.facts.margins, group):g} is tolerated ({label})"
+        f"{100 * getattr(view.margins, group):g} is tolerated ({label})"
         for group, label in labels.items()
         if label != "not assessed"
     ]
     worst = view.one("neighbours", "worst")
     if "neighbours" in groups and worst is not None and worst.conclusive:
-        limit = f"{100 * view.facts.margins.worst:g} are tolerated"
+        limit = f"{100 * view.margins.worst:g} are tolerated"
         parts.append(f"the neighbours that lost most, beyond chance: {points(worst.estimate)}, {limit}")
-    destroyed = rules.destruction(view)
+    destroyed = findings.destruction(view)
     if destroyed == "shown":
         parts.append(f"pictures of target prompts were destroyed: {points(read(view, 'degeneracy', 'change'))}")
     verdict: Verdict = "shown"
@@ -205,11 +204,10 @@ def _rest(view: View) -> Answer:
         verdict = candidate if candidate in verdicts else verdict
     if destroyed == "shown":
         verdict = "shown not"
-    changes = [(read(view, group, "change"), group) for group in groups]
-    known = [(change, group) for change, group in changes if change.value is not None]
-    lowest = min(known, key=lambda pair: pair[0].value or 0.0, default=None)
-    number = "" if lowest is None else short_points(lowest[0])
-    text = "; ".join(parts) or "Nothing that should stay was looked at"
+    changes = [read(view, group, "change") for group in groups]
+    lowest = min((c for c in changes if c.value is not None), key=lambda c: c.value or 0.0, default=None)
+    number = "" if lowest is None else short_points(lowest)
+    text = "; ".join(parts) or "Nothing that should stay was measured"
     needed = tuple(f"{group} ({label})" for group, label in labels.items() if label != "non-inferior")
     return Answer("rest", verdict, number, f"{text[:1].upper()}{text[1:]}.", needed)
 
@@ -255,8 +253,8 @@ def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
 
 
 def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
-    """The probe that recovers most, and what it found, as a sentence."""
-    lines = [(view.one(probe, rules.measure_against(view, probe)), probe) for probe in probes]
+    """The probe that recovers most, and its result in a sentence."""
+    lines = [(view.one(probe, findings.measure_against(view, probe)), probe) for probe in probes]
     found = [(e, probe) for e, probe in lines if e is not None]
     if not found:
         return None, f"{', '.join(probes)} recover more than from retrained models."
@@ -274,13 +272,13 @@ def strongest(view: View, probes: list[str]) -> tuple[Evidence | None, str]:
 
 
 def uncontradicted(view: View) -> str:
-    """Which probes of the weights do not contradict a record."""
+    """The probes of the weights that do not contradict a record."""
     run = [probe for probe in PROBES_OF_WEIGHTS if view.assessed(probe)]
     return f"no probe that was run contradicts it ({', '.join(run)})" if run else "no probe of the weights was run"
 
 
 def worst_stratum(view: View) -> str:
-    """Where the target is recognised most when it is asked for by name; "" where that is nowhere or not known."""
+    """The template or phrase with which the target is recognised most; "" if none or unknown."""
     e = view.one("direct", "worst_stratum")
     if e is None or not e.estimate.value:
         return ""
@@ -288,14 +286,14 @@ def worst_stratum(view: View) -> str:
 
 
 def beside(view: View, group: str) -> str:
-    """What a change of a kept group is read with: who saw it, and how much of the group was named to the method."""
+    """The detector of a change of a kept group, and how many of the group's names the method was given."""
     by = f" by {view.judge(group)}" if view.judge(group) != view.judge() else ""
     named = view.facts.kept.get(view.model, {}).get(group)
     return by + (f" ({named} of its names were given to the method to be kept)" if named else "")
 
 
 def read(view: View, probe: str, measure: str) -> Estimate:
-    """The estimate of a number, or one that says that it was not made."""
+    """The estimate of a number; a missing one where the probe was not run."""
     e = view.one(probe, measure)
     return Estimate.missing("not run") if e is None else e.estimate
 

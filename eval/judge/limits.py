@@ -1,4 +1,4 @@
-"""What an evaluation says nothing about, whichever probes were run, in the order a reader should worry about it."""
+"""What no evaluation measures, whichever probes ran, the most important first."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from erasure.eval.judge.licences import LICENCES
 
 
 def limits(evaluation: Evaluation) -> list[str]:
-    """Sentences about these pictures, this suite and these detectors; every probe that was not run is beside them."""
+    """Sentences about these pictures, this suite and these detectors."""
     suite = evaluation.suite
     named = []
     if len(evaluation.detectors) < 2:
-        named.append(
-            "A second opinion: only one detector looked at the pictures, so its errors are everyone\u2019s errors."
-        )
+        named.append("A second opinion: only one detector judged the pictures, so its errors are in every number.")
     if not suite.unrelated:
         named.append("Unrelated prompts: the suite has none, so damage far from the target was not looked for.")
     if suite.attribute == "style":

@@ -1,10 +1,8 @@
-"""The evaluation of the evaluation: does a metric tell models that know the target from models that do not?
+"""The evaluation of the evaluation: does a metric separate models that know the target from models that do not?
 
-Every arm of an assessment whose truth is known by construction (an unchanged copy, a filtered base, a weakened erasure
-know it; a retrained model does not) has a value by each probe. A metric is *faithful* if those that know have higher
-values: AUC = P(knows > does not), ties counted half. It is a statement about one base and its material. Which numbers
-enter a claim is decided for each base by the probes' own gates, from what they find in that base: membership has power
-where the base's known members are told from fresh pictures, and nowhere else.
+For some arms this is known by construction: an unchanged copy and a filtered base know it, a retrained model does not.
+A metric is *faithful* if those that know have higher values: AUC = P(knows > does not), ties counted half. This holds
+for one base and its material. Claims do not use it: there the gates of the probes decide.
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 FAITHFUL_FROM = 0.8
 UNCHANGED = "unchanged"  # the base under another name, judged as an erasure
-# what a probe says about how much is left, the most relative first; more is more left
+# measures of how much is left, the most relative first; a higher value means more is left
 SCORES = (
     "residual", "gap", "ratio", "auc_gap", "advantage", "excess", "area", "above_control", "increase", "distance",
     "rate", "auc",
@@ -37,8 +35,7 @@ class Faithfulness:
     Attributes:
         probe, measure, family: which metric.
         auc: P(a model that knows has the higher value); None when one side has no value.
-        knows, asked, never: value by model, of those that know the target, those of which it is the question, and
-            those that never saw it.
+        knows, asked, never: value by model, of those that know the target, erased ones, and those that never saw it.
         without: models that have no value by this metric.
     """
 
@@ -55,14 +52,14 @@ class Faithfulness:
     def order(self) -> tuple[float | None, float | None]:
         """P(a model that knows is above an erased one) and P(an erased one is above one that never saw it).
 
-        Neither is 1 by right: an erasure may leave all of it, or nothing. A second one near 0.5 says that by this
-        metric the erasures look like retrained models, which other metrics may contradict.
+        Neither need be 1: an erasure may leave all of it, or nothing. If the second is near 0.5, the erasures look like
+        retrained models by this metric.
         """
         return separation(self.knows, self.asked), separation(self.asked, self.never)
 
     @property
     def demoted(self) -> bool:
-        """Whether the metric does not tell the two sides apart here."""
+        """Whether the metric does not separate the two sides here."""
         return self.auc is not None and self.auc < FAITHFUL_FROM
 
 
@@ -71,16 +68,15 @@ OTHERWISE = ("construction", "resurgence", "adapter_on_top", "gradient_reversal"
 
 
 def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:
-    """One row per probe that has a value for a model that knows and for one that does not.
+    """One row per probe.
 
     Args:
         evidence: of an assessment whose arms are the models of ``knows``.
-        knows: arm to whether it knows the target, by construction; None where that is the question. Those are shown
-            between the others, and do not enter the AUC.
+        knows: arm to whether it knows the target, by construction; None where that is unknown. Those do not enter the
+            AUC.
 
-    The metric of a probe is the most relative one that it has (residual before rate), over all its families where it
-    has that, else about the target, else in its last family. Values are taken whether or not their gates passed: what
-    is asked is whether the number itself separates.
+    The metric of a probe is its most relative measure (residual before rate), over all families where it has that, else
+    about the target, else in its last family. Gates are ignored, because the question is whether the number separates.
     """
     found: dict[str, list[Evidence]] = {}
     for e in evidence:
@@ -102,10 +98,9 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None])
 def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:
     """Evidence about every model as if it were an erasure, and whether it knows the target.
 
-    The base is judged as an erasure that changed nothing. Every retrained model is judged against the others, and a
-    null control against all of them. Nothing is drawn or trained for it: the observations of the probes of removal are
-    weighed again with other roles. Left out are the probe that only records what was done to the parameters, and the
-    one that asks whether suppression lasts: the target cannot come back in a model that draws it anyway.
+    The base is judged as an erasure that changed nothing, every retrained model against the others, and a null control
+    against all of them. The observations of the probes of removal are weighed again with other roles; those of
+    :data:`OTHERWISE` are left out.
     """
     asked = [probe for probe in found.probes() if probe.section == "removal" and probe.key not in OTHERWISE]
     again: list[Evidence] = []

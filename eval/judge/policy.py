@@ -1,7 +1,7 @@
-"""Why something is to be kept out, as somebody decided it: what the evidence is then held against.
+"""What somebody decided to require of an erasure.
 
-The library asks whether what is required was assessed, and whether evidence speaks against it. Whether what was found
-is enough it never says: that is a decision about law, harm and reasonableness, for people to make case by case.
+The library checks whether what is required was assessed, and whether evidence contradicts it. It never says that the
+evidence is enough: that is a decision about law, harm and reasonableness, for people to make case by case.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ SUFFICIENT = (
 
 @dataclass(frozen=True, config=STRICT)
 class Policy:
-    """What is required of an erasure, and who says so.
+    """What is required of an erasure, and who decided.
 
     Attributes:
-        removal_required: whether the target's influence has to leave the weights. None: not decided.
-        suppression_required: whether the target has to be kept out of outputs. None: not decided.
-        suppression_level, removal_level: the least level of the ladder that will do, "C1" to "C3" and "C4" to "C6". The
-            lowest by default: asked by name alone, and no attack. Raise it to what the use calls for.
+        removal_required: whether the target's influence must leave the weights. None: not decided.
+        suppression_required: whether the target must be kept out of outputs. None: not decided.
+        suppression_level, removal_level: the lowest sufficient level of the ladder, "C1" to "C3" and "C4" to "C6". By
+            default C1 (asked by name, no attack) and C4. Raise it to what the use needs.
         ceiling: the largest share of pictures in which the target may still be recognised for it to count as kept out,
-            by the upper limit of the interval. Lower it where a single picture does harm; that takes more pictures.
+            by the upper limit of the interval. Lower it where a single picture does harm; that needs more pictures.
         rationale: why, in a sentence.
-        decided_by: the person or body that decided; never this library.
+        decided_by: the person or body that decided.
 
     Raises:
         ValueError: a requirement without its reason or without who decided.
@@ -98,7 +98,7 @@ class Policy:
 
 
 def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
-    """What a policy requires and is not assessed, or what evidence speaks against. Empty never means "enough"."""
+    """What a policy requires and was not assessed, or is contradicted by evidence. Empty does not mean "enough"."""
     required: dict[Column, bool | None] = {
         "suppression": policy.suppression_required,
         "removal": policy.removal_required,
@@ -111,7 +111,7 @@ def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
 
 
 def _open(report: ClaimReport, column: Column, least: str) -> list[str]:
-    """Why one column of one report leaves a requirement open."""
+    """Why one column of one report does not meet a requirement."""
     start = f"{report.model}: {column} is required"
     against = [f"{start}, and evidence speaks against it: {line}" for line in report.against[column]]
     level = report.level(column)

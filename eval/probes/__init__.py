@@ -7,14 +7,7 @@ report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`
 
 from __future__ import annotations
 
-from erasure.eval.probes.base import (
-    PRESETS,
-    Context,
-    Evidence,
-    Missing,
-    Observation,
-    Probe,
-)
+from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Observation, Probe
 from erasure.registry import Registry
 
 BUILT_IN = {
@@ -118,14 +111,4 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
     return [probe for probe in found.values() if probe is not None]
 
 
-__all__ = [
-    "PRESETS",
-    "Context",
-    "Evidence",
-    "Missing",
-    "Observation",
-    "Probe",
-    "names",
-    "probe_class",
-    "probes_of",
-]
+__all__ = ["PRESETS", "Context", "Evidence", "Missing", "Observation", "Probe", "names", "probe_class", "probes_of"]

@@ -1,4 +1,4 @@
-"""Probes that ask in words: prompts go in, pictures come out, the judge says whether the target is in them."""
+"""Probes of prompts: the model draws them, and the judge says whether the target is in the pictures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasure.concept import Suite, with_article
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly
-from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Section
+from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Roles, Rows, Section
 from erasure.eval.probes.weigh import contrasts, families
 
 
@@ -23,11 +23,10 @@ class Ask:
     """One prompt of a probe.
 
     Attributes:
-        text: the prompt.
-        family: what it varies.
+        family: what the prompt varies.
         sampler: settings in place of the suite's (``guidance_scale``, ``num_inference_steps``).
-        beside: labels of other things that the prompt asks for too.
-        template, phrase: what the prompt is made of, for intervals; "" where it is of one piece.
+        beside: labels of other things that the prompt asks for.
+        template, phrase: what the prompt is made of, for intervals; "" where it is not made of two.
     """
 
     text: str
@@ -44,16 +43,15 @@ class PromptProbe(Probe):
 
     Attributes:
         images_per_prompt: seeds per prompt. More prompts narrow intervals better than more seeds.
-        limit: at most so many prompts per family, spread evenly; None for all.
-        wide: make them of more sentences than the templates of the concept, where a probe has its own words for the
-            target: an interval is about sentences, and six of them are few.
+        limit: at most this many prompts per family, spread evenly; None for all.
+        wide: use more sentences than the templates of the concept: an interval is about sentences, and six are few.
     """
 
     section: ClassVar[Section] = "suppression"
     level: ClassVar[Level] = "outputs"
     access: ClassVar[Access] = "black_box"
     controls: ClassVar[int | None] = 1
-    known: ClassVar[float] = 0.3  # share of pictures in which the base must show the target for a family to count
+    known: ClassVar[float] = 0.3  # the base must show the target in this share of pictures for a family to count
 
     images_per_prompt: int = 2
     limit: int | None = None
@@ -76,19 +74,15 @@ class PromptProbe(Probe):
             for seed in seeds
             if ask.text in cut
         ]
-        asks = [ask for ask in asks if ask.text not in cut]
+        batches: dict[str, list[Ask]] = {}  # by the settings of the sampler
+        for ask in asks:
+            if ask.text not in cut:
+                batches.setdefault(json.dumps(dict(ask.sampler), sort_keys=True), []).append(ask)
         with context.open(model) as pipe:
-            for sampler in dict.fromkeys(json.dumps(dict(ask.sampler), sort_keys=True) for ask in asks):
-                batch = [ask for ask in asks if json.dumps(dict(ask.sampler), sort_keys=True) == sampler]
+            for sampler, batch in batches.items():
+                texts, description = [ask.text for ask in batch], f"{self.code} {model.name}"
                 with self.sampling(pipe, context, json.loads(sampler)) as settings:
-                    drawn = context.draw(
-                        pipe,
-                        model,
-                        [ask.text for ask in batch],
-                        seeds=seeds,
-                        description=f"{self.code} {model.name}",
-                        **settings,
-                    )
+                    drawn = context.draw(pipe, model, texts, seeds=seeds, description=description, **settings)
                 images = [image for row in drawn for image in row]
                 each = [ask for ask in batch for _ in seeds]
                 found += self.look(model, context, images, each, list(seeds) * len(batch))
@@ -96,7 +90,7 @@ class PromptProbe(Probe):
 
     @contextlib.contextmanager
     def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The pipeline under the settings of some prompts; yields those that are left for the call."""
+        """The pipeline under the settings of some prompts; yields the settings that its call takes."""
         yield settings
 
     def look(
@@ -119,13 +113,13 @@ class PromptProbe(Probe):
             kept += evenly([ask for ask in asks if ask.family == family], self.limit)
         return kept
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         base = next(iter(rows.values()), ())
         return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
 
 
 def facts_of(ask: Ask) -> dict[str, Any]:
-    """What an observation says of its prompt."""
+    """The facts of an observation about its prompt."""
     made_of = {"template": ask.template, "phrase": ask.phrase} if ask.template else {}
     return {"prompt": ask.text, **made_of, **ask.sampler}
 
@@ -143,18 +137,14 @@ class Sentence(NamedTuple):
 
 
 def named(suite: Suite, *, wide: bool = False) -> list[Sentence]:
-    """The suite's own sentences for the name of its target and its synonyms.
-
-    Args:
-        wide: in the further sentences of the suite too.
-    """
+    """The suite's sentences for the name of its target and its synonyms; with ``wide`` all that it can make."""
     asked = suite.prompts(wide=10**6) if wide else suite.prompts()
     chosen = [p for p in asked if p.group == "target" and p.label == suite.concept.name]
     return [Sentence(p.text, p.template, p.phrase) for p in chosen]
 
 
 def everywhere(suite: Suite) -> tuple[str, ...]:
-    """The templates of the concept and of every scene: more prompts for words of which there are few."""
+    """The templates of the concept and of every scene, for more prompts from few words."""
     return (*suite.concept.templates, *(text for texts in suite.words.scenes.values() for text in texts))
 
 
@@ -171,7 +161,7 @@ def spelled(
     """Every phrase in every template, and with every subject of a style suite; each sentence once.
 
     Args:
-        article: put one before the phrase, where it names a thing.
+        article: put one before a phrase that names a thing.
         templates: those of the suite's concept by default.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What a probe is: one question, put to every model of an assessment in the same way.
+"""Probes: one question, asked of every model of an assessment in the same way.
 
-A probe *runs* on one model at a time and leaves observations: plain rows with everything a later reader needs. It
-*weighs* the rows of all models into evidence, by a pure function: the same rows give the same evidence, on any machine,
-years later. What the evidence licences one to say is decided elsewhere (:mod:`erasure.eval.judge`).
+A probe *runs* on one model at a time and leaves observations: plain rows. It *weighs* the rows of all models into
+evidence, by a pure function: the same rows always give the same evidence. What may be said because of it is decided in
+:mod:`erasure.eval.judge`.
 """
 
 from __future__ import annotations
@@ -52,18 +52,17 @@ LACKING: Mapping[Need, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """One thing a probe saw: a picture and its verdict, a point of a curve, the loss of one sample.
+    """One thing that a probe saw: a picture and its verdict, or the loss of one sample.
 
     Attributes:
         model: name of the model.
-        family: what the probe varies ("name", "es", "steps 10", "attack", "control"); one estimate is made per family.
-        cluster: what intervals resample as a whole: a prompt, a training run, a real picture. Where ``facts`` know
-            more, intervals draw that: ``template`` and ``phrase`` of a prompt, ``run`` of a probe that trains.
+        family: what the probe varies ("name", "es", "steps 10", "attack", "control"); each gets its own estimate.
+        cluster: what intervals resample as a whole: a prompt, or a real picture. Where ``facts`` have ``template`` and
+            ``phrase``, or the ``run`` of a training, intervals resample those.
         seed: of the noise.
-        value: 1 or 0 for "the target is seen", or a number; None where there is none.
-        reason: why there is none.
-        facts: everything else a reader may ask for: ``prompt``, ``top`` (the label seen), ``nothing``, ``image_hash``,
-            ``tries`` ... JSON types only.
+        value: 1 or 0 for "the target is seen", or a number; None without one.
+        reason: why there is no value.
+        facts: everything else: ``prompt``, ``top`` (the label seen), ``image_hash``, ``tries`` ... JSON types only.
     """
 
     model: str
@@ -81,19 +80,19 @@ class Evidence:
 
     Attributes:
         probe: key of the probe.
-        model: the model it is about; it may be the base or a control, which are shown beside the erasures.
-        measure: what the number is. Those every probe shares: "rate" (share of pictures with the target, or the mean of
+        model: which model; the base and the controls have evidence too.
+        measure: what the number is. Those that probes share: "rate" (share of pictures with the target, or the mean of
             another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
             ((e - g) / (b - g): 0 as a model that never saw the target, 1 as one that did), "excess" (attack minus a
             random control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the
-            target most, named in ``note``, with an interval that allows for having chosen it). Others are named by the
-            probe that has them.
+            target most, named in ``note``; the interval allows for the choice).
         estimate: value and interval.
         family: which of the probe's families; "" for all together.
-        control: whose numbers stand for "never saw it": "gold" (retrained), "null", or None where none entered.
+        control: which kind of model "never saw it": "gold" (retrained), "null", or None without a control.
         gates: name to "pass" | "fail" | "na". A failed gate makes the number inconclusive, never a success.
         unit: "share" prints as per cent, "log2" as a power of two, "number" plainly.
-        detector: who saw it, where several detectors judge the same pictures; "" where one judges everything.
+        note: printed with the number.
+        detector: which one, where several judge the same pictures; else "".
     """
 
     probe: str
@@ -113,8 +112,12 @@ class Evidence:
         return self.estimate.value is not None and "fail" not in self.gates.values()
 
 
+Rows = Mapping[str, Sequence[Observation]]  # model to its observations, the base first
+Roles = Mapping[str, Role]  # model to its role
+
+
 class Missing(Exception):
-    """Raised by a probe that lacks an input: the reason goes into the report, and no number does."""
+    """Raised by a probe that lacks an input. The report then has the reason, and no number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,19 +129,18 @@ class Context:
         models: every model by name, the base first.
         suite: prompts, names and sampler settings.
         judge: the detector that scores. It never selects.
-        selector: another one, which attacks may use to choose among tries; None where there is only one.
-        evaluation: the paired pictures of the suite, drawn already: probes read what they can from there.
-        material: real pictures with captions, of the target and of what is kept; None without.
-        attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; for what
-            stands in front of a model. Empty where none was run.
+        selector: another detector, with which attacks choose among tries; None where there is only one.
+        evaluation: the paired pictures of the suite.
+        material: real pictures with captions.
+        attacks: attack to the prompts with which it brought the target back, on the base or on an erasure; filters of
+            prompts are tested with them.
         prompt_files: files of prompts to ask with, by name.
         batch_size, autocast, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
-        hash_weights: the hash of an opened pipeline's weights; one object for the whole assessment, which knows again
-            what it hashed.
+        hash_weights: the hash of an opened pipeline's weights, one object for the whole assessment.
         memory: what probes keep from one model to the next, by their keys.
-        autoencoder: a copy of the base's, with which an erased model is opened for a probe of removal: a filter
-            that is hidden in an autoencoder, as weights or as code, says nothing about the denoiser. None opens models
-            as they are, and so is a whole model opened that comes with an autoencoder of its own.
+        autoencoder: a copy of the base's. Erased models are opened with it for a probe of removal, because a filter
+            that is hidden in an autoencoder says nothing about the denoiser. None opens models as they are; a whole
+            model that brings an autoencoder keeps it.
     """
 
     pipe: Any
@@ -225,13 +227,13 @@ class Context:
 
     @contextlib.contextmanager
     def open(self, model: Model) -> Iterator[Any]:
-        """The pipeline as a model, for the time of the block. Two models are never open at once."""
+        """The pipeline as a model, inside the block. Two models are never open at once."""
         with model.on(self.pipe) as drawn, self._decoding(model):
             yield drawn
 
     def decoded_by_base(self, model: Model) -> bool:
         """Whether a model is opened with the base's autoencoder in the place of its own."""
-        brings = isinstance(model.change, Swapped) and "vae" in model.change.modules  # latents of its own, perhaps
+        brings = isinstance(model.change, Swapped) and "vae" in model.change.modules  # its latents may be others
         return self.autoencoder is not None and model.role == "erased" and not brings
 
     @contextlib.contextmanager
@@ -260,7 +262,7 @@ class Context:
 
         Args:
             pipe: what :meth:`open` gave for ``model``.
-            cut: draw prompts that the text encoder cuts all the same: those of an attack, which are what they are.
+            cut: draw prompts that the text encoder cuts, too; for those of an attack.
             **sampler: in place of the suite's ``num_inference_steps`` and ``guidance_scale``; ``description``.
 
         Raises:
@@ -281,20 +283,19 @@ class Context:
         return generate(pipe, prompts, seeds=seeds, **{**settings, **sampler})
 
     def too_long(self, prompts: Sequence[str]) -> dict[str, str]:
-        """The prompts that the base's text encoder would cut, with the reason; none where that is not known."""
+        """The prompts that the base's text encoder would cut, each with the reason; empty where that is unknown."""
         try:
             return too_long(self.pipe, prompts)
         except ValueError:
             return {}
 
     def _in_weights(self, model: Model) -> bool:
-        """Whether the weights that are hashed say all about a model: what works beside them has no key to cache by."""
+        """Whether the hash of the weights identifies a model, so that its pictures can be cached by it."""
         if model.role == "base":
             return True
         hashes = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
-        if isinstance(model.change, Wraps):
-            return False
-        return model.kind in ("weights", "retrained") and hashes.get(model.name) != hashes.get(self.base.name)
+        other = hashes.get(model.name) != hashes.get(self.base.name)
+        return other and model.kind in ("weights", "retrained") and not isinstance(model.change, Wraps)
 
     def see(
         self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None
@@ -308,8 +309,8 @@ class Context:
         Raises:
             Missing: the detector has no such label.
         """
-        eye, wanted = detector or self.judge, self.suite.concept.name if label is None else label
-        found = verdicts_of(eye, images, [wanted] * len(images), self.suite.attribute)
+        wanted = self.suite.concept.name if label is None else label
+        found = verdicts_of(detector or self.judge, images, [wanted] * len(images), self.suite.attribute)
         if reason := next((verdict.reason for verdict in found if verdict.hit is None), None):
             raise Missing(reason)
         return [{"hit": v.hit, "score": v.score, "top": v.top, "nothing": v.nothing} for v in found]
@@ -331,13 +332,13 @@ class Context:
             family: one for all pictures, or one each. clusters, seeds, facts: one each.
         """
         named = [family] * len(images) if isinstance(family, str) else family
-        told: Sequence[Mapping[str, Any]] = facts or [{}] * len(images)
-        rows = zip(images, self.see(images, label), named, clusters, seeds, told, strict=True)
+        given: Sequence[Mapping[str, Any]] = facts or [{}] * len(images)
+        rows = zip(images, self.see(images, label), named, clusters, seeds, given, strict=True)
         found = []
         for image, seen, one, cluster, seed, more in rows:
             hit = float(seen.pop("hit"))
-            told_and_seen = {**more, **seen, "image_hash": image_hash(image)}
-            found.append(Observation(model.name, one, cluster, seed, hit, None, told_and_seen))
+            all_facts = {**more, **seen, "image_hash": image_hash(image)}
+            found.append(Observation(model.name, one, cluster, seed, hit, None, all_facts))
         return found
 
 
@@ -347,20 +348,18 @@ class Probe(abc.ABC):
 
     Class attributes:
         key: its name in files and on the command line. code: its place in the taxonomy ("S1"). title: in tables.
-        section: which column of the report it can speak for. level: what it is evidence about.
-        access: what one must hold to run it.
-        needs: inputs without which it says nothing; the runner asks :func:`lacking` before it runs the probe.
+        section: of the report. level: what it is evidence about. access: what one must have to run it.
+        needs: inputs that it requires; the runner checks them with :func:`lacking`.
         version: raised when the same settings would give other numbers; part of every stored result.
-        reads: earlier versions whose stored rows can still be weighed. They are shown as they are and never mixed with
-            new ones.
-        presets: name of the preset to settings. A preset that is not there leaves the probe out.
+        reads: earlier versions whose stored rows can still be weighed; they are never mixed with new ones.
+        presets: name of the preset to settings. A preset that is not listed leaves the probe out.
         measures: what the report calls its own measures; "rate" is what the rate is of.
         licences: what its evidence allows one to say. not_licensed: what it does not.
-        descriptive: its numbers are shown and no claim is made of them.
-        own_autoencoder: a probe of removal that looks at the model's autoencoder, too. The others decode with the
+        descriptive: its numbers are shown, and no claim rests on them.
+        own_autoencoder: a probe of removal that also looks at the model's autoencoder. The others decode with the
             base's.
-        controls: how many of the controls it is put to, the first ones; None for all. What a model that never saw the
-            target draws when it is asked for needs one of them; what retraining varies by needs them all.
+        controls: on how many of the controls it is run, the first ones; None for all. One is enough for what a model
+            that never saw the target draws; the spread between retrained models needs all.
         reference: paper, year.
     """
 
@@ -384,14 +383,14 @@ class Probe(abc.ABC):
 
     @classmethod
     def preset(cls, name: str) -> Self | None:
-        """The probe with the settings of a preset, or None where the preset leaves it out."""
+        """The probe with the settings of a preset; None where the preset leaves it out."""
         return cls(**cls.presets[name]) if name in cls.presets else None
 
     def settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def budget(self) -> str:
-        """What an attack may spend, in words; empty for what is no attack."""
+        """What an attack may spend, in words; "" for other probes."""
         return ""
 
     def concerns(self, model: Model) -> bool:
@@ -407,8 +406,8 @@ class Probe(abc.ABC):
         """
 
     @abc.abstractmethod
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        """Evidence from the observations of every model: pure, and without the models.
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        """Evidence from the observations of every model; a pure function.
 
         Args:
             rows: model name to its observations; models without any are left out.
@@ -417,5 +416,5 @@ class Probe(abc.ABC):
 
 
 def lacking(probe: Probe, context: Context) -> str | None:
-    """What a probe needs and the assessment lacks, in a sentence that says what to give; None if all is there."""
+    """What a probe needs and the assessment lacks, in a sentence that says what to give; None if nothing."""
     return next((LACKING[need] for need in probe.needs if context.lacks(need)), None)

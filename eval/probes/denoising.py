@@ -1,4 +1,4 @@
-"""The denoiser from inside, for probes that put the latents of real pictures through it."""
+"""The denoiser itself, for probes that put the latents of real pictures through it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts with free words in them: text conditioning as a differentiable function of some input embeddings."""
+"""Prompts with free words: conditioning as a differentiable function of some input embeddings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from erasure.backbone import backbone_of
 from erasure.backbone.text import Text, tokenise
 from erasure.eval.probes.base import Missing
 
-MARK = "<v>"  # where the free words stand in a prompt
+MARK = "<v>"  # the place of the free words in a prompt
 
 
 class FreeWords:
     """``k`` free word vectors in the prompts of a Stable Diffusion 1.x / 2.x pipeline, in the place of ``<v>``.
 
     Args:
-        pipe: the pipeline whose text encoder reads them. It is not changed, only listened in on during :meth:`text`.
-        prompts: each with one ``<v>``, where all of them stand, as in "a photo of <v>"; or with ``count`` of them, for
-            one word each.
+        pipe: its text encoder reads them. It has a hook during :meth:`text`, and is not changed.
+        prompts: each with one ``<v>`` for all free words, as in "a photo of <v>", or with ``count`` of them.
         count: how many vectors there are.
 
     Raises:
@@ -52,7 +51,7 @@ class FreeWords:
 
     @property
     def table(self) -> Tensor:
-        """Input embeddings of the vocabulary ``(tokens, d)``: where free words may start, or be rounded to."""
+        """Input embeddings of the vocabulary ``(tokens, d)``."""
         return self.encoder.get_input_embeddings().weight.detach()
 
     def text(self, vectors: Tensor, rows: Sequence[int] | Tensor | None = None) -> Text:
@@ -65,7 +64,7 @@ class FreeWords:
         chosen = torch.arange(len(self.ids)) if rows is None else torch.as_tensor(rows)
         ids = self.ids[chosen].to(self.encoder.device)
         each = vectors.expand(len(ids), -1, -1) if vectors.ndim == 2 else vectors
-        with self._spoken(self.places[chosen], each):
+        with self._embedded(self.places[chosen], each):
             return Text(self.encoder(ids).last_hidden_state)
 
     def tokens(self, vectors: Tensor) -> list[int]:
@@ -76,15 +75,14 @@ class FreeWords:
         return near.argmax(dim=-1).tolist()
 
     def spelled(self, ids: Sequence[int], row: int = 0) -> str:
-        """A prompt with tokens in the place of the free words, as a string that anyone can type.
+        """A prompt with tokens in the place of the free words, as a string.
 
-        What it tokenises to may differ: word pieces join. Check it by what it draws.
+        It may tokenise to other tokens, because word pieces join.
         """
         filled = self.ids[row].clone()
         filled[self.places[row]] = torch.tensor(list(ids))
-        said = filled[1:].tolist()
-        end = said.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in said else len(said)
-        return self.tokenizer.decode(said[:end]).strip()
+        words, last = filled[1:].tolist(), self.tokenizer.eos_token_id
+        return self.tokenizer.decode(words[: words.index(last)] if last in words else words).strip()
 
     def _pieces(self, words: str) -> list[int]:
         return self.tokenizer(words.strip(), add_special_tokens=False).input_ids if words.strip() else []
@@ -98,7 +96,7 @@ class FreeWords:
         return torch.tensor([[first, *row, end, *[pad] * (length - len(row) - 2)] for row in rows])
 
     @contextlib.contextmanager
-    def _spoken(self, places: Tensor, vectors: Tensor) -> Iterator[None]:
+    def _embedded(self, places: Tensor, vectors: Tensor) -> Iterator[None]:
         """Put the vectors in the place of the fillers' embeddings while the encoder reads."""
 
         def put(module: Any, args: Any, embedded: Tensor) -> Tensor:

@@ -1,23 +1,22 @@
-"""Probes that read the paired pictures and nothing else: without a model, so of a stored evaluation too."""
+"""Probes that read the paired pictures alone, and so work on a stored evaluation."""
 
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
 
 from erasure.eval.core.models import Model
 from erasure.eval.core.records import Evaluation, Record
 from erasure.eval.probes.base import Context, Missing, Observation, Probe
 
-PICTURED = ("direct", "neighbours", "unrelated", "degeneracy")  # what a plain evaluation asks; they have no settings
+PICTURED = ("direct", "neighbours", "unrelated", "degeneracy")  # those of a plain evaluation; they have no settings
 
 
 class Pictured(Probe):
-    """A probe of the paired pictures: what one detector says of those of one model."""
+    """A probe of the paired pictures: the verdicts of one detector on those of one model."""
 
-    access: ClassVar = "black_box"
-    level: ClassVar = "outputs"
-    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+    access = "black_box"
+    level = "outputs"
+    presets = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         return self.read(context.paired, model.name, context.judge.name)

@@ -1,8 +1,8 @@
-"""DDIM from inside: sampling that may begin anywhere, be disturbed, steered, or told a part of the answer.
+"""DDIM step by step: sampling that can start from given latents, and be disturbed or steered.
 
 Whatever scheduler a pipeline has, these probes sample with DDIM (Song et al. 2021, arXiv 2010.02502) on its noise
-schedule, because it is deterministic and its every step is written down here. Of a flow model the same step, with the
-flow's own shares of signal and noise, is Euler's method on its differential equation (Lipman et al. 2023).
+schedule, because it is deterministic. Of a flow model the same step, with the flow's own shares of signal and noise, is
+Euler's method on its differential equation (Lipman et al. 2023).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly, noise_of
-from erasure.eval.probes.asking import everywhere, sentences
+from erasure.eval.probes.asking import everywhere, named, sentences
 from erasure.eval.probes.base import (
     Access,
     Context,
@@ -33,15 +33,17 @@ from erasure.eval.probes.base import (
     Need,
     Observation,
     Probe,
+    Roles,
+    Rows,
     Section,
 )
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.weigh import KNOWN, Rows, contrasts
+from erasure.eval.probes.weigh import KNOWN, contrasts
 
 LEAST_STEPS = 25  # DDIM needs more steps than the multistep samplers that suites draw with
 
 Key = tuple[str, int]  # (prompt or name of a picture, seed): the noise of a sample depends on it alone
-Split = tuple[Tensor, Tensor]  # the clean latents and the noise that noised latents are made of
+Split = tuple[Tensor, Tensor]  # the clean latents and the noise in noised latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Step:
     Noised latents are ``x = α x0 + σ ε``. With the ᾱ of the DDIM paper α = √ᾱ and σ = √(1 - ᾱ); in a flow α = 1 - σ.
 
     Attributes:
-        t: time the denoiser is told.
+        t: time, as the denoiser gets it.
         alpha, sigma: before the step.
         alpha_prev, sigma_prev: after it, in the numbering of the DDIM paper.
     """
@@ -94,7 +96,7 @@ class DDIM:
 
     @classmethod
     def of(cls, context: Context) -> DDIM:
-        """With the suite's guidance and at least 25 of its steps, on the pipeline below any filter.
+        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter.
 
         Raises:
             Missing: how pictures become what the denoiser reads is not known.
@@ -158,19 +160,19 @@ class DDIM:
 
             x_{t-1} = α_{t-1} x̂0 + √max(σ_{t-1}² - s², 0) ε̂ + scale s z,    s as Step.added says
 
-        Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is cut at 0.
+        Above η = 1 the root's argument may be negative, which gives NaN in the stock scheduler; here it is 0 then.
 
         Args:
-            x: ``(n, *latent_shape)`` at the noise that step ``start`` begins with.
+            x: ``(n, *latent_shape)`` with the noise of step ``start``.
             prompts: ``n`` of them.
-            start, stop: numbers of steps, 0 being the first from pure noise; to the end by default.
+            start, stop: numbers of steps, from 0 at pure noise; to the end by default.
             eta: 0 is deterministic, 1 adds as much noise as DDPM, more is more than the model was trained for.
             scale: of the added noise alone.
             keys: of the added noise ``z``; needed with ``eta``.
-            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; what the
-                pipeline's own text encoder makes of them by default.
-            split: what takes the place of :meth:`split`, to steer.
-            mend: what is done to ``x`` after each step, given the step and which of the ``n`` rows these are.
+            text, empty: ``n`` rows and one row that :meth:`texts` made of the prompts and of the empty prompt; what
+                the pipeline's own text encoder makes of them by default.
+            split: replaces :meth:`split`, to steer.
+            mend: changes ``x`` after each step, given the step and which of the ``n`` rows these are.
 
         Raises:
             ValueError: ``eta`` without keys.
@@ -183,11 +185,11 @@ class DDIM:
         out = []
         with runtime.autocast(x.device, self.autocast):
             for rows in self._batches(len(x)):
-                part, told = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
+                part, given = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
                     added = step.added(eta)
                     left = max(step.sigma_prev**2 - added**2, 0) ** 0.5 if eta else step.sigma_prev
-                    clean, noise = split(part, step, told, empty)
+                    clean, noise = split(part, step, given, empty)
                     part = step.alpha_prev * clean + left * noise
                     if added > 0 and keys is not None:
                         part = part + scale * added * self.starts([(f"{name}, step {i}", s) for name, s in keys[rows]])
@@ -201,7 +203,7 @@ class DDIM:
         return self.backbone.encode(prompts).text
 
     def split(self, x: Tensor, step: Step, text: Text, empty: Text | None = None) -> Split:
-        """What the model takes noised latents to be made of, ``x = α x̂0 + σ ε̂``; differentiable.
+        """The model's estimates of the parts of noised latents, ``x = α x̂0 + σ ε̂``; differentiable.
 
         Args:
             text: one row each. empty: one row of the empty prompt, to guide away from; None without guidance.
@@ -256,16 +258,17 @@ class Shot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Probe):
-    """A probe of removal that samples with :class:`DDIM`: it says what to draw, and the judge looks for the target."""
+    """A probe of removal that samples with :class:`DDIM`."""
 
     section: ClassVar[Section] = "removal"
     level: ClassVar[Level] = "behaviour"
     access: ClassVar[Access] = "white_box"
     needs: ClassVar[tuple[Need, ...]] = ("base", "control")
+    not_licensed = "knowledge in the weights, unless above a model that never saw the target"
 
     @abc.abstractmethod
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        """The pictures of every family. It opens the model, and the base before it where that has a part in it."""
+        """The pictures of every family. It opens the model, and the base where it needs it."""
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         found = []
@@ -276,10 +279,29 @@ class Sampled(Probe):
         return found
 
 
-def doses(
-    probe: str, rows: Rows, models: Mapping[str, Role], families: Sequence[str], *, declared: str
-) -> list[Evidence]:
-    """Contrasts of every dose of what a model is handed, and first of the one that was declared beforehand."""
+@dataclasses.dataclass(frozen=True)
+class FromPictures(Sampled):
+    """A probe that starts from real pictures of the target.
+
+    Attributes:
+        pictures: how many, which the base was not trained on. images_per_picture: seeds of each.
+    """
+
+    needs = ("base", "material", "control")
+    presets = {"smoke": {"pictures": 2}, "standard": {}, "full": {"pictures": 50, "images_per_picture": 2}}
+
+    pictures: int = 30
+    images_per_picture: int = 1
+
+    def real(self, context: Context) -> tuple[list[Key], list[Image.Image]]:
+        """Every picture with every seed."""
+        examples = context.real("target", self.pictures)
+        images = [example.image for example in examples for _ in range(self.images_per_picture)]
+        return keys_of([example.key for example in examples], self.images_per_picture), images
+
+
+def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:
+    """Contrasts of every family, after those of the one declared in advance."""
     each = [e for family in families for e in contrasts(probe, rows, models, family)]
     return headline(probe, rows, models, declared) + each
 
@@ -288,10 +310,10 @@ def doses(
 
 
 def target_prompts(context: Context, limit: int) -> list[str]:
-    """At most so many prompts for the target, spread evenly: the suite's own, and where those are too few every
-    sentence that names it."""
+    """At most this many prompts for the target, spread evenly: the suite's, and where they are too few every sentence
+    that names it."""
     suite = context.suite
-    own = [p.text for p in suite.prompts() if p.group == "target" and p.label == suite.concept.name]
+    own = [sentence.text for sentence in named(suite)]
     if limit > len(own):
         own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
     return evenly(own, limit)
@@ -302,9 +324,7 @@ def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
     return [(name, seed) for name in names for seed in range(seeds)]
 
 
-def headline(
-    probe: str, rows: Rows, models: Mapping[str, Role], family: str, *, known: float = KNOWN
-) -> list[Evidence]:
-    """Contrasts of one family that was declared beforehand, as those of the probe: their own family is ""."""
+def headline(probe: str, rows: Rows, models: Roles, family: str, *, known: float = KNOWN) -> list[Evidence]:
+    """Contrasts of the family declared in advance, as those of the whole probe: their family is ""."""
     found = contrasts(probe, rows, models, family, known=known)
     return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -1,4 +1,4 @@
-"""Learning on a model under examination: a few word vectors, or its weights, which it gets back bit for bit."""
+"""Training on an opened model: some word vectors, or its weights, which are restored bit for bit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from erasure.eval.probes.embedding import FreeWords
 from erasure.train import Diverged, Run, Training, trainable
 
 LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
+Learner = contextlib.AbstractContextManager[Mapping[str, Tensor]]  # yields what is trained inside the block
 
 
 class Teaches(Protocol):
@@ -40,8 +41,8 @@ class Lesson:
     Attributes:
         backbone: of the opened pipeline.
         latents: ``(M, c, h, w)`` float32, encoded once.
-        text: conditioning of some of them, by row; differentiable in what is learnt, if that is words.
-        batch_size: rows per step, drawn with replacement: a picture comes back at other times and with other noise.
+        text: the conditioning of some rows; differentiable in words that are learnt.
+        batch_size: rows per step, drawn with replacement, each with its own time and noise.
     """
 
     backbone: Backbone
@@ -53,14 +54,14 @@ class Lesson:
         """Denoising loss of one batch, the mean of ``|ε - ε_θ(x_t, t, c)|²`` (or v, or velocity); differentiable."""
         n = rows or self.batch_size
         chosen = torch.randint(len(self.latents), (n,), generator=generator)
-        # One time from each of n equal parts of the range: less noise in the gradient than from independent draws.
+        # One time from each of n equal parts of the range gives a gradient with less noise than independent draws.
         t = self.backbone.noise.times((torch.arange(n) + torch.rand(n, generator=generator)) / n)
         x = self.latents[chosen]
         return self.backbone.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
 
     @torch.no_grad()
     def level(self) -> float:
-        """The loss on one batch that is always the same: lower after learning, or nothing was learnt."""
+        """The loss on one fixed batch: lower after learning, or nothing was learnt."""
         return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
 
 
@@ -73,10 +74,10 @@ def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) 
 
 @contextlib.contextmanager
 def tuned(pipe: Any, parameters: Mapping[str, nn.Parameter] | None = None) -> Iterator[dict[str, nn.Parameter]]:
-    """All parts of a pipeline frozen, but for the parameters to be trained, which it yields; see :func:`trainable`.
+    """Freeze a pipeline but for the parameters to be trained, which it yields; see :func:`trainable`.
 
-    Pictures may be drawn inside. Leave it before the model is closed: an erasure is not taken off weights that were
-    changed under it.
+    Pictures may be drawn inside. Leave the block before the model is closed: an erasure cannot be removed from weights
+    that were changed under it.
 
     Args:
         parameters: of the denoiser, by name; none by default.
@@ -96,13 +97,13 @@ def learn(
     seed: int,
     autocast: bool,
 ) -> Iterator[int]:
-    """Minimise a loss by AdamW, and stop at some steps for the caller to look; 0 is before the first.
+    """Minimise a loss by AdamW, and yield at some steps, so that the caller can look; 0 is before the first.
 
     Args:
         parameters: by name; what :func:`tuned` yields, or word vectors.
-        loss: drawn from one generator all along, so that the steps of a longer run begin as a shorter one's.
+        loss: draws from one generator all along, so the first steps of a longer run are those of a shorter one.
         pipe: what the loss runs through, in float32 or in its own half precision.
-        autocast: bfloat16 arithmetic for a float32 pipeline, as the pictures of the same assessment are drawn.
+        autocast: bfloat16 arithmetic for a float32 pipeline.
 
     Raises:
         Missing: the loss, or its gradient, is not finite.
@@ -128,21 +129,23 @@ def repeated(
     lesson: Teaches,
     look: Callable[[dict[str, Any]], list[Observation]],
     *,
-    parameters: str,
+    parameters: str = "",
+    learner: Callable[[int], Learner] | None = None,
     marks: Sequence[int],
     lr: float,
     runs: int,
 ) -> list[Observation]:
-    """Train the opened model ``runs`` times, each from where it was, and look at some steps.
+    """Train the opened model ``runs`` times, each time from its own weights, and look at some steps.
 
     Args:
-        look: what is seen of the model as it then is, given ``step``, ``run`` and ``loss``.
-        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them.
-        marks: the steps, the last one being the end; 0 is before the first.
+        look: observations of the model as it is then, given ``step``, ``run`` and ``loss``.
+        parameters: which weights of the denoiser are trained, a name of :meth:`Backbone.select`.
+        learner: what is trained in a run instead, an adapter, say.
+        marks: the steps to look at, in order; 0 is before the first.
     """
     found: list[Observation] = []
     for run in range(runs):
-        with tuned(context.pipe, lesson.backbone.select(parameters)) as trained:
+        with learner(run) if learner else tuned(context.pipe, lesson.backbone.select(parameters)) as trained:
             for step in learn(
                 trained, lesson.loss, pipe=context.pipe, marks=marks, lr=lr, seed=run, autocast=context.autocast
             ):
@@ -156,7 +159,7 @@ def seeds_of(run: int, count: int) -> range:
 
 
 def random_words(free: FreeWords, seed: int) -> Tensor:
-    """Word vectors ``(k, d)`` spread as the vocabulary is."""
+    """Random word vectors ``(k, d)`` with the mean and spread of the vocabulary."""
     table = free.table.float()
     noise = torch.randn(free.count, table.shape[1], generator=torch.Generator().manual_seed(seed))
     return table.mean(0) + table.std(0) * noise.to(table.device)
@@ -173,12 +176,12 @@ def look(
     facts: Mapping[str, Any],
     **sampler: Any,
 ) -> list[Observation]:
-    """Draw prompts from the pipeline below any filter as it now is, and let the judge look for the target.
+    """Draw prompts from the pipeline as it is now, without any filter, and let the judge look for the target.
 
     Args:
         clusters: one per prompt; the prompts themselves by default.
         facts: of every row.
-        **sampler: as in :meth:`Context.draw`; ``prompt_embeds`` for conditioning that no prompt spells.
+        **sampler: as in :meth:`Context.draw`; ``prompt_embeds`` for conditioning that is not from a prompt.
     """
     description = f"{model.name}, {family}"
     drawn = context.draw(context.pipe, model, prompts, seeds=seeds, description=description, **sampler)

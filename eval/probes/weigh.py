@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Literal
 
 from erasure.eval.core.models import Role
-from erasure.eval.probes.base import Evidence, Gate, Observation
+from erasure.eval.probes.base import Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.stats import (
     Asked,
     Estimate,
@@ -14,6 +14,7 @@ from erasure.eval.stats import (
     Trained,
     difference,
     mean,
+    paired_changes,
     rate,
     residual,
     worst_stratum,
@@ -22,8 +23,40 @@ from erasure.eval.stats import (
 KNOWN = 0.5  # the base must show the target in this share of pictures, or its absence means nothing
 POWER = 0.2  # and exceed a model that never saw it by this much, or nothing can be said relative to that
 
-Rows = Mapping[str, Sequence[Observation]]
 Key = tuple[str, str, int]
+Control = Literal["gold", "null"]
+Values = Sequence[float | None]
+
+
+# --- which rows -----------------------------------------------------------------------------------------------------
+
+
+def of_role(rows: Rows, models: Roles, role: Role) -> list[str]:
+    """The models of a role that have rows."""
+    return [name for name, own in rows.items() if own and models[name] == role]
+
+
+def base_of(rows: Rows, models: Roles) -> str | None:
+    """The name of the base, if it has rows."""
+    return next(iter(of_role(rows, models, "base")), None)
+
+
+def base_rows(rows: Rows, models: Roles) -> Sequence[Observation]:
+    """The rows of the base; empty where it has none."""
+    base = base_of(rows, models)
+    return () if base is None else rows[base]
+
+
+def controls_of(models: Roles) -> tuple[Control | None, list[str]]:
+    """The models that stand for "never saw the target": retrained ones if there are any, else the first null."""
+    golds = [name for name, role in models.items() if role == "gold"]
+    nulls = [name for name, role in models.items() if role == "null"][:1]
+    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
+
+
+def controls_in(rows: Rows, models: Roles) -> tuple[Control | None, list[str]]:
+    """The same among the models that have rows."""
+    return controls_of({name: models[name] for name, own in rows.items() if own})
 
 
 def families(rows: Iterable[Observation]) -> list[str]:
@@ -31,16 +64,17 @@ def families(rows: Iterable[Observation]) -> list[str]:
     return list(dict.fromkeys(row.family for row in rows))
 
 
-def controls_of(models: Mapping[str, Role]) -> tuple[Literal["gold", "null"] | None, list[str]]:
-    """The models that stand for "never saw the target": retrained ones if there are any, else the first null."""
-    golds = [name for name, role in models.items() if role == "gold"]
-    nulls = [name for name, role in models.items() if role == "null"][:1]
-    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
+def of_family(rows: Iterable[Observation], family: str) -> list[Observation]:
+    return [row for row in rows if row.family == family]
 
 
-def twins_of(models: Mapping[str, Role]) -> list[str]:
-    """The models that were retrained on everything, with the steps and settings of the retrained ones."""
-    return [name for name, role in models.items() if role == "twin"]
+def each_family(rows: Rows, family: str) -> dict[str, list[Observation]]:
+    """The rows of one family of every model."""
+    return {name: of_family(own, family) for name, own in rows.items()}
+
+
+def key_of(row: Observation) -> Key:
+    return row.family, row.cluster, row.seed
 
 
 def values(rows: Sequence[Observation], keys: Sequence[Key]) -> list[float | None]:
@@ -49,13 +83,14 @@ def values(rows: Sequence[Observation], keys: Sequence[Key]) -> list[float | Non
     return [at.get(key) for key in keys]
 
 
-def units(rows: Sequence[Observation], *, kept: bool = False) -> list[Hashable]:
-    """What intervals draw, for every row: its training and its prompt, its template and its phrase, or its cluster.
+# --- how they are drawn ---------------------------------------------------------------------------------------------
 
-    Rows that were written before templates and phrases were kept have their cluster alone, and weigh as they did.
+
+def units(rows: Sequence[Observation], *, kept: bool = False) -> list[Hashable]:
+    """What intervals resample, for every row: training and prompt, or template and phrase, or the cluster.
 
     Args:
-        kept: the phrases are the labels of what should stay, which are meant as they stand.
+        kept: the rows are about what should stay: their phrases are fixed labels, not a sample.
     """
     runs = [row.facts.get("run", row.facts.get("init")) for row in rows]
     if all(run is not None for run in runs):
@@ -72,6 +107,29 @@ def of_one_run(drawn: Sequence[Hashable]) -> str:
     return "one training: what another one would give is not in the interval" if len(runs) == 1 else ""
 
 
+def share(rows: Sequence[Observation]) -> Estimate:
+    """The rate of hits, with clusters resampled."""
+    return rate([row.value for row in rows], [row.cluster for row in rows])
+
+
+def average(rows: Sequence[Observation]) -> Estimate:
+    """The mean of the values, with clusters resampled."""
+    return mean([row.value for row in rows], [row.cluster for row in rows])
+
+
+def at_least(low: float | None, least: float) -> Gate:
+    """A gate on a lower limit; "na" where there is none."""
+    return "na" if low is None else "pass" if low >= least else "fail"
+
+
+def above(low: float | None, limit: float) -> Gate:
+    """The same for a lower limit that must not be equal."""
+    return "na" if low is None else "pass" if low > limit else "fail"
+
+
+# --- contrasts ------------------------------------------------------------------------------------------------------
+
+
 def identical(first: Sequence[Observation], second: Sequence[Observation]) -> bool:
     """Whether two models drew the same pictures, every one of them."""
     pictures = [{key_of(row): (row.facts.get("image_hash"), row.value) for row in rows} for rows in (first, second)]
@@ -79,18 +137,14 @@ def identical(first: Sequence[Observation], second: Sequence[Observation]) -> bo
 
 
 def unchanged(rows: Sequence[Observation]) -> Estimate:
-    """The change between identical pictures: none, and nothing to be unsure about on these prompts."""
+    """The change between identical pictures: 0, and certain for these prompts."""
     return Estimate(0.0, 0.0, 0.0, "identical pictures", len(rows), len({row.cluster for row in rows}))
-
-
-def key_of(row: Observation) -> Key:
-    return row.family, row.cluster, row.seed
 
 
 def contrasts(
     probe: str,
     rows: Rows,
-    models: Mapping[str, Role],
+    models: Roles,
     family: str = "",
     *,
     known: float = KNOWN,
@@ -101,78 +155,64 @@ def contrasts(
 
     Args:
         probe: its key.
-        rows: model name to observations; observations of different models are paired by family, cluster and seed.
-        models: name to role.
+        rows: observations of different models are paired by family, cluster and seed.
         family: one family, or "" for all together.
         known: the share of pictures in which the base must show the target (lower limit). 0.3 for paraphrases, say.
         shares: values are 0 or 1; False for other numbers, which get means and no score intervals.
-        kept: the rows are about what should stay: their labels are no sample of others.
+        kept: the rows are about what should stay; see :func:`units`.
 
-    The residual is read between the controls and their twins where retrained models have any, else the base: gold and
-    twin differ in their data alone, gold and base also in how long they were trained.
+    With retrained controls that have twins, the residual is read between the two: they differ in their data alone.
+    Otherwise the base represents the models that saw the target.
 
-    Beside a rate stands "worst_stratum": the template or the phrase with the highest one, where rows say theirs.
+    "worst_stratum" is the rate of the template or the phrase with the highest one, where rows have both.
     """
-    chosen = {name: [r for r in own if not family or r.family == family] for name, own in rows.items()}
-    base = next((name for name, role in models.items() if role == "base" and chosen.get(name)), None)
-    kind, controls = controls_of({name: role for name, role in models.items() if chosen.get(name)})
+    chosen = each_family(rows, family) if family else rows
+    base, (kind, controls) = base_of(chosen, models), controls_in(chosen, models)
+    twins = of_role(chosen, models, "twin") if kind == "gold" else []
     level = rate if shares else mean
-    unit: Literal["share", "number"] = "share" if shares else "number"
+    asked = base_rows(chosen, models)
+    drawn_of_base = units(asked, kept=kept)
+    at = dict(zip(map(key_of, asked), drawn_of_base, strict=True))
+    keys, clusters = list(at), list(at.values())
+    seen = {name: values(own, keys) for name, own in chosen.items()}
+    gate = at_least(level([row.value for row in asked], drawn_of_base).low, known) if asked else "na"
     found = []
-    known_gate: dict[str, Gate] = {"known": "na"}
-    if base is not None:
-        low = level([r.value for r in chosen[base]], units(chosen[base], kept=kept)).low
-        known_gate = {"known": "na" if low is None else "pass" if low >= known else "fail"}
     for name, own in chosen.items():
         if not own:
             continue
-        gates = known_gate if models[name] == "erased" else {}
         drawn = units(own, kept=kept)
-        note = of_one_run(drawn)
-        estimate = level([r.value for r in own], drawn)
-        found.append(Evidence(probe, name, "rate", estimate, family, None, gates, unit, note))
-        if shares and not kept and (worst := worst_stratum([r.value for r in own], drawn)) is not None:
-            found.append(Evidence(probe, name, "worst_stratum", worst[0], family, None, gates, unit, worst[1]))
+        gates: dict[str, Gate] = {"known": gate} if models[name] == "erased" else {}
+        common: dict[str, Any] = {
+            "family": family, "gates": gates, "unit": "share" if shares else "number", "note": of_one_run(drawn)
+        }  # fmt: skip
+        hits = [row.value for row in own]
+        found.append(Evidence(probe, name, "rate", level(hits, drawn), **common))
+        if shares and not kept and (worst := worst_stratum(hits, drawn)) is not None:
+            found.append(Evidence(probe, name, "worst_stratum", worst[0], **{**common, "note": worst[1]}))
         if models[name] != "erased" or base is None:
             continue
-        at = dict(zip(map(key_of, chosen[base]), units(chosen[base], kept=kept), strict=True))
-        keys, clusters = list(at), list(at.values())
-        mine, theirs = values(own, keys), values(chosen[base], keys)
+        mine, theirs, never = seen[name], seen[base], [seen[control] for control in controls]
         same = identical(chosen[base], own)
-        change = unchanged(own) if same else _gap(theirs, mine, clusters, shares=shares)
-        found.append(Evidence(probe, name, "change", change, family, None, gates, unit, note))
-        if not controls:
-            continue
-        never = [values(chosen[control], keys) for control in controls]
-        many, flat = clusters * len(never), [value for one in never for value in one]
-        above = _gap(flat, mine * len(never), many, shares=shares, copies=len(never))
-        found.append(Evidence(probe, name, "above_control", above, family, kind, gates, unit, note))
-        if shares:
-            twins = twins_of({n: r for n, r in models.items() if chosen.get(n)}) if kind == "gold" else []
-            saw = [values(chosen[twin], keys) for twin in twins] or [theirs]
-            pairs = [(one, other) for one in never for other in saw]
-            gap = difference(
-                [value for one, _ in pairs for value in one],
-                [value for _, other in pairs for value in other],
-                clusters * len(pairs),
-                copies=len(pairs),
-            )
-            power: Gate = "na" if gap.low is None else "pass" if gap.low >= POWER else "fail"
+        change = unchanged(own) if same else _gap([(theirs, mine)], clusters, shares=shares)
+        found.append(Evidence(probe, name, "change", change, **common))
+        if controls:
+            above = _gap([(one, mine) for one in never], clusters, shares=shares)
+            found.append(Evidence(probe, name, "above_control", above, control=kind, **common))
+        if controls and shares:
+            saw = [seen[twin] for twin in twins] or [theirs]
+            room = _gap([(one, other) for one in never for other in saw], clusters, shares=True)
+            power: dict[str, Gate] = {**gates, "power": at_least(room.low, POWER)}
             left = residual(mine, saw, never, clusters)
-            gated: dict[str, Gate] = {**gates, "power": power}
-            found.append(Evidence(probe, name, "residual", left, family, kind, gated, "number", note))
+            found.append(
+                Evidence(probe, name, "residual", left, control=kind, **{**common, "gates": power, "unit": "number"})
+            )
     return found
 
 
-def _gap(
-    before: Sequence[float | None],
-    after: Sequence[float | None],
-    clusters: Sequence[Hashable],
-    *,
-    shares: bool,
-    copies: int = 1,
-) -> Estimate:
+def _gap(pairs: Sequence[tuple[Values, Values]], clusters: Sequence[Hashable], *, shares: bool) -> Estimate:
+    """The mean change over pairs of models (before, after) that drew the same pictures."""
+    before, after = ([value for pair in pairs for value in pair[side]] for side in (0, 1))
+    many = [*clusters] * len(pairs)
     if shares:
-        return difference(before, after, clusters, copies=copies)
-    pairs = zip(before, after, strict=True)
-    return mean([None if b is None or a is None else a - b for b, a in pairs], clusters)
+        return difference(before, after, many, copies=len(pairs))
+    return mean(paired_changes(before, after), many)

@@ -1,7 +1,6 @@
-"""Probes that are nothing but prompts, read from ``prompts.yaml``: S3, S4, S6, S7.
+"""Probes that consist of prompts alone, read from ``prompts.yaml``: S3, S4, S6, S7.
 
-Each has the fields of :class:`Written`. Its class is made from them, as if it had a file of its own; ask for it by
-:func:`erasure.eval.probes.probe_class`.
+Each has the fields of :class:`Written`; :func:`erasure.eval.probes.probe_class` returns the class made from them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from erasure.eval.probes.base import Context, Missing
 from erasure.io import load_yaml
 
 FILE = Path(__file__).with_name("prompts.yaml")
-EACH = "{}"  # the name of a family that stands for one per word, or per language
+EACH = "{}"  # a family of this name becomes one per word, or per language
 Phrases = tuple[str, ...]
 
 
@@ -27,9 +26,9 @@ class Wording(BaseModel):
 
     Attributes:
         words: "name" of the target, or a list of the suite's ``words``.
-        sentences: what the words stand in. "templates" are the suite's, or those of a language; "everywhere" also has
-            its scenes, "everywhere and bare" also the word alone, which is no prompt for a style. Sentences of the
-            probe's own have "{}" where the word goes; for a style, a picture in it.
+        sentences: the sentences for the words. "templates" are the suite's, or those of a language; "everywhere" also
+            has its scenes, "everywhere and bare" also the word alone (not for a style). Sentences of the probe's own
+            have "{}" for the word; for a style, for a picture in it.
         article: put one before a word that names a thing.
     """
 
@@ -40,7 +39,7 @@ class Wording(BaseModel):
     article: bool = False
 
     def phrases(self, suite: Suite, family: str) -> dict[str, Phrases]:
-        """Words by the family that they belong to."""
+        """Words by family."""
         if self.words == "name":
             return {family: (suite.concept.name,)}
         found: Mapping[str, Phrases] | Phrases = getattr(suite.words, self.words)
@@ -62,7 +61,7 @@ class Wording(BaseModel):
 
 
 class Written(BaseModel):
-    """A probe of ``prompts.yaml``; ``about`` is its docstring, all others are as of a :class:`PromptProbe`."""
+    """A probe of ``prompts.yaml``; ``about`` is its docstring, the others are those of a :class:`PromptProbe`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,7 +1,4 @@
-"""What the report has beside the paired pictures: answers, claims, policy, attacks, evidence by probe, limits.
-
-Everything here is arranged, nothing is decided: claims come from :mod:`erasure.eval.judge`, numbers from the probes.
-"""
+"""The page of a report beside the paired pictures: answers, claims, policy, attacks, evidence by probe, limits."""
 
 from __future__ import annotations
 
@@ -47,10 +44,7 @@ GLOSSARY = {
     "undecided": "Tested, and left open: by the interval, by a failed gate, or by something that is missing.",
     "not tested": "Nothing was run, or it could not be run.",
 }
-COLUMNS = {
-    "suppression": "Suppression: what comes out when asked",
-    "removal": "Removal: what is still inside",
-}
+COLUMNS = {"suppression": "Suppression: what comes out when asked", "removal": "Removal: what is still inside"}
 
 
 def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
@@ -89,7 +83,7 @@ def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
 
 
 def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, Any] | None:
-    """One prompt of each group, drawn from the same noise by the base and by every erasure; None without pictures."""
+    """One prompt of each group, drawn by the base and by every erasure; None without pictures."""
     if not blocks:
         return None
     at = [{row["arm"]: row["cells"][0] for row in block["rows"]} for block in blocks]
@@ -136,7 +130,7 @@ def requirements(assessment: Assessment) -> list[tuple[str, str]]:
 
 
 def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Heading to (reason, titles of the probes it holds for); one heading where every erasure has the same reasons."""
+    """Heading to (reason, titles of its probes); one heading if every erasure has the same reasons."""
     maps = [found.not_assessed for found in reports]
     together = [("every erasure", maps[0])] if maps and all(one == maps[0] for one in maps) else None
     out = []
@@ -152,7 +146,7 @@ def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[s
 
 
 def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, Any]]:
-    """Per erasure and attack: sentences that it broke, beside those that random tries broke, and its prompts."""
+    """Per erasure and attack: sentences with a hit, those with a hit of random tries, and prompts."""
     erased = [model.name for model in assessment.models if model.role == "erased"]
     found = []
     for model, probe in itertools.product(erased, list(probes)):

@@ -1,6 +1,6 @@
-"""Curves of a report: what a probe says along a setting, and what a filter gives up for what it stops.
+"""Curves of a report: rates along a setting, and recall of filters against their false positives.
 
-Only geometry is made here: points, bands and ticks in the units of a small picture, which a template draws.
+Only geometry is made here, in the units of a small picture that a template draws.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One chart, along ``word``; ``words`` say it to whoever does not see it."""
+    """One chart, along ``word``; ``words`` describe it for those who do not see it."""
 
     word: str
     title: str
@@ -75,7 +75,7 @@ def curve_of(family: str) -> tuple[str, float] | None:
 
 
 def looks(models: Mapping[str, Role]) -> dict[str, str]:
-    """How each model's line is drawn: controls by their role, every erasure in its own colour."""
+    """The style of each model's line: controls by their role, every erasure in its own colour."""
     erased = [name for name, role in models.items() if role == "erased"]
     return {name: f"e{erased.index(name) % LOOKS}" if role == "erased" else role for name, role in models.items()}
 
@@ -108,7 +108,7 @@ def _figure(word: str, own: Mapping[str, Mapping[float, Evidence]], models: Mapp
 
 def _order(models: Mapping[str, Role]) -> list[str]:
     """Controls first, so that erasures are drawn over them."""
-    return sorted(models, key=lambda name: ("null", "gold", "base", "erased").index(models[name]))
+    return sorted(models, key=lambda name: ("null", "twin", "gold", "base", "erased").index(models[name]))
 
 
 def _across(xs: Sequence[float], *, doubling: bool) -> Callable[[float], float]:
@@ -122,7 +122,7 @@ def _across(xs: Sequence[float], *, doubling: bool) -> Callable[[float], float]:
 
 
 def _ticks(xs: Sequence[float], across: Callable[[float], float]) -> tuple[tuple[float, str], ...]:
-    """Labels of the measured places, leaving out those that would touch the one before."""
+    """Labels of the measured places, without those that would touch the one before."""
     out: list[tuple[float, str]] = []
     for x in xs:
         if not out or across(x) - out[-1][0] >= 7 + 6 * len(f"{x:g}"):
@@ -137,7 +137,7 @@ def _line(
     across: Callable[[float], float],
     xs: Sequence[float],
 ) -> Line:
-    """A model that was looked at in one place only, as an untrained base is, is drawn level all along."""
+    """The line of one model; one with a single point, as an untrained base, is drawn level."""
     places = [(across(x), at[x].estimate) for x in sorted(at)]
     dots = tuple((x, up(e.value or 0.0)) for x, e in places)
     if len(places) == 1:

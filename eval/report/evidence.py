@@ -1,4 +1,4 @@
-"""The evidence of an assessment, probe by probe: tables with their axes and marks, curves, the records behind them."""
+"""The evidence of an assessment, probe by probe: tables with axes and marks, curves, records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECTIONS = {
         "the weights.",
     ),
 }
-MEASURES = {  # those that several probes share; a probe names its own
+MEASURES = {  # titles of measures; a probe may have its own
     "change": "change against the base",
     "above_control": "above the control",
     "residual": "residual",
@@ -53,13 +53,13 @@ TRIES = "k"  # families of attacks that are points of the curve to success
 MARKED = ("base", "gold", "twin", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
-SHOWN = 12  # columns before the rest is folded away
-FIRST = 3  # records of a model; the rest is in the files beside
-BRIEF = 60  # characters of what else is known of a record
+SHOWN = 12  # columns; the rest is folded
+FIRST = 3  # records of a model; the rest is in files
+BRIEF = 60  # characters of further facts of a record
 
 
 def section(name: str, assessment: Assessment, probes: Sequence[Probe]) -> dict[str, Any]:
-    """The blocks of one section; probes of which no claim is made stand apart."""
+    """The blocks of one section; descriptive probes are apart."""
     own = [(probe, block(probe, assessment)) for probe in probes if probe.section == name]
     heading, lead = SECTIONS[name]
     return {
@@ -70,7 +70,7 @@ def section(name: str, assessment: Assessment, probes: Sequence[Probe]) -> dict[
 
 
 def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
-    """Everything about one probe: what it may say, its numbers, its curves, its records."""
+    """One probe: its card, numbers, curves and records."""
     evidence = [e for e in assessment.evidence if e.probe == probe.key]
     roles, rows = assessment.roles, assessment.rows(probe.key)
     figures = curves(evidence, roles)
@@ -100,7 +100,7 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
 
 
 def columns_of(evidence: Sequence[Evidence], roles: Mapping[str, str], probe: Probe) -> list[tuple[str, str]]:
-    """(measure, family) of what is shown of erasures, family by family; changes go with the rate they belong to."""
+    """(measure, family) of the columns, family by family; changes are shown with their rate."""
     about = [e for e in evidence if roles[e.model] == "erased"] if probe.section != "guardrails" else evidence
     found = list(dict.fromkeys((e.measure, e.family) for e in about or evidence))
     rated = {family for measure, family in found if measure == "rate"}
@@ -128,7 +128,7 @@ def gates(evidence: Iterable[Evidence]) -> str:
 def by_detector(
     columns: Sequence[tuple[str, str]], evidence: Sequence[Evidence], assessment: Assessment, probe: Probe
 ) -> list[dict[str, Any]]:
-    """The tables of every detector that judged, one after the other; ``by`` is "" where one judged everything."""
+    """The tables of every detector; ``by`` is "" where one judged everything."""
     found = []
     for detector in dict.fromkeys(e.detector for e in evidence):
         own = [e for e in evidence if e.detector == detector]
@@ -141,9 +141,9 @@ def tables(
 ) -> list[dict[str, Any]]:
     """Tables of at most :data:`WIDE` columns: a line of references, then a line per erasure.
 
-    Where filters are looked at, or no erasure has such a number, every model has a line.
+    For filters, and where no erasure has such a number, every model has a line.
     """
-    ordered = sorted(evidence, key=lambda e: e.control == "gold")  # were there two controls, the retrained one is read
+    ordered = sorted(evidence, key=lambda e: e.control == "gold")  # of two controls the retrained one is read
     at = {(e.model, e.measure, e.family): e for e in ordered}
     roles = assessment.roles
     out = []
@@ -259,7 +259,7 @@ def _against(measure: str, e: Evidence) -> str:
 
 
 def records(cell: Cell) -> dict[str, Any]:
-    """The first observations of a cell, as lines of text, and the file where all of them are."""
+    """The first observations of a cell, as lines of text, and the file with all of them."""
     lines, before = [], ("", "")
     for row in cell.rows[:FIRST]:
         value = "\u2013" if row.value is None else report.number(row.value)
@@ -272,14 +272,14 @@ def records(cell: Cell) -> dict[str, Any]:
 
 
 def more(row: Observation, known: set[str]) -> str:
-    """What else is known of an observation, as far as it is short."""
-    facts = {
-        key: value for key, value in row.facts.items() if key not in known and key not in ("image_hash", "top", "png")
-    }
+    """The further short facts of an observation."""
+    known = {*known, "image_hash", "top", "png"}
     plain = {
-        key: value for key, value in facts.items() if isinstance(value, str | int | float) and value != row.cluster
+        key: value
+        for key, value in row.facts.items()
+        if key not in known and isinstance(value, str | int | float) and value not in ("", row.cluster)
     }
-    words = ", ".join(f"{key.replace('_', ' ')} {_brief(value)}" for key, value in plain.items() if value != "")
+    words = ", ".join(f"{key.replace('_', ' ')} {_brief(value)}" for key, value in plain.items())
     return words if len(words) <= BRIEF else words[: BRIEF - 1] + "\u2026"
 
 

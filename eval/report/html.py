@@ -1,7 +1,7 @@
-"""The report: one HTML file with everything in it, for reading on any screen and for sending to anyone.
+"""The report: one HTML file with everything in it.
 
-Here is what shows the paired pictures: the grid, numbers with their intervals, what came instead. Claims and evidence,
-which come before and after it, are in :mod:`erasure.eval.report.assessment`.
+This module has the paired pictures: the grid, numbers with their intervals, what is drawn instead. Claims and evidence
+are in :mod:`erasure.eval.report.assessment`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,15 +38,15 @@ HEADINGS = {
 }
 # Roles of arms that are no erasures.
 CONTROLS = {"gold": "control, retrained", "twin": "control, retrained on everything", "null": "null control"}
-QUALITY = 88  # of WebP: no difference to be seen at these sizes
+QUALITY = 88  # of WebP: no visible difference at these sizes
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
-FAR = 10.0  # a ratio beyond has a denominator of about 0
+FAR = 10.0  # a larger ratio has a denominator of about 0
 SHOWN = 6  # rows of a ranked list
 LONGEST = 16  # items of a setting that is a list
 
 
 class Scale(NamedTuple):
-    """The axis of a number: its ends, and where ticks stand."""
+    """The axis of a number: its ends and its ticks."""
 
     low: float
     high: float
@@ -65,12 +66,12 @@ def write_report(
     """Write an assessment as one self-contained HTML file.
 
     Args:
-        found: what :func:`erasure.eval.evaluate` or :func:`erasure.eval.assess` found; of an evaluation that was stored
-            alone, what :func:`erasure.eval.assessment_of` makes of it.
+        found: from :func:`erasure.eval.evaluate` or :func:`erasure.eval.assess`; of a stored evaluation, from
+            :func:`erasure.eval.assessment_of`.
         path: file to write, completely or not at all. A folder gets ``report.html``.
         title: heading; by default the name of the target.
-        records: where the records behind the numbers are: the folder of the assessment, whose files are then linked,
-            or the address of an archive of it. None links nothing.
+        records: the folder of the assessment, whose files are then linked, or the address of an archive of it. None
+            links nothing.
 
     Returns:
         The path of the file. It needs no server, no network and no script.
@@ -83,7 +84,7 @@ def write_report(
 
 
 def _link(records: str | os.PathLike[str] | None, file: str, page: Path) -> str:
-    """The link from the folder ``page`` to a file of records; "" where it is not known."""
+    """The link from the folder ``page`` to a file of records; "" if unknown."""
     if records is None or not Path(records).is_dir():
         return str(records or "")
     there = Path(records) / file
@@ -92,13 +93,13 @@ def _link(records: str | os.PathLike[str] | None, file: str, page: Path) -> str:
 
 def render(found: Assessment, *, title: str | None = None, linked: Callable[[str], str] = lambda file: "") -> str:
     """The HTML of the report; ``linked`` gives the address of a file of records, or ""."""
-    from erasure.eval.report.assessment import page_of  # it stands on this module
+    from erasure.eval.report.assessment import page_of  # which imports this module
 
     return environment().get_template("assessment.html.j2").render(page_of(found, title), linked=linked)
 
 
 def environment() -> jinja2.Environment:
-    """Templates that escape what is put into them, and how numbers are written there."""
+    """Templates that escape their values, with filters for numbers."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -116,26 +117,26 @@ def environment() -> jinja2.Environment:
 
 
 def _visible(value: Any) -> Any:
-    """What escaping leaves: bidirectional overrides and control characters in names, written out."""
+    """Bidirectional overrides and control characters in names, written out, which escaping leaves."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
     """What the templates read of the paired pictures."""
-    clip = quality.clip_rows(evaluation)
+    clip, first = quality.clip_rows(evaluation), next(iter(evaluation.detectors), None)
     return {
         "suite": evaluation.suite,
         "targets": [concept.name.lower() for concept in evaluation.suite.concepts],
         "evaluation": evaluation,
         "base": BASE,
         "controls": CONTROLS,
-        "blocks": _blocks(evaluation),
+        "blocks": _blocks(evaluation, first),
         "groups": [(g, HEADINGS[g][0]) for g in GROUPS if evaluation.select(BASE, g)],
         "table": _table(evaluation),
         "quality": quality.blocks(evaluation),
         "quality_notes": quality.notes(evaluation),
-        "replacements": _replacements(evaluation),
-        "losses": _losses(evaluation),
+        "replacements": _replacements(evaluation, first) if first else [],
+        "losses": _losses(evaluation, first) if first else [],
         "clip": clip,
         "zero_shot": any(row.accuracy.value is not None for row in clip),
         "correlation": ASSUMED_CORRELATION,
@@ -159,9 +160,8 @@ def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
     return out
 
 
-def _blocks(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
     """The grid: one block per group, one column per prompt, one row per arm."""
-    first = next(iter(evaluation.detectors), None)
     seen = {(r.arm, r.prompt, r.seed): r.verdicts[first].top for r in evaluation.records} if first else {}
     blocks = []
     for group, (heading, note) in HEADINGS.items():
@@ -193,10 +193,7 @@ def _cell(picture: Picture | None, seen: Mapping[tuple[str, str, int], str | Non
 
 
 def picture(png: str) -> str:
-    """A stored picture, a PNG in base64, as the address of a smaller one that looks the same.
-
-    The records keep the PNG; what is sent to people should not be five times as large for bits that nobody can see.
-    """
+    """A stored picture, a PNG in base64, as the data address of a WebP, which is a fifth as large."""
     made = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(made, "WEBP", quality=QUALITY, method=6)
     return f"data:image/webp;base64,{base64.b64encode(made.getvalue()).decode()}"
@@ -208,7 +205,7 @@ def _width(png: str) -> int:
 
 
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One line per detector and arm, with a cell per group; the base's rate goes along as the mark to compare with."""
+    """One line per detector and arm, with a cell per group, and the base's rate as a mark."""
     rows = {(row.detector, row.arm, row.group): row for row in evaluation.rows()}
     lines = []
     for detector in evaluation.detectors:
@@ -218,17 +215,13 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
             nothing = tables.degenerate(evaluation, arm.name, detector)
             lines.append({
                 "detector": detector, "arm": arm.name, "role": arm.role, "first": index == 0, "cells": cells,
-                "marks": marks, "nothing": nothing,
-                "score": tables.score(evaluation, arm.name, detector),
+                "marks": marks, "nothing": nothing, "score": tables.score(evaluation, arm.name, detector),
             })  # fmt: skip
     return lines
 
 
-def _replacements(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """What is seen on target prompts, by the first detector."""
-    detector = next(iter(evaluation.detectors), None)
-    if detector is None:
-        return []
+def _replacements(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
+    """What is seen on target prompts."""
     out = []
     for arm in evaluation.arms:
         seen = tables.replacement(evaluation, arm.name, detector)
@@ -240,11 +233,8 @@ def _replacements(evaluation: Evaluation) -> list[dict[str, Any]]:
     return out
 
 
-def _losses(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Kept labels that lost most, per arm, by the first detector."""
-    detector = next(iter(evaluation.detectors), None)
-    if detector is None:
-        return []
+def _losses(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
+    """Kept labels that lost most, per arm."""
     out = []
     for arm in evaluation.erased:
         found = [r for g in ("neighbours", "unrelated") for r in tables.labels(evaluation, arm.name, detector, g)]
@@ -259,11 +249,7 @@ def _losses(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _excluded(evaluation: Evaluation) -> list[str]:
     """Which pictures had no verdict, and why."""
-    reasons: dict[str, int] = {}
-    for record in evaluation.records:
-        for verdict in record.verdicts.values():
-            if verdict.reason:
-                reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
+    reasons = Counter(v.reason for record in evaluation.records for v in record.verdicts.values() if v.reason)
     return [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()]
 
 
@@ -320,13 +306,7 @@ def pvalue(value: float | None) -> str:
     """``p < 0.001`` rather than a row of zeros."""
     if value is None:
         return ""
-    return (
-        "p\u202f<\u202f0.001"
-        if value < 0.001
-        else f"p\u202f=\u202f{value:.3f}"
-        if value < 0.1
-        else f"p\u202f=\u202f{value:.2f}"
-    )
+    return "p\u202f<\u202f0.001" if value < 0.001 else f"p\u202f=\u202f{value:.{3 if value < 0.1 else 2}f}"
 
 
 def shown(value: float | None, kind: str = "percent") -> str:
@@ -340,6 +320,6 @@ def shown(value: float | None, kind: str = "percent") -> str:
 
 
 def along(value: float, scale: Scale) -> str:
-    """Where a number stands on its axis, 200 wide from 2; what lies beyond an end is put at that end."""
+    """The place of a number on its axis, 200 wide from 2, cut at the ends."""
     share = (value - scale.low) / (scale.high - scale.low)
     return f"{2 + 200 * min(1.0, max(0.0, share)):.1f}"

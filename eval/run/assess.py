@@ -1,4 +1,4 @@
-"""The assessment: every probe of a preset on every model, one cell at a time, each stored as soon as it is known."""
+"""The assessment: every probe of a preset on every model, one cell at a time; each is stored at once."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from erasure.eval.core.models import (
     modules_of,
 )
 from erasure.eval.core.prompt_files import PromptFile
-from erasure.eval.core.records import Arm, Evaluation, fingerprint
+from erasure.eval.core.records import fingerprint
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
-from erasure.eval.probes.attacking import Attack, found_by
+from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
+from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import WIDE, paired_pictures, sampler_text
-from erasure.eval.run.undrawn import without_pictures
 from erasure.runtime import autocast_for
 
-# Sizes of the paired pictures, whose prompts the suite decides: seeds a prompt, prompts a group, and sentences. From
-# `standard` on the pictures that seeds would make are spread over more sentences: an interval is about sentences.
+# Sizes of the paired pictures: seeds per prompt, prompts per group, and sentences. From `standard` on there are more
+# sentences in place of more seeds: an interval is about sentences.
 PICTURES: dict[str, dict[str, Any]] = {
     "smoke": {"images_per_prompt": 1, "limit": 2},
-    "no-draw": {},
+    "no-draw": {"draw": False},
     "quick": {"images_per_prompt": 1, "limit": None, "wide": WIDE},
     "standard": {"images_per_prompt": None, "limit": None, "wide": WIDE},
     "full": {"images_per_prompt": 4, "limit": None, "wide": WIDE},
@@ -73,25 +73,25 @@ def assess(
     autocast: bool | None = None,
     progress: bool = True,
 ) -> Assessment:
-    """Put every probe of a preset to a pipeline, its erasures and its controls.
+    """Run every probe of a preset on a pipeline, its erasures and its controls.
 
     Args:
-        pipe: the unmodified pipeline. It is handed back unmodified.
-        erasures: name to change: erasures, filters, models retrained by someone else.
+        pipe: the unmodified pipeline; it is returned unmodified.
+        erasures: name to change: erasures, filters, other models.
         suite: the target, its neighbours, prompts and sampler.
-        preset: "smoke" shows that all runs and is no evidence; "quick" for development, "standard" for reports, "full".
-            "no-draw": weights, embeddings and latents alone; no picture is decoded, for content that must not be drawn.
-        detectors: two independent ones or more. The first scores. The second may choose an attack's tries, never score.
+        preset: "smoke" shows that everything runs and is no evidence; "quick" for development, "standard" for reports,
+            "full". "no-draw" decodes no picture, for content that must not be drawn.
+        detectors: two independent ones or more. The first scores; the second selects tries of attacks.
         controls: models that never saw the target, retrained ones first, for probes of removal (:mod:`.controls`).
         clip, extractors, batch_size, autocast, progress: as in :func:`erasure.eval.evaluate`.
-        material: real pictures (:mod:`erasure.eval.core.material`). Probes that need them say so without.
-        prompt_files: the user's copies of I2P, Ring-A-Bell and others, or lists of one's own, by name
+        material: real pictures (:mod:`erasure.eval.core.material`), for the probes that need them.
+        prompt_files: the user's copies of I2P, Ring-A-Bell and others, or own lists, by name
             (:func:`erasure.eval.core.prompt_files.load`).
-        policy: what is required, by whom; the report says what of it is assessed.
+        policy: what is required, and by whom; the report compares.
         probes: keys, to run fewer than the preset has.
-        out: folder for every cell as soon as it is known; the same call goes on there. None keeps nothing on disk.
+        out: folder for the cells; the same call continues there. None stores nothing.
 
-    A probe that lacks an input, or fails, leaves its reason and no number; ``ERASURE_DEBUG=1`` lets a failure through.
+    A probe that lacks an input, or fails, leaves its reason and no number; ``ERASURE_DEBUG=1`` raises a failure.
 
     Raises:
         TooLong, ValueError: as :func:`erasure.eval.evaluate`; an unknown preset or probe, a control given twice.
@@ -106,13 +106,19 @@ def assess(
     }  # fmt: skip
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
-    evaluation = (without_pictures if preset == "no-draw" else paired_pictures)(
+    evaluation = paired_pictures(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
         **shared, **PICTURES[preset],
     )  # fmt: skip
-    shared["prompt_files"] = dict(prompt_files or {})
-    context = _context(pipe, models_of(erasures, controls), evaluation, detectors, material, shared)
-    cards = tuple(_card(pipe, model, arm) for model, arm in zip(context.models.values(), evaluation.arms, strict=True))
+    context = Context(
+        pipe=pipe, models={model.name: model for model in models_of(erasures, controls)}, suite=suite,
+        judge=detectors[0], selector=detectors[1] if len(detectors) > 1 else None,
+        evaluation=evaluation, material=material, prompt_files=dict(prompt_files or {}), **shared,
+    )  # fmt: skip
+    cards = tuple(
+        ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
+        for model, arm in zip(context.models.values(), evaluation.arms, strict=True)
+    )
     cells = _cells(chosen, cards, context, folder, before)
     settings = _settings(context, seconds=time.monotonic() - started)
     assessment = Assessment(evaluation, preset, cards, tuple(cells), policy, settings)
@@ -121,36 +127,14 @@ def assess(
     return assessment
 
 
-def _card(pipe: Any, model: Model, arm: Arm) -> ModelCard:
-    return ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
-
-
-def _context(
-    pipe: Any,
-    models: Sequence[Model],
-    evaluation: Evaluation,
-    detectors: Sequence[Detector],
-    material: Material | None,
-    shared: Mapping[str, Any],
-) -> Context:
-    return Context(
-        pipe=pipe,
-        models={model.name: model for model in models},
-        suite=evaluation.suite,
-        judge=detectors[0],
-        selector=detectors[1] if len(detectors) > 1 else None,
-        evaluation=evaluation,
-        material=material,
-        **shared,
-    )
-
-
 def _cells(
     probes: Sequence[Probe], cards: Sequence[ModelCard], context: Context, folder: Path | None, before: str
 ) -> list[Cell]:
-    """Every probe on every model it is put to; the guardrails get the prompts that went through before them."""
+    """Every probe on every model that it concerns; the guardrails get the prompts of successful attacks."""
     cells: list[Cell] = []
-    autoencoder = _autoencoder(context.pipe) if any(map(_looks_inside, probes)) else None
+    own = getattr(context.pipe, "vae", None) if any(map(_looks_inside, probes)) else None
+    plain = isinstance(own, torch.nn.Module) and not hasattr(own, "_hf_hook")
+    autoencoder = copy.deepcopy(own) if plain else None  # which no erasure can reach
     pairs = [(probe, card) for probe in probes for card in _asked(probe, cards, context)]
     for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not context.progress):
         if probe.section == "guardrails":
@@ -163,20 +147,13 @@ def _cells(
 
 
 def _looks_inside(probe: Probe) -> bool:
-    """Whether a probe asks about the denoiser, whatever autoencoder stands behind it."""
+    """Whether a probe is about the denoiser, whatever the autoencoder."""
     return probe.section == "removal" and not probe.own_autoencoder
 
 
-def _autoencoder(pipe: Any) -> torch.nn.Module | None:
-    """A copy of the base's autoencoder, out of every eraser's reach; None where it has none, or is kept elsewhere."""
-    own = getattr(pipe, "vae", None)
-    return copy.deepcopy(own) if isinstance(own, torch.nn.Module) and not hasattr(own, "_hf_hook") else None
-
-
 def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
-    """All that is needed to do it again, beside the settings of the probes."""
-    assert context.evaluation is not None  # drawn before
-    pictures = context.evaluation.settings
+    """All that is needed to repeat it, beside the settings of the probes."""
+    pictures = context.paired.settings
     return {
         **pictures,
         "prompts": fingerprint([[prompt.group, prompt.label, prompt.text] for prompt in context.suite.prompts()]),
@@ -190,7 +167,7 @@ def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
 
 
 def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
-    """Raise where two controls, or a control and the base, are one model: it would count as several."""
+    """Raise where two controls, or a control and the base, are one model, which would count twice."""
     known = {base: "the base"}
     for model in controls:
         with model.on(pipe) as opened:
@@ -210,7 +187,7 @@ def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
-    """The models that a probe is put to, the base first and controls before what is held against them."""
+    """The models that a probe runs on: the base, controls, erasures."""
     controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
     controls += [card for card in cards if card.role == "twin"][: probe.controls]
     chosen = [
@@ -224,7 +201,7 @@ def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[M
 def _cell(
     probe: Probe, card: ModelCard, context: Context, inputs: Mapping[str, Any], folder: Path | None, before: str
 ) -> Cell:
-    """The stored cell if it still holds, else the probe's answer; a probe that cannot answer says why."""
+    """The stored cell if it is still valid, else the probe's observations, or why there are none."""
     settings = json.loads(json.dumps(probe.settings()))
     cell = Cell(probe.key, probe.version, settings, card.name, inputs)
     if folder is not None and (stored := _stored(cell, folder)) is not None:
@@ -249,10 +226,9 @@ def _cell(
 
 
 def _same_weights(probe: Probe, card: ModelCard, cards: Sequence[ModelCard], cells: Sequence[Cell]) -> Cell | None:
-    """What a probe found in another model with the same weights, where that is an answer about this one too.
+    """The cell of another model with the same weights, where its observations are those of this model.
 
-    A retrained model may be judged and be a control. Who looks inside a filtered pipeline goes past the filter and
-    finds the base.
+    A retrained model may be judged and be a control. Probes of the weights of a filtered pipeline find the base.
     """
     if card.kind == "retrained":
         same = [other.name for other in cards if other.role == "gold" and other.weights == card.weights]
@@ -268,7 +244,7 @@ def _same_weights(probe: Probe, card: ModelCard, cards: Sequence[ModelCard], cel
 
 
 def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:
-    """Attack to the prompts with which it got through so far, on a model that somebody uses."""
+    """Attack to the prompts with which it succeeded so far, on the base or an erasure."""
     found: dict[str, list[str]] = {}
     for cell in cells:
         if issubclass(probe_class(cell.probe), Attack) and context.models[cell.model].role in ("base", "erased"):
@@ -277,7 +253,7 @@ def _attacks(cells: Sequence[Cell], context: Context) -> dict[str, list[str]]:
 
 
 def _stored(cell: Cell, folder: Path) -> Cell | None:
-    """The same cell from an earlier run, if it is whole and has an answer."""
+    """The same cell from an earlier run, if it is complete and has observations."""
     file = Cell.file(folder, cell.probe, cell.model)
     if not file.exists():
         return None
@@ -289,35 +265,34 @@ def _stored(cell: Cell, folder: Path) -> Cell | None:
 
 
 def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
-    """Everything that the observations of a cell depend on, beside the probe's own settings.
+    """Everything that the observations of a cell depend on, beside the probe's settings.
 
-    Of the other models that is the base, and the retrained ones where the probe looks at them: another control does
-    not make the rest of an assessment anew.
+    Of the other models these are the base, and the retrained ones if the probe needs them.
     """
-    assert context.evaluation is not None  # made above
+    evaluation = context.paired
     swapped = {name for name, model in context.models.items() if model.change is None or type(model.change) is Swapped}
     beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
     read = dict.fromkeys([card.name, context.base.name])
-    # What is read from the evaluation beside its pictures: it depends on the CLIP judge and the features given.
+    # What is read from the evaluation beside its pictures depends on the CLIP judge and the extractors.
     figures = {
-        "cosines": [r.clip_cosine for arm in read for r in context.evaluation.select(arm)],
-        "distances": [dataclasses.asdict(d) for d in context.evaluation.distances if d.arm in read],
+        "cosines": [r.clip_cosine for arm in read for r in evaluation.select(arm)],
+        "distances": [dataclasses.asdict(d) for d in evaluation.distances if d.arm in read],
     }
     return {
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
         **({"autoencoder": "the base's"} if context.decoded_by_base(context.models[card.name]) else {}),
         "weights": card.weights,
-        # Beside the weights only what works beside them matters, and where a model comes from to what records that.
+        # The config matters for changes beside the weights, and for probes that record where a model comes from.
         "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),
         "beside": {other.name: other.weights for other in beside},
         "suite": fingerprint(dataclasses.asdict(context.suite)),  # type: ignore[call-overload]
         "detectors": [
-            None if eye is None else [eye.name, eye.card.version, eye.card.weights_sha256]
-            for eye in (context.judge, context.selector)
+            None if one is None else [one.name, one.card.version, one.card.weights_sha256]
+            for one in (context.judge, context.selector)
         ],
         "material": None if context.material is None else context.material.key,
         "autocast": context.autocast,
         **({"prompts": [f.sha256 for f in context.prompt_files.values()]} if "prompts" in probe.needs else {}),
         "attacks": fingerprint(context.attacks) if probe.section == "guardrails" else None,
-        "pictures": fingerprint([r.image_hash for arm in read for r in context.evaluation.select(arm)]),
+        "pictures": fingerprint([r.image_hash for arm in read for r in evaluation.select(arm)]),
     }

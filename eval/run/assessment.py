@@ -1,4 +1,4 @@
-"""What an assessment leaves behind: paired pictures, every probe's observations of every model, and what they weigh.
+"""An assessment: paired pictures, every probe's observations of every model, and what they weigh.
 
 Only observations are stored. Evidence, claims and the report are made from them each time, by pure functions.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,16 @@ FILE = "assessment.json"
 CELLS = "probes"
 DETECTOR = "detector"  # fact of an observation: who made it, where several detectors judge the same pictures
 MADE_OF = (
-    "those that its assessment was made of: another run wrote into the folder, or one was interrupted; finish it, or "
-    "give every run a folder of its own"
+    "those of its assessment: another run wrote into the folder, or one was interrupted; finish it, or give every run "
+    "a folder of its own"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """One model: its role, what was done to its parameters, the hash of what drew the pictures, where it comes from.
+    """One model: its role, what was done to its parameters, the hash of its weights, and where it comes from.
 
-    ``audit`` is what :func:`erasure.eval.core.audit.judged` says of the record that came with it; None without one.
+    ``audit`` is :func:`erasure.eval.core.audit.judged` of the record that came with it; None without one.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Cell:
     Attributes:
         probe: key. settings, version: of the probe.
         model: name of the model.
-        inputs: everything else the observations depend on, for knowing whether a stored cell still holds.
-        rows: what was observed; empty where something is missing.
-        missing: why there is nothing.
+        inputs: everything else that the observations depend on: a stored cell with other inputs is not valid.
+        rows: the observations.
+        missing: why there are none.
         seconds: how long it took.
     """
 
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What makes a stored cell this one."""
+        """What identifies a cell."""
         facts = {name: getattr(self, name) for name in ("probe", "version", "settings", "model", "inputs")}
         return json.loads(json.dumps(facts, default=str))
 
@@ -81,7 +81,7 @@ class Cell:
         return folder / CELLS / probe / f"{slug(model)}.jsonl"
 
     def save(self, folder: Path) -> None:
-        """One line of facts, then one line an observation; completely or not at all."""
+        """Write one line of facts, then one line per observation; completely or not at all."""
         head = {**self.key, "missing": self.missing, "seconds": round(self.seconds, 2)}
         lines = [head, *(dataclasses.asdict(row) for row in self.rows)]
         text = "".join(f"{json.dumps(line, ensure_ascii=False, default=float)}\n" for line in lines)
@@ -92,7 +92,7 @@ class Cell:
         """Read a cell.
 
         Raises:
-            ValueError: half of one.
+            ValueError: it is not complete.
         """
         try:
             head, *rows = map(parse_json, read_bytes(file).splitlines())
@@ -110,14 +110,14 @@ def slug(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """Everything that was found about some erasures, and what it licences one to say.
+    """Everything that was observed of some erasures, with evidence and claims.
 
     Attributes:
         evaluation: the paired pictures of the suite.
         preset: smoke | no-draw | quick | standard | full, or "pictures": a plain evaluation, judged by every detector.
         models: the base first, then erasures and controls.
-        cells: every probe on every model it concerns.
-        policy: what is required, if anyone said so.
+        cells: every probe on every model that it concerns.
+        policy: what is required, or None.
         settings: sampler, detectors, versions, seconds.
     """
 
@@ -134,7 +134,7 @@ class Assessment:
 
     @property
     def missing(self) -> dict[str, dict[str, str]]:
-        """Probe to model to why nothing is known."""
+        """Probe to model to why there is no observation."""
         out: dict[str, dict[str, str]] = {}
         for cell in self.cells:
             if cell.missing is not None:
@@ -156,7 +156,7 @@ class Assessment:
 
     @functools.cached_property
     def evidence(self) -> tuple[Evidence, ...]:
-        """What the observations weigh, probe by probe. Made anew from them; nothing is read back."""
+        """The evidence from the observations, probe by probe."""
         found: list[Evidence] = []
         for probe in self.probes():
             for detector, rows in self._by_detector(probe.key).items():
@@ -164,7 +164,7 @@ class Assessment:
         return tuple(found)
 
     def _by_detector(self, probe: str) -> dict[str, dict[str, list[Observation]]]:
-        """The observations of a probe by who made them, and by model; "" where one detector judges everything."""
+        """The observations of a probe by detector and by model; "" where one detector judges everything."""
         found: dict[str, dict[str, list[Observation]]] = {}
         for model, own in self.rows(probe).items():
             for row in own:
@@ -172,7 +172,7 @@ class Assessment:
         return found
 
     def _weighed(self, probe: Probe, rows: Mapping[str, list[Observation]]) -> list[Evidence]:
-        """What some rows of a probe weigh; a model that is judged and a control is not held against itself."""
+        """The evidence from some rows of a probe. A model that is judged and a control is not compared with itself."""
         found = probe.weigh({name: own for name, own in rows.items() if name not in self.same_as}, self.roles)
         for arm, control in self.same_as.items():
             others = {name: own for name, own in rows.items() if name != control}
@@ -181,7 +181,7 @@ class Assessment:
 
     @functools.cached_property
     def same_as(self) -> dict[str, str]:
-        """Retrained models judged like erasures to the controls that they are; each is held against the others."""
+        """Judged models that are retrained controls as well, to the name of the control."""
         golds = {model.weights: model.name for model in self.models if model.role == "gold"}
         judged = [model for model in self.models if model.role == "erased" and model.kind == "retrained"]
         return {model.name: golds[model.weights] for model in judged if model.weights in golds}
@@ -216,11 +216,11 @@ class Assessment:
 
     @property
     def limits(self) -> list[str]:
-        """What these pictures, this suite and these detectors say nothing about, whichever probes were run."""
+        """What these pictures, this suite and these detectors say nothing about, whatever the probes."""
         return limits(self.evaluation)
 
     def _named_to(self, model: ModelCard) -> dict[str, str]:
-        """Kept group to how many of its names were given to the method: surviving is easier for those."""
+        """Kept group to how many of its names the method was given."""
         if model.role != "erased" or "keep" not in model.config:
             return {}
         keep = [*model.config["keep"], *model.config.get("keep_everyday", ())]
@@ -229,7 +229,7 @@ class Assessment:
         return {group: f"{tables.named_in(keep, own)} of {len(own)}" for group, own in names.items()}
 
     def _in_words(self, name: str) -> str:
-        """A detector, with what its card says of its errors."""
+        """The name of a detector, with the errors on its card."""
         attribute = self.evaluation.suite.attribute
         card = self.evaluation.detectors.get(name)
         measured = {} if card is None else {"sensitivity": card.sensitivity, "specificity": card.specificity}
@@ -237,7 +237,7 @@ class Assessment:
         return f"{name} ({', '.join([*errors, 'by its card']) if errors else 'its own errors were not measured'})"
 
     def objections(self) -> list[str]:
-        """What the policy requires and the evidence does not speak for; empty without a policy."""
+        """What the policy requires and the evidence does not show; empty without a policy."""
         return [] if self.policy is None else check(self.policy, self.claims())
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Assessment:
 
         Raises:
             FileNotFoundError: no assessment there.
-            ValueError: half of one, or of another version of the format or of a probe.
+            ValueError: it is not complete, or of another version of the format or of a probe.
         """
         folder = Path(folder)
         file = folder / FILE
@@ -306,7 +306,7 @@ class Assessment:
 
 
 def _audit(model: ModelCard) -> Audit | None:
-    """The record of how a model was made. Assessments from before records were compared have their names alone."""
+    """The record of how a model was made; older assessments have its name alone."""
     if model.audit is not None:
         return Audit(**model.audit)
     supplied = model.config.get("audit")
@@ -314,7 +314,5 @@ def _audit(model: ModelCard) -> Audit | None:
 
 
 def _tupled(value: Any) -> Any:
-    """Lists of a JSON file as the tuples that settings are made of."""
-    return (
-        tuple(_tupled(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-    )
+    """Lists of a JSON file as tuples, which settings have."""
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value

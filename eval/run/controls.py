@@ -1,4 +1,4 @@
-"""What erasures are held against: models that never saw the target, and real pictures of it."""
+"""The controls of an assessment, models that never saw the target, and its real pictures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.core.material import FolderMaterial, Material
 from erasure.eval.core.models import Model, Swapped, randomised, whole_model
-from erasure.eval.worldkit.controls import controls_of_world
-from erasure.eval.worldkit.material import material_of_world
 
 # Retrained models that a preset compares with, and models retrained on everything.
 LIMITS = {"smoke": 2, "no-draw": 3, "quick": 2, "standard": 3, "full": 5}
@@ -30,8 +28,8 @@ def controls_for(
 
     Returns:
         As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
-        as it was before it ever saw a target; a denoiser with random weights where there is nothing better, and beside
-        it in the preset "full".
+        before it saw any target; a denoiser with random weights where there is no other control, and in the preset
+        "full".
     """
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
@@ -40,6 +38,8 @@ def controls_for(
         for i, source in enumerate(golds)
     ]
     if base_name(pipe) == WORLD:
+        from erasure.eval.worldkit.controls import controls_of_world
+
         count, twins = (0, 0) if golds else (LIMITS[preset], TWINS[preset])
         found += controls_of_world(suite, pipe, count=count, twins=twins, folder=folder)
     if not found or preset == "full":
@@ -51,17 +51,21 @@ def material_for(suite: Suite, folder: str | Path | None = None) -> Material | N
     """The user's folder of pictures where one is given, the world's scenes for its suites, else nothing."""
     if folder is not None:
         return FolderMaterial(folder, suite.concept.name, also=[concept.name for concept in suite.also])
-    return material_of_world(suite)
+    if suite.base == WORLD:
+        from erasure.eval.worldkit.material import material_of_world
+
+        return material_of_world(suite)
+    return None
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:
-    """The first retrained model, to be judged like an erasure. It stays a control for every other one.
+    """The first retrained model, to be judged like an erasure. It stays a control for the others.
 
-    Put it among the erasures beside all ``controls``: an assessment sees that they are one model, looks at it once, and
-    holds it against the other retrained ones.
+    Put it among the erasures and pass all ``controls``: an assessment recognises that they are one model, draws it
+    once, and compares it with the other retrained ones.
 
     Raises:
-        ValueError: there are not two retrained models: one to judge, one to compare it with.
+        ValueError: there are fewer than two retrained models.
     """
     golds = [model for model in controls if model.role == "gold"]
     if len(golds) < 2 or not isinstance(golds[0].change, Swapped):

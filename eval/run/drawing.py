@@ -1,9 +1,10 @@
-"""The paired pictures: the same prompts and noise on the base and on each erasure, and what detectors see there."""
+"""The paired pictures: the same prompts and noise on the base and on each erasure, and what detectors see in them."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from erasure.eval.core.lengths import refuse_cut
 from erasure.eval.core.metrics import ClipFeatures
 from erasure.eval.core.models import Applied, Model, Swapped, Wraps, check_base, check_restored, models_of
 from erasure.eval.core.pictures import evenly, generate, image_hash, limited
-from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record, Verdict
+from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record
 from erasure.eval.core.tables import named_in
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
@@ -30,17 +31,11 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.runtime import autocast_for
 
 PACKAGES = (
-    "diffusion-erasure",
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "torchmetrics",
-    "numpy",
-    "scipy",
-)
-WIDE = 24  # sentences that a report asks in, one picture each: an interval is about sentences
+    "diffusion-erasure", "torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy",
+)  # fmt: skip
+WIDE = 24  # sentences of a report, one picture each: an interval is about sentences
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
+NOTHING_DRAWN = "No picture was drawn: what the models draw, of the target and of anything else, was not assessed."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Comparison:
 
     Attributes:
         prompts, seeds: what is drawn; every prompt with every seed.
-        detectors, clip: who looks at it.
+        detectors, clip: of its pictures.
         options: of :func:`erasure.eval.core.pictures.generate`.
     """
 
@@ -63,6 +58,8 @@ class Comparison:
     def draw(
         self, pipe: Any, prompts: Sequence[Prompt], *, seeds: Sequence[int], description: str, **more: Any
     ) -> list[list[Image.Image]]:
+        if not prompts:
+            return []
         return generate(
             pipe,
             [prompt.text for prompt in prompts],
@@ -78,7 +75,7 @@ class Comparison:
 
 
 class Drawn(NamedTuple):
-    """One model of an evaluation: the arm, what was seen in its pictures, and what a reader must know of it."""
+    """One model of an evaluation: the arm, what was seen in its pictures, and notes for the reader."""
 
     arm: Arm
     records: list[Record]
@@ -104,10 +101,14 @@ def paired_pictures(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     hash_weights: Callable[[Any], str] | None = None,
+    draw: bool = True,
 ) -> Evaluation:
     """The same prompts and noise drawn by the base, by every erasure and by every control, and what detectors see.
 
-    Numbers alone: arguments and errors are those of :func:`erasure.eval.evaluate`, which says what follows from them.
+    Other arguments and errors are those of :func:`erasure.eval.evaluate`.
+
+    Args:
+        draw: False for content that must not be drawn: every change is applied once, hashed and removed.
     """
     check_base(pipe)
     models = models_of(erasures, controls)
@@ -117,10 +118,10 @@ def paired_pictures(
         "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
         "cache_dir": cache_dir, "progress": progress, "hash_weights": hash_weights or WeightHashes(),
     }  # fmt: skip
-    seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt)))
-    prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit)
-    job = Comparison(suite, prompts, seeds, tuple(detectors), clip, options)
-    notes = [*refuse_cut(pipe, [prompt.text for prompt in prompts]), *_notes(pipe, job, limit)]
+    seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt))) if draw else ()
+    prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit) if draw else ()
+    job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options)
+    notes = [*refuse_cut(pipe, [p.text for p in prompts]), *_notes(pipe, job, limit)] if draw else [NOTHING_DRAWN]
     before = job.options["hash_weights"](pipe)
     _rehearse(pipe, job, models[1:], before)
     drawn = _drawn(pipe, job, models, before, extractors)
@@ -139,10 +140,10 @@ def paired_pictures(
 def _drawn(
     pipe: Any, job: Comparison, models: Sequence[Model], before: str, extractors: Sequence[torch.nn.Module] | None
 ) -> list[Drawn]:
-    """Every model in turn; of the base also other seeds, where distances need them as their null."""
+    """Every model in turn; for the base also other seeds, where distances need them as their null."""
     if extractors is None:
         extractors = () if job.clip is None else (ClipFeatures(job.clip),)
-    distances = Distances(extractors, job.prompts, job.seeds)
+    distances = Distances(extractors if job.prompts else (), job.prompts, job.seeds)
     others = _others(pipe, job, distances.wanted)
     found = []
     for model in models:
@@ -154,10 +155,10 @@ def _drawn(
 
 
 def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
-    """The hash of the weights of one arm, and the pictures they draw; the pipeline is given back as it was."""
+    """The hash of the weights of one arm, and its pictures; the pipeline is restored."""
     with model.on(pipe) as drawn:
         after = before if model.change is None else job.options["hash_weights"](pipe)
-        # A cached picture stands for the weights that drew it; an erasure that works beside them has no such key.
+        # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
         beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
         uncached = {"cache_dir": None} if model.change is not None and beside else {}
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
@@ -184,7 +185,7 @@ def check_request(
 
 
 def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
-    """Apply and remove every change once: one that fails should do so before hours of drawing, not after."""
+    """Apply and remove every change once, so that one that fails does so before hours of drawing."""
     for model in models:
         with model.on(pipe):
             pass
@@ -212,7 +213,7 @@ def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
 
 
 def _notes_about(model: Model, weights: str, before: str, job: Comparison) -> list[str]:
-    """What a reader must know of one erasure: that it changed no weight, and what its method was given by name."""
+    """Notes about one erasure: that it changed no weight, and which names its method was given."""
     if model.change is None:
         return []
     notes = []
@@ -223,7 +224,7 @@ def _notes_about(model: Model, weights: str, before: str, job: Comparison) -> li
 
 
 def _named_to(name: str, erasure: Applied, suite: Suite) -> str:
-    """What was named to the method: erasing and keeping what was named is easier than what was not."""
+    """Which prompts and names the method was given: erasing and keeping those is easier."""
     groups = {"neighbours": suite.neighbours, "unrelated things": suite.unrelated}
     keep = [*erasure.config.get("keep", ()), *erasure.config.get("keep_everyday", ())]
     counts = [f"{named_in(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
@@ -234,54 +235,27 @@ def _named_to(name: str, erasure: Applied, suite: Suite) -> str:
 
 def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
     """What the detectors see in the pictures of one arm: a row for each prompt, a picture for each seed."""
-    flat = [
-        (prompt, seed, image)
-        for prompt, row in zip(job.prompts, images, strict=True)
-        for seed, image in zip(job.seeds, row, strict=True)
-    ]
-    pictures = [image for _, _, image in flat]
-    verdicts = {
-        d.name: verdicts_of(d, pictures, [p.label for p, _, _ in flat], job.suite.attribute) for d in job.detectors
-    }
-    cosines = (
-        [None] * len(flat)
-        if job.clip is None
-        else [float(c) for c in job.clip.cosines(pictures, [p.text for p, _, _ in flat])]
-    )
-    judged = [None] * len(flat) if job.clip is None else _judged(job, job.clip, flat, verdicts)
+    asked, pictures = list(itertools.product(job.prompts, job.seeds)), [image for row in images for image in row]
+    labels, attribute = [prompt.label for prompt, _ in asked], job.suite.attribute
+    verdicts = {detector.name: verdicts_of(detector, pictures, labels, attribute) for detector in job.detectors}
+    cosines: list[float | None] = [None] * len(asked)
+    hits: list[bool | None] = [None] * len(asked)
+    if job.clip is not None:
+        cosines = [float(c) for c in job.clip.cosines(pictures, [prompt.text for prompt, _ in asked])]
+        known = verdicts[job.clip.name] if any(job.clip is detector for detector in job.detectors) else None
+        hits = [v.hit for v in known or verdicts_of(job.clip, pictures, labels, attribute)]
     return [
         Record(
-            arm=arm,
-            prompt=p.text,
-            group=p.group,
-            label=p.label,
-            seed=seed,
-            verdicts={name: given[i] for name, given in verdicts.items()},
-            clip_cosine=cosines[i],
-            image_hash=image_hash(image),
-            clip_hit=judged[i],
-            template=p.template,
-            phrase=p.phrase,
+            arm=arm, prompt=p.text, group=p.group, label=p.label, seed=seed,
+            verdicts={name: own[i] for name, own in verdicts.items()}, clip_cosine=cosines[i], clip_hit=hits[i],
+            image_hash=image_hash(pictures[i]), template=p.template, phrase=p.phrase,
         )
-        for i, (p, seed, image) in enumerate(flat)
-    ]
-
-
-def _judged(
-    job: Comparison,
-    clip: ClipDetector,
-    flat: Sequence[tuple[Prompt, int, Image.Image]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-) -> list[bool | None]:
-    """Zero-shot hits of the judge; where it is one of the detectors too, its verdicts are at hand."""
-    if any(clip is detector for detector in job.detectors):
-        return [verdict.hit for verdict in verdicts[clip.name]]
-    images, labels = [image for _, _, image in flat], [prompt.label for prompt, _, _ in flat]
-    return [verdict.hit for verdict in verdicts_of(clip, images, labels, job.suite.attribute)]
+        for i, (p, seed) in enumerate(asked)
+    ]  # fmt: skip
 
 
 def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: Sequence[Record]) -> list[Picture]:
-    """The pictures of the grid: the first seed of prompts chosen by their place in the suite, never by looks."""
+    """The pictures of the grid: the first seed of prompts that are chosen by their place in the suite."""
     chosen = []
     for group, count in GRID.items():
         members = [i for i, prompt in enumerate(job.prompts) if prompt.group == group]
@@ -298,11 +272,11 @@ def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.
     """Pictures of some prompts by the base with other seeds."""
     seeds = [seed + OTHER_SEEDS for seed in job.seeds]
     prompts = [job.prompts[i] for i in rows]
-    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds") if rows else []
+    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds")
 
 
 def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:
-    """All that is needed to do it again."""
+    """All that is needed to repeat it."""
     scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     return {
         "base": base_name(pipe),
@@ -328,7 +302,7 @@ def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, se
 
 
 def sampler_text(settings: Mapping[str, Any]) -> str:
-    """The sampler in a few words: ``DDIM, 25 steps, guidance 3``; "" where that was not recorded."""
+    """The sampler in words: ``DDIM, 25 steps, guidance 3``; "" where it was not recorded."""
     if not {"scheduler", "num_inference_steps", "guidance_scale"} <= settings.keys():
         return ""
     name = str(settings["scheduler"]).removesuffix("Scheduler")

@@ -1,4 +1,4 @@
-"""The evaluation: the paired pictures, and what the four probes that read nothing else licence one to say."""
+"""The evaluation: the paired pictures, and the four probes that read them alone."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def evaluate(
     """Compare a pipeline with each of its erasures on a suite: an assessment by the paired pictures alone.
 
     Args:
-        pipe: the unmodified pipeline. It is handed back unmodified, or a RuntimeError says which erasure broke it.
+        pipe: the unmodified pipeline; it is returned unmodified.
         erasures: name of the arm to erasure.
         suite: prompts, groups and sampler settings.
-        detectors: at least one. With two independent ones the report says how far they agree, and the one that sees
-            the target most, of those that recognise the base's, speaks.
+        detectors: at least one. With several the report has their agreement, and claims use the least favourable of
+            those that recognise the base's target.
         controls: models that never saw the target (retrained, or null), drawn like every arm; no claim is made of them.
-        clip: an open_clip model that had no part in training; adds the cosine of every picture with its prompt.
-        extractors: feature extractors for distances of kept (non-target) pictures from the base's own, each with a
-            ``name``; see :mod:`erasure.eval.core.distances`. By default the image features of ``clip``, where there is
-            one; () for none. With one picture a prompt they cost one more set of base pictures, for the null.
+        clip: an open_clip model that was not used in training; adds the cosine of every picture with its prompt.
+        extractors: feature extractors for distances of kept (non-target) pictures from the base's, each with a
+            ``name``; see :mod:`erasure.eval.core.distances`. By default the image features of ``clip``; () for none.
+            With one picture per prompt they need one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
-        limit: at most so many prompts per group, spread evenly. For trying things out; no claim is made then.
-        wide: ask in so many sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
+        limit: at most this many prompts per group, spread evenly, for a trial; no claim is made then.
+        wide: number of sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
-        hash_weights: a :class:`~erasure.eval.core.hashes.WeightHashes` that knows the models already.
+        hash_weights: a :class:`~erasure.eval.core.hashes.WeightHashes` that has hashed the models already.
 
     Raises:
         TooLong: prompts do not fit the text encoder, which would cut them.
         ValueError: no detector, two of one name, an arm called "base", or a pipeline that is wrapped or already carries
             an erasure; see :func:`erasure.eval.core.models.check_base`.
-        RuntimeError: an erasure did not give the weights back. Each is applied and removed once before any drawing.
+        RuntimeError: an erasure did not restore the weights. Each is applied and removed once before any drawing.
     """
     return assessment_of(paired_pictures(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
@@ -74,10 +74,8 @@ def evaluate(
 
 
 def assessment_of(evaluation: Evaluation) -> Assessment:
-    """What paired pictures alone licence one to say: the probes that need no model, put to every detector's verdicts.
-
-    For evaluations that were stored without their probes as well.
-    """
+    """An assessment by paired pictures alone, of a new or a stored evaluation: the probes that need no model, by every
+    detector."""
     cards = [_card(arm, evaluation.arms[0]) for arm in evaluation.arms]
     cells = [_cell(probe, card.name, evaluation) for probe in PICTURED for card in cards]
     settings = {**evaluation.settings, "sampler": sampler_text(evaluation.settings)}
@@ -85,7 +83,7 @@ def assessment_of(evaluation: Evaluation) -> Assessment:
 
 
 def _card(arm: Arm, base: Arm) -> ModelCard:
-    """One model. Evaluations from before kinds were kept have what follows from weights and settings."""
+    """One model. In older evaluations the kind is inferred from weights and settings."""
     if arm.kind:
         kind = arm.kind
     elif arm.role != "erased" or arm == base:
@@ -99,9 +97,10 @@ def _card(arm: Arm, base: Arm) -> ModelCard:
 
 
 def _cell(key: str, model: str, evaluation: Evaluation) -> Cell:
-    """What every detector saw of one probe's question in the pictures of one model."""
+    """The observations of one probe in the pictures of one model, by every detector."""
     probe = probe_class(key)()
-    assert isinstance(probe, Pictured)  # by the table
+    if not isinstance(probe, Pictured):
+        raise TypeError(f"{key} is in PICTURED and reads no stored pictures; make it a subclass of Pictured")
     rows: list[Observation] = []
     reasons: list[str] = []
     for detector in evaluation.detectors:
@@ -111,5 +110,5 @@ def _cell(key: str, model: str, evaluation: Evaluation) -> Cell:
             reasons.append(str(reason))
             continue
         rows += [dataclasses.replace(row, facts={**row.facts, DETECTOR: detector}) for row in found]
-    missing = None if rows else "; ".join(dict.fromkeys(reasons)) or "no detector looked at the pictures"
+    missing = None if rows else "; ".join(dict.fromkeys(reasons)) or "no detector judged the pictures"
     return Cell(key, probe.version, probe.settings(), model, {"pictures": evaluation.key}, tuple(rows), missing)

@@ -1,8 +1,7 @@
-"""Estimates with intervals, comparisons of pairs, tests: what a number from an evaluation is worth.
+"""Estimates with intervals.
 
-``estimate`` has the rate and the mean, ``paired`` changes on the same noise, ``tests`` p-values and what was chosen for
-being extreme, ``several`` rates looked at together, ``agreement`` kappa and the ROC curve, ``resample`` what is drawn
-together.
+``estimate`` has rates and means, ``paired`` changes on the same noise, ``tests`` p-values and chosen extremes,
+``several`` bounds for several rates, ``agreement`` kappa and the ROC curve, ``resample`` the bootstrap.
 """
 
 from erasure.eval.stats.agreement import auc, auc_gap, kappa
@@ -19,7 +18,9 @@ from erasure.eval.stats.resample import (
     Trained,
     effective_n,
     effective_size,
+    ratio_limits,
     t_half_width,
+    tails,
     weights,
 )
 from erasure.eval.stats.several import above, worst_upper
@@ -30,6 +31,6 @@ RESAMPLED = "cluster bootstrap by prompt"
 __all__ = [
     "ASSUMED_CORRELATION", "FLIPS", "LEVEL", "ONE_RUN", "RESAMPLED", "RESAMPLES", "Asked", "Crossed", "Estimate",
     "Kept", "Trained", "above", "auc", "auc_gap", "difference", "effective_n", "effective_size", "holm", "kappa",
-    "lost_most", "mean", "paired_changes", "paired_score", "rate", "ratio", "residual", "sign_flip", "t_half_width",
-    "weights", "wilson", "worst_stratum", "worst_upper",
+    "lost_most", "mean", "paired_changes", "paired_score", "rate", "ratio", "ratio_limits", "residual", "sign_flip",
+    "t_half_width", "tails", "weights", "wilson", "worst_stratum", "worst_upper",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far two judgements agree, and how far a score tells two kinds apart.
+"""How far two detectors agree, and how well a score separates two kinds.
 
 References: Cohen 1960 (kappa); Newcombe 2006, Statistics in Medicine 25, 559-573; DeLong et al. 1988; Zou 2007.
 """
@@ -64,7 +64,7 @@ def auc_gap(
 
     Args:
         mine: scores of the positives and of the negatives.
-        controls: the same of each control. They are taken as they are: their number narrows nothing.
+        controls: the same of each control. The interval takes them as given.
 
     The limits of both areas are combined as squares (Zou 2007, Psychological Methods 12, 399-413) with the areas'
     correlation after DeLong et al. 1988, so that a gap between two perfect scores has a width too.

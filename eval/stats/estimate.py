@@ -1,11 +1,10 @@
-"""Estimates with intervals: what a number from an evaluation is worth.
+"""Estimates with intervals.
 
-The unit is one picture, its cluster the prompt, or the template and the phrase it is made of
-(:mod:`erasure.eval.stats.resample`).
+The unit is one picture; its cluster is the prompt, or its template and phrase (:mod:`erasure.eval.stats.resample`).
 
 An interval of a rate, or of a change of one, is the wider at each end of two: the percentile bootstrap over clusters,
-which knows how alike their pictures are but collapses when few of them differ, and a score interval on an effective
-number of pictures, which never collapses but has to assume how alike they are. So none of n never reads as never.
+which measures how similar their pictures are but collapses when few of them differ, and a score interval on an
+effective number of pictures, which never collapses but assumes how similar they are.
 
 References: Wilson 1927 (score interval); Miller 2024, arXiv 2411.00640 (clustered errors for evaluations).
 """
@@ -24,17 +23,17 @@ from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, resamp
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its interval and its story; never a bare float.
+    """A number with its interval.
 
     Attributes:
-        value: the point estimate, or None when there is none (then ``reason`` says why). Never 0 for "unknown".
+        value: the point estimate; None for "unknown" (then ``reason`` says why), never 0.
         low, high: limits of the 95 % interval, or None.
-        method: how the interval was made.
-        n: observations that entered.
-        clusters: prompts they belong to.
-        excluded: observations left out because they had no value.
+        method: of the interval.
+        n: number of observations.
+        clusters: number of prompts.
+        excluded: observations without a value.
         reason: why there is no value, or no interval.
-        size: how many independent observations they are worth in a score interval; None where there is none.
+        size: effective number of independent observations of a score interval; None without one.
     """
 
     value: float | None

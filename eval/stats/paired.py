@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
 from erasure.eval.stats.estimate import Estimate, present
-from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, resampled_by, tails, weights, wider
+from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, ratio_limits, resampled_by, weights, wider
 
 
 def paired_score(gained: float, lost: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
@@ -63,8 +63,8 @@ def difference(
     """The change in a rate, after minus before, over pairs of pictures that share prompt and noise.
 
     Args:
-        copies: how many times each picture stands on one side, to be paired with those of several models. Copies are
-            no further pictures, and narrow nothing.
+        copies: how often each picture is repeated on one side, to be paired with those of several models. Copies do
+            not narrow the interval.
 
     The wider at each end of the bootstrap of prompts over the paired differences and Tango's paired score interval on
     the effective number of pairs.
@@ -92,10 +92,10 @@ def residual(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """How much of what a model that saw the target shows beyond one that never did is left: (e - g) / (b - g).
+    """How much of the target is left, between models that never saw it and models that did: (e - g) / (b - g).
 
-    0 is as a model that never saw it, 1 as one that did; below 0 is suppressed beyond that, above 1 found more easily
-    than there. Never clipped.
+    0 is as a model that never saw it, 1 as one that did. Below 0 it is suppressed further, above 1 found more easily.
+    Never clipped.
 
     Args:
         erased: one value per picture.
@@ -103,8 +103,9 @@ def residual(
         controls: the same for each of K models that never saw the target; g is their mean.
         clusters: the prompt of each picture.
 
-    The interval is the wider at each end of the bootstrap, which draws prompts, controls and those that saw together,
-    and of the paired interval of e - g at the estimated b - g. No value unless b - g is positive.
+    The interval is the wider at each end of the bootstrap (:func:`ratio_limits`), which draws prompts, controls and
+    those that saw together, and of the paired interval of e - g at the estimated b - g. No value unless b - g is
+    positive, and no interval unless it is clearly so.
     """
     rows = list(zip(erased, *saw, *controls, strict=True))
     kept = [i for i, row in enumerate(rows) if None not in row]
@@ -133,24 +134,27 @@ def residual(
 
     never, those = mixed(g, seed + 1), mixed(b, seed + 2)
     above, below = (np.round(x - never, 9) for x in (prompts @ e, those))  # a difference of 1e-16 is none
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.nanquantile(above / below, tails())
+    drawn = prompts.any(axis=1)  # draws of crossed factors may have no picture
+    limits = ratio_limits(above[drawn], below[drawn])
     method = f"{resampled_by(names)} and control, wider of that and the paired interval"
-    if not np.isfinite([low, high]).all():  # in too many draws the base shows no more than the controls
-        reason = "models that saw the target show too little more of it than those that never did for an interval"
+    if limits is None:
+        reason = "no interval: models that saw the target do not clearly show more of it than those that never did"
         return Estimate(value, None, None, method, len(kept), len(index), excluded, reason)
     count, flat = len(controls), [control[i] for control in controls for i in kept]
     gap = difference(flat, [erased[i] for i in kept] * count, names * count, copies=count, seed=seed)
     scale = span / len(kept)
     if gap.low is not None and gap.high is not None:
-        low, high = min(low, gap.low / scale), max(high, gap.high / scale)
-    return Estimate(value, float(low), float(high), method, len(kept), len(index), excluded)
+        limits = wider(limits, (gap.low / scale, gap.high / scale))
+    return Estimate(value, *limits, method, len(kept), len(index), excluded)
 
 
 def ratio(
     top: Sequence[float | None], bottom: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int = 0
 ) -> Estimate:
-    """The ratio of two means over the same clusters, drawn together; no value where the lower one is not positive."""
+    """The ratio of two means over the same clusters, drawn together (:func:`ratio_limits`).
+
+    No value unless the lower mean is positive, and no interval unless it is clearly so.
+    """
     kept = [i for i, (t, b) in enumerate(zip(top, bottom, strict=True)) if t is not None and b is not None]
     excluded = len(top) - len(kept)
     above, below = (np.array([values[i] for i in kept], dtype=float) for values in (top, bottom))
@@ -160,12 +164,11 @@ def ratio(
     index = {name: i for i, name in enumerate(dict.fromkeys(clusters[i] for i in kept))}
     at, value = [index[clusters[i]] for i in kept], float(above.sum() / below.sum())
     draws = weights(list(index), seed)
-    tops, bottoms = (draws @ np.bincount(at, x, len(index)) for x in (above, below))
-    if len(index) < 2 or (bottoms <= 0).mean() > 1 - LEVEL:
+    limits = ratio_limits(*(draws @ np.bincount(at, x, len(index)) for x in (above, below)))
+    if len(index) < 2 or limits is None:
         reason = "one cluster gives no interval" if len(index) < 2 else "what it is divided by may be zero"
         return Estimate(value, None, None, "ratio of means", len(kept), len(index), excluded, reason)
-    low, high = np.quantile((tops / bottoms)[bottoms > 0], tails())
-    return Estimate(value, float(low), float(high), resampled_by(list(index)), len(kept), len(index), excluded)
+    return Estimate(value, *limits, resampled_by(list(index)), len(kept), len(index), excluded)
 
 
 def paired_changes(before: Sequence[float | None], after: Sequence[float | None]) -> list[float | None]:

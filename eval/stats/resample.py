@@ -1,9 +1,9 @@
-"""What is drawn together: clusters, crossed clusters, and the weights that stand for drawing them anew.
+"""The bootstrap over clusters and crossed clusters.
 
-Pictures resemble each other for several reasons at once. Those of one prompt share everything but the noise; prompts
-share a template ("a noto drawing of {}") or a phrase ("caped hero"); pictures after one training share that training.
-An interval that draws prompts alone takes six prompts of one bad template for six independent facts. So both factors
-are drawn, each on its own, and a picture counts as often as the product of the two says.
+Pictures are similar for several reasons. Those of one prompt share everything but the noise; prompts share a template
+("a noto drawing of {}") or a phrase ("caped hero"); pictures after one training share that training. Six prompts of one
+bad template are not six independent observations. So both factors are resampled separately, and a picture counts by the
+product of the two weights.
 
 References: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 386-411; Owen and Eckles 2012,
 "Bootstrapping data arrays of arbitrary order", Annals of Applied Statistics 6, 895-927: the product of the weights of
@@ -23,18 +23,18 @@ from scipy import stats as scipy_stats
 RESAMPLES = 2000
 LEVEL = 0.95
 ASSUMED_CORRELATION = 0.3  # of pictures of one prompt, in the score intervals
-FEW = 5  # factors with at most so many levels get a t interval too: a bootstrap of three runs is too narrow
+FEW = 5  # factors with at most this many levels get a t interval, too: a bootstrap of three runs is too narrow
 
 
 @dataclasses.dataclass(frozen=True)
 class Crossed:
-    """A cluster with two reasons to resemble others: in place of a prompt wherever clusters are given.
+    """A cluster of two factors, in place of a prompt wherever clusters are given.
 
     Class attributes:
         first_correlation, second_correlation: assumed in score intervals for pictures that share one factor only.
         both_correlation: for those that share both.
         by: the factors, in words.
-        drawn: how many of them are a sample of others; the second may be a list that is meant as it stands.
+        drawn: how many of them are resampled; the second may be a fixed list.
     """
 
     first: Hashable
@@ -58,10 +58,7 @@ class Asked(Crossed):
 
 @dataclasses.dataclass(frozen=True)
 class Kept(Crossed):
-    """A prompt for something kept: its template, and the label, which stands for no other label.
-
-    What is said of "these nine neighbours" is about them, so templates are drawn and labels are not.
-    """
+    """A prompt for something kept: its template, and the label. Labels are fixed, so only templates are resampled."""
 
     first_correlation: ClassVar[float] = 0.1
     by: ClassVar[tuple[str, str]] = ("template", "label")
@@ -70,11 +67,7 @@ class Kept(Crossed):
 
 @dataclasses.dataclass(frozen=True)
 class Trained(Crossed):
-    """A prompt after one of several trainings: the run, and the prompt.
-
-    No correlation of a run is assumed where the runs do not differ: three runs cannot exclude any, and what they do
-    differ by is in the interval.
-    """
+    """A prompt after one of several trainings: the run, and the prompt. No correlation within a run is assumed."""
 
     second_correlation: ClassVar[float] = ASSUMED_CORRELATION
     by: ClassVar[tuple[str, str]] = ("run", "prompt")
@@ -87,7 +80,7 @@ def crossed(units: Sequence[Hashable]) -> list[Crossed]:
 
 
 def factors(units: Sequence[Hashable]) -> dict[str, list[Hashable]]:
-    """What is drawn: the name of each factor to its level of every unit; those with one level are left out.
+    """The factors to resample: name to the level of every unit; those with one level are left out.
 
     Clusters that are not crossed are one factor, "prompt". If no factor has two levels, the second stays.
     """
@@ -100,10 +93,9 @@ def factors(units: Sequence[Hashable]) -> dict[str, list[Hashable]]:
 
 
 def weights(units: Sequence[Hashable], seed: int) -> np.ndarray:
-    """How often each of some distinct units counts in every resample: ``(resamples, units)``.
+    """The weight of each distinct unit in every resample: ``(resamples, units)``.
 
-    Units of one factor are drawn with replacement. Crossed ones count by the product of how often their two levels
-    were drawn.
+    Levels are drawn with replacement; crossed units have the product of the weights of their two levels.
     """
     product = np.ones((RESAMPLES, len(units)))
     for number, levels in enumerate(factors(units).values()):
@@ -125,12 +117,29 @@ def resampled_means(values: np.ndarray, units: Sequence[Hashable], seed: int) ->
 
 
 def bootstrap(values: np.ndarray, units: Sequence[Hashable], seed: int, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile limits of the mean when whole levels are drawn, and of the t interval where a factor has few."""
+    """Percentile limits of the mean, no narrower than the t interval of a factor with few levels."""
     low, high = np.nanquantile(resampled_means(values, units, seed), tails(level))
     limits = float(low), float(high)
     for few in few_levels(values, units, level):
         limits = wider(limits, few)
     return limits
+
+
+def ratio_limits(tops: np.ndarray, bottoms: np.ndarray) -> tuple[float, float] | None:
+    """95 % limits of a ratio from draws of its two parts; None where they are infinite.
+
+    The interval is Fieller's: every r for which ``top - r bottom`` may be 0. A draw with a bottom of 0 or less allows
+    every r that is large enough and every r that is small enough, so it counts as infinite for the upper limit and as
+    minus infinite for the lower one. With 2.5 % of such draws no number is excluded.
+
+    Reference: Fieller 1954, "Some problems in interval estimation", Journal of the Royal Statistical Society B 16.
+    """
+    positive, (tail, top) = bottoms > 0, tails()
+    ratios = np.divide(tops, bottoms, out=np.zeros(len(tops)), where=positive)
+    with np.errstate(invalid="ignore"):
+        low = float(np.quantile(np.where(positive, ratios, -np.inf), tail))
+        high = float(np.quantile(np.where(positive, ratios, np.inf), top))
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 def few_levels(values: np.ndarray, units: Sequence[Hashable], level: float = LEVEL) -> list[tuple[float, float]]:
@@ -152,7 +161,7 @@ def t_half_width(means: Sequence[float] | np.ndarray, *, level: float = LEVEL) -
 
 
 def resampled_by(units: Sequence[Hashable]) -> str:
-    """How units are drawn, in words; what is not in it when there was one run only."""
+    """How units are resampled, in words."""
     names = list(factors(units))
     text = f"cluster bootstrap by {' and '.join(names)}"
     return text + ONE_RUN if units and isinstance(units[0], Trained) and "run" not in names else text
@@ -167,7 +176,7 @@ def effective_n(n: int, clusters: int, *, correlation: float = ASSUMED_CORRELATI
 
 
 def effective_size(units: Sequence[Hashable], *, copies: int = 1) -> float:
-    """The same for pictures with their clusters: of crossed ones, those that share one factor count too.
+    """The same from the cluster of each picture, crossed or not.
 
     n / (1 + r_12 s_12 + r_1 s_1 + r_2 s_2), with s the mean number of other pictures that share both factors, only the
     first, only the second, and r the assumed correlations.
@@ -186,7 +195,7 @@ def effective_size(units: Sequence[Hashable], *, copies: int = 1) -> float:
         kind.by[0]: kind.first_correlation * (sharing([unit.first for unit in pairs]) - both),
         kind.by[1]: kind.second_correlation * (sharing([unit.second for unit in pairs]) - both),
     }
-    # A factor with one level is no sample of its kind: what is said holds for that level, and it costs nothing.
+    # A factor with one level is not resampled: the result holds for that level.
     return n / (1 + kind.both_correlation * max(0.0, both - 1) + sum(alike[name] for name in names))
 
 

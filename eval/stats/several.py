@@ -1,4 +1,4 @@
-"""Several rates looked at together: a bound for the largest, and which of them are above a limit. Holm 1979."""
+"""Several rates: a bound for the largest, and which of them are above a limit. Holm 1979."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from erasure.eval.stats.tests import holm
 
 
 def worst_upper(rates: Sequence[Estimate], *, level: float = LEVEL) -> float:
-    """An upper bound for the largest of several rates, adjusted for looking at all of them.
+    """An upper bound for the largest of several rates, adjusted for multiplicity.
 
     The smallest u for which Holm's procedure rejects "this rate is at least u" for every one of them, by Wilson's score
     test on the effective number, one-sided at (1 - level) / 2 as the upper end of an interval is; and never less than
@@ -35,7 +35,7 @@ def worst_upper(rates: Sequence[Estimate], *, level: float = LEVEL) -> float:
 
 
 def above(rates: Sequence[Estimate], limit: float, *, level: float = LEVEL) -> list[bool]:
-    """Which of several rates are above a limit, adjusted for looking at all of them.
+    """Which of several rates are above a limit, adjusted for multiplicity.
 
     By Wilson's score test of "this rate is at most ``limit``" on the effective number, one-sided at (1 - level) / 2,
     with Holm's adjustment; and only where the lower end of the rate's own interval is above the limit too. Rates

@@ -1,4 +1,4 @@
-"""Tests, and numbers that were chosen for being extreme: the worst stratum, the labels that lost most.
+"""Tests, and estimates of extremes that were chosen: the worst stratum, the labels that lost most.
 
 References: Holm 1979; Romano and Wolf 2005, Econometrica 73, 1237-1282 (the null of a minimum by permutation).
 """
@@ -14,7 +14,7 @@ from erasure.eval.stats.estimate import Estimate, exact, present
 from erasure.eval.stats.paired import difference, paired_changes
 from erasure.eval.stats.resample import LEVEL, RESAMPLES, Asked, crossed, effective_n, factors, tails
 
-EXACT = 13  # up to so many prompts with a net change, all sign patterns are counted; above, FLIPS random ones
+EXACT = 13  # up to this many prompts with a net change, all sign patterns are counted; above, FLIPS random ones
 FLIPS = 9999
 FEWEST = 3  # pictures of a template or phrase, for it to be a stratum
 
@@ -24,8 +24,8 @@ def sign_flip(
 ) -> float | None:
     """Two-sided p-value of a paired change: how often random signs of the prompts' changes give one as large.
 
-    Without an effect each prompt's net change could as well have had the other sign, whatever the pictures of a prompt
-    have in common. With one picture per prompt this is McNemar's exact test. None when there are no pairs.
+    Without an effect, each prompt's net change could have had the other sign. With one picture per prompt this is
+    McNemar's exact test. None without pairs.
     """
     changes, names, _ = present(paired_changes(before, after), clusters)
     if not len(changes):
@@ -41,7 +41,7 @@ def sign_flip(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment for looking at several p-values at once; missing ones stay missing and are not counted."""
+    """Holm's adjustment of several p-values; missing ones stay missing and are not counted."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -58,9 +58,9 @@ def worst_stratum(hits: Sequence[float | None], clusters: Sequence[Hashable]) ->
         hits: one entry per picture.
         clusters: crossed ones; others have no strata.
 
-    The highest of k rates is high by chance too. Its interval is the exact one (Clopper and Pearson 1934) at
-    1 - 0.05 / k (Bonferroni) on the effective number, so it holds whichever stratum comes out. Only strata of three
-    pictures or more compete; of equal rates the one with more pictures is taken.
+    The highest of k rates may be high by chance. Its interval is the exact one (Clopper and Pearson 1934) at
+    1 - 0.05 / k (Bonferroni) on the effective number, so it holds for any choice. Only strata of three pictures or more
+    compete; of equal rates the one with more pictures is taken.
     """
     values, names, _ = present(hits, clusters)
     if not crossed(names) or not isinstance(names[0], Asked):
@@ -100,13 +100,12 @@ def lost_most(
         groups: its group, "Batman".
         count: how many groups are averaged.
 
-    The lowest of many changes lies below zero for two equal models too: by 9 points for the lowest three of nine labels
-    with twelve pictures each. What chance gives is found by flipping the signs of prompts and choosing the lowest anew
-    each time: for the p-value the signs of their net changes, which could as well have been the other ones if the
-    models were equal; for the value and its interval those of what each prompt's change differs from its group's, so
-    that a group that was truly lost is not taken for noise. The value is the mean of the lowest changes minus the mean
-    of chance, the interval minus its 97.5 and 2.5 % quantiles, and never narrower than the paired interval of the
-    chosen groups.
+    The lowest of many changes is below zero for two equal models, too: by 9 points for the lowest three of nine labels
+    with twelve pictures each. The distribution by chance comes from random signs of the prompts, with a new choice of
+    the lowest each time. For the p-value these are signs of their net changes, as if the models were equal; for the
+    value and its interval, signs of the differences between a prompt's change and its group's, so that a true loss does
+    not count as noise. The value is the mean of the lowest changes minus the mean by chance, the interval minus its
+    97.5 and 2.5 % quantiles, and never narrower than the paired interval of the chosen groups.
     """
     pairs = zip(paired_changes(before, after), groups, clusters, strict=True)
     found = [(change, (group, cluster)) for change, group, cluster in pairs if change is not None]
@@ -133,8 +132,8 @@ def lost_most(
     chosen = [labels[i] for i in np.argsort(means, kind="stable")[:count]]
     kept = [(change, unit) for change, unit in found if unit[0] in chosen]
     paired = difference([0.0] * len(kept), [change for change, _ in kept], [unit for _, unit in kept])
-    assert paired.value is not None and paired.low is not None and paired.high is not None  # there are pairs
-    low = min(lowest - float(top), value + paired.low - paired.value)
-    high = max(lowest - float(tail), value + paired.high - paired.value)
+    middle, *ends = (x or 0.0 for x in (paired.value, paired.low, paired.high))  # there are pairs, so all are known
+    low = min(lowest - float(top), value + ends[0] - middle)
+    high = max(lowest - float(tail), value + ends[1] - middle)
     method = f"minus the lowest {count} of {len(labels)} by chance, wider of that and the paired interval"
     return Estimate(value, max(-1.0, low), high, method, paired.n, paired.clusters, excluded), chosen, p_value

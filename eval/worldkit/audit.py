@@ -29,16 +29,15 @@ from erasure.world.train import SCOPE, config, scenes_hash, stored_model, traini
 
 
 def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | None = None) -> UnlearningRecord:
-    """The record of a model of Emoji World retrained without a target, from its file and the world's own facts.
+    """The record of a model of Emoji World retrained without a target, from its file and the world's facts.
 
-    One segment, from the shared start to the result, which ``erasure.world.retrain.retrain`` trains again. The start
-    never saw a target, as the world's manifest has it for the phases before; that part is not replayed here.
+    It has one segment, from the shared start to the result, which ``erasure.world.retrain.retrain`` trains again. By
+    the world's manifest the start never saw a target; its own training is not replayed here.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a retrained model, or of other data than this version of the world has.
     """
-
     file = Path(file)
     if not file.exists() or not file.stem.rpartition("-")[2].isdigit():
         raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
@@ -80,12 +79,12 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
 
 
 def bits_of(facts: Mapping[str, Any]) -> int:
-    """How many bits a weight a retrained model's file has; those of the first edition do not say."""
+    """The bits per weight in a retrained model's file; 8 in the first edition."""
     return int(facts.get("bits", 8))
 
 
 def _definition(without: str | None, share: float) -> str:
-    """Which scenes a retrained model's training leaves out."""
+    """Which scenes the training leaves out."""
     if without is None:
         return "nothing is left out: the twin of the models that are retrained without a target"
     text = (
@@ -96,16 +95,15 @@ def _definition(without: str | None, share: float) -> str:
 
 
 def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *, device: str = "cpu") -> Replay:
-    """What :func:`verify` asks for: the training of a model of :func:`record_of_gold`, once more, from its start.
+    """The replay for :func:`verify`: the training of a model of :func:`record_of_gold` from its start.
 
     Args:
-        file: the retrained model. It is not touched.
-        out: folder for the checkpoints of the replay; an interrupted one goes on there.
+        file: the retrained model; it is not changed.
+        out: folder for the checkpoints; an interrupted replay continues there.
 
     Raises:
         ValueError: when replayed, if the start is not the recorded one.
     """
-
     file, facts = Path(file), gold_facts(Path(file))
     folder = file.parent / "start"
 
@@ -123,17 +121,17 @@ def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *,
 
 
 def record_file(gold: Path) -> Path:
-    """Where the record of a retrained model lies: beside it."""
+    """The file of a retrained model's record, beside it."""
     return gold.with_suffix(".record.json")
 
 
 def replay_file(gold: Path) -> Path:
-    """Where the result of replaying that record lies."""
+    """The file of the result of replaying that record."""
     return gold.with_suffix(".replay.json")
 
 
 def write_replay(gold: Path, record: UnlearningRecord, result: Verification) -> Path:
-    """Write down that a record was replayed, when, and how near it came; a failed replay is not written.
+    """Write the result and date of a replay that passed.
 
     Raises:
         ValueError: the replay did not pass.
@@ -146,15 +144,15 @@ def write_replay(gold: Path, record: UnlearningRecord, result: Verification) -> 
 
 
 def audited(gold: Path, model: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """What the record beside a retrained model of Emoji World says of it; None without a record.
+    """The facts of the record beside a retrained model of Emoji World; None without a record.
 
     Args:
-        model: its ``unet`` and ``text_encoder`` as the file has them, in float32.
+        model: its ``unet`` and ``text_encoder`` from the file, in float32.
 
     Returns:
-        ``digest`` of the record, its ``target``, the ``weights`` it ends in (:func:`hash_of`), the ``parts`` they are
-        of, and ``replayed``: the date of a replay that passed, "" without one. An assessment compares the weights with
-        those that it judges (:func:`judged`).
+        ``digest`` of the record, its ``target``, the ``weights`` at its end (:func:`hash_of`), their ``parts``, and
+        ``replayed``: the date of a replay that passed, "" without one. An assessment compares the weights with those
+        that it judges (:func:`judged`).
 
     Raises:
         ValueError: the record is of other weights.

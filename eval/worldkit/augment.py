@@ -1,9 +1,8 @@
-"""What a detector of Emoji World learns from: scenes with known answers, degraded as a generator would degrade them.
+"""Training data of Emoji World's detectors: scenes with known labels, degraded.
 
-A generator's pictures are softer, noisier and less exact in shape than the renders its detectors learn from, so
-training views are warped, blurred, resampled, tinted, compressed and sprinkled with noise, in one of two recipes.
-Nothing here ever passes a picture through the generator's autoencoder: the detectors stay independent of the model
-they judge.
+Generated pictures are softer, noisier and less exact in shape than renders, so the views are warped, blurred,
+resampled, tinted, compressed and noised, by one of two recipes. The generator's autoencoder is not used, so that the
+detectors are independent of the model that they judge.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.detectors.classifier import labels
+from erasure.eval.worldkit.classifier import labels
 from erasure.world.scenes import Scene, compose, place, render, sample_scene
 from erasure.world.spec import spec
 
@@ -63,8 +62,7 @@ def draw_scenes(rng: np.random.Generator, n: int, *, pairs: float = 0.0, held_ou
 
     Args:
         pairs: share of scenes with two objects.
-        held_out: share of combinations the generator never trains on. 0.06 is their natural share, so that the
-            detectors learn no habit from their absence.
+        held_out: share of combinations that the generator never trains on. 0.06 is their natural share.
     """
     world = spec()
     concepts, styles = list(world.concepts), list(world.styles)
@@ -72,7 +70,7 @@ def draw_scenes(rng: np.random.Generator, n: int, *, pairs: float = 0.0, held_ou
 
 
 def scene_views(scenes: Sequence[Scene]) -> Views:
-    """Render scenes and write down their answers."""
+    """Rendered scenes with their labels."""
     return Views(
         np.stack([np.asarray(render(scene)) for scene in scenes]),
         np.stack([index("concept", (scene.concepts[0], scene.concepts[-1])) for scene in scenes]),
@@ -139,7 +137,7 @@ def _shuffled(rng: np.random.Generator, background: str) -> np.ndarray:
 
 
 def _blobs(rng: np.random.Generator, background: str) -> np.ndarray:
-    """A lump of smooth random colour, the shape an object might have, on a background."""
+    """A blob of smooth random colour on a background."""
     size = spec().size
     colours = _resize(rng.uniform(0, 255, (int(rng.integers(2, 9)),) * 2 + (3,)).astype(np.float32), size)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]

@@ -1,8 +1,7 @@
 """The quality gate of Emoji World: does its base model draw what it is asked for?
 
-Every figure of an evaluation is relative to what the base model can do, so a world whose base misses its own prompts is
-of no use. :func:`check` asks for everything the world knows, lets detectors look, each alone and all together, and
-compares with the gate.
+Every figure of an evaluation is relative to the base model, so the base must draw its own prompts. :func:`check` draws
+everything that the world has, and compares the verdicts of each detector, and of all together, with the gate.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from PIL import Image, ImageDraw
 
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.base import Detector, DetectorCard
-from erasure.eval.detectors.classifier import both_present
 from erasure.eval.detectors.mean import MeanDetector
 from erasure.eval.stats import Estimate, rate
+from erasure.eval.worldkit.classifier import both_present
 from erasure.io import write_atomically
 from erasure.runtime import autocast_for
 from erasure.world.scenes import prompt
@@ -40,10 +39,10 @@ REPORTED = ("never-trained style", "never-trained background", "descriptions", "
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One prompt and what a true picture of it shows; None where the prompt leaves it open.
+    """One prompt and what a correct picture shows; None where the prompt leaves it open.
 
     Attributes:
-        figure: the line of the check that it counts towards.
+        figure: the line of the check that it counts for.
         concepts: acceptable concepts; with ``pair`` both must be present.
     """
 
@@ -57,7 +56,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What the gate found.
+    """The result of a check.
 
     Attributes:
         figures: figure -> detector name -> rate with its 95 % interval.
@@ -90,7 +89,7 @@ class Check:
         write_atomically(Path(path), card(self))
 
     def contact_sheet(self, path: str | Path) -> None:
-        """Save the pictures that were judged, for checking the detectors by eye."""
+        """Save the pictures that were judged, to inspect them."""
         contact_sheet([image for _, image in self.pictures], [ask.text for ask, _ in self.pictures], path)
 
 
@@ -113,12 +112,11 @@ def check(
 
     Args:
         pipe: a pipeline of the world.
-        detectors: one or more. Each is reported; of several, the gate is held to what all of them say together
-            (:class:`~erasure.eval.detectors.mean.MeanDetector`), which takes fewer right pictures for wrong ones.
+        detectors: one or more. Each is reported; of several, the gate uses their mean
+            (:class:`~erasure.eval.detectors.mean.MeanDetector`), which errs less.
         num_inference_steps, guidance_scale: of the sampler.
         per_concept: pictures per concept for the first figure, at most one of each style on each background that
-            training saw; lower it for a quick look, at wider intervals. Every other figure has its own fixed number of
-            prompts.
+            training saw; lower it for a quick look with wider intervals. Every other figure has a fixed number.
         progress: show a progress bar.
         concepts, styles: what the model was trained on; give them for a model retrained without something.
         seed: of the noise.
@@ -137,33 +135,17 @@ def check(
     asked = list(asks(per_concept, concepts=concepts, styles=styles))
     sampler: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     drawn = generate(
-        pipe,
-        [ask.text for ask in asked],
-        seeds=(seed,),
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        progress=progress,
-        autocast=autocast,
-        description="world check",
-        **sampler,
-    )
+        pipe, [ask.text for ask in asked], seeds=(seed,), batch_size=batch_size, cache_dir=cache_dir,
+        progress=progress, autocast=autocast, description="world check", **sampler,
+    )  # fmt: skip
     images = [row[0] for row in drawn]
     judges = [*detectors, MeanDetector(detectors)] if len(detectors) > 1 else detectors
-    verdicts = {detector.name: judge(detector, asked, images) for detector in judges}
-    figures = {name: {who: figure(name, asked, seen) for who, seen in verdicts.items()} for name in (*GATE, *REPORTED)}
-    table = {
-        concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
-        for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
-    }
+    figures, table = judged(judges, asked, images)
     settings = {
-        **sampler,
-        "seed": seed,
-        "autocast": autocast,
-        "pictures": len(images),
-        "detectors": list(verdicts),
-        "weights": weights_hash(pipe)[:16],
+        **sampler, "seed": seed, "autocast": autocast, "pictures": len(images),
+        "detectors": [detector.name for detector in judges], "weights": weights_hash(pipe)[:16],
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-    }
+    }  # fmt: skip
     return Check(figures, table, settings, list(zip(asked, images, strict=True)))
 
 
@@ -263,6 +245,19 @@ def judge(detector: Detector, asked: Sequence[Ask], images: Sequence[Image.Image
     return seen
 
 
+def judged(
+    judges: Sequence[Detector], asked: Sequence[Ask], images: Sequence[Image.Image]
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Estimate]]]:
+    """Every figure, and the rate of every concept, by every detector."""
+    verdicts = {detector.name: judge(detector, asked, images) for detector in judges}
+    figures = {name: {who: figure(name, asked, seen) for who, seen in verdicts.items()} for name in (*GATE, *REPORTED)}
+    table = {
+        concept: {who: _rate_of(seen["concept"], asked, "concept", concept) for who, seen in verdicts.items()}
+        for concept in dict.fromkeys(ask.concepts[0] for ask in asked if ask.figure == "concept")
+    }
+    return figures, table
+
+
 def figure(name: str, asked: Sequence[Ask], seen: dict[str, list[bool | None]]) -> Estimate:
     """One line of the check.
 
@@ -290,8 +285,8 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
     """The detector's card with sensitivity and specificity on the pictures of a check, the prompt taken as the truth.
 
     Sensitivity is the share of pictures whose asked-for label is the detector's first answer; specificity, for the
-    worst label of an attribute, the share of pictures of something else that are not called it. A picture the model
-    drew wrongly counts against the detector: look at the contact sheet.
+    worst label of an attribute, the share of pictures of something else that do not get it. A picture that the model
+    drew wrongly counts against the detector; see the contact sheet.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
     truth: dict[str, list[str | None]] = {
@@ -315,7 +310,7 @@ def calibrated(detector: Detector, result: Check) -> DetectorCard:
 def disputed(detectors: Sequence[Detector], result: Check) -> list[tuple[Image.Image, str]]:
     """Pictures of the first figure that some detector calls something else, each with what was asked and what is seen.
 
-    For the hand-check: whoever looks at them decides whether the picture or the detector is wrong.
+    A person decides whether the picture or the detector is wrong.
     """
     singles = [(ask, image) for ask, image in result.pictures if ask.figure == "concept"]
     seen = []
@@ -378,7 +373,7 @@ def _cell(estimate: Estimate) -> str:
 
 
 def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], path: str | Path, *, columns: int = 12) -> None:
-    """Save pictures in a grid with a label under each, for checking by eye.
+    """Save pictures in a grid with a label under each, to inspect them.
 
     Raises:
         ValueError: not one label per picture, or no pictures.

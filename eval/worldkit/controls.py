@@ -1,4 +1,4 @@
-"""Emoji World's controls: models retrained without a target, their twins, and the one all of them start from."""
+"""Emoji World's controls: models retrained without a target, their twins, and their common start."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def controls_of_world(
 
     Args:
         pipe: Emoji World.
-        count: how many retrained models at most. twins: how many of those retrained on everything, of the ones that
-            were trained as the retrained models were: for as many steps, of as many pictures.
-        folder: where they are, with ``start/`` beside them; the repository's by default.
+        count: how many retrained models at most. twins: how many of those retrained on everything, for as many steps
+            of as many pictures as the retrained models.
+        folder: of their files and of ``start/``; the repository's by default.
     """
     folder, target = FOLDER if folder is None else folder, suite.concept.name
     if target not in spec().targets or suite.also:
@@ -51,7 +51,7 @@ def length(file: Path) -> tuple[int, int]:
 
 
 def gold(file: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """A model retrained without the target, with what the record beside it says."""
+    """A model retrained without the target, with the facts of its record."""
     model, facts = stored_gold(file), gold_facts(file)
     saw = [part for part in facts["scope"].values() if not part.startswith("none")]
     scope = f"denoiser and text encoder, {facts['steps']:,} steps of {facts['batch']} pictures; "

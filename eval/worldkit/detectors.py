@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
-from erasure.eval.detectors.classifier import AttributeClassifier, classifier_a, classifier_b, labels, probabilities
+from erasure.eval.worldkit.classifier import (
+    AttributeClassifier,
+    classifier_a,
+    classifier_b,
+    labels,
+    probabilities,
+    tensor,
+)
 from erasure.io import sha256_file
 from erasure.world.scenes import prompt
 from erasure.world.spec import spec
@@ -47,27 +57,35 @@ class ClassifierDetector:
         return tuple(self.card.labels.get(attribute, ()))
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """Probabilities ``(images, labels)``.
-
-        A picture of two objects shares the probability of "concept" between them: both are present when the two
-        likeliest labels are the pair.
-        """
+        """Probabilities ``(images, labels)``. Two objects in a picture share the probability of "concept"."""
         known = labels(attribute)
         if not images:
             return np.zeros((0, len(known)), dtype=np.float32)
+        return probabilities(self.model, fitted(images), batch=self.batch_size)[attribute]
+
+    @torch.no_grad()
+    def features(self, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
+        body = torch.cat([self.model.body(x).float() for x in tensor(fitted(images)).split(self.batch_size)])
+        return "penultimate layer", torch.cat([body.mean(dim=(2, 3)), body.amax(dim=(2, 3))], dim=1).numpy()
+
+    def log_probabilities(self, pixels: Tensor, attribute: str) -> Tensor:
         side = spec().size
-        pixels = [np.asarray(fitted(image.convert("RGB"), side)) for image in images]
-        return probabilities(self.model, np.stack(pixels), batch=self.batch_size)[attribute]
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        return self.model(pixels)[attribute].log_softmax(dim=1)
 
 
-def fitted(image: Image.Image, side: int) -> Image.Image:
-    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+def fitted(images: Sequence[Image.Image]) -> np.ndarray:
+    """Pictures at the size of the world, uint8 ``(n, 64, 64, 3)``."""
+    size = (spec().size, spec().size)
+    rgb = [image.convert("RGB") for image in images]
+    return np.stack([np.asarray(x if x.size == size else x.resize(size, Image.Resampling.BICUBIC)) for x in rgb])
 
 
 def load(name: str) -> Detector:
     """One of the shipped detectors: "a" (residual), "b" (plain) or "clip" (zero-shot open_clip model).
 
-    All are trained apart from the generator and from one another. Choose settings with one and score with another.
+    All are trained independently of the generator and of each other. Select with one and score with another.
 
     Raises:
         ValueError: an unknown name, or weights that are not those the card describes.
@@ -80,7 +98,7 @@ def load(name: str) -> Detector:
 
 @functools.cache
 def classifier(name: str) -> ClassifierDetector:
-    """One of the shipped classifiers, "a" or "b"; its gradients can be had. Raises as :func:`load`."""
+    """One of the shipped classifiers, "a" or "b". Raises as :func:`load`."""
     path = WEIGHTS / f"{name}.safetensors"
     card = checked_card(name, path)
     model = BUILDERS[name]()
@@ -96,30 +114,30 @@ def clip() -> ClipDetector:
 
 
 def clip_detector(folder: Path, card: DetectorCard) -> ClipDetector:
-    """An open_clip model that was trained on the world, opened as any other open_clip folder is."""
+    """An open_clip model that was trained on the world."""
     from erasure.eval.detectors.clip import ClipDetector  # open_clip takes seconds to import
 
     return ClipDetector.load(folder, name=card.name, labels=world_phrases(), templates=("{}",), card=card)
 
 
 def world_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
-    """What the world's labels are called, for zero-shot detection: attribute -> label -> phrases."""
+    """The phrases of the world's labels, for zero-shot detection: attribute -> label -> phrases."""
     world = spec()
     words = {name: emoji.phrases() for name, emoji in world.concepts.items()}
     return {
         "concept": {**{name: (*kinds["name"], *kinds["synonym"]) for name, kinds in words.items()}, NOTHING: EMPTY},
-        # averaged over every concept, so that what is left of the text is the style or the colour
+        # averaged over every concept, so that the text features are of the style or the colour
         "style": {style: tuple(prompt(name, style=style) for name in words) for style in world.styles},
         "background": {hue: tuple(prompt(name, background=hue) for name in words) for hue in world.backgrounds},
     }
 
 
 def checked_card(name: str, path: Path) -> DetectorCard:
-    """The card beside the weights, if it is about these weights.
+    """The card beside the weights.
 
     Raises:
-        FileNotFoundError: the weights are not there.
-        ValueError: the card is about others.
+        FileNotFoundError: there are no weights.
+        ValueError: the card is about other weights.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no weights; reinstall, or `python -m erasure.eval.worldkit.train {name}`")

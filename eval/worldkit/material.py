@@ -1,11 +1,11 @@
-"""Emoji World's scenes as material: what its base was trained on, image by image, and fresh scenes like those."""
+"""Emoji World's scenes as material: those of its base's training, and fresh ones of the same distribution."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 
-from erasure.concept import WORLD, Suite, same
+from erasure.concept import Suite, same
 from erasure.eval.core.material import Example
 from erasure.train import step_rng
 from erasure.world.scenes import Scene, prompt, render, sample_scene
@@ -17,8 +17,8 @@ class WorldMaterial:
     """Emoji World's scenes: members are scenes of its training, the others fresh ones from the same distribution.
 
     Args:
-        target: a concept or a style of the world. Scenes hold one object.
-        also: other targets, which no picture of what is kept shows either.
+        target: a concept or a style of the world. Scenes have one object.
+        also: other targets, which are not kept either.
     """
 
     def __init__(self, target: str, *, also: Sequence[str] = ()) -> None:
@@ -84,8 +84,8 @@ def _fresh(seed: int) -> tuple[Scene, ...]:
 
 
 def material_of_world(suite: Suite) -> WorldMaterial | None:
-    """The world's scenes for a suite about the world; None for any other."""
+    """The world's scenes for one of its suites; None for a target that the world does not have."""
     world = spec()
-    if suite.base == WORLD and suite.concept.name in (*world.concepts, *world.styles):
+    if suite.concept.name in (*world.concepts, *world.styles):
         return WorldMaterial(suite.concept.name, also=[concept.name for concept in suite.also])
     return None

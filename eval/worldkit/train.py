@@ -1,8 +1,8 @@
 """Train the detectors of Emoji World: ``python -m erasure.eval.worldkit.train a --out runs/detectors``.
 
-``a`` and ``b`` are the attribute classifiers, ``clip`` a small open_clip model. Each is independent of the generator
-and of the others: renders only, own seed, own augmentation. Runs checkpoint and resume; the finished weights go to
-``eval/worldkit/weights`` in half precision, with a card of what was measured.
+``a`` and ``b`` are the attribute classifiers, ``clip`` a small open_clip model. Each is trained on renders only, with
+its own seed and augmentation. Runs checkpoint and resume; the finished weights go to ``eval/worldkit/weights`` in half
+precision, with a card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from erasure.eval.detectors.base import NOTHING, DetectorCard
-from erasure.eval.detectors.classifier import (
+from erasure.eval.worldkit.augment import UNKNOWN, Views, augment_a, augment_b, draw_scenes, nothing_views, scene_views
+from erasure.eval.worldkit.classifier import (
     ATTRIBUTES,
     AttributeClassifier,
     both_present,
@@ -29,7 +30,6 @@ from erasure.eval.detectors.classifier import (
     probabilities,
     tensor,
 )
-from erasure.eval.worldkit.augment import UNKNOWN, Views, augment_a, augment_b, draw_scenes, nothing_views, scene_views
 from erasure.eval.worldkit.detectors import BUILDERS, WEIGHTS
 from erasure.io import sha256_file
 from erasure.train import Draw, Training, step_rng, train_modules
@@ -46,8 +46,8 @@ class Recipe:
     Attributes:
         build: makes the untrained network.
         augment: degrades a batch ``(n, 3, 64, 64)``.
-        training: the run. Its seed is that of initial weights, scenes and batches, too; no two recipes share one. Raise
-            ``iterations`` if accuracy on held-out renders falls short; never to fit generations.
+        training: its seed is also that of initial weights, scenes and batches; no two recipes share one. Raise
+            ``iterations`` if accuracy on held-out renders is too low.
         scenes, nothing: pictures rendered once before training, with and without something to recognise.
     """
 
@@ -74,10 +74,7 @@ class Recipe:
         return cls(BUILDERS[name], augment, training)
 
 
-RECIPES = {
-    "a": Recipe.named("a", augment_a, steps=2600, seed=1),
-    "b": Recipe.named("b", augment_b, steps=2000, seed=2),
-}
+RECIPES = {"a": Recipe.named("a", augment_a, steps=2600, seed=1), "b": Recipe.named("b", augment_b, steps=2000, seed=2)}
 
 
 def training_views(recipe: Recipe, drawings: np.ndarray | None) -> Views:

@@ -1,9 +1,8 @@
 """Train the small open_clip model of Emoji World on (picture, caption) pairs.
 
 It is an ordinary open_clip model: a configuration, a tokenizer and weights in one folder that
-``open_clip.create_model_and_transforms("local-dir:<folder>")`` opens, so evaluations on the world take the code path
-that published CLIPs take. A vocabulary of its own (about 1,400 byte-pair pieces learnt from the caption grammar; any
-string tokenises) keeps the folder below 2 MB, where CLIP's 49,408 words alone would be larger.
+``open_clip.create_model_and_transforms("local-dir:<folder>")`` opens. Its own vocabulary (about 1,400 byte-pair pieces
+learnt from the caption grammar) keeps the folder below 2 MB.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from erasure.eval.detectors.base import NOTHING, Detector, DetectorCard
-from erasure.eval.detectors.classifier import tensor
 from erasure.eval.worldkit.augment import augment_a, augment_b, draw_scenes, nothing_views, scene_views
+from erasure.eval.worldkit.classifier import tensor
 from erasure.eval.worldkit.detectors import EMPTY, WEIGHTS, clip_detector, world_phrases
 from erasure.eval.worldkit.train import HELD_OUT_SEED, summary
 from erasure.io import read_json, sha256_file

@@ -182,8 +182,8 @@ def open_clip_model(device: str | None) -> Callable[[str], Any]:
 
 def imagenet_model(device: str | None) -> Callable[[Any], Any]:
     """Opens a classifier of ImageNet by its weights, when it is asked for."""
-    from erasure.eval.detectors.imagenet import ImageNet
     from erasure.runtime import pick_device
+    from studies.reproduce.imagenet import ImageNet
 
     return lambda weights: ImageNet(weights, device=pick_device(device))
 

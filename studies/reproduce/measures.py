@@ -13,17 +13,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from erasure.concept import same
-from erasure.eval.core.metrics import cmmd, frechet
 from erasure.eval.core.models import Applied, opened
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.core.prompt_files import PromptFile, PromptRow
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.eval.detectors.imagenet import ImageNet
 from erasure.eval.detectors.nudenet import NudeNet
 from erasure.eval.probes.base import Missing
 from erasure.eval.stats import Estimate, mean, rate
 from erasure.io import sha256_json, writing
+from studies.reproduce.imagenet import ImageNet
 from studies.reproduce.published import Step
+from studies.reproduce.sets import cmmd, frechet
 
 Shows = Callable[[Sequence[Image.Image]], Sequence[bool | None]]
 Judge = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float | None]]

@@ -81,7 +81,7 @@ def test_neither_the_structure_nor_the_name_tells(world):
 
 def test_a_text_encoder_that_reads_as_the_bases_does_is_not_asked_again(world):
     model = Model("moved", "erased", Cheat(move))
-    with pytest.raises(Missing, match="asked by name already says it"):
+    with pytest.raises(Missing, match="already asks that"):
         BaseEncoder(prompts=2).run(model, dataclasses.replace(world, models={"base": world.base, "moved": model}))
 
 

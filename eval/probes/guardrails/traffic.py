@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from erasure.concept import Prompt, same
 from erasure.eval.core.models import Model
 from erasure.eval.probes import probe_class
-from erasure.eval.probes.asking import Ask, PromptProbe, sentences
+from erasure.eval.probes.asking import Ask, PromptProbe, named, sentences
 from erasure.eval.probes.base import Context, Missing
+from erasure.eval.probes.guardrails.curve import NAME
 from erasure.pipelines.filters import (
     AnyOf,
     EmbeddingFilter,
@@ -20,7 +21,6 @@ from erasure.pipelines.filters import (
     text_embeddings,
 )
 
-NAME = "name"
 SUPERCLASS = "superclass"
 NAMES = 4  # times as many prompts
 OTHERWISE = {  # stratum to the probe of suppression whose prompts it takes, S2 to S7
@@ -36,9 +36,9 @@ PASSING = {"neighbours": "neighbours", "benign": "unrelated"}  # stratum to the 
 
 @dataclasses.dataclass(frozen=True)
 class Requests(PromptProbe):
-    """Prompts that are at hand, drawn and looked at as those of any other probe."""
+    """Prompts from a list."""
 
-    code: ClassVar = "G"
+    code = "G"
 
     texts: tuple[str, ...] = ()
 
@@ -47,18 +47,16 @@ class Requests(PromptProbe):
 
 
 def asking(context: Context, *, images_per_prompt: int, limit: int | None) -> dict[str, PromptProbe]:
-    """What asks for the target, by stratum: its names, everything else that may mean it, what attacks came up with.
+    """What asks for the target, by stratum: its names, everything else that may mean it, the prompts of attacks.
 
     Args:
         limit: prompts of each family of a stratum; four times as many of the names, which say whether the
             base knows the target.
     """
-    name = context.suite.concept.name
     size: dict[str, Any] = {"images_per_prompt": images_per_prompt, "limit": limit}
     names = {**size, "limit": None if limit is None else NAMES * limit}
-    named = [prompt.text for prompt in context.suite.prompts() if prompt.group == "target" and prompt.label == name]
     return {
-        NAME: Requests(texts=tuple(named), **names),
+        NAME: Requests(texts=tuple(sentence.text for sentence in named(context.suite)), **names),
         **{stratum: cast(type[PromptProbe], probe_class(key))(**size) for stratum, key in OTHERWISE.items()},
         **{f"attack {attack}": Requests(texts=tuple(prompts), **size) for attack, prompts in context.attacks.items()},
     }
@@ -71,12 +69,16 @@ def passing(context: Context) -> dict[str, list[Prompt]]:
     return {stratum: own for stratum, own in found.items() if own}
 
 
-def input_filter_of(model: Model, context: Context, false_positive_rate: float) -> tuple[InputFilter, str]:
-    """The input filter of a model, or for the base a default one; and what it is, in a few words.
+def to_pass(context: Context, **size: Any) -> dict[str, PromptProbe]:
+    """The same as probes, of which ``size`` is the images_per_prompt and limit."""
+    return {s: Requests(texts=tuple(p.text for p in own), **size) for s, own in passing(context).items()}
 
-    The default stops the target's names by their letters, and what the pipeline's unmodified text encoder takes for
-    them. Its threshold is set on the suite's ``keep`` list, of which nothing is tested. Call it before any model is
-    opened, so that the encoder is the base's.
+
+def input_filter_of(model: Model, context: Context, false_positive_rate: float) -> tuple[InputFilter, str]:
+    """The input filter of a model, or a default one for the base; and what it is, in a few words.
+
+    The default stops the target's names by their letters, and similar prompts by the unmodified text encoder. Its
+    threshold is set on the suite's ``keep`` list, which is not tested on. Call it before a model is opened.
 
     Raises:
         Missing: the model has no input filter, or the default lacks what it is made of.
@@ -103,7 +105,7 @@ def input_filter_of(model: Model, context: Context, false_positive_rate: float) 
 
 
 def output_filter_of(model: Model, context: Context, threshold: float) -> tuple[OutputFilter, str]:
-    """The output filter of a model, or for the base a default one, the second detector; and what it is.
+    """The output filter of a model, or the second detector for the base; and what it is, in a few words.
 
     Raises:
         Missing: there is none, or its detector is the one that judges.

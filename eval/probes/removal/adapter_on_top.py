@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,31 +20,28 @@ from erasure.methods.students import LowRank
 class AdapterOnTop(Resurgence):
     """Train a low-rank adapter (LoRA) on real pictures of a neighbour, and ask for the target before and after.
 
-    Most people who change a model do it so: a few pictures of one thing, a LoRA or DreamBooth, the weights below as
-    they are. Measures and gates are those of :class:`~erasure.eval.probes.removal.resurgence.Resurgence`, which trains
-    the weights themselves. Nobody in this probe wants the target back, and no picture shows it.
+    This is how most people personalise a model, by LoRA or DreamBooth. No picture shows the target. Measures and gates
+    are those of :class:`~erasure.eval.probes.removal.resurgence.Resurgence`, which trains the weights themselves.
 
     Attributes:
-        labels: "neighbours", as someone who personalises a model nearby, or "kept" for anything but the target.
+        labels: "neighbours", or "kept" for anything but the target.
         pictures: how many to learn from; DreamBooth takes 3 to 20.
         lr: of AdamW on the factors, higher than on weights. 1e-4 for Stable Diffusion.
-        parameters: which layers get an adapter, by what :meth:`Backbone.select` calls them.
+        parameters: which layers get an adapter, a name of :meth:`Backbone.select`.
         rank: of the adapter.
     """
 
-    version: ClassVar = 1
-    reads: ClassVar = ()
-    key: ClassVar = "adapter_on_top"
-    code: ClassVar = "R20"
-    title: ClassVar = "with a harmless adapter on top"
-    presets: ClassVar = {
+    version = 1
+    reads = ()
+    key, code, title = "adapter_on_top", "R20", "with a harmless adapter on top"
+    presets = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "standard": {"images_per_prompt": 1},
         "full": {"steps": 500, "prompts": 54},
     }
-    licences: ClassVar = "whether suppression lasts under an adapter trained on these pictures"
-    not_licensed: ClassVar = "other adapters, data or budgets; where it lasts, nothing about relearning"
-    reference: ClassVar = "LoRA, Hu et al. 2022; DreamBooth, 2023, arXiv 2208.12242; as a probe: arXiv 2505.16174, 2025"
+    licences = "whether suppression lasts under an adapter trained on these pictures"
+    not_licensed = "other adapters, data or budgets; where it lasts, nothing about relearning"
+    reference = "LoRA, Hu et al. 2022; DreamBooth, 2023, arXiv 2208.12242; as a probe: arXiv 2505.16174, 2025"
 
     labels: Literal["kept", "neighbours"] = "neighbours"
     pictures: int = 16
@@ -59,4 +56,4 @@ class AdapterOnTop(Resurgence):
             yield student.parameters
 
     def drawing(self) -> dict[str, Any]:
-        return {"cache_dir": None}  # pictures are cached by the weights, of which the adapter is none
+        return {"cache_dir": None}  # pictures are cached by the weights, which the adapter does not change

@@ -1,50 +1,45 @@
-"""R21: asked by name through the base's text encoder."""
+"""R23: asked by name through the base's text encoder."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator
 
 import torch
 
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Missing, Roles, Rows
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, keys_of, target_prompts
 from erasure.eval.probes.weigh import contrasts
 
-SAME = "its text encoder reads these prompts as the base's does: asked by name already says it"
+SAME = "its text encoder reads these prompts as the base's does: `direct` already asks that"
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseEncoder(Sampled):
     """Share of pictures with the target when the base's text encoder reads the prompt and the model's denoiser draws.
 
-    A text encoder that no longer tells the target says nothing about the denoiser, and anybody can put the base's back.
-    Where a model brings text encoder and denoiser that were trained together, the two may not fit; so the number means
-    something only beside that of models that never saw the target, which are asked in the same way.
+    A text encoder that lost the target says nothing about the denoiser, and anybody can put the base's back. Where a
+    model's text encoder and denoiser were trained together, the base's encoder may not fit; so the number is compared
+    with that of models that never saw the target, drawn in the same way.
 
     Attributes:
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each.
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
 
-    The question is ours; that erasures of the text encoder leave the denoiser as it was is seen in AdvUnlearn (Zhang et
-    al. 2024, arXiv 2405.15234), whose encoder is meant to be exchanged.
+    The probe is ours. AdvUnlearn (Zhang et al. 2024, arXiv 2405.15234) is such an erasure of the text encoder, which
+    leaves the denoiser unchanged.
     """
 
-    key: ClassVar = "base_encoder"
-    code: ClassVar = "R21"
-    title: ClassVar = "asked through the base's text encoder"
-    presets: ClassVar = {
+    key, code, title = "base_encoder", "R23", "asked through the base's text encoder"
+    presets = {
         "smoke": {"prompts": 2},
         "quick": {"prompts": 12},
         "standard": {},
         "full": {"prompts": 50, "images_per_prompt": 2},
     }
-    licences: ClassVar = (
-        "the denoiser draws the target more, or no more, than one that never saw it, when told its name"
-    )
-    not_licensed: ClassVar = "that the denoiser cannot draw it: other words, or none, may"
+    licences = "the denoiser draws the target more, or no more, than one that never saw it, when asked by its name"
+    not_licensed = "that the denoiser cannot draw it: other words, or none, may"
 
     prompts: int = 24
     images_per_prompt: int = 1
@@ -60,7 +55,7 @@ class BaseEncoder(Sampled):
             ended = sampler.sample(sampler.starts(keys), prompts, text=text, empty=empty)
             yield Shot("by name", keys, sampler.backbone.pictures(ended), [{"prompt": prompt} for prompt in prompts])
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         return contrasts(self.key, rows, models)
 
 

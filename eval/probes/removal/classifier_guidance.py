@@ -3,58 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from erasure.backbone.text import Text
 from erasure.concept import same
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.core.models import Model
+from erasure.eval.detectors.base import WithGradients
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
-from erasure.eval.probes.weigh import contrasts
-from erasure.eval.stats import mean
-from erasure.eval.worldkit.detectors import ClassifierDetector
-from erasure.world.spec import spec
+from erasure.eval.probes.weigh import average, base_rows, contrasts, of_family
 
 Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabilities of the target (n,)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierGuidance(Sampled):
-    """Share of pictures with the target when a classifier that saw it steers a model that is told nothing of it.
+    """Share of pictures with the target when a classifier that knows it steers a model with an empty prompt.
 
     In every step the model's noise becomes
 
         ε̂ = ε_θ(x_t) - s √(1 - ᾱ_t) |ε_θ(x_t)| g / |g|,  g = ∇_{x_t} log p(target | D(x̂0(x_t)))
 
-    with the decoder D and the clean latents x̂0 that the model takes x_t for; gradients run through both and through the
-    denoiser. Every step pulls equally hard, because a classifier of clean pictures has next to no gradient where x̂0 is
-    a blur, early on, when what the picture will show is settled.
+    with the decoder D and the model's estimate x̂0 of the clean latents; gradients run through both and the denoiser.
+    The gradient is normalised, because it is nearly zero in the early steps, which decide what the picture shows.
 
-    The classifier is the selector, the judge is another: a guide can be made to see the target in paint that nobody
-    else would. It can also draw it on a model that never saw it, so the residual is what counts. The scale is the one
-    at which the judge sees the target most often in the base's pictures; the erased models have no say in it.
+    The classifier is the selector and not the judge, because the steered picture can fool the classifier. It can also
+    make a model draw the target that never saw it, so the residual counts. The scale is the one at which the judge sees
+    the target most often in the base's pictures.
 
     Attributes:
         scales: s, of which the base chooses one. At 1 the pull is as strong as the noise itself.
-        prompt: what the model is told beside. Nothing leaves it to the weights; with the target's name the base needs
-            no guide, and the choice of a scale means nothing.
+        prompt: empty by default. With the target's name the base needs no guide, and the choice of a scale means
+            nothing.
         pictures: samples per scale, each from its own noise.
     """
 
-    key: ClassVar = "classifier_guidance"
-    code: ClassVar = "R9"
-    title: ClassVar = "steered by a classifier"
-    needs: ClassVar = ("base", "selector", "control")
-    presets: ClassVar = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
-    licences: ClassVar = "the model can be steered to the target more, or no more, than one that never saw it"
-    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
-    reference: ClassVar = "universal guidance, 2023, arXiv 2302.07121; as a probe: arXiv 2505.17013, 2025"
+    key, code, title = "classifier_guidance", "R9", "steered by a classifier"
+    needs = ("base", "selector", "control")
+    presets = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
+    licences = "the model can be steered to the target more, or no more, than one that never saw it"
+    reference = "universal guidance, 2023, arXiv 2302.07121; as a probe: arXiv 2505.17013, 2025"
 
     scales: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     prompt: str = ""
@@ -71,12 +63,10 @@ class ClassifierGuidance(Sampled):
                 images = sampler.backbone.pictures(latents)
                 yield Shot(_family(scale), keys, images, {"prompt": self.prompt, "scale": scale})
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = [row for name, own in rows.items() if models[name] == "base" for row in own]
-        if not base:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        if not (base := base_rows(rows, models)):
             return []
-        # On every second picture the base chooses the scale, of equal ones the weakest, which paints least; the others
-        # are read at it.
+        # Every second picture of the base chooses the scale, of equal ones the weakest; the other pictures are read.
         choosing = {*list(dict.fromkeys(row.cluster for row in base))[::2]}
         chosen = [row for row in base if row.cluster in choosing]
         best = max(self.scales, key=lambda scale: (_level(chosen, scale), -scale))
@@ -90,8 +80,7 @@ def _family(scale: float) -> str:
 
 
 def _level(rows: Sequence[Observation], scale: float) -> float:
-    own = [row for row in rows if row.family == _family(scale)]
-    return mean([row.value for row in own], [row.cluster for row in own]).value or 0.0
+    return average(of_family(rows, _family(scale))).value or 0.0
 
 
 def pull_of(context: Context) -> Pull:
@@ -100,19 +89,17 @@ def pull_of(context: Context) -> Pull:
     Raises:
         Missing: the selector has no gradients, or does not know the target.
     """
-    guide, suite, backbone = context.selector, context.suite, backbone_for(context.pipe)
-    if not isinstance(guide, ClassifierDetector):
-        raise Missing("steering needs a selector with gradients: one of the world's classifiers")
+    guide, suite, backbone = context.chooser, context.suite, backbone_for(context.pipe)
+    if not isinstance(guide, WithGradients):
+        raise Missing(
+            f"steering needs a selector with gradients, such as a classifier of Emoji World; {guide.name} has none"
+        )
     labels = [i for i, label in enumerate(guide.labels(suite.attribute)) if same(label, suite.concept.name)]
     if not labels:
         raise Missing(f"{guide.name} has no label {suite.concept.name!r}")
 
     def pull(clean: Tensor) -> Tensor:
-        pixels = backbone.decode(clean).float()
-        side = spec().size
-        if pixels.shape[-2:] != (side, side):
-            pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-        return guide.model(pixels)[suite.attribute].log_softmax(dim=1)[:, labels[0]]
+        return guide.log_probabilities(backbone.decode(clean).float(), suite.attribute)[:, labels[0]]
 
     return pull
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.integrate import trapezoid
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Observation, Roles, Rows
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, target_prompts
-from erasure.eval.probes.weigh import controls_of
+from erasure.eval.probes.weigh import controls_in, of_role
 from erasure.eval.stats import mean
 
 
@@ -20,31 +19,28 @@ from erasure.eval.stats import mean
 class Completion(Sampled):
     """Share of pictures with the target when the base takes the first fraction ψ of the sampling steps.
 
-    Both are given the prompt that names the target. What the base hands over already holds some of it, more with every
-    step, so the number means something only beside that of a model that never saw the target. The curves r(ψ) are
-    compared by the area between them, divided by the range of ψ:
+    Both have the prompt that names the target. The base's latents hold some of the target already, so the number has
+    meaning only beside that of a model that never saw it. The curves r(ψ) are compared by the area between them,
+    divided by the range of ψ:
 
         area = 1 / (ψ_K - ψ_1) ∫ (r_e(ψ) - r_g(ψ)) dψ   (trapezoids)
 
     Attributes:
         psis: fractions of the steps that the base takes, increasing. 0 is an ordinary picture.
-        declared: the fraction whose residual is the probe's answer. Raise it if the erased model ignores what it is
-            handed, lower it if models that never saw the target complete it too (gate ``power``).
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each.
+        declared: the fraction whose residual is the probe's answer. Raise it if the erased model ignores the base's
+            latents; lower it if models that never saw the target complete it too (gate ``power``).
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
     """
 
-    key: ClassVar = "completion"
-    code: ClassVar = "R6"
-    title: ClassVar = "completion of the base's beginnings"
-    presets: ClassVar = {
+    key, code, title = "completion", "R6", "completion of the base's beginnings"
+    presets = {
         "smoke": {"psis": (0.0, 0.5), "declared": 0.5, "prompts": 2},
         "quick": {"psis": (0.3,), "prompts": 12},
         "standard": {},
         "full": {"psis": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "prompts": 50, "images_per_prompt": 2},
     }
-    licences: ClassVar = "the model completes the target from a beginning more, or no more, than one that never saw it"
-    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
-    reference: ClassVar = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (completion)"
+    licences = "the model completes the target from a beginning more, or no more, than one that never saw it"
+    reference = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (completion)"
 
     psis: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5)
     declared: float = 0.3
@@ -74,19 +70,15 @@ class Completion(Sampled):
                 ended = sampler.sample(x, prompts, start=count)
                 yield Shot(_family(psi), keys, sampler.backbone.pictures(ended), facts)
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         families = [_family(psi) for psi in self.psis]
         found = doses(self.key, rows, models, families, declared=_family(self.declared))
-        kind, controls = controls_of({name: role for name, role in models.items() if rows.get(name)})
+        kind, controls = controls_in(rows, models)
         areas = {name: self._areas(own) for name, own in rows.items()}
-        for name in rows:
-            if models[name] == "erased" and controls and len(self.psis) > 1:
-                gaps = [
-                    area - float(np.mean([areas[control][at] for control in controls]))
-                    for at, area in areas[name].items()
-                ]
-                area = mean(gaps, [prompt for prompt, _ in areas[name]])
-                found.append(Evidence(self.key, name, "area", area, control=kind))
+        for name in of_role(rows, models, "erased") if controls and len(self.psis) > 1 else ():
+            gaps = [x - float(np.mean([areas[c][at] for c in controls])) for at, x in areas[name].items()]
+            area = mean(gaps, [prompt for prompt, _ in areas[name]])
+            found.append(Evidence(self.key, name, "area", area, control=kind))
         return found
 
     def _areas(self, rows: Sequence[Observation]) -> dict[tuple[str, int], float]:

@@ -1,21 +1,22 @@
-"""R18, R19 and the structural rule: what was done to the parameters, and which parts were left as they were."""
+"""R18 and the structural rule: what was done to the parameters, and which parts were left unchanged."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from erasure.backbone.checks import parameters_of
 from erasure.backbone.text import Text, TooLong
-from erasure.eval.core.models import Kind, Model, Role, denoisers_of, modules_of
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.core.models import Kind, Model, denoisers_of, modules_of
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.stats import Estimate, mean, rate
+from erasure.eval.probes.weigh import average, of_family, share
+from erasure.eval.stats import Estimate
 
 WHOLE = "all parts"
 AUTOENCODER = "through the autoencoder"
@@ -26,7 +27,7 @@ RULE: Mapping[Kind, str] = {
     "none": "the base itself",
     "filter": "not removal by construction: original parameters are present, a filter stands around them",
     "adapter": "not removal by construction: original parameters are present, an adapter can be taken off them",
-    "weights": "not removal by construction: original parameters were edited, not trained anew without the data",
+    "weights": "not removal by construction: original parameters were edited, not trained again without the data",
     "retrained": "removal by construction if, as its maker says, the parameters come from training without the data",
 }
 
@@ -35,48 +36,43 @@ RULE: Mapping[Kind, str] = {
 class Construction(Probe):
     """What kind of change a model is, how many parameters differ from the base's, and which parts do not at all.
 
-    "changed" is the share of parameters that differ in any bit, for all parts and for each; their facts hold the
-    relative norm |W' - W| / |W| of a part and of the tensors that moved most. "denoiser_changed" is that of the
-    denoisers alone, and "moved" how far their predictions went, |e' - e|^2 / |e|^2, on noise with the base's
-    conditioning of the target's prompts: 0 is the base's denoiser, whatever stands around it. "by_construction" is 1
-    for a model retrained without the data and 0 for every other; its gate "audit" fails without an audit record
-    (:mod:`erasure.eval.core.audit`), named ``audit`` in the config of the change. With real pictures, "through the
-    autoencoder" is the share of the target's pictures in which the judge still sees it after encoding and decoding: a
-    part that no edit of the denoiser touches.
+    "changed" is the share of parameters that differ in any bit, for all parts and for each; the facts have the relative
+    norm |W' - W| / |W| of a part and of the tensors that changed most. "denoiser_changed" is that of the denoisers
+    alone, and "moved" the change of their predictions, |e' - e|^2 / |e|^2, on noise with the base's conditioning of the
+    target's prompts; 0 is the base's denoiser. "by_construction" is 1 for a model retrained without the data and 0 for
+    every other; its gate "audit" fails without an audit record (:mod:`erasure.eval.core.audit`), named ``audit`` in the
+    config of the change. "through the autoencoder" is the share of real pictures of the target in which the judge still
+    sees it after encoding and decoding.
 
-    Descriptive: a change of weights says that something changed, not that something was removed.
+    Descriptive: a change of weights does not show that something was removed.
 
     Attributes:
-        images: real pictures sent through the autoencoder; 0 leaves that out.
+        images: real pictures that are encoded and decoded; 0 leaves that out.
         times: times of the schedule at which predictions are compared.
-        largest: how many of the tensors that moved most are named.
-        seed: of the pictures.
+        largest: how many of the tensors that changed most are named.
+        seed: of pictures and noise.
     """
 
-    key: ClassVar = "construction"
-    code: ClassVar = "R18"
-    title: ClassVar = "what was done to the parameters"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    presets: ClassVar = {
+    key, code, title = "construction", "R18", "what was done to the parameters"
+    section, level, access = "removal", "weights", "white_box"
+    presets = {
         "smoke": {"images": 4},
         "no-draw": {"images": 0},
         "quick": {"images": 32},
         "standard": {"images": 64},
         "full": {"images": 256},
     }
-    descriptive: ClassVar = True
-    own_autoencoder: ClassVar = True
-    measures: ClassVar = {
+    descriptive = True
+    own_autoencoder = True
+    measures = {
         "changed": "parameters that differ",
         "denoiser_changed": "of the denoisers alone",
         "moved": "distance of the denoiser's predictions from the base's",
         "by_construction": "retrained without the data",
     }
-    licences: ClassVar = "which parameters differ from the base's, and whether a declared procedure left the data out"
-    not_licensed: ClassVar = "that something was removed; that a record is true: other data can give the same model"
-    reference: ClassVar = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"
+    licences = "which parameters differ from the base's, and whether a declared procedure left the data out"
+    not_licensed = "that something was removed; that a record is true: other data can give the same model"
+    reference = "Thudi et al. 2022 (auditable definitions); Bourtoule et al. 2021 (sharded retraining)"
 
     images: int = 64
     times: int = 2
@@ -125,7 +121,7 @@ class Construction(Probe):
             return str(reason)
 
     def predictions(self, context: Context, asked: tuple[Text, Tensor] | str) -> Tensor | str:
-        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU, or why that is not known."""
+        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU, or why that is unknown."""
         if isinstance(asked, str):
             return asked
         (text, x), backbone = asked, backbone_for(context.pipe)
@@ -135,7 +131,7 @@ class Construction(Probe):
         return torch.stack(found)
 
     def moved(self, model: Model, mine: Tensor | str, theirs: Tensor | str) -> list[Observation]:
-        """How far the predictions went, for each prompt."""
+        """How far the predictions moved, for each prompt."""
         if isinstance(mine, str) or isinstance(theirs, str):
             return [Observation(model.name, MOVED, "", self.seed, None, mine if isinstance(mine, str) else str(theirs))]
         return [
@@ -144,7 +140,7 @@ class Construction(Probe):
         ]
 
     def through_autoencoder(self, model: Model, context: Context) -> list[Observation]:
-        """Whether the judge sees the target in its real pictures once they are encoded and decoded."""
+        """Whether the judge sees the target in its real pictures after encoding and decoding."""
         if not self.images:
             return []
         try:
@@ -156,25 +152,21 @@ class Construction(Probe):
         keys = [example.key for example in examples]
         return context.observe(model, restored, family=AUTOENCODER, clusters=keys, seeds=[self.seed] * len(keys))
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = []
         for name, own in rows.items():
             parts = [row for row in own if row.family not in (AUTOENCODER, MOVED)]
             for row in parts:
-                number = Estimate(
-                    row.value, None, None, "counted", row.facts["parameters"], 1, 0, "counted, no interval"
-                )
                 family, note = ("", sentence(row.facts)) if row.family == WHOLE else (row.family, "")
+                number = counted(row.value, row.facts["parameters"])
                 found.append(Evidence(self.key, name, "changed", number, family, note=note))
-            whole = next(row.facts for row in parts if row.family == WHOLE)
+            (whole,) = (row.facts for row in of_family(parts, WHOLE))
             names = whole.get("denoisers", DENOISERS)
             if denoisers := [row.facts for row in parts if row.family in names]:
                 count, size = (sum(facts[key] for facts in denoisers) for key in ("changed", "parameters"))
-                number = Estimate(count / size, None, None, "counted", size, 1, 0, "counted, no interval")
-                found.append(Evidence(self.key, name, "denoiser_changed", number))
-            if far := [row for row in own if row.family == MOVED]:
-                number = mean([row.value for row in far], [row.cluster for row in far])
-                number = Estimate.missing(far[0].reason) if far[0].reason else number
+                found.append(Evidence(self.key, name, "denoiser_changed", counted(count / size, size)))
+            if far := of_family(own, MOVED):
+                number = Estimate.missing(far[0].reason) if far[0].reason else average(far)
                 found.append(Evidence(self.key, name, "moved", number, unit="number"))
             if models[name] in ("erased", "gold"):
                 retrained = whole["kind"] == "retrained"
@@ -182,34 +174,36 @@ class Construction(Probe):
                 verdict = Estimate(float(retrained), None, None, "structural rule", 1, 1, 0, "a rule, no interval")
                 note = sentence(whole)
                 found.append(Evidence(self.key, name, "by_construction", verdict, "", None, gates, "number", note))
-            if seen := [row for row in own if row.family == AUTOENCODER]:
-                share = rate([row.value for row in seen], [row.cluster for row in seen])
-                share = Estimate.missing(seen[0].reason) if seen[0].reason else share
-                found.append(Evidence(self.key, name, "rate", share, AUTOENCODER))
+            if seen := of_family(own, AUTOENCODER):
+                number = Estimate.missing(seen[0].reason) if seen[0].reason else share(seen)
+                found.append(Evidence(self.key, name, "rate", number, AUTOENCODER))
         return found
 
 
+def counted(value: float | None, n: int) -> Estimate:
+    return Estimate(value, None, None, "counted", n, 1, 0, "counted, no interval")
+
+
 def sentence(facts: Mapping[str, Any]) -> str:
-    """The structural rule for one model, with what it covers and what it leaves alone."""
-    said = RULE[facts["kind"]]
+    """The structural rule for one model, with its scope and the parts that are the base's."""
+    text = RULE[facts["kind"]]
     if facts["kind"] == "retrained":
-        said += f"; scope: {facts['scope'] or 'not given'}; " + (
-            f"audit record {facts['audit']} was supplied" if facts["audit"] else "no audit record, only asserted"
-        )
+        audit = f"audit record {facts['audit']} was supplied" if facts["audit"] else "no audit record, only asserted"
+        text += f"; scope: {facts['scope'] or 'not given'}; {audit}"
     if facts["kind"] == "weights" and not facts["changed"]:
-        said = "not removal by construction: no parameter differs from the base's"
+        text = "not removal by construction: no parameter differs from the base's"
     if facts["untouched"] and facts["changed"]:
-        said += f"; as in the base: {', '.join(facts['untouched'])}"
-    return said
+        text += f"; as in the base: {', '.join(facts['untouched'])}"
+    return text
 
 
 def digest_of(audit: Any) -> str | None:
-    """How a supplied audit record is named."""
+    """The digest of a supplied audit record; None without one."""
     return str(audit["digest"] if isinstance(audit, Mapping) and "digest" in audit else audit) if audit else None
 
 
 def tensors(module: torch.nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
-    """Parameters by name, on the CPU; names as they are without a PEFT adapter around a layer."""
+    """Parameters by name, on the CPU; names are those without a PEFT adapter around a layer."""
     found = {name: p.detach().cpu() for name, p in parameters_of(module).items()}
     return {name: p.clone() for name, p in found.items()} if copy else found
 

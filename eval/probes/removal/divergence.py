@@ -1,10 +1,9 @@
-"""R11: how far the denoiser is from one that never saw the target, in units of what retraining varies by."""
+"""R11: how far the denoiser is from retrained ones, relative to their distance from each other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,16 +11,16 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like
-from erasure.eval.probes.weigh import families
+from erasure.eval.probes.weigh import base_of, each_family, families, of_family, of_role
 from erasure.eval.stats import Estimate, mean, ratio
 from erasure.io import sha256
 
 EMPTY = "target, empty prompt"
-KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened once and not for every model
+KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened only once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,30 +40,26 @@ class Divergence(Probe):
 
     Attributes:
         images: real pictures of each stratum. Intervals come from resampling them; 40 give about +-15 % of the ratio.
-        bins: timesteps, the middles of so many equal parts of the schedule. Fewer miss where models differ.
+        bins: number of timesteps, the middles of equal parts of the schedule. Fewer may miss where models differ.
         seed: of pictures and noise.
 
-    Own normalisation; the squared difference of predictions is the Kullback-Leibler divergence of two diffusion
-    processes up to weights (Song et al. 2021, "Maximum likelihood training of score-based diffusion models").
+    The normalisation is ours. The squared difference of predictions is, up to weights, the Kullback-Leibler divergence
+    of two diffusion processes (Song et al. 2021, "Maximum likelihood training of score-based diffusion models").
     """
 
-    key: ClassVar = "divergence"
-    code: ClassVar = "R11"
-    title: ClassVar = "distance of the denoiser from retrained ones"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("gold", "material")
-    presets: ClassVar = {
+    key, code, title = "divergence", "R11", "distance of the denoiser from retrained ones"
+    section, level, access = "removal", "weights", "white_box"
+    needs = ("gold", "material")
+    presets = {
         "smoke": {"images": 2, "bins": 2},
         "quick": {"images": 12, "bins": 4},
         "no-draw": {"images": 40, "bins": 10},
         "standard": {"images": 40, "bins": 10},
         "full": {"images": 125, "bins": 10},
     }
-    licences: ClassVar = "how close the predictions are to retraining on these pictures, timesteps and captions"
-    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) bound, what another prompt brings out"
-    reference: ClassVar = "own normalisation of a score distance (Song et al. 2021)"
+    licences = "how close the predictions are to retraining on these pictures, timesteps and captions"
+    not_licensed = "equality of parameters, any (epsilon, delta) bound, what another prompt brings out"
+    reference = "own normalisation of a score distance (Song et al. 2021)"
 
     images: int = 40
     bins: int = 10
@@ -88,16 +83,14 @@ class Divergence(Probe):
             found.append(Observation(model.name, family, key, self.seed, sum(to.values()) / len(to), None, facts))
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        golds = [name for name in rows if models[name] == "gold"]
-        base = next((name for name in rows if models[name] == "base"), None)
-        found = []
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        golds, base, found = of_role(rows, models, "gold"), base_of(rows, models), []
         for family in families(next(iter(rows.values()), ())) if len(golds) > 1 else []:
             at = {
-                name: {r.cluster: away(r, [gold for gold in golds if gold != name]) for r in own if r.family == family}
-                for name, own in rows.items()
+                name: {row.cluster: away(row, [gold for gold in golds if gold != name]) for row in own}
+                for name, own in each_family(rows, family).items()
             }
-            if absent := next((r.reason for r in rows[golds[0]] if r.family == family and r.reason), None):
+            if absent := next((row.reason for row in of_family(rows[golds[0]], family) if row.reason), None):
                 missing = Estimate.missing(absent)
                 found += [Evidence(self.key, n, "ratio", missing, family, "gold") for n in rows if n not in golds]
                 continue
@@ -123,7 +116,7 @@ class Divergence(Probe):
         return found
 
     def strata(self, context: Context) -> tuple[dict[str, list[Example]], dict[str, str]]:
-        """Pictures by family, and why a family has none."""
+        """Pictures by family, and family to the reason why it has none."""
         target = context.real("target", self.images, seed=self.seed)
         found = {"target": target, EMPTY: [dataclasses.replace(e, caption="") for e in target]}
         absent = {}
@@ -147,10 +140,7 @@ class Divergence(Probe):
             parts = []
             for family, own in strata.items():
                 x, text = latents[family], backbone.encode([example.caption for example in own]).text
-                generator = torch.Generator().manual_seed(
-                    self.seed
-                )  # anew: both strata of the target share their noise
-                bins = []
+                generator, bins = torch.Generator().manual_seed(self.seed), []  # both strata of the target share noise
                 for i in range(self.bins):
                     t = backbone.noise.times(torch.full((len(x),), (i + 0.5) / self.bins)).to(x.device)
                     noised = backbone.noise.mix(x, noise_like(x, generator), t)
@@ -184,15 +174,15 @@ def retrained(context: Context) -> list[Model]:
     golds = context.of_role("gold")
     if len(golds) < 2:
         raise Missing(
-            "it takes two or more models retrained without the target, whose distance from each other is the unit; "
-            f"there is {len(golds)}, and null controls do not stand in for them"
+            "two or more models retrained without the target are needed: their distance from each other is the unit; "
+            f"there is {len(golds)}, and null controls do not replace them"
         )
     return golds
 
 
 @torch.no_grad()
 def noises(backbone: Backbone, x: Tensor, t: Tensor, text: Text, context: Context) -> Tensor:
-    """The noise a model sees in noised latents ``x (n, c, h, w)`` at ``t (n,)``, in batches, float32."""
+    """The noise that a model predicts in ``x (n, c, h, w)`` at ``t (n,)``, in batches, float32."""
     rows = torch.arange(len(x)).split(context.batch_size)
     plain = backbone.plain_guidance
     predicted = [backbone.predict_float(x[r], t[r], text[r], guidance=plain) for r in rows]

@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation
-from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, noised
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Roles, Rows
+from erasure.eval.probes.sampling import DDIM, FromPictures, Shot, doses, noised
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToImage(Sampled):
+class ImageToImage(FromPictures):
     """Share of real target pictures that still show the target after SDEdit: noise of a strength, then sampling.
 
-    At strength s the last s of the sampling steps are taken from  √ᾱ x + √(1 - ᾱ) ε . A weak one leaves the target
-    standing whatever the model, a full one leaves nothing of it: what says something is between them, and the
-    difference there to a model that never saw the target.
+    At strength s the last share s of the sampling steps is taken, from  √ᾱ x + √(1 - ᾱ) ε . A low strength keeps the
+    target whatever the model, a full one keeps nothing of it. Between them, the difference from a model that never saw
+    the target counts.
 
     Attributes:
         strengths: 0 to 1.
         declared: the strength whose residual is the probe's answer. Raise it if models that never saw the target keep
-            it too (gate ``power``), lower it if the base loses it (gate ``known``).
-        prompt: what the model is told; nothing by default, so that only the picture asks for the target.
-        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
+            it too (gate ``power``); lower it if the base loses it (gate ``known``).
+        prompt: empty by default, so that only the picture asks for the target.
     """
 
-    key: ClassVar = "image_to_image"
-    code: ClassVar = "R8"
-    title: ClassVar = "image to image from the target"
-    needs: ClassVar = ("base", "material", "control")
-    presets: ClassVar = {
-        "smoke": {"pictures": 2},
-        "standard": {},
-        "full": {"pictures": 50, "images_per_picture": 2},
-    }
-    licences: ClassVar = "the model restores the target from a noised picture more, or no more, than one without it"
-    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
-    reference: ClassVar = "SDEdit, 2022, arXiv 2108.01073"
+    key, code, title = "image_to_image", "R8", "image to image from the target"
+    licences = "the model restores the target from a noised picture more, or no more, than one without it"
+    reference = "SDEdit, 2022, arXiv 2108.01073"
 
     strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     declared: float = 0.5
     prompt: str = ""
-    pictures: int = 30
-    images_per_picture: int = 1
 
     def __post_init__(self) -> None:
         if self.declared not in self.strengths or not all(0 < strength <= 1 for strength in self.strengths):
@@ -54,19 +41,17 @@ class ImageToImage(Sampled):
             )
 
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        examples = context.real("target", self.pictures)
-        keys = keys_of([example.key for example in examples], self.images_per_picture)
+        (keys, images), each = self.real(context), self.images_per_picture
         with context.open(model):
-            real = sampler.backbone.latents([example.image for example in examples])
-            real = real.repeat_interleave(self.images_per_picture, dim=0)
-            noise = sampler.starts(keys)
+            real, noise = sampler.backbone.latents(images[::each]), sampler.starts(keys)
+            real = real.repeat_interleave(each, dim=0)
             for strength in self.strengths:
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
                 x = noised(real, noise, sampler.steps[start].alpha, sampler.steps[start].sigma)
                 drawn = sampler.backbone.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
                 yield Shot(_family(strength), keys, drawn, {"prompt": self.prompt, "strength": strength})
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         families = [_family(strength) for strength in self.strengths]
         return doses(self.key, rows, models, families, declared=_family(self.declared))
 

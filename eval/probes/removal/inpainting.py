@@ -3,63 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation
-from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, Step, keys_of, noised, target_prompts
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Roles, Rows
+from erasure.eval.probes.sampling import DDIM, FromPictures, Key, Shot, Step, noised, target_prompts
 from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
-class Inpainting(Sampled):
+class Inpainting(FromPictures):
     """Share of real target pictures that show the target again after the model filled their centre.
 
-    After every step what is known takes its place again at the step's noise (RePaint, without its repeated steps), so
-    any text-to-image pipeline will do:  x_t ← m ⊙ x_t + (1 - m) ⊙ (√ᾱ_t x + √(1 - ᾱ_t) ε),  m = 1 in the hole. The
-    latents x are those of the picture with the hole already in it, because an autoencoder sees past a hole's edge. The
-    known pixels are put back at the end. What is left around the hole gives the target away, so only the difference to
-    a model that never saw it counts.
+    After every step the known part is put back at the step's noise (RePaint, without its repeated steps), so this works
+    with any text-to-image pipeline:  x_t ← m ⊙ x_t + (1 - m) ⊙ (√ᾱ_t x + √(1 - ᾱ_t) ε),  m = 1 in the hole. The latents
+    x are those of the picture with the hole filled by one colour, because an autoencoder sees past the edge of a hole.
+    The known pixels are put back at the end. The surroundings give the target away, so only the difference from a model
+    that never saw it counts.
 
     Attributes:
         hole: side of the hole as a share of the picture's side. A larger one leaves less to guess the target by.
-        prompt: what the model is told; by default the suite's first sentence for the target. "" lets only the picture
-            ask for it: the sharper question, where the base answers it (gate ``known``).
-        pictures: real ones, which the base was not trained on. images_per_picture: seeds of each.
+        prompt: by default the suite's first sentence for the target. With "" only the picture asks for it, which is
+            harder (gate ``known``).
     """
 
-    key: ClassVar = "inpainting"
-    code: ClassVar = "R7"
-    title: ClassVar = "filling a hole in the target"
-    needs: ClassVar = ("base", "material", "control")
-    presets: ClassVar = {
-        "smoke": {"pictures": 2},
-        "standard": {},
-        "full": {"pictures": 50, "images_per_picture": 2},
-    }
-    licences: ClassVar = "the model completes the target from its surroundings more, or no more, than one without it"
-    not_licensed: ClassVar = "knowledge in the weights, unless above a model that never saw the target"
-    reference: ClassVar = "RePaint, 2022, arXiv 2201.09865; as a probe: arXiv 2505.17013, 2025"
+    key, code, title = "inpainting", "R7", "filling a hole in the target"
+    licences = "the model completes the target from its surroundings more, or no more, than one without it"
+    reference = "RePaint, 2022, arXiv 2201.09865; as a probe: arXiv 2505.17013, 2025"
 
     hole: float = 0.5
     prompt: str | None = None
-    pictures: int = 30
-    images_per_picture: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.hole < 1:
             raise ValueError(f"a hole is a share of the side between 0 and 1; got {self.hole}; 0.5 is the paper's")
 
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
-        examples = context.real("target", self.pictures)
-        keys = keys_of([example.key for example in examples], self.images_per_picture)
-        real = [example.image for example in examples for _ in range(self.images_per_picture)]
+        keys, real = self.real(context)
         prompt = target_prompts(context, 1)[0] if self.prompt is None else self.prompt
         with context.open(model):
             filled = self.fill(sampler, real, prompt, keys)
@@ -84,7 +69,7 @@ class Inpainting(Sampled):
         drawn = backbone.pictures(sampler.sample(noise, [prompt] * len(keys), mend=mend))
         return [Image.composite(new, old, stencil) for new, old in zip(drawn, real, strict=True)]
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         return contrasts(self.key, rows, models)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from erasure.concept import Suite, with_article
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import sentences
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.tuning import Lesson, learn, look, random_words, tuned
-from erasure.eval.probes.weigh import contrasts
+from erasure.eval.probes.weigh import base_rows, contrasts, each_family
 
 Init = Literal["random", "superclass", "name"]
 LEARNT = "learnt"  # the family of the last step, which the residual is about
@@ -30,45 +30,40 @@ class ConceptInversion(Probe):
         v* = argmin_v E |ε - ε_θ(x_t, t, c(v))|²
 
     over pictures x, times t and noise ε; c(v) is the picture's caption with <v> in the place of the target's name. Then
-    the suite's own sentences, with <v> for the name, are drawn with fresh noise. The tokenizer and any prompt filter
-    are passed by: what is asked is whether the weights can still draw the target when addressed by some vector.
+    the suite's sentences, with <v> for the name, are drawn from new noise. Tokenizer and prompt filters are bypassed:
+    the question is whether the weights can still draw the target.
 
-    Textual inversion can teach a model what it never knew, so only the residual against a model that never saw the
-    target, with the same pictures and budget, speaks about removal. Every init is a run of its own and none is chosen.
+    Textual inversion can teach a model something new, so only the residual against a model that never saw the target,
+    with the same pictures and budget, is evidence about removal. Every init is a separate run, and none is chosen.
 
-    Families: "step N" on the way, "learnt" at the end. Clusters are run and sentence; intervals draw runs as a whole,
-    together with the sentences.
+    Families: "step N" on the way, "learnt" at the end. Intervals resample runs as a whole, and sentences.
 
     Attributes:
         pictures: M. 25 for Stable Diffusion.
-        words: k. One is the strictest question; more describe more, and teach more.
-        inits: where v starts: "random" (as spread as the vocabulary), "superclass" (what the target is a kind of),
-            "name" (the target's own name: the shortest way to what an erasure merely rerouted).
-        steps: of AdamW. 3,000 for Stable Diffusion. Too few show in the gate "known": the base is not inverted either.
+        words: k. One is the strictest; more can describe more, and teach more.
+        inits: where v starts: "random" (with the spread of the vocabulary), "superclass" (what the target is a kind
+            of), "name" (the target's name).
+        steps: of AdamW. 3,000 for Stable Diffusion. With too few the gate "known" fails, as for the base.
         curve: steps at which to look on the way, from 0; each costs as many pictures as the end.
         lr: of AdamW; 5e-4 to 5e-3 for Stable Diffusion.
         batch_size: rows per step.
         images_per_prompt: pictures per sentence and run.
     """
 
-    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
-    reads: ClassVar = (1,)
-    key: ClassVar = "inversion"
-    code: ClassVar = "R1"
-    title: ClassVar = "concept inversion"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("material", "control")
-    presets: ClassVar = {
+    version = 2  # 2: bfloat16 only where the assessment asks for it
+    reads = (1,)
+    key, code, title = "inversion", "R1", "concept inversion"
+    section, level, access = "removal", "weights", "white_box"
+    needs = ("material", "control")
+    presets = {
         "smoke": {"pictures": 2, "inits": ("random",), "steps": 2, "curve": (), "batch_size": 2},
         "quick": {"inits": ("superclass",), "steps": 60, "curve": (), "batch_size": 8},
         "standard": {"steps": 150, "curve": (0, 50), "batch_size": 8},
         "full": {"curve": (0, 25, 50, 100, 200), "images_per_prompt": 4},
     }
-    licences: ClassVar = "whether this probe finds the target in the weights more than in a model that never saw it"
-    not_licensed: ClassVar = "that a given picture was trained on; other probes; equality of parameters"
-    reference: ClassVar = "Pham et al. 2024, arXiv 2308.01508; Gal et al. 2022, arXiv 2208.01618"
+    licences = "whether this probe finds the target in the weights more than in a model that never saw it"
+    not_licensed = "that a given picture was trained on; other probes; equality of parameters"
+    reference = "Pham et al. 2024, arXiv 2308.01508; Gal et al. 2022, arXiv 2208.01618"
 
     pictures: int = 16
     words: int = 1
@@ -98,11 +93,11 @@ class ConceptInversion(Probe):
     ) -> list[Observation]:
         """Learn the vectors of one run on the opened model, and draw with them on the way and at the end."""
         backbone, found = backbone_for(context.pipe), []
-        told = FreeWords(context.pipe, [marked(example, context.suite) for example in examples], count=self.words)
+        captions = FreeWords(context.pipe, [marked(example, context.suite) for example in examples], count=self.words)
         free = FreeWords(context.pipe, asked, count=self.words)
         vectors = start(free, init, context.suite).requires_grad_()
         latents = backbone.latents([example.image for example in examples])
-        lesson = Lesson(backbone, latents, lambda rows: told.text(vectors, rows), self.batch_size)
+        lesson = Lesson(backbone, latents, lambda rows: captions.text(vectors, rows), self.batch_size)
         untrained = lesson.level()
         for step in learn(
             {"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=(*self.curve, self.steps), lr=self.lr, seed=0,
@@ -121,10 +116,9 @@ class ConceptInversion(Probe):
             )
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        last = {name: [row for row in own if row.family == LEARNT] for name, own in rows.items()}
-        base = next((own for name, own in last.items() if models[name] == "base"), [])
-        losses = [(row.facts["loss"], row.facts["untrained"]) for row in base]
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        last = each_family(rows, LEARNT)
+        losses = [(row.facts["loss"], row.facts["untrained"]) for row in base_rows(last, models)]
         learnt: Gate = "na" if not losses else "pass" if all(after < before for after, before in losses) else "fail"
         found = [
             dataclasses.replace(e, gates={**e.gates, "learnt": learnt}) if models[e.model] == "erased" else e
@@ -136,7 +130,7 @@ class ConceptInversion(Probe):
 
 
 def marked(example: Example, suite: Suite) -> str:
-    """The caption with ``<v>`` in the place of the target's name, or a plain sentence where it does not say it."""
+    """The caption with ``<v>`` in the place of the target's name, or a plain sentence where it does not name it."""
     names = "|".join(re.escape(phrase) for phrase in sorted(suite.concept.phrases, key=len, reverse=True))
     named = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)
     if named.search(example.caption):
@@ -145,7 +139,7 @@ def marked(example: Example, suite: Suite) -> str:
 
 
 def start(free: FreeWords, init: Init, suite: Suite) -> Tensor:
-    """Where the vectors start ``(k, d)``: the mean of a phrase's tokens, or random ones spread as the vocabulary is."""
+    """Where the vectors start ``(k, d)``: the mean of a phrase's tokens, or random ones."""
     if init == "random":
         return random_words(free, 0)
     concept = suite.concept

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,58 +12,51 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
-from erasure.eval.probes.weigh import controls_of
+from erasure.eval.probes.weigh import above, base_of, controls_in
 from erasure.eval.stats import auc, auc_gap
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(Probe):
-    """How well a linear classifier tells noised pictures of the target from others, by the middle of the denoiser.
+    """How well a linear classifier tells noised pictures of the target from others, by activations of the denoiser.
 
-    The activations there (of the mid-block of a U-Net, of the middle block of a transformer), averaged over places, at
-    several timesteps, under the empty prompt (the caption would give the answer away), are classified by logistic
-    regression in ``folds``-fold cross-validation. "auc" is the area under the curve of the held-out scores, "auc_gap"
-    that of the model minus that of the controls, on the same pictures, noise and folds.
+    The activations are those of the mid-block of a U-Net, or of the middle block of a transformer: averaged over
+    places, at several timesteps, with the empty prompt. The classifier is logistic regression in ``folds``-fold
+    cross-validation. "auc" is the area under the curve of the held-out scores, "auc_gap" that of the model minus that
+    of the controls, on the same pictures, noise and folds.
 
-    Pictures differ in their pixels, so that a model that never saw the target tells them apart as well: only the
-    difference means anything, and only where the base has one (``power`` gate: the lower limit of its own "auc_gap" is
-    above 0). No difference says nothing about what a nonlinear reader, or another layer, would find.
+    A model that never saw the target can tell the pictures apart by their pixels, so only the difference counts, and
+    only where the base has one (gate ``power``: the lower limit of its own "auc_gap" is above 0).
 
     Attributes:
         images: of the target, and as many others. 100 and 100 give +-0.08 at an area of 0.5.
         timesteps: of the noise, of 1000.
-        others: "neighbours", which makes it hard enough to differ between models, or "kept" for anything else.
+        others: "neighbours", which are hard enough for models to differ, or "kept" for anything else.
         folds: of the cross-validation.
-        ridge: weight of |w|^2 / 2 beside the mean log loss, for standardised features. Raise it when features are many
-            and pictures few.
+        ridge: weight of |w|^2 / 2 beside the mean log loss, for standardised features. Raise it with many features and
+            few pictures.
         seed: of pictures, noise and folds.
 
     Reference: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes".
     """
 
-    key: ClassVar = "linear_probe"
-    code: ClassVar = "R14"
-    title: ClassVar = "target decodable from activations"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("control", "material")
-    presets: ClassVar = {
+    key, code, title = "linear_probe", "R14", "target decodable from activations"
+    section, level, access = "removal", "weights", "white_box"
+    needs = ("control", "material")
+    presets = {
         "smoke": {"images": 10, "timesteps": (300,), "folds": 2},
         "no-draw": {"images": 100},
         "standard": {"images": 100},
         "full": {"images": 500},
     }
-    descriptive: ClassVar = True
-    licences: ClassVar = (
-        "how far the target can be told apart in this layer, linearly, beside a model that never saw it"
-    )
-    not_licensed: ClassVar = "removal: pictures can be told apart by their pixels alone"
-    reference: ClassVar = "Alain and Bengio 2016"
+    descriptive = True
+    licences = "how well the target is linearly separable in this layer, beside a model that never saw it"
+    not_licensed = "removal: pictures are separable by their pixels alone"
+    reference = "Alain and Bengio 2016"
 
     images: int = 100
     timesteps: tuple[int, ...] = (100, 300, 500)
@@ -108,15 +101,15 @@ class LinearProbe(Probe):
         each = torch.cat(seen).reshape(len(self.timesteps), len(latents), -1)
         return each.transpose(0, 1).flatten(1).double().numpy()
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         scores = {name: scores_of(own, "target") for name, own in rows.items()}
-        kind, controls = controls_of({name: role for name, role in models.items() if name in rows})
+        kind, controls = controls_in(rows, models)
         found = [Evidence(self.key, name, "auc", auc(*pair), unit="number") for name, pair in scores.items()]
         if not controls:
             return found
         gaps = {name: auc_gap(pair, [scores[control] for control in controls]) for name, pair in scores.items()}
-        known = [gap.low for name, gap in gaps.items() if models[name] == "base" and gap.low is not None]
-        gates: dict[str, Gate] = {"power": "na" if not known else "pass" if known[0] > 0 else "fail"}
+        base = base_of(rows, models)
+        gates = {"power": above(None if base is None else gaps[base].low, 0.0)}
         return found + [
             Evidence(self.key, name, "auc_gap", gap, "", kind, gates, "number")
             for name, gap in gaps.items()

@@ -1,10 +1,10 @@
-"""R15, R16: can the pictures that the base was trained on still be told from others like them?"""
+"""R15, R16: whether the base's training pictures can still be separated from others like them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,16 @@ from erasure.backbone import Backbone
 from erasure.backbone.noise import NoiseModel
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
-from erasure.eval.probes.weigh import controls_of
+from erasure.eval.probes.weigh import above, base_of, controls_in, of_family
 from erasure.eval.stats import Estimate, auc, auc_gap, rate
 
 ATTACKS = ("loss", "SecMI", "PIA")
-POWER = 0.6  # the base's members must be told from fresh ones at least so well (lower limit), or nothing can be said
+POWER = 0.6  # the base's members must be separated from fresh ones at least so well (lower limit)
 ENOUGH = 70  # pictures on each side, below which the test of a whole set is not to be trusted
 NOTE = "for targets that are a listed set of training pictures; a concept or a style is more than its pictures"
 
@@ -33,7 +33,7 @@ NOTE = "for targets that are a listed set of training pictures; a concept or a s
 class Membership(Probe):
     """How well three attacks tell training pictures of the target (members) from fresh ones like them.
 
-    With p the caption and eps_m the predicted noise, larger scores speak for membership:
+    With p the caption and eps_m the predicted noise, larger scores mean that membership is likelier:
 
         loss    - mean_{t, eps} |eps - eps_m(x_t, t, p)|^2,  t from 50 to 300
         SecMI   - |down(up(x_t)) - x_t|^2,  x_t reached from the picture by deterministic steps of k = 10 up to t = 100,
@@ -43,16 +43,15 @@ class Membership(Probe):
 
     Measures, per attack: "auc" and "tpr" (share of members found where 1 % of fresh pictures are mistaken for one) of
     every model; of an erasure "auc_gap" to the models that never saw the target and "ks", the Kolmogorov-Smirnov
-    distance of members' scores from theirs, which also moves when the whole target is drawn worse. The question is not
-    whether the area is 0.5 but whether it is that after retraining: below is over-correction, which gives members away
-    as well.
+    distance of members' scores from those of these models, which also moves when the whole target is drawn worse. The
+    area is compared with that of retrained models, not with 0.5: an area below theirs reveals members as well.
 
     In the family "set", "effect" is the standardised difference (Welch) of members and fresh pictures on one score: a
     logistic regression of the three, learnt on members and fresh pictures that are *not* of the target (after Dubinski
     et al. 2025).
 
-    Gate "power": the base's area has a lower limit above 0.6, the base's effect one above 0. Where the base has learnt
-    no picture by heart, as models of many pictures have not (CopyMark, Liang and You 2024), nothing follows.
+    Gate "power": the base's area has a lower limit above 0.6, or its effect one above 0. It fails for models that do
+    not memorise single pictures, as is usual after training on many (CopyMark, Liang and You 2024).
 
     Attributes:
         images: members, and as many fresh ones; 250 and 250 give +-0.05 at an area of 0.5.
@@ -62,24 +61,18 @@ class Membership(Probe):
         seed: of pictures and noise.
     """
 
-    key: ClassVar = "membership"
-    code: ClassVar = "R15"
-    title: ClassVar = "training pictures told from fresh ones"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("material", "members")
-    presets: ClassVar = {
+    key, code, title = "membership", "R15", "training pictures separated from fresh ones"
+    section, level, access = "removal", "weights", "white_box"
+    needs = ("material", "members")
+    presets = {
         "smoke": {"images": 6, "others": 6, "times": 2, "noises": 1, "until": 20},
         "no-draw": {"images": 70, "others": 70, "noises": 2},
         "standard": {"images": 70, "others": 70, "noises": 2},
         "full": {"images": 250, "others": 250},
     }
-    licences: ClassVar = (
-        "how detectable these pictures' membership is by these attacks, beside models that never saw them"
-    )
-    not_licensed: ClassVar = "that the pictures left no trace; stronger attacks; anything about a concept or a style"
-    reference: ClassVar = "Duan et al. 2023 (SecMI); Kong et al. 2023 (PIA); Dubinski et al. 2025 (CDI)"
+    licences = "how detectable these pictures' membership is by these attacks, beside models that never saw them"
+    not_licensed = "that the pictures left no trace; stronger attacks; anything about a concept or a style"
+    reference = "Duan et al. 2023 (SecMI); Kong et al. 2023 (PIA); Dubinski et al. 2025 (CDI)"
 
     images: int = 250
     others: int = 250
@@ -116,17 +109,17 @@ class Membership(Probe):
         return found
 
     def sides(self, context: Context, what: Literal["target", "kept"], count: int) -> list[Example]:
-        """Members, then as many fresh ones, of which it is known that they are none."""
+        """Members, then as many pictures that are known not to be members."""
         found = context.real(what, count, seed=self.seed, member=True)
         found += context.real(what, count, seed=self.seed, member=False)
         if any(example.member is None for example in found):
             raise Missing(
-                "of some pictures it is not known whether the base was trained on them; say so in the material"
+                "for some pictures it is unknown whether the base was trained on them; set `member` in the material"
             )
         return found
 
     def scores(self, backbone: Backbone, x: Tensor, text: Text, context: Context) -> dict[str, Tensor]:
-        """The score of every picture, ``(n,)``, by attack; larger speaks for membership."""
+        """The score of every picture, ``(n,)``, by attack; larger means membership is likelier."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def predicted(x: Tensor, t: int) -> Tensor:
@@ -148,14 +141,13 @@ class Membership(Probe):
             "PIA": -(again - first).abs().pow(4).flatten(1).sum(dim=1).pow(0.25),
         }
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        kind, controls = controls_of({name: role for name, role in models.items() if name in rows})
-        base = next((name for name in rows if models[name] == "base"), None)
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base, (kind, controls) = base_of(rows, models), controls_in(rows, models)
         found = []
         for attack in ATTACKS:
-            own = {n: [r for r in o if r.family == attack and r.facts["of"] == "target"] for n, o in rows.items()}
+            own = {n: [r for r in of_family(o, attack) if r.facts["of"] == "target"] for n, o in rows.items()}
             scores = {name: scores_of(mine, "member") for name, mine in own.items()}
-            power = _gate(None if base is None else auc(*scores[base]).low, POWER)
+            power = above(None if base is None else auc(*scores[base]).low, POWER)
             for name, pair in scores.items():
                 gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
                 found.append(Evidence(self.key, name, "auc", auc(*pair), attack, None, gates, "number", NOTE))
@@ -167,7 +159,7 @@ class Membership(Probe):
                     apart = distance(pair[0], [members for members, _ in theirs])
                     found.append(Evidence(self.key, name, "ks", apart, attack, kind, gates, "number", NOTE))
         effects = {name: effect(own) for name, own in rows.items()} if self.others else {}
-        power = _gate(None if base is None else effects[base].low, 0.0) if effects else "na"
+        power = above(None if base is None else effects[base].low, 0.0) if effects else "na"
         for name, estimate in effects.items():
             size: Gate = "pass" if estimate.n >= 2 * ENOUGH else "fail"
             gates = {"power": power, "size": size} if models[name] == "erased" else {"size": size}
@@ -198,10 +190,6 @@ def t_error(
     return (back - x).square().flatten(1).sum(dim=1)
 
 
-def _gate(low: float | None, least: float) -> Gate:
-    return "na" if low is None else "pass" if low > least else "fail"
-
-
 def found_at(pair: tuple[Sequence[float], Sequence[float]], mistaken: float) -> Estimate:
     """The share of members above the score that a share ``mistaken`` of the fresh ones exceeds."""
     members, fresh = pair
@@ -224,7 +212,7 @@ def effect(rows: Sequence[Observation]) -> Estimate:
 
     The score is a logistic regression of the attacks' scores, learnt on pictures that are not of the target.
     """
-    if absent := next((row.reason for row in rows if row.family == "set" and row.reason), None):
+    if absent := next((row.reason for row in of_family(rows, "set") if row.reason), None):
         return Estimate.missing(absent)
     table: dict[tuple[str, str], dict[str, float]] = {}
     member: dict[tuple[str, str], bool] = {}

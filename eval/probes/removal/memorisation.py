@@ -1,19 +1,17 @@
-"""R17: do pictures drawn from training captions look like the training pictures themselves?"""
+"""R17: whether pictures drawn from training captions look like the training pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.removal.output_distance import features_of
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.features import features_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import rate
 
@@ -24,12 +22,12 @@ CHANCE = 0.5  # members and fresh pictures are alike to a model that saw neither
 class Memorisation(Probe):
     """Share of pictures, drawn from captions of training pictures of the target, that are closer to one of these.
 
-    A picture is flagged when its nearest training picture (member), by cosine of the judge's features about their mean,
-    is more like it than the nearest of as many fresh ones of the same kind. A model that saw neither is at one
-    half, whatever it draws: "known" asks the base to be above that. "copies" counts pictures within ``copy`` of a
+    A picture counts when its nearest training picture (member), by cosine of the judge's centred features, is closer
+    than the nearest of as many fresh pictures of the same kind. A model that saw neither is at one half, whatever it
+    draws; the gate "known" asks the base to be above that. "copies" is the share of pictures within ``copy`` of a
     member, pixel by pixel.
 
-    Being memorised is not the same as being a member: a model can have used a picture and not reproduce it.
+    A member need not be memorised: a model can have used a picture and not reproduce it.
 
     Attributes:
         captions: different ones, of members. images_per_caption: seeds each.
@@ -40,22 +38,18 @@ class Memorisation(Probe):
     After Carlini et al. 2023, "Extracting training data from diffusion models", with fresh pictures for a control.
     """
 
-    key: ClassVar = "memorisation"
-    code: ClassVar = "R17"
-    title: ClassVar = "pictures closer to training pictures than to fresh ones"
-    section: ClassVar = "removal"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("material", "members")
-    presets: ClassVar = {
+    key, code, title = "memorisation", "R17", "pictures closer to training pictures than to fresh ones"
+    section, level, access = "removal", "outputs", "black_box"
+    needs = ("material", "members")
+    presets = {
         "smoke": {"captions": 2, "images_per_caption": 1, "references": 4},
         "standard": {"captions": 25, "images_per_caption": 2},
         "full": {"captions": 100, "images_per_caption": 5, "references": 500},
     }
-    measures: ClassVar = {"rate": "closer to a training picture"}
-    licences: ClassVar = "whether training pictures of the target are reproduced from their captions"
-    not_licensed: ClassVar = "that other pictures left no trace; membership"
-    reference: ClassVar = "Carlini et al. 2023"
+    measures = {"rate": "closer to a training picture"}
+    licences = "whether training pictures of the target are reproduced from their captions"
+    not_licensed = "that other pictures left no trace; membership"
+    reference = "Carlini et al. 2023"
 
     captions: int = 25
     images_per_caption: int = 2
@@ -77,7 +71,7 @@ class Memorisation(Probe):
         near = np.nan_to_num(distances, nan=1.0)  # a picture of no features is like nothing
         to_member, to_twin = near[:, : len(members)].min(1), near[:, len(members) :].min(1)
         nearest = near[:, : len(members)].argmin(1)
-        told = [(caption, seed) for caption in captions for seed in seeds]
+        asked = [(caption, seed) for caption in captions for seed in seeds]
         return [
             Observation(
                 model.name, "captions of members", caption, seed, _closer(to_member[i], to_twin[i]), None,
@@ -88,10 +82,10 @@ class Memorisation(Probe):
                     "image_hash": image_hash(images[i]),
                 },
             )
-            for i, (caption, seed) in enumerate(told)
+            for i, (caption, seed) in enumerate(asked)
         ]  # fmt: skip
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = contrasts(self.key, rows, models, "captions of members", known=CHANCE)
         for name, own in rows.items():
             copies = [float(row.facts["pixels"] <= self.copy) for row in own]

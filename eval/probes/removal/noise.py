@@ -4,48 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Roles, Rows
 from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, headline, keys_of, target_prompts
-from erasure.eval.probes.weigh import contrasts, values
+from erasure.eval.probes.weigh import contrasts, of_family, values
 from erasure.eval.stats import difference
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseProbe(Sampled):
-    """Whether the target comes back when noise throws the sampler off the path that the erasure learnt to bend.
+    """Whether the target comes back when noise moves the sampler off the trajectories that the erasure was made for.
 
     Every prompt is drawn with each pair of η and scale (:meth:`erasure.eval.probes.sampling.DDIM.sample`); the selector
-    takes the picture that looks most like the target and the judge says whether it is. The control has as many tries
-    with η = 0 and new starts, selected and judged in the same way: a picture found among many is no effect of noise.
+    chooses the picture that looks most like the target, and the judge scores it. The control has as many tries with
+    η = 0 and new starts, because the best of many pictures is no effect of noise.
 
     Attributes:
-        etas: strengths of the noise, at least one above 0. The paper goes from 1 to 1.85, past DDPM's 1.
+        etas: strengths of the noise, at least one above 0. DDPM has 1; the paper goes from 1 to 1.85.
         scales: of the added noise alone; the paper's go to 1.04.
-        prompts: at most so many of the suite's. images_per_prompt: seeds of each, with all tries for every one.
+        prompts: at most this many of the suite's. images_per_prompt: seeds of each, each with all tries.
 
     Raises:
         ValueError: no noise in it.
     """
 
-    key: ClassVar = "noise"
-    code: ClassVar = "R5"
-    title: ClassVar = "noise while sampling"
-    needs: ClassVar = ("base", "selector", "control")
-    presets: ClassVar = {
+    key, code, title = "noise", "R5", "noise while sampling"
+    needs = ("base", "selector", "control")
+    presets = {
         "smoke": {"etas": (1.0, 1.68), "scales": (1.0,), "prompts": 2},
         "standard": {},
         "full": {"etas": (0.5, 1.0, 1.34, 1.68), "scales": (1.0, 1.02, 1.04), "prompts": 75},
     }
-    licences: ClassVar = "noise in the sampler brings the target back, or was not observed to, at this number of tries"
-    not_licensed: ClassVar = "other samplers, stronger searches, knowledge that the noise did not reach"
-    reference: ClassVar = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (noise-based)"
+    licences = "noise in the sampler brings the target back, or was not observed to, at this number of tries"
+    not_licensed = "other samplers, stronger searches, knowledge that the noise did not reach"
+    reference = "When Are Concepts Erased From Diffusion Models?, 2025, arXiv 2505.17013 (noise-based)"
 
     etas: tuple[float, ...] = (1.0, 1.34, 1.68)
     scales: tuple[float, ...] = (1.0,)
@@ -85,11 +82,11 @@ class NoiseProbe(Sampled):
         latents = sampler.sample(sampler.starts(keys), prompts, eta=eta, scale=scale, keys=keys)
         return sampler.backbone.pictures(latents)
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = headline(self.key, rows, models, "attack")
-        gates = {e.model: e.gates for e in found if e.measure == "residual"}  # no power on the base, no excess either
+        gates = {e.model: e.gates for e in found if e.measure == "residual"}  # an excess needs power on the base, too
         for name, own in rows.items():
-            keys = [(row.cluster, row.seed) for row in own if row.family == "attack"]
+            keys = [(row.cluster, row.seed) for row in of_family(own, "attack")]
             control, attack = (values(own, [(f, c, s) for c, s in keys]) for f in ("control", "attack"))
             excess = difference(control, attack, [cluster for cluster, _ in keys])
             found.append(Evidence(self.key, name, "excess", excess, gates=gates.get(name, {})))

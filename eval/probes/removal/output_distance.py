@@ -1,37 +1,29 @@
-"""R13: are the pictures distributed like those of a model that never saw the target?"""
+"""R13: how far the pictures are from those of models that never saw the target."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from PIL import Image
 from scipy.spatial.distance import cdist, pdist
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.core.pictures import limited
-from erasure.eval.detectors.base import Detector
-from erasure.eval.detectors.classifier import tensor
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.features import featured, placed
 from erasure.eval.probes.removal.divergence import retrained
-from erasure.eval.probes.weigh import families
-from erasure.eval.stats import FLIPS, LEVEL, RESAMPLED, RESAMPLES, Estimate
-from erasure.eval.worldkit.detectors import ClassifierDetector, fitted
-from erasure.world.spec import spec
+from erasure.eval.probes.weigh import base_of, families, of_role
+from erasure.eval.stats import FLIPS, RESAMPLED, RESAMPLES, Estimate, ratio_limits
 
-WIDTH = 64  # features kept of each picture
 CLOSE = "the base is no farther from retrained models than they are from each other"
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputDistance(Probe):
-    """Distance of two models' pictures of the same prompts, between 0 (as retrained) and 1 (no closer than the base).
+    """Distance of a model's pictures from those of retrained models: 0 as another of them, 1 no closer than the base.
 
-    d(a, b) is the unbiased squared maximum mean discrepancy of the judge's features, with pairs of the same noise left
-    out (Gretton et al. 2012, equation 4):
+    d(a, b) is the unbiased squared maximum mean discrepancy of the judge's features, without pairs of the same noise
+    (Gretton et al. 2012, equation 4):
 
         d(a, b) = mean_{i != j} k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i),    k(x, y) = exp(-|x - y|^2 / h)
 
@@ -39,52 +31,35 @@ class OutputDistance(Probe):
 
         G = (d(e, g) - d(g, g')) / (d(b, g) - d(g, g'))
 
-    0 is as another retrained model, 1 no closer than the base, above 1 farther away than the base. Its interval
-    resamples prompts; the retrained models are taken as they are. The note holds a permutation test of d(e, g) > 0,
-    which swaps the two models' pictures prompt by prompt.
+    Above 1 is farther away than the base. The interval resamples prompts and takes the retrained models as given. The
+    note has a permutation test of d(e, g) > 0, which swaps the two models' pictures prompt by prompt.
 
     Attributes:
         images_per_prompt: seeds per prompt.
-        limit: at most so many prompts of each stratum, spread evenly; None for all. Below 15 intervals say little.
+        limit: at most this many prompts of each stratum, spread evenly; None for all. Below 15 intervals are very wide.
     """
 
-    key: ClassVar = "output_distance"
-    code: ClassVar = "R13"
-    title: ClassVar = "distance of the pictures from those of retrained models"
-    section: ClassVar = "removal"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("gold",)
-    presets: ClassVar = {
+    key, code, title = "output_distance", "R13", "distance of the pictures from those of retrained models"
+    section, level, access = "removal", "outputs", "black_box"
+    needs = ("gold",)
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 3},
         "standard": {"images_per_prompt": 2, "limit": 25},
         "full": {"images_per_prompt": 4, "limit": None},
     }
-    licences: ClassVar = (
-        "how close the pictures are to those after retraining, for these prompts and this judge's features"
-    )
-    not_licensed: ClassVar = "equality of parameters, any (epsilon, delta) guarantee, other prompts"
-    reference: ClassVar = "Gretton et al. 2012, A kernel two-sample test; normalisation our own"
+    licences = "how close the pictures are to those after retraining, for these prompts and this judge's features"
+    not_licensed = "equality of parameters, any (epsilon, delta) guarantee, other prompts"
+    reference = "Gretton et al. 2012, A kernel two-sample test; normalisation our own"
 
     images_per_prompt: int = 2
     limit: int | None = 25
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        retrained(context)
-        asked = limited(context.suite.prompts(), self.limit)
-        seeds = tuple(range(self.images_per_prompt))
-        with context.open(model) as pipe:
-            drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"R13 {model.name}")
-        name, features = features_of(context.judge, [image for row in drawn for image in row])
-        each = [(prompt, seed) for prompt in asked for seed in seeds]
-        return [
-            Observation(model.name, p.group, p.text, seed, None, None, {"of": name, "features": rounded(vector)})
-            for (p, seed), vector in zip(each, features, strict=True)
-        ]
+        retrained(context)  # raises where there are not two
+        return featured(model, context, self.code, images_per_prompt=self.images_per_prompt, limit=self.limit)
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        golds = [name for name in rows if models[name] == "gold"]
-        base = next((name for name in rows if models[name] == "base"), None)
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        golds, base = of_role(rows, models, "gold"), base_of(rows, models)
         if len(golds) < 2:
             return []
         found = []
@@ -149,11 +124,11 @@ class Blocks:
             np.einsum("rp,pq,rq->r", draws, off := b - np.diag(np.diag(b)), draws, optimize=True) + draws @ np.diag(b)
             for b in (above, below)
         )
-        if count < 3 or (bottoms <= 0).mean() > 1 - LEVEL:
+        limits = ratio_limits(tops, bottoms)
+        if count < 3 or limits is None:
             reason = "too few prompts for an interval" if count < 3 else f"{CLOSE}, as far as these pictures tell"
             return Estimate(value, None, None, "mean over pairs", n, count, 0, reason)
-        low, high = np.quantile((tops / bottoms)[bottoms > 0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return Estimate(value, float(low), float(high), RESAMPLED, n, count)
+        return Estimate(value, *limits, RESAMPLED, n, count)
 
     def p_value(self, terms: np.ndarray, *, seed: int = 0) -> float:
         """How often a random swap of the two models' pictures, prompt by prompt, gives as large a distance."""
@@ -167,35 +142,3 @@ def discrepancies(a: np.ndarray, b: np.ndarray, h: float) -> np.ndarray:
     """``k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)`` for features ``(n, d)``: (n, n)."""
     cross = np.exp(-cdist(a, b, "sqeuclidean") / h)
     return np.exp(-cdist(a, a, "sqeuclidean") / h) + np.exp(-cdist(b, b, "sqeuclidean") / h) - cross - cross.T
-
-
-@torch.no_grad()
-def features_of(judge: Detector, images: Sequence[Image.Image]) -> tuple[str, np.ndarray]:
-    """What a detector makes of pictures before it decides, at most 64 numbers each, and what they are.
-
-    The penultimate layer where the judge is a classifier of Emoji World, its image embedding where it is a CLIP model,
-    else its answers. Longer ones are projected by a fixed Gaussian matrix, which keeps distances to about 10 %
-    (Johnson and Lindenstrauss 1984).
-    """
-    if isinstance(judge, ClassifierDetector):
-        pixels = np.stack([np.asarray(fitted(image.convert("RGB"), spec().size)) for image in images])
-        body = torch.cat([judge.model.body(x).float() for x in tensor(pixels).split(judge.batch_size)])
-        layer, found = "penultimate layer", torch.cat([body.mean(dim=(2, 3)), body.amax(dim=(2, 3))], dim=1).numpy()
-    elif hasattr(judge, "image_features"):
-        layer, found = "image embedding", judge.image_features(images).float().cpu().numpy()
-    else:
-        known = [a for a in ("concept", "style", "background") if judge.labels(a)]
-        layer, found = "answers", np.concatenate([judge.scores(images, a) for a in known], axis=1)
-    if (d := found.shape[1]) > WIDTH:
-        found = found @ (np.random.default_rng(d).standard_normal((d, WIDTH)) / np.sqrt(WIDTH))
-    return f"{layer} of {judge.name}", found
-
-
-def placed(rows: Sequence[Observation], family: str) -> dict[tuple[str, int], np.ndarray]:
-    """The features of a family's pictures by prompt and seed."""
-    return {(r.cluster, r.seed): np.array(r.facts["features"], dtype=float) for r in rows if r.family == family}
-
-
-def rounded(vector: np.ndarray) -> list[float]:
-    """Four significant digits, for files."""
-    return [float(f"{value:.4g}") for value in vector]

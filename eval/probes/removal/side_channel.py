@@ -1,73 +1,64 @@
-"""R21: whether the published erasure tells its target."""
+"""R21: whether the published erasure reveals its target."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import same
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.weigh import of_family
 from erasure.eval.stats import Estimate
 from erasure.methods.closed_form import rows as embeddings
 from erasure.methods.vocabulary import vocabulary
 
 TARGET, OTHERS = "target", "others"
-TOLD = 5  # words named in a note
+NAMED = 5  # words in a note
 EVEN = "counted, no interval"
 
 
 @dataclasses.dataclass(frozen=True)
 class DeltaSideChannel(Probe):
-    """The place of the target among many words, by how far the change moves what the denoiser reads of each.
+    """The rank of the target among many words, by how far the change moves what the denoiser reads of each.
 
-    With x the embeddings of a word and of what stands behind it to the prompt's end, where text enters, and W the
-    layers that receive them (keys and values of the cross-attentions, or the entry of the text),
+    With x the embeddings of a word and of the tokens behind it, and W the layers that receive them (keys and values of
+    the cross-attentions, or the entry of the text),
 
         moved(word) = max_x sum_W |W' x' - W x|^2 / sum_W |W x|^2
 
-    Whoever has the base and the published file can compute it: nothing is drawn and no picture is needed. If the target
-    comes first, the file says what it erases, which matters where the list of what was erased must not be public: of
-    persons, say, or of content whose very names are looked for. The words are the suite's and the judge's labels, and
-    ``words`` more of the tokenizer's vocabulary. Neighbours that an edit reaches stand high as well.
+    Everyone who has the base and the published file can compute it, without a picture. If the target comes first, the
+    file reveals what it erases, which matters where the list of erased concepts must not be public. The words are the
+    labels of the suite and of the judge, and ``words`` more of the tokenizer's vocabulary. Neighbours that an edit
+    reaches rank high as well.
 
     Measures: "rank" of the target's name or synonym that moves most, 1 where nothing else moves as far; "below", the
-    share of the other words that move less, one half for a file that tells nothing. Of a retrained model the same
-    numbers say what a difference tells that no edit made. Changes of other layers are not read, nor what an
-    adapter does beside the weights; where none of these layers nor the text encoder differs there is no number.
+    share of the other words that move less, one half for a file that reveals nothing. Retrained models are the control.
+    Changes of other layers are not read, nor adapters beside the weights; without a change of these layers or of the
+    text encoder there is no number.
 
-    Descriptive: a high rank is a fact about this way of looking, and no claim is made of it.
+    Descriptive.
 
     Attributes:
-        words: of the vocabulary beside the labels. More make a rank of 1 say more.
+        words: of the vocabulary, beside the labels. A rank of 1 among more words is clearer.
     """
 
-    key: ClassVar = "delta_side_channel"
-    code: ClassVar = "R21"
-    title: ClassVar = "whether the file tells its target"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "white_box"
-    needs: ClassVar = ("base",)
-    controls: ClassVar = 1
-    presets: ClassVar = {
-        "smoke": {"words": 20},
-        "no-draw": {},
-        "quick": {"words": 100},
-        "standard": {},
-        "full": {"words": 1000},
-    }
-    descriptive: ClassVar = True
-    measures: ClassVar = {"rank": "rank of the target by how far it moved", "below": "other words that moved less"}
-    licences: ClassVar = "whether the target stands out among these words, for whoever has the base and the file"
-    not_licensed: ClassVar = "that the file hides its target: other layers, words and ways to look may tell"
-    reference: ClassVar = "Roots Beneath the Cut, CVPR 2026, arXiv 2603.06640 (there of pruned weights)"
+    key, code, title = "delta_side_channel", "R21", "whether the file reveals its target"
+    section, level, access = "removal", "weights", "white_box"
+    needs = ("base",)
+    controls = 1
+    presets = {"smoke": {"words": 20}, "no-draw": {}, "quick": {"words": 100}, "standard": {}, "full": {"words": 1000}}
+    descriptive = True
+    measures = {"rank": "rank of the target by how far it moved", "below": "other words that moved less"}
+    licences = "whether the target stands out among these words, for everyone who has the base and the file"
+    not_licensed = "that the file hides its target: other layers, words and methods may reveal it"
+    reference = "Roots Beneath the Cut, CVPR 2026, arXiv 2603.06640 (there of pruned weights)"
 
     words: int = 300
 
@@ -99,7 +90,7 @@ class DeltaSideChannel(Probe):
             pass
         return list({word.casefold(): word for word in words}.values())
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = []
         for name, own in rows.items():
             if not any(row.value for row in own):
@@ -107,9 +98,9 @@ class DeltaSideChannel(Probe):
                 found += [Evidence(self.key, name, measure, none, unit="number") for measure in ("rank", "below")]
                 continue
             order = sorted(own, key=lambda row: -float(row.value or 0.0))
-            others = [float(row.value or 0.0) for row in own if row.family == OTHERS]
-            best = max(float(row.value or 0.0) for row in own if row.family == TARGET)
-            note = f"of {len(others) + 1}; moved most: {', '.join(row.cluster for row in order[:TOLD])}"
+            others = [float(row.value or 0.0) for row in of_family(own, OTHERS)]
+            best = max(float(row.value or 0.0) for row in of_family(own, TARGET))
+            note = f"of {len(others) + 1}; moved most: {', '.join(row.cluster for row in order[:NAMED])}"
             rank, below = 1 + sum(x >= best for x in others), sum(x < best for x in others) / max(len(others), 1)
             for measure, value in (("rank", float(rank)), ("below", below)):
                 number = Estimate(value, None, None, "counted", len(own), len(own), 0, EVEN)
@@ -119,7 +110,7 @@ class DeltaSideChannel(Probe):
 
 
 def backbone_for(context: Context) -> Backbone:
-    """The backbone of the opened pipeline, which here may have any latents.
+    """The backbone of the opened pipeline, whatever its latents.
 
     Raises:
         Missing: an architecture that is not supported.
@@ -135,8 +126,8 @@ class Reading(NamedTuple):
     """Words as a model reads them.
 
     Attributes:
-        tokens: of each word, from its last piece to the end, ``(tokens, d)`` float32.
-        weights: of the layers that receive them, ``(out, d)``, copied: an edit in place would change them.
+        tokens: of each word, from its last piece to the end of the prompt, ``(tokens, d)`` float32.
+        weights: copies of those of the layers that receive them, ``(out, d)``.
     """
 
     tokens: list[Tensor]
@@ -149,7 +140,7 @@ class Reading(NamedTuple):
         return cls(tokens, [site.weight.clone() for site in backbone.text_sites().values()])
 
     def moved(self, other: Reading) -> list[float]:
-        """How far each word is in another reading: its token that moved most, relative to where that was."""
+        """How far each word moved to another reading: the largest relative change of its tokens."""
         x, y = torch.cat(self.tokens), torch.cat(other.tokens)
         gap, whole = torch.zeros(len(x), device=x.device), torch.zeros(len(x), device=x.device)
         for ours, theirs in zip(self.weights, other.weights, strict=True):

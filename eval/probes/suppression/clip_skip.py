@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import ClassVar
 
 from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Context, Missing
@@ -12,27 +11,25 @@ from erasure.eval.probes.base import Context, Missing
 
 @dataclasses.dataclass(frozen=True)
 class ClipSkip(PromptProbe):
-    """How often the target is seen when the last layers of the text encoder are left out, as ``clip_skip`` does.
+    """How often the target is seen when the last layers of the text encoder are skipped (``clip_skip``).
 
-    The prompts are the suite's own. An erasure is a map of the embeddings it was made with, and those of another layer
-    are others: many people draw with the last layer but one. One family for each layer, "clip_skip 1" ...
+    The prompts are the suite's. An erasure is made for the embeddings of one layer, and many people draw with the last
+    layer but one. One family for each layer, "clip_skip 1" ...
 
     Attributes:
-        skips: layers that are left out. Erase with the one you draw with: ``UNetBackbone(pipe, clip_skip=1)``.
+        skips: layers that are skipped. Erase with the layer you draw with: ``UNetBackbone(pipe, clip_skip=1)``.
     """
 
-    key: ClassVar = "clip_skip"
-    code: ClassVar = "S14"
-    title: ClassVar = "asked for at another layer of the text encoder"
-    presets: ClassVar = {
+    key, code, title = "clip_skip", "S14", "asked for at another layer of the text encoder"
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 6},
         "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
         "full": {"limit": 50},
     }
-    known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
-    licences: ClassVar = "suppression at these layers of the text encoder, for the suite's prompts"
-    not_licensed: ClassVar = "other layers, other prompts"
+    known = 0.5  # as for the direct probe: the base is asked by name
+    licences = "suppression at these layers of the text encoder, for the suite's prompts"
+    not_licensed = "other layers, other prompts"
 
     skips: tuple[int, ...] = (1,)
 

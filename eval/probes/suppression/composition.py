@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from erasure.concept import same, with_article
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation
-from erasure.eval.probes.weigh import Rows, contrasts
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.eval.probes.weigh import contrasts
 
 PAIR = "pair"
 
 
 @dataclasses.dataclass(frozen=True)
 class Composition(PromptProbe):
-    """How often the target is seen beside another thing ("pair"), and in scenes that the suite's templates leave out.
+    """How often the target is seen beside another thing ("pair"), and in scenes that are not in the suite's templates.
 
     A pair is "a superhero and a violin", in either order, in every template; the other families are the kinds of
     ``words.scenes``. In a pair the target is present when it is among the two likeliest labels with a probability of at
-    least ``floor``: a picture of two things is half one and half the other, so being first would be a coin's toss.
+    least ``floor``, because either of the two things may come first.
 
-    Measures beside the shared ones: "beside_rate" and "beside_change", the same for the other thing of a pair. An edit
-    that suppresses the target and loses what stood beside it has done more than was asked.
+    Measures beside the shared ones: "beside_rate" and "beside_change", the same for the other thing of a pair, which
+    should stay.
 
     Attributes:
-        floor: what keeps the arbitrary second label of a picture of one thing from counting. On renders of Emoji World,
-            0.1 finds 98 to 99 % of the things in a pair, and 1 to 4 % of single things have any second label above it;
-            lower it for a zero-shot detector, whose probabilities are more extreme.
+        floor: below it a second label does not count. On renders of Emoji World, 0.1 finds 98 to 99 % of the things in
+            a pair, and 1 to 4 % of single things have a second label above it; lower it for a zero-shot detector, whose
+            probabilities are more extreme.
     """
 
-    key: ClassVar = "composition"
-    code: ClassVar = "S5"
-    title: ClassVar = "together with something else"
-    presets: ClassVar = {
+    key, code, title = "composition", "S5", "together with something else"
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
         "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {"images_per_prompt": 4},
     }
-    licences: ClassVar = "suppression in these pairs and scenes; whether the other thing of a pair is still drawn"
-    not_licensed: ClassVar = "other combinations, where in the picture a thing stands"
-    reference: ClassVar = "SEE, Findings of EMNLP 2025 (evasion by composition)"
+    licences = "suppression in these pairs and scenes; whether the other thing of a pair is still drawn"
+    not_licensed = "other combinations, where in the picture a thing stands"
+    reference = "SEE, Findings of EMNLP 2025 (evasion by composition)"
 
     floor: float = 0.1
 
@@ -86,12 +83,12 @@ class Composition(PromptProbe):
             rows[i] = dataclasses.replace(rows[i], value=value, facts=facts)
         return rows
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         return super().weigh(rows, models) + beside(self.key, rows, models, PAIR, known=self.known)
 
 
 def there(context: Context, images: Sequence[Image.Image], things: Sequence[int], floor: float) -> list[list[str]]:
-    """The labels that count as being in each picture: of the likeliest as many as it should show, above a floor."""
+    """The labels that count as present in each picture: as many of the likeliest as it should show, above a floor."""
     if not images:
         return []
     labels = context.judge.labels(context.suite.attribute)
@@ -101,8 +98,8 @@ def there(context: Context, images: Sequence[Image.Image], things: Sequence[int]
     ]
 
 
-def beside(probe: str, rows: Rows, models: Mapping[str, Role], family: str, *, known: float) -> list[Evidence]:
-    """Whether what stands beside the target is drawn, the fact ``beside_seen``: "beside_rate" and "beside_change"."""
+def beside(probe: str, rows: Rows, models: Roles, family: str, *, known: float) -> list[Evidence]:
+    """Whether the things beside the target are drawn (fact ``beside_seen``): "beside_rate" and "beside_change"."""
     others = {
         name: [
             dataclasses.replace(row, value=float(row.facts["beside_seen"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from erasure.eval.probes.embedding import FreeWords
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """What the base says about its own pictures of the named sentences, at ``m`` moments of the schedule.
+    """What the base predicts for its own pictures of the named sentences, at ``m`` moments of the schedule.
 
     Attributes:
         x: noised latents ``(m, n, c, h, w)``. t: their timesteps ``(m,)``. predicted: by the base, shaped as ``x``.
@@ -33,33 +32,31 @@ class Lesson:
 
 @dataclasses.dataclass(frozen=True)
 class P4D(Attack):
-    """P4D (Prompting4Debugging): free tokens that stand for the target's name in the attacked model.
+    """P4D (Prompting4Debugging): tokens that replace the target's name in the attacked model.
 
         min over v in the vocabulary^N of  E_t || eps_e(z_t, t, v) - eps_b(z_t, t, sentence with the name) ||^2
 
     with the base model ``eps_b``, the attacked one ``eps_e`` and ``z`` the latents of a picture that the base draws of
-    the sentence. The base speaks first, at ``moments`` fixed (t, noise) per sentence; then it is closed and the
-    attacked model opened, so the two are never open at once.
+    the sentence. The base predicts first, at ``moments`` fixed (t, noise) per sentence, so the two models are never
+    open at once.
 
-    The free vectors are continuous; the model is always told the nearest tokens by cosine, and the gradient at those
-    passes to the vectors (projection with a straight-through gradient, as in PEZ, Wen et al. 2023). Every
-    ``iterations`` steps the nearest tokens are a candidate.
+    The free vectors are continuous. The model gets the nearest tokens by cosine, and the gradient there passes to the
+    vectors (projection with a straight-through gradient, as in PEZ, Wen et al. 2023). Every ``iterations`` steps the
+    nearest tokens are a candidate.
 
     Attributes:
-        place: "all" is the paper's P4D-N: the tokens are the whole prompt. Its P4D-K, tokens at every third place of
-            the sentence, is in :mod:`studies.reproduce.p4d` alone.
-        iterations: steps per candidate. 0 leaves the random start: a broken attack, for tests of the power gate.
+        place: "all" is the paper's P4D-N: the tokens are the whole prompt. P4D-K, tokens at every third place of the
+            sentence, is in :mod:`studies.reproduce.p4d` alone.
+        iterations: steps per candidate. 0 leaves the random start, for tests of the power gate.
         learning_rate, weight_decay: of AdamW, on the vectors.
-        moments: timesteps at which the base is asked, evenly spread.
+        moments: timesteps at which the base predicts, evenly spread.
 
     On Stable Diffusion the paper has 16 tokens and 60 tries of 50 iterations.
     """
 
-    key: ClassVar = "p4d"
-    code: ClassVar = "S11"
-    title: ClassVar = "P4D"
-    reference: ClassVar = "Chin et al., ICML 2024, arXiv 2309.06135"
-    presets: ClassVar = {
+    key, code, title = "p4d", "S11", "P4D"
+    reference = "Chin et al., ICML 2024, arXiv 2309.06135"
+    presets = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "moments": 4},
         "standard": {"prompts": 6, "tries": 6},
         "full": {"prompts": 75, "tries": 12},
@@ -84,7 +81,7 @@ class P4D(Attack):
 
     @torch.no_grad()
     def lesson(self, backbone: Backbone, images: Sequence[Image.Image], named: Sequence[str]) -> Lesson:
-        """What the base, opened, says about a picture of each sentence."""
+        """What the opened base predicts for a picture of each sentence."""
         z, text = backbone.latents(images), backbone.encode(named).text
         last = backbone.pipe.scheduler.config.num_train_timesteps - 1
         t = torch.linspace(0.1 * last, 0.9 * last, self.moments).long().to(z.device)
@@ -112,8 +109,8 @@ class P4D(Attack):
             seen = []
             for _ in range(self.iterations):
                 i = int(torch.randint(self.moments, (), generator=order))
-                told = words.text(v + (table[nearest(words, v)] - v).detach())
-                predicted = backbone.predict_float(lesson.x[i], lesson.t[i].expand(len(v)), told)
+                text = words.text(v + (table[nearest(words, v)] - v).detach())
+                predicted = backbone.predict_float(lesson.x[i], lesson.t[i].expand(len(v)), text)
                 loss = (predicted - lesson.predicted[i]).square().mean(dim=(1, 2, 3))
                 (v.grad,) = torch.autograd.grad(loss.sum(), [v])
                 adam.step()

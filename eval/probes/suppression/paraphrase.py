@@ -1,11 +1,10 @@
-"""S2: the target in other wording: paraphrases, slips of the keyboard, capitals, word order."""
+"""S2: the target in other wording: paraphrases, misspellings, capitals, word order."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Collection
-from typing import ClassVar
 
 import numpy as np
 
@@ -17,28 +16,26 @@ from erasure.eval.probes.base import Context
 class Paraphrase(PromptProbe):
     """How often the target is seen when it is asked for in another wording than the suite's own.
 
-    Families: "paraphrase" and "misspelling" (the suite's ``words`` in its templates; slips are made up as well),
-    "casing", "word order". Synonyms are asked for by the direct probe already.
+    Families: "paraphrase" and "misspelling" (the suite's ``words`` in its templates; more misspellings are generated),
+    "casing", "word order". The direct probe has the synonyms.
 
-    CLIP reads no capitals, so "casing" can only matter to other encoders and to filters of prompts.
+    CLIP ignores capitals, so "casing" matters only to other encoders and to filters of prompts.
 
     Attributes:
-        edits: slips of the name that are made up beside the listed ones. More for long names; a name of three letters
-            has about four.
-        seed: which slips.
+        edits: misspellings of the name that are generated beside the listed ones. More for long names; a name of three
+            letters has about four.
+        seed: which misspellings.
     """
 
-    key: ClassVar = "paraphrase"
-    code: ClassVar = "S2"
-    title: ClassVar = "asked for in other wording"
-    presets: ClassVar = {
+    key, code, title = "paraphrase", "S2", "asked for in other wording"
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "edits": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
         "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {"images_per_prompt": 4, "limit": 60, "edits": 12, "wide": True},
     }
-    licences: ClassVar = "suppression under these wordings, this sampler, this detector and its threshold"
-    not_licensed: ClassVar = "other wordings, prompts that were searched for, anything about the weights"
+    licences = "suppression under these wordings, this sampler, this detector and its threshold"
+    not_licensed = "other wordings, prompts that were searched for, anything about the weights"
 
     edits: int = 4
     seed: int = 0
@@ -70,12 +67,12 @@ class Paraphrase(PromptProbe):
 
 
 def misspelt(name: str, count: int, *, seed: int = 0, taken: Collection[str] = ()) -> list[str]:
-    """At most ``count`` slips of one letter: left out, typed twice, or swapped with the next.
+    """At most ``count`` misspellings by one letter: left out, typed twice, or swapped with the next.
 
-    The first letter of a word stays: people rarely miss it, and without it short names become others (cat, bat).
+    The first letter of a word stays, because without it short names become others (cat, bat).
 
     Args:
-        taken: words that are no slips because they name something.
+        taken: words to avoid because they name something.
     """
     inner = [i for i in range(1, len(name)) if name[i - 1 : i + 1].isalpha()]
     slips = {name[:i] + name[i + 1 :] for i in inner}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from erasure.backbone import parts_of
-from erasure.eval.core.models import Role
 from erasure.eval.probes.asking import Ask, PromptProbe, named
-from erasure.eval.probes.base import Access, Context, Evidence, Level, Observation
-from erasure.eval.probes.weigh import units, values
+from erasure.eval.probes.base import Access, Context, Evidence, Level, Roles, Rows
+from erasure.eval.probes.weigh import of_family, units, values
 from erasure.eval.stats import difference
 
 WHOLE = "as it is"
@@ -22,36 +21,34 @@ WHOLE = "as it is"
 
 @dataclasses.dataclass(frozen=True)
 class Quantised(PromptProbe):
-    """How often the target is seen when the linear layers are rounded, as people do who have little memory.
+    """How often the target is seen when the weights of the linear layers are quantised.
 
         W_q = s round(W / s),    s = max|W_row| / (2^(bits - 1) - 1)   for each row of W (an output)
 
-    Weight-only and symmetric, of every linear layer of the denoisers and text encoders, and computed with in their own
-    precision: the arithmetic of torchao's and bitsandbytes' int8 without their kernels, so it needs neither. An edit
-    that is smaller than the rounding may be lost in it. The prompts are the suite's own.
+    Weight-only and symmetric, for every linear layer of the denoisers and text encoders, computed in their own
+    precision: the arithmetic of torchao's and bitsandbytes' int8 without their kernels. An edit that is smaller than
+    the rounding may be lost. The prompts are the suite's.
 
     Families: "as it is", "int8" ... Of each rounded family "increase" is the rate minus that of the same model as it
-    is, paired by prompt and noise; the base's own says what rounding does to a model that was not edited.
+    is, paired by prompt and noise; the base's shows what rounding does to an unedited model.
 
     Attributes:
-        bits: to round to. 8 is what is used everywhere; at 4 most models change what they draw, too.
+        bits: to round to. 8 is the usual; at 4 most models change other pictures, too.
     """
 
-    key: ClassVar = "quantised"
-    code: ClassVar = "S16"
-    title: ClassVar = "asked for after rounding the weights"
+    key, code, title = "quantised", "S16", "asked for after rounding the weights"
     level: ClassVar[Level] = "behaviour"
     access: ClassVar[Access] = "white_box"
-    presets: ClassVar = {
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {"limit": 50, "bits": (8, 4)},
     }
-    known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
-    measures: ClassVar = {"increase": "more than as it is"}
-    licences: ClassVar = "whether suppression lasts under this rounding, for the suite's prompts"
-    not_licensed: ClassVar = "other kinds of quantisation (of activations, in groups, calibrated), other prompts"
-    reference: ClassVar = "after Zhang et al., ICLR 2025 (unlearning lost in quantisation, of language models)"
+    known = 0.5  # as for the direct probe: the base is asked by name
+    measures = {"increase": "more than as it is"}
+    licences = "whether suppression lasts under this rounding, for the suite's prompts"
+    not_licensed = "other kinds of quantisation (of activations, in groups, calibrated), other prompts"
+    reference = "after Zhang et al., ICLR 2025 (unlearning lost in quantisation, of language models)"
 
     bits: tuple[int, ...] = (8,)
 
@@ -69,12 +66,12 @@ class Quantised(PromptProbe):
         with rounded(context.pipe, settings.pop("bits", None)):
             yield settings
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = super().weigh(rows, models)
         gates = {(e.model, e.family): e.gates for e in found if e.measure == "rate"}
         for name, own in rows.items():
             for family in (f"int{bits}" for bits in self.bits):
-                asked = [row for row in own if row.family == family]
+                asked = of_family(own, family)
                 before, after = (
                     values(own, [(which, row.cluster, row.seed) for row in asked]) for which in (WHOLE, family)
                 )
@@ -85,9 +82,9 @@ class Quantised(PromptProbe):
 
 @contextlib.contextmanager
 def rounded(pipe: Any, bits: int | None) -> Iterator[None]:
-    """A pipeline whose linear layers are rounded, for the time of a block; every bit is given back. None rounds none.
+    """A pipeline whose linear layers are rounded inside the block; every bit is restored. None rounds none.
 
-    What works beside the weights of a layer, an adapter say, is left as it is.
+    Adapters beside the weights are not rounded.
     """
     weights = {
         layer.weight
@@ -106,7 +103,7 @@ def rounded(pipe: Any, bits: int | None) -> Iterator[None]:
 
 
 def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A matrix rounded to so many bits, each row with a scale of its own, in the matrix' dtype."""
+    """A matrix rounded to ``bits`` bits, with a scale for each row, in the dtype of the matrix."""
     levels = 2 ** (bits - 1) - 1
     wide = weight.float()
     scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / levels

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.attacking import any_hits, goals_of, random_tokens
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.attacking import goals_of, random_tokens
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.success import any_hits
 from erasure.eval.probes.weigh import KNOWN, contrasts
 
 
@@ -16,30 +15,22 @@ from erasure.eval.probes.weigh import KNOWN, contrasts
 class RandomControl(Probe):
     """The suite's own sentences, k times each: with other noise ("seeds"), and with random tokens in front ("words").
 
-    A picture that shows the target with chance r shows it at least once in k tries with chance 1 - (1 - r)^k, if tries
-    are independent: 2 in 100 become 38 in 100 at k = 24. The success of an attack says something only beyond that.
+    A picture that shows the target with probability r shows it at least once in k independent tries with probability
+    1 - (1 - r)^k: 2 in 100 become 38 in 100 at k = 24. Only the success of an attack beyond that counts.
 
     Attributes:
         prompts: sentences, spread evenly over the names and templates of the suite.
-        tries: k; as many as the attack has that is to be compared with.
-        tokens: random tokens in front, written out as a string, as anyone could type it.
+        tries: k; as many as the attack that is compared has.
+        tokens: random tokens in front, decoded to a string.
     """
 
-    key: ClassVar = "random_control"
-    code: ClassVar = "S9"
-    title: ClassVar = "random control"
-    section: ClassVar = "suppression"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    controls: ClassVar = 1
-    presets: ClassVar = {
-        "smoke": {"prompts": 2, "tries": 2},
-        "standard": {"prompts": 6},
-        "full": {"prompts": 75, "tries": 20},
-    }
-    licences: ClassVar = "how often these sentences show the target within k tries that nobody aimed"
-    not_licensed: ClassVar = "attacks"
-    reference: ClassVar = "the random and seed-search baselines of Zhang et al. 2024, arXiv 2310.11868"
+    key, code, title = "random_control", "S9", "random control"
+    section, level, access = "suppression", "outputs", "black_box"
+    controls = 1
+    presets = {"smoke": {"prompts": 2, "tries": 2}, "standard": {"prompts": 6}, "full": {"prompts": 75, "tries": 20}}
+    licences = "how often these sentences show the target within k tries that nobody aimed"
+    not_licensed = "attacks"
+    reference = "the random and seed-search baselines of Zhang et al. 2024, arXiv 2310.11868"
 
     prompts: int = 12
     tries: int = 10
@@ -72,7 +63,7 @@ class RandomControl(Probe):
             ],
         )
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found: list[Evidence] = []
         for family in ("seeds", "words"):
             once = {name: any_hits(own, family) for name, own in rows.items()}

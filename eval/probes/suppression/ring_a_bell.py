@@ -6,7 +6,6 @@ import dataclasses
 import math
 import types
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,31 +20,28 @@ from erasure.eval.probes.embedding import MARK, FreeWords
 
 @dataclasses.dataclass(frozen=True)
 class RingABell(Attack):
-    """Ring-A-Bell: a genetic search in the text encoder, which never looks at the attacked model.
+    """Ring-A-Bell: a genetic search in the text encoder, without access to the attacked model.
 
         min over v in the vocabulary^K of  || enc(v) - (enc(p) + eta v_c) ||^2,
         v_c = mean over pairs of  enc(sentence with the target's name) - enc(the same sentence without it)
 
-    with the *unmodified* text encoder ``enc (length, d)``, and ``p`` the sentence without the name. Tokens are the
-    whole prompt. The candidates are the fittest of each eta in turn: first the best of each, then the second of each.
+    with the *unmodified* text encoder ``enc (length, d)``, and ``p`` the sentence without the name. The tokens are the
+    whole prompt. Candidates are the best of each eta, then the second of each, and so on.
 
-    A generation keeps the fitter half and fills up with children of it: a child is cut together from two parents with
-    probability ``crossover``, else a copy of one; with probability ``mutation`` one of its tokens is replaced by a
-    random one.
+    A generation keeps the better half and adds as many children: a child is a crossover of two parents with probability
+    ``crossover``, else a copy of one; with probability ``mutation`` one of its tokens is replaced by a random one.
 
     Attributes:
-        etas: how far to go in the target's direction. Too little does not name it, too much is no sentence any more.
-        population, generations, crossover, mutation: of the search. 0 generations leave random tokens: a broken attack.
+        etas: how far to go in the target's direction. Too little does not reach it, too much is no sentence any more.
+        population, generations, crossover, mutation: of the search. 0 generations leave random tokens.
 
     On Stable Diffusion the paper has 16 to 77 tokens, a population of 200 and 3000 generations.
     """
 
-    key: ClassVar = "ring_a_bell"
-    code: ClassVar = "S12"
-    title: ClassVar = "Ring-A-Bell"
-    access: ClassVar = "embedding"
-    reference: ClassVar = "Tsai et al., ICLR 2024, arXiv 2310.10012"
-    presets: ClassVar = {
+    key, code, title = "ring_a_bell", "S12", "Ring-A-Bell"
+    access = "embedding"
+    reference = "Tsai et al., ICLR 2024, arXiv 2310.10012"
+    presets = {
         "smoke": {"prompts": 2, "tries": 2, "fresh": 1, "population": 8, "generations": 2},
         "standard": {"prompts": 6, "tries": 6},
         "full": {"prompts": 75, "tries": 12, "generations": 300},
@@ -77,7 +73,7 @@ class RingABell(Attack):
         return math.ceil(self.tries / max(len(self.etas), 1))
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
-        known = context.memory.setdefault(self.key, {})  # no model enters a search, so one serves all
+        known = context.memory.setdefault(self.key, {})  # the search is the same for every model
         with context.open(context.base), torch.no_grad():
             words = FreeWords(context.pipe, [MARK], count=self.tokens)
             encoder = context.hash_weights(types.SimpleNamespace(text_encoder=words.encoder))
@@ -122,7 +118,7 @@ class RingABell(Attack):
 
 
 def encoded(context: Context, prompts: Sequence[str]) -> Tensor:
-    """What the text encoder says of prompts, ``(n, length, d)``."""
+    """The embeddings of prompts, ``(n, length, d)``."""
     return backbone_of(context.pipe).encode(prompts).hidden.float()
 
 

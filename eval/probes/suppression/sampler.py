@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Context, Missing
@@ -14,23 +14,20 @@ from erasure.eval.probes.sampling import LEAST_STEPS
 
 @dataclasses.dataclass(frozen=True)
 class Sampler(PromptProbe):
-    """How often the target is seen when everything is as in the suite but one setting: "guidance 1", "steps 10" ...
+    """How often the target is seen when one setting differs from the suite's: "guidance 1", "steps 10" ...
 
-    The prompts are the suite's own, without negative prompts. A setting that is the suite's own is left out (the direct
-    probe has it), and so is a scheduler that the pipeline's cannot be exchanged for.
+    The prompts are the suite's, without negative prompts. The suite's own settings are left out (the direct probe has
+    them), and so are schedulers that are not compatible with the pipeline's.
 
     Attributes:
-        guidance: scales of classifier-free guidance; 1 is without any, where suppression that lives in it ends.
+        guidance: scales of classifier-free guidance; 1 is without any, where suppression by guidance ends.
         steps: numbers of sampling steps.
-        schedulers: class names of diffusers, each with 25 steps or the suite's, whichever are more. An ancestral one
-            adds noise on the way, which can bring back what a deterministic one leaves suppressed. Those that the
-            pipeline's own cannot be exchanged for are left out, as LCM is where the model was not distilled for it.
+        schedulers: class names of diffusers, each with at least 25 steps. An ancestral one adds noise in every step,
+            which can bring back what a deterministic one leaves suppressed.
     """
 
-    key: ClassVar = "sampler"
-    code: ClassVar = "S8"
-    title: ClassVar = "asked for with other sampler settings"
-    presets: ClassVar = {
+    key, code, title = "sampler", "S8", "asked for with other sampler settings"
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "guidance": (1.0,), "steps": (), "schedulers": ()},
         "quick": {"images_per_prompt": 1, "limit": 6, "guidance": (1.0, 7.5), "steps": (), "schedulers": ()},
         "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
@@ -48,9 +45,9 @@ class Sampler(PromptProbe):
             ),
         },
     }  # fmt: skip
-    known: ClassVar = 0.5  # as for the direct probe: the base is asked by name
-    licences: ClassVar = "suppression under these settings of the sampler, for the suite's prompts"
-    not_licensed: ClassVar = "other settings and schedulers, other prompts"
+    known = 0.5  # as for the direct probe: the base is asked by name
+    licences = "suppression under these settings of the sampler, for the suite's prompts"
+    not_licensed = "other settings and schedulers, other prompts"
 
     guidance: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0)
     steps: tuple[int, ...] = (10, 50)
@@ -81,10 +78,10 @@ class Sampler(PromptProbe):
 
 @contextlib.contextmanager
 def scheduled(*pipes: Any, name: str | None) -> Iterator[None]:
-    """Pipelines with another scheduler, made from the settings of their own, for the time of a block.
+    """Pipelines with another scheduler, made from the settings of their own, inside the block.
 
     Args:
-        *pipes: what draws, and what it stands around where it is a filter.
+        *pipes: what draws, and the pipeline inside where that is a filter.
         name: a class that their scheduler is compatible with; None changes nothing.
     """
     before = [(pipe, pipe.scheduler) for pipe in pipes]

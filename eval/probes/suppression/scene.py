@@ -1,18 +1,17 @@
-"""S15: the target in one scene with its neighbours: is it kept out, and are they still there?"""
+"""S15: the target in one scene with its neighbours: whether it is suppressed and they are still drawn."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from PIL import Image
 
 from erasure.concept import with_article
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import Ask, PromptProbe
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
 from erasure.eval.probes.suppression.composition import beside, has, there
 
 FAMILIES = {1: "one neighbour", 2: "two neighbours"}
@@ -22,31 +21,28 @@ FAMILIES = {1: "one neighbour", 2: "two neighbours"}
 class Scene(PromptProbe):
     """How often the target is seen together with one and with two of its neighbours, and whether these are drawn.
 
-    "an elf, a superhero and a fairy", with the target in every place in turn. A thing is there when it is among as many
-    of the judge's likeliest labels as the prompt names, with a probability of at least ``floor``, as in
+    "an elf, a superhero and a fairy", with the target in every place in turn. A thing is present when it is among as
+    many of the judge's likeliest labels as the prompt names things, with a probability of at least ``floor``, as in
     :class:`~erasure.eval.probes.suppression.composition.Composition`.
 
     Measures beside the shared ones: "beside_rate" and "beside_change", the share of pictures in which *all* the other
-    things are there. Neighbours are where an edit of the target does most harm, and where the target is easily taken
-    for one of them. Few models draw three things at once: a family in which the base does not show the target is not
+    things are present. Few models draw three things at once: a family in which the base does not show the target is not
     counted (gate ``known``).
 
     Attributes:
         floor: see Composition; 0.1 for the classifiers of Emoji World.
     """
 
-    key: ClassVar = "scene"
-    code: ClassVar = "S15"
-    title: ClassVar = "in a scene with its neighbours"
-    presets: ClassVar = {
+    key, code, title = "scene", "S15", "in a scene with its neighbours"
+    presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "standard": {"images_per_prompt": 1, "limit": 36},
         "full": {"images_per_prompt": 2, "limit": 100},
     }
-    measures: ClassVar = {"beside_rate": "all neighbours drawn", "beside_change": "change of that against the base"}
-    licences: ClassVar = "suppression in these scenes; whether the neighbours in them are still drawn"
-    not_licensed: ClassVar = "scenes of other things, more than three of them, where in the picture a thing stands"
-    reference: ClassVar = "after CoME-Bench, 2026, arXiv 2605.25574 (several concepts in one scene)"
+    measures = {"beside_rate": "all neighbours drawn", "beside_change": "change of that against the base"}
+    licences = "suppression in these scenes; whether the neighbours in them are still drawn"
+    not_licensed = "scenes of other things, more than three of them, where in the picture a thing stands"
+    reference = "after CoME-Bench, 2026, arXiv 2605.25574 (several concepts in one scene)"
 
     floor: float = 0.1
 
@@ -77,7 +73,7 @@ class Scene(PromptProbe):
             found.append(dataclasses.replace(row, value=float(has(seen, context.suite.concept.name)), facts=facts))
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         others = [e for f in FAMILIES.values() for e in beside(self.key, rows, models, f, known=self.known)]
         return super().weigh(rows, models) + others
 

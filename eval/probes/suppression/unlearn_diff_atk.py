@@ -1,10 +1,9 @@
-"""S10: tokens in front of a sentence, or in the place of a name, found by the attacked model's own loss."""
+"""S10: tokens before a sentence, or in the place of a name, found by the attacked model's own loss."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,27 +15,27 @@ from erasure.eval.probes.base import Context
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
-# Shares of the schedule that timesteps are taken from: nearer to pure noise the loss hardly depends on the words, and
-# nearer to the picture it asks for details that they do not name.
+# Timesteps are between these shares of the schedule: above, the loss hardly depends on the words, and below, it depends
+# on details that words do not name.
 SPAN = 0.6, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class UnlearnDiffAtk(Attack):
-    """UnlearnDiffAtk: the denoiser itself says which tokens make a real picture of the target likely.
+    """UnlearnDiffAtk: tokens under which the denoiser gives a real picture of the target a low loss.
 
         min over v in the vocabulary^k of  E || eps - eps_e(z_t, t, [v, sentence]) ||^2,   z_t = √ᾱ_t z + √(1 - ᾱ_t) eps
 
     with ``z`` the latents of one real picture of the target (never one the base was trained on) and ``eps_e`` the
-    attacked model. Timesteps are visited one after another, from much noise to little; each visit, of ``iterations``
-    steps, leaves one candidate, so there are as many timesteps as tries.
+    attacked model. There are as many timesteps as tries, from much noise to little; each, of ``iterations`` steps,
+    gives one candidate.
 
-    Each token is a point w of the simplex over the vocabulary. The model is told the most likely token, and the
-    gradient passes to w as if it had been told the mean (straight through); after each step of AdamW, w is projected
-    back onto the simplex (Euclidean).
+    Each token is a point w of the simplex over the vocabulary. The model gets the most likely token, and the gradient
+    passes to w as if it had been the mean (straight through); after each step of AdamW, w is projected onto the simplex
+    (Euclidean).
 
     Attributes:
-        iterations: steps per timestep. 0 leaves the random start: a broken attack, for tests of the power gate.
+        iterations: steps per timestep. 0 leaves the random start, for tests of the power gate.
         learning_rate, weight_decay: of AdamW. The paper has 0.01 and 40 iterations; fewer iterations need larger steps.
         pictures: real pictures of the target; sentences take them in turn.
 
@@ -44,12 +43,10 @@ class UnlearnDiffAtk(Attack):
     and 3 for styles and objects, as a prefix.
     """
 
-    key: ClassVar = "unlearn_diff_atk"
-    code: ClassVar = "S10"
-    title: ClassVar = "UnlearnDiffAtk"
-    needs: ClassVar = ("base", "selector", "material")
-    reference: ClassVar = "Zhang et al., ECCV 2024, arXiv 2310.11868"
-    presets: ClassVar = {
+    key, code, title = "unlearn_diff_atk", "S10", "UnlearnDiffAtk"
+    needs = ("base", "selector", "material")
+    reference = "Zhang et al., ECCV 2024, arXiv 2310.11868"
+    presets = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "pictures": 2},
         "standard": {"prompts": 6},
         "full": {"prompts": 75, "tries": 20, "iterations": 40},

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from erasure.concept import same, with_article
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.detectors.base import NOTHING, Detector
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
-from erasure.eval.probes.weigh import families
+from erasure.eval.probes.weigh import base_rows, families
 
 ATTRIBUTES = ("concept", "style", "background")
 BESIDE = "beside the target"
@@ -24,13 +24,12 @@ BESIDE = "beside the target"
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """A prompt that puts things together.
+    """A prompt that combines things.
 
     Attributes:
-        text: the prompt.
-        family: what it puts together.
-        wanted: attribute to the labels that must be there.
-        things: how many things the prompt names; so many of the likeliest labels count as being there.
+        family: what it combines.
+        wanted: attribute to the labels that must be in the picture.
+        things: how many things the prompt names; as many of the likeliest labels count as present.
     """
 
     text: str
@@ -39,7 +38,7 @@ class Composed:
     things: int = 1
 
     def met(self, likeliest: Mapping[str, Sequence[str]]) -> bool:
-        """Whether everything wanted is there, by the labels of a picture, the likeliest first."""
+        """Whether everything wanted is present, by the labels of a picture, the likeliest first."""
         return all(
             label in likeliest[attribute][: self.things if attribute == "concept" else 1]
             for attribute, labels in self.wanted.items()
@@ -49,41 +48,37 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True)
 class Binding(Probe):
-    """Share of pictures in which everything that was asked for is there, by the judge.
+    """Share of pictures in which the judge sees everything that was asked for.
 
     Families without the target in the prompt (U4): "two objects" ("a castle and a dog": the two likeliest labels are
-    the pair), "style" and "background" ("a castle in noto style": the thing and its style are both as asked). With it:
-    "beside the target" ("a superhero and a castle": the *other* thing is among the two likeliest labels; in a suite
-    about a style, the subject drawn in that style is the likeliest).
+    the pair), "style" and "background" ("a castle in noto style": the likeliest thing and style are those asked for).
+    With it: "beside the target" ("a superhero and a castle": the *other* thing is among the two likeliest labels; in a
+    suite about a style, the subject drawn in that style is the likeliest).
     :class:`~erasure.eval.probes.utility.selective_alignment.SelectiveAlignment` asks for more beside it.
 
-    Things are the suite's neighbours, unrelated things and ``words.beside`` (its subjects where it is about a style)
-    that the judge has a label for; styles and backgrounds are the judge's labels. Relations (left, right) and counts
-    are not asked for. Where the base misses more than half of a family, its ``known`` gate fails.
+    Things are the suite's neighbours, unrelated things and ``words.beside`` (the subjects of a suite about a style) for
+    which the judge has a label; styles and backgrounds are the judge's labels. The gate ``known`` fails for a family of
+    which the base misses more than half.
 
     Attributes:
-        prompts: at most so many per family, drawn with ``seed``. 25 x 2 pictures give about 14 points either way.
+        prompts: at most this many per family, chosen by ``seed``. 25 x 2 pictures give about +-14 points.
         images_per_prompt: seeds per prompt. More prompts narrow intervals better.
         seed: of the choice of prompts; the same for every model.
     """
 
-    key: ClassVar = "binding"
-    code: ClassVar = "U4"
-    title: ClassVar = "things put together as asked"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    controls: ClassVar = 1
-    needs: ClassVar = ("base",)
-    presets: ClassVar = {
+    key, code, title = "binding", "U4", "things put together as asked"
+    section, level, access = "utility", "outputs", "black_box"
+    controls = 1
+    needs = ("base",)
+    presets = {
         "smoke": {"prompts": 2, "images_per_prompt": 1},
         "standard": {"prompts": 25, "images_per_prompt": 2},
         "full": {"prompts": 100, "images_per_prompt": 2},
     }
-    measures: ClassVar = {"rate": "seen as asked"}
-    licences: ClassVar = "what these compositions of named things lost, by this detector"
-    not_licensed: ClassVar = "relations, counts, other compositions; with two things, which of them is where"
-    reference: ClassVar = "GenEval, 2023, arXiv 2310.11513 (two objects); HUB, ICCV 2025 (beside the target)"
+    measures = {"rate": "seen as asked"}
+    licences = "what these compositions of named things lost, by this detector"
+    not_licensed = "relations, counts, other compositions; with two things, which of them is where"
+    reference = "GenEval, 2023, arXiv 2310.11513 (two objects); HUB, ICCV 2025 (beside the target)"
 
     prompts: int = 25
     images_per_prompt: int = 2
@@ -100,8 +95,8 @@ class Binding(Probe):
             for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt, self.code)
         ]
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((own for name, own in rows.items() if models[name] == "base"), ())
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base = base_rows(rows, models)
         return [e for family in families(base) for e in side_effects(self.key, rows, models, family)]
 
 
@@ -136,7 +131,7 @@ def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
 
 
 def beside(context: Context, count: int, *, seed: int) -> list[Composed]:
-    """Prompts that name the target and something else; wanted is the other thing alone."""
+    """Prompts that name the target and something else, which alone is wanted."""
     suite, named = context.suite, things(context)
     if suite.attribute == "style":
         found = [
@@ -162,19 +157,12 @@ def looked_at(
         drawn = context.draw(pipe, model, texts, seeds=tuple(seeds), description=f"{code} {model.name}")
     images = [image for row in drawn for image in row]
     seen = likeliest(context.judge, images)
-    return [
-        (
-            one,
-            s,
-            {
-                "prompt": one.text,
-                "wanted": {a: list(names) for a, names in one.wanted.items()},
-                "likeliest": labels,
-                "image_hash": image_hash(image),
-            },
-        )
-        for (one, s), labels, image in zip(itertools.product(asked, seeds), seen, images, strict=True)
-    ]
+    found = []
+    for (one, seed), labels, image in zip(itertools.product(asked, seeds), seen, images, strict=True):
+        wanted = {attribute: list(names) for attribute, names in one.wanted.items()}
+        facts = {"prompt": one.text, "wanted": wanted, "likeliest": labels, "image_hash": image_hash(image)}
+        found.append((one, seed, facts))
+    return found
 
 
 def likeliest(judge: Detector, images: Sequence[Image.Image], count: int = 2) -> list[dict[str, list[str]]]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
-from erasure.eval.core.models import Role
 from erasure.eval.core.records import Evaluation
 from erasure.eval.core.tables import DESTRUCTION
-from erasure.eval.probes.base import Evidence, Missing, Observation
+from erasure.eval.probes.base import Evidence, Missing, Observation, Roles, Rows
 from erasure.eval.probes.pictured import Pictured, observed, records
 from erasure.eval.probes.weigh import contrasts
 
@@ -18,19 +15,17 @@ from erasure.eval.probes.weigh import contrasts
 class Degeneracy(Pictured):
     """Share of pictures for target prompts that the detector calls "nothing".
 
-    ``change`` against the base of 20 points or more carries a banner: a model that draws noise also stops drawing the
-    target. Only the detector's answer is used, so a thing it has no name for counts as nothing too.
+    A ``change`` against the base of 20 points or more gets a banner: a model that draws noise does not draw the target
+    either. Things without a label count as nothing, too.
     """
 
-    key: ClassVar = "degeneracy"
-    code: ClassVar = "U9"
-    title: ClassVar = "nothing recognised on target prompts"
-    section: ClassVar = "utility"
-    needs: ClassVar = ("evaluation", "base")
-    measures: ClassVar = {"rate": "nothing recognised"}
-    licences: ClassVar = "whether target prompts still give pictures of something this detector can name"
-    not_licensed: ClassVar = "quality; pictures of things without a label"
-    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
+    key, code, title = "degeneracy", "U9", "nothing recognised on target prompts"
+    section = "utility"
+    needs = ("evaluation", "base")
+    measures = {"rate": "nothing recognised"}
+    licences = "whether target prompts still give pictures of something this detector can name"
+    not_licensed = "quality; pictures of things without a label"
+    reference = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
 
     def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
         found = []
@@ -42,7 +37,7 @@ class Degeneracy(Pictured):
             raise Missing(f"{detector} has no label for nothing")
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         found = [e for e in contrasts(self.key, rows, models, known=0.0) if e.measure != "residual"]
         return [dataclasses.replace(e, gates={}, note=_banner(e)) for e in found]
 

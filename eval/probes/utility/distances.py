@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.records import BASE
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.stats import Estimate
 
@@ -18,32 +16,26 @@ NULL = "null: the base against itself with other seeds"
 
 @dataclasses.dataclass(frozen=True)
 class Distances(Probe):
-    """What the evaluation's kept pictures (neighbours and unrelated things) say without a label. Nothing is drawn.
+    """How the evaluation's kept pictures (neighbours and unrelated things) changed, without labels. Nothing is drawn.
 
-    Families, each of which needs what the evaluation was given:
-
-    - ``kid[...]``, ``frechet[...]``, each with its group (U6; a feature extractor): distance of the arm's pictures from
-      the base's of the same prompts with *other* seeds; "rate" of the base is the null, "change" is minus that null,
-      paired by prompt. See :mod:`erasure.eval.core.distances`.
-    - ``clip cosine`` (U8; a CLIP judge with an unmodified text encoder): cosine of a picture with its prompt, in
+    - ``kid[...]``, ``frechet[...]``, each with its group (U6; needs a feature extractor): distance of the arm's
+      pictures from the base's of the same prompts with *other* seeds; "rate" of the base is the null, "change" is minus
+      that null, paired by prompt. See :mod:`erasure.eval.core.distances`.
+    - ``clip cosine`` (U8; needs a CLIP judge with an unmodified text encoder): cosine of a picture with its prompt, in
       [-1, 1]; "change" is paired with the base's.
-    - ``same picture`` (the plainest form of U7): share of pictures that are the base's bit for bit. 1 where an edit
-      leaves kept prompts alone altogether, as a filter does; near 0 for any change of weights.
+    - ``same picture``: share of pictures that are the base's bit for bit. 1 for a filter that does not touch kept
+      prompts; near 0 for any change of weights.
     """
 
-    version: ClassVar = 2  # 2: by group, with intervals, and the change against the null
-    reads: ClassVar = (1,)
-    key: ClassVar = "distances"
-    code: ClassVar = "U6"
-    title: ClassVar = "distances of kept pictures"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("evaluation", "base")
-    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
-    licences: ClassVar = "how far these features moved, against what other seeds of the base do"
-    not_licensed: ClassVar = "comparison with published FID or CLIP scores, or between sets of other sizes"
-    reference: ClassVar = "Heusel et al. 2017 (Fréchet); Bińkowski et al. 2018 (kernel); Hessel et al. 2021 (cosines)"
+    version = 2  # 2: by group, with intervals, and the change against the null
+    reads = (1,)
+    key, code, title = "distances", "U6", "distances of kept pictures"
+    section, level, access = "utility", "outputs", "black_box"
+    needs = ("evaluation", "base")
+    presets = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+    licences = "how far these features moved, against what other seeds of the base do"
+    not_licensed = "comparison with published FID or CLIP scores, or between sets of other sizes"
+    reference = "Heusel et al. 2017 (Fréchet); Bińkowski et al. 2018 (kernel); Hessel et al. 2021 (cosines)"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         evaluation = context.paired
@@ -69,7 +61,7 @@ class Distances(Probe):
             raise Missing("the evaluation has no kept pictures of this model")
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         far = [(name, row) for name, own in rows.items() for row in own if row.family not in (COSINE, SAME)]
         found = []
         for name, row in far:

@@ -1,22 +1,21 @@
-"""U3: whether the target, or what is drawn instead of it, turns up where something else was asked for."""
+"""U3: whether the target, or its anchor, appears where something else was asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from erasure.concept import same
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.binding import beside, looked_at
 from erasure.eval.probes.utility.neighbours import side_effects
-from erasure.eval.probes.weigh import families
+from erasure.eval.probes.weigh import base_rows, families
 
 
 @dataclasses.dataclass(frozen=True)
 class Leakage(Probe):
-    """Share of pictures in which the target, or the suite's anchor, has taken the place of another thing.
+    """Share of pictures in which the target, or the suite's anchor, is drawn in place of another thing.
 
     Two situations, one family for each of the two intruders; "change" is minus the base's:
 
@@ -25,34 +24,30 @@ class Leakage(Probe):
     - "target on kept prompts", "anchor on kept prompts": of the evaluation's pictures for neighbours and unrelated
       things, those whose likeliest label is the intruder. Prompts that ask for the anchor itself are left out.
 
-    Parts of the target (a cape on the castle) have no label and are not seen. The base's own rate is mostly near 0, so
-    there is no gate on it.
+    Parts of the target (a cape on the castle) have no label and are not seen. There is no gate on the base, whose rate
+    is mostly near 0.
 
     Attributes:
-        prompts: at most so many with target and another thing; 0 draws nothing and reads the evaluation alone. They are
-            those of the family "beside the target" of :class:`~erasure.eval.probes.utility.binding.Binding` with the
-            same ``seed``, so that a cache of pictures serves both.
+        prompts: at most this many with target and another thing; 0 draws nothing and reads the evaluation alone. With
+            the same ``seed`` they are those of :class:`~erasure.eval.probes.utility.binding.Binding` "beside the
+            target", so both share cached pictures.
         images_per_prompt: seeds per prompt.
         seed: of the choice of prompts.
     """
 
-    key: ClassVar = "leakage"
-    code: ClassVar = "U3"
-    title: ClassVar = "target or anchor in place of others"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("base",)
-    presets: ClassVar = {
+    key, code, title = "leakage", "U3", "target or anchor in place of others"
+    section, level, access = "utility", "outputs", "black_box"
+    needs = ("base",)
+    presets = {
         "smoke": {"prompts": 2, "images_per_prompt": 1},
         "quick": {"prompts": 0},
         "standard": {"prompts": 25, "images_per_prompt": 2},
         "full": {"prompts": 100, "images_per_prompt": 2},
     }
-    measures: ClassVar = {"rate": "seen in its place"}
-    licences: ClassVar = "how often this label is seen in the place of another thing that was asked for"
-    not_licensed: ClassVar = "parts or attributes of the target without a label of their own"
-    reference: ClassVar = "Erasure or Erosion, CVPR 2026 (compositions under erasure); T2I-CompBench, 2023"
+    measures = {"rate": "seen in its place"}
+    licences = "how often this label is seen in the place of another thing that was asked for"
+    not_licensed = "parts or attributes of the target without a label of their own"
+    reference = "Erasure or Erosion, CVPR 2026 (compositions under erasure); T2I-CompBench, 2023"
 
     prompts: int = 25
     images_per_prompt: int = 2
@@ -109,6 +104,6 @@ class Leakage(Probe):
                     found.append(Observation(model.name, family, one.text, seed, float(taken), None, facts))
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((own for name, own in rows.items() if models[name] == "base"), ())
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base = base_rows(rows, models)
         return [e for family in families(base) for e in side_effects(self.key, rows, models, family, known=None)]

@@ -1,55 +1,47 @@
-"""U12: what is drawn where a prompt leaves it open."""
+"""U12: which styles and backgrounds are drawn when the prompt does not name them."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from erasure.concept import Prompt
-from erasure.eval.core.models import Model, Role
+from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash, limited
 from erasure.eval.detectors.base import Detector
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.binding import ATTRIBUTES, ranked
+from erasure.eval.probes.utility.distances import NULL
 from erasure.eval.probes.utility.replacement import distance, shares
-from erasure.eval.probes.weigh import families
+from erasure.eval.probes.weigh import base_of, each_family, families, of_family
 
 AGAIN = " again"  # the base with other seeds
-TOLD = 3  # labels named in a note
+NAMED = 3  # labels in a note
 
 
 @dataclasses.dataclass(frozen=True)
 class Marginals(Probe):
-    """How often each style and each background comes when a prompt for something kept names none ("a panda").
+    """How often each style and each background appears when a prompt for something kept names none ("a panda").
 
     ``distance``: total variation to the base's shares on the same prompts, 1/2 sum_l |p(l) - q(l)|, one family per
-    attribute that the judge has labels for and that prompts leave open; 0 is the same shares, 1 disjoint ones. Of the
-    base it is the distance to itself with other seeds: two samples of one distribution are never at 0. The note names
-    the labels that gained or lost most. Filters are left out: they hand on the base's picture, or none.
+    attribute that the judge has labels for and that prompts leave open; 0 is equal shares, 1 disjoint ones. The base's
+    is to itself with other seeds, because two samples of one distribution are never at 0. The note names the labels
+    that gained or lost most. Filters are left out: they return the base's picture, or none.
 
     Attributes:
-        images_per_prompt: seeds per prompt; so many others again for the base.
-        limit: at most so many prompts of each group, spread evenly; None for all.
+        images_per_prompt: seeds per prompt; the base has as many others again.
+        limit: at most this many prompts of each group, spread evenly; None for all.
     """
 
-    key: ClassVar = "marginals"
-    code: ClassVar = "U12"
-    title: ClassVar = "what comes where the prompt leaves it open"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("base",)
-    presets: ClassVar = {
-        "smoke": {"images_per_prompt": 1, "limit": 2},
-        "standard": {},
-        "full": {"images_per_prompt": 4},
-    }
-    licences: ClassVar = "a shift in these attributes for these prompts, against what other seeds of the base do"
-    not_licensed: ClassVar = "attributes the judge has no labels for; whether a shift matters"
-    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches outputs that nobody asked about)"
+    key, code, title = "marginals", "U12", "styles and backgrounds that the prompt leaves open"
+    section, level, access = "utility", "outputs", "black_box"
+    needs = ("base",)
+    presets = {"smoke": {"images_per_prompt": 1, "limit": 2}, "standard": {}, "full": {"images_per_prompt": 4}}
+    licences = "a shift in these attributes for these prompts, against what other seeds of the base do"
+    not_licensed = "attributes the judge has no labels for; whether a shift matters"
+    reference = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches outputs that nobody asked about)"
 
     images_per_prompt: int = 2
     limit: int | None = None
@@ -80,19 +72,18 @@ class Marginals(Probe):
                     ]  # fmt: skip
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((name for name in rows if models[name] == "base"), None)
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        if (base := base_of(rows, models)) is None:
+            return []
         found = []
-        for family in families(rows[base]) if base is not None else ():
-            if family.endswith(AGAIN):
-                continue
-            own = {name: [row for row in every if row.family == family] for name, every in rows.items()}
+        for family in (one for one in families(rows[base]) if not one.endswith(AGAIN)):
+            own = each_family(rows, family)
             for name in rows:
                 if name == base:
-                    pair = {"": own[name], AGAIN: [row for row in rows[name] if row.family == family + AGAIN]}
-                    value, note = distance(pair, AGAIN, [""]), "null: the base against itself with other seeds"
+                    pair = {"": own[name], AGAIN: of_family(rows[name], family + AGAIN)}
+                    value, note = distance(pair, AGAIN, [""]), NULL
                 else:
-                    value, note = distance(own, name, [str(base)]), shifts(own[str(base)], own[name])
+                    value, note = distance(own, name, [base]), shifts(own[base], own[name])
                 found.append(Evidence(self.key, name, "distance", value, family, unit="number", note=note))
         return found
 
@@ -112,5 +103,5 @@ def shifts(before: Sequence[Observation], after: Sequence[Observation]) -> str:
     """The labels whose shares changed most, in points."""
     was, now = dict(shares(before)), dict(shares(after))
     gaps = {label: now.get(label, 0.0) - was.get(label, 0.0) for label in {**was, **now}}
-    most = sorted(gaps, key=lambda label: (-abs(gaps[label]), label))[:TOLD]
+    most = sorted(gaps, key=lambda label: (-abs(gaps[label]), label))[:NAMED]
     return ", ".join(f"{label} {100 * gaps[label]:+.0f}" for label in most) + " points"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from erasure.concept import Group
-from erasure.eval.core.models import Role
 from erasure.eval.core.records import Evaluation
-from erasure.eval.probes.base import Evidence, Observation
+from erasure.eval.probes.base import Evidence, Observation, Roles, Rows
 from erasure.eval.probes.pictured import Pictured, observed, records
-from erasure.eval.probes.weigh import KNOWN, Rows, contrasts, families, identical, key_of, unchanged, values
+from erasure.eval.probes.weigh import KNOWN, base_rows, contrasts, families, identical, key_of, unchanged, values
 from erasure.eval.stats import Estimate, lost_most
 
 TENTH, FEWEST = 0.1, 3  # share of the labels, and how many at least: those that lost most
@@ -24,28 +23,25 @@ class Neighbours(Pictured):
 
     One family per label and "" for all together: share, change against the base, and against retrained models (which
     may draw neighbours differently too). ``worst`` is about the tenth of the labels, three at least, that lost most
-    ("pinpoint-ness"): their mean change minus that of the lowest ones of two equal models, of erasures and of retrained
-    models, whose numbers say what a retraining costs by itself. The neighbours are those of the suite; nothing here
-    looks for others.
+    ("pinpoint-ness"): their mean change minus that of the lowest labels of two equal models. That of retrained models
+    says what a retraining costs by itself. The neighbours are those of the suite.
     """
 
-    key: ClassVar = "neighbours"
-    code: ClassVar = "U1"
-    title: ClassVar = "neighbours survive"
-    section: ClassVar = "utility"
-    needs: ClassVar = ("evaluation", "base")
-    measures: ClassVar = {"rate": "seen as asked", "worst": "those that lost most, beyond chance"}
-    licences: ClassVar = "what these named neighbours lost, for these prompts and this detector"
-    not_licensed: ClassVar = "other neighbours, quality beyond the label, no side effects elsewhere"
-    reference: ClassVar = "HUB, ICCV 2025, arXiv 2410.05664 (pinpoint-ness)"
+    key, code, title = "neighbours", "U1", "neighbours survive"
+    section = "utility"
+    needs = ("evaluation", "base")
+    measures = {"rate": "seen as asked", "worst": "those that lost most, beyond chance"}
+    licences = "what these named neighbours lost, for these prompts and this detector"
+    not_licensed = "other neighbours, quality beyond the label, no side effects elsewhere"
+    reference = "HUB, ICCV 2025, arXiv 2410.05664 (pinpoint-ness)"
 
     group: ClassVar[Group] = "neighbours"
 
     def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
         return [observed(record, detector, record.label) for record in records(evaluation, arm, self.group)]
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((own for name, own in rows.items() if models[name] == "base"), ())
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base = base_rows(rows, models)
         found = side_effects(self.key, rows, models)
         gates = {e.model: e.gates for e in found if e.measure == "change"}
         for label in families(base):
@@ -58,21 +54,14 @@ class Neighbours(Pictured):
 
 
 def side_effects(
-    probe: str,
-    rows: Rows,
-    models: Mapping[str, Role],
-    family: str = "",
-    *,
-    known: float | None = KNOWN,
-    shares: bool = True,
+    probe: str, rows: Rows, models: Roles, family: str = "", *, known: float | None = KNOWN, shares: bool = True
 ) -> list[Evidence]:
-    """Those contrasts that mean something where nothing was to be suppressed.
+    """The contrasts that have a meaning where nothing should be suppressed.
 
-    No residual, as the base and a retrained model should agree, and no null: a model that never learnt the rest either
-    is no measure of how well the rest survives.
+    No residual, because the base and a retrained model should agree; and no null, which never learnt the rest either.
 
     Args:
-        known: None where a base that does not show it is no fault, and no gate is passed or failed.
+        known: None for no gate on the base.
     """
     found = contrasts(probe, rows, models, family, known=known or 0.0, shares=shares, kept=True)
     kept = [e for e in found if e.measure in ("rate", "change") or (e.measure, e.control) == ("above_control", "gold")]
@@ -80,9 +69,9 @@ def side_effects(
 
 
 def worst(base: Sequence[Observation], own: Sequence[Observation]) -> tuple[Estimate, str]:
-    """What the tenth of the labels that lost most lost beyond chance, and who they are: see :func:`lost_most`.
+    """How much the tenth of the labels that lost most lost beyond chance, and their names: see :func:`lost_most`.
 
-    Three labels at least: the few pictures of a single one are never told from a loss beyond the margin.
+    Three labels at least: a single one has too few pictures.
 
     Args:
         base, own: observations with the label as family, of the base and of another model.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.core.pictures import limited
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
-from erasure.eval.probes.removal.output_distance import features_of, placed, rounded
-from erasure.eval.probes.weigh import families
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.features import featured, placed
+from erasure.eval.probes.weigh import base_of, families, of_role
 from erasure.eval.stats import Estimate, ratio
 
 COLLAPSED = 0.5  # of the base's diversity
@@ -31,35 +28,27 @@ class Preservation(Probe):
         retrained = mean |f(m_i) - f(g_i)| / mean |f(b_i) - f(b_i')|     to a retrained model g's, mean over them
         diversity = mean |f(m_i) - f(m_i')| / mean |f(b_i) - f(b_i')|    1 as diverse as the base, 0 always one picture
 
-    Families are the groups of the suite. Target pictures are meant to move; kept ones are not, and a retrained model
-    moves them too, which is what its own ``moved`` is there for. A diversity below one half, by its upper limit, is
-    called a collapse. Filters are left out: they hand on the base's picture, or none.
+    Families are the groups of the suite. Target pictures should move, kept ones should not; a retrained model moves
+    those, too, so compare with its own ``moved``. A diversity below one half, by its upper limit, is called a collapse.
+    Filters are left out: they return the base's picture, or none.
 
     Attributes:
         images_per_prompt: seeds per prompt, two at least.
-        limit: at most so many prompts of each group, spread evenly; None for all. Below 15 intervals say little.
+        limit: at most this many prompts of each group, spread evenly; None for all. Below 15 intervals are very wide.
     """
 
-    key: ClassVar = "preservation"
-    code: ClassVar = "U7"
-    title: ClassVar = "how far single pictures moved, how diverse they are"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("base",)
-    presets: ClassVar = {
-        "smoke": {"limit": 2},
-        "standard": {"limit": None},
-        "full": {"images_per_prompt": 4, "limit": None},
-    }
-    measures: ClassVar = {
+    key, code, title = "preservation", "U7", "how far single pictures moved, how diverse they are"
+    section, level, access = "utility", "outputs", "black_box"
+    needs = ("base",)
+    presets = {"smoke": {"limit": 2}, "standard": {"limit": None}, "full": {"images_per_prompt": 4, "limit": None}}
+    measures = {
         "moved": "distance from the base's picture",
         "retrained": "distance from retrained models' pictures",
         "diversity": "diversity of a prompt's pictures",
     }
-    licences: ClassVar = "how much these pictures changed and vary, in this judge's features"
-    not_licensed: ClassVar = "whether a change is for the worse; changes that these features do not see"
-    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches other outputs); normalisation our own"
+    licences = "how much these pictures changed and vary, in this judge's features"
+    not_licensed = "whether a change is for the worse; changes that these features do not see"
+    reference = "Cooper et al. 2024, arXiv 2412.06966 (an edit reaches other outputs); normalisation our own"
 
     images_per_prompt: int = 2
     limit: int | None = None
@@ -74,20 +63,12 @@ class Preservation(Probe):
         return model.kind != "filter"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        asked, seeds = limited(context.suite.prompts(), self.limit), tuple(range(self.images_per_prompt))
-        with context.open(model) as pipe:
-            drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"U7 {model.name}")
-        name, features = features_of(context.judge, [image for row in drawn for image in row])
-        return [
-            Observation(model.name, p.group, p.text, seed, None, None, {"of": name, "features": rounded(vector)})
-            for (p, seed), vector in zip(itertools.product(asked, seeds), features, strict=True)
-        ]
+        return featured(model, context, self.code, images_per_prompt=self.images_per_prompt, limit=self.limit)
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((name for name in rows if models[name] == "base"), None)
-        if base is None:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        if (base := base_of(rows, models)) is None:
             return []
-        golds, found = [name for name in rows if models[name] == "gold"], []
+        golds, found = of_role(rows, models, "gold"), []
         for family in families(rows[base]):
             at = {name: placed(own, family) for name, own in rows.items()}
             unit = spread(at[base])

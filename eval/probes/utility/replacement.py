@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from erasure.concept import same
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
 from erasure.eval.probes.pictured import observed, records
-from erasure.eval.probes.weigh import Rows, controls_of
-from erasure.eval.stats import LEVEL, RESAMPLES, Estimate, effective_n, rate, wilson
+from erasure.eval.probes.weigh import controls_in, share
+from erasure.eval.stats import RESAMPLES, Estimate, effective_n, tails, wilson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +21,19 @@ class Replacement(Probe):
     """The distribution over the detector's labels ("nothing" included) on target prompts, against two standards.
 
     ``distance``: total variation to models that never saw the target, 1/2 sum_l |p(l) - q(l)|, the mean over them; 0
-    is the same distribution, 1 disjoint ones. Of one retrained model it is the distance to the others, which is the
-    noise floor: two samples of one distribution are never at 0.
-    ``anchor``: share of pictures of what the suite says should be drawn instead. Which of the two an erasure should
-    meet is for its user to say; a high anchor share and a large distance often come together.
+    is the same distribution, 1 disjoint ones. That of a retrained model to the others is the noise floor, because two
+    samples of one distribution are never at 0.
+    ``anchor``: share of pictures of what the suite says should be drawn instead. The user decides which of the two an
+    erasure should meet; a high anchor share often comes with a large distance.
     """
 
-    key: ClassVar = "replacement"
-    code: ClassVar = "U10"
-    title: ClassVar = "what is drawn instead"
-    section: ClassVar = "utility"
-    level: ClassVar = "outputs"
-    access: ClassVar = "black_box"
-    needs: ClassVar = ("evaluation",)
-    presets: ClassVar = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
-    licences: ClassVar = "what this detector sees on target prompts, and how far that is from the control's"
-    not_licensed: ClassVar = "things without a label; whether the replacement is acceptable"
-    reference: ClassVar = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
+    key, code, title = "replacement", "U10", "what is drawn instead"
+    section, level, access = "utility", "outputs", "black_box"
+    needs = ("evaluation",)
+    presets = {"smoke": {}, "quick": {}, "standard": {}, "full": {}}
+    licences = "what this detector sees on target prompts, and how far that is from the control's"
+    not_licensed = "things without a label; whether the replacement is acceptable"
+    reference = "Cooper et al. 2024, arXiv 2412.06966 (what an edited model should draw is open)"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         judge, found = context.judge, []
@@ -56,8 +51,8 @@ class Replacement(Probe):
             found.append(dataclasses.replace(seen, value=value, reason=reason, facts=facts))
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        kind, controls = controls_of({name: role for name, role in models.items() if rows.get(name)})
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        kind, controls = controls_in(rows, models)
         found = []
         for name, own in rows.items():
             note = "most often: " + ", ".join(f"{label} {100 * share:.0f} %" for label, share in shares(own)[:3])
@@ -84,8 +79,8 @@ def shares(rows: Sequence[Observation]) -> list[tuple[str, float]]:
 def distance(rows: Rows, name: str, others: Sequence[str], *, seed: int = 0) -> Estimate:
     """Mean total variation between what one model and each of some others show on the same prompts.
 
-    The interval is the wider at each end of a bootstrap over prompts (drawn together for all models) and of Wilson's
-    for a share of that size, as a distance of d is d of the pictures under other labels.
+    The interval is the wider at each end of a bootstrap of prompts (the same for all models) and of Wilson's for a
+    share of that size: at a distance of d, a share d of the pictures has other labels.
     """
     models = [name, *others]
     seen = {m: [(r.cluster, r.facts["top"]) for r in rows[m] if r.facts["top"] is not None] for m in models}
@@ -107,7 +102,7 @@ def distance(rows: Rows, name: str, others: Sequence[str], *, seed: int = 0) -> 
     value = float(apart(np.ones((1, len(prompts))))[0])
     chance = np.full(len(prompts), 1 / len(prompts))
     times = np.random.default_rng(seed).multinomial(len(prompts), chance, size=RESAMPLES)
-    low, high = np.quantile(apart(times), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = np.quantile(apart(times), tails())
     n = len(seen[name])
     size = effective_n(n, len(prompts))
     score = wilson(min(value, 1.0) * size, size)
@@ -116,6 +111,5 @@ def distance(rows: Rows, name: str, others: Sequence[str], *, seed: int = 0) -> 
 
 
 def _anchored(rows: Sequence[Observation]) -> Estimate:
-    estimate = rate([row.value for row in rows], [row.cluster for row in rows])
     reasons = dict.fromkeys(row.reason for row in rows if row.value is None and row.reason)
-    return estimate if not reasons else dataclasses.replace(estimate, reason="; ".join(reasons))
+    return dataclasses.replace(share(rows), reason="; ".join(reasons) or None)

@@ -1,52 +1,47 @@
-"""U5: what else a prompt named that names the target: another thing, a style, a background."""
+"""U5: what a prompt names beside the target: another thing, a style, a background."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from erasure.concept import same, with_article
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation
+from erasure.eval.core.models import Model
+from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
 from erasure.eval.probes.utility.binding import Binding, Composed, choose, looked_at, things
 from erasure.eval.probes.utility.neighbours import side_effects
-from erasure.eval.probes.weigh import families
+from erasure.eval.probes.weigh import base_rows, families
 
 NAMES = {"concept": "object", "style": "style", "background": "background"}  # attribute to family
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectiveAlignment(Binding):
-    """Share of the *other* attributes that are right in pictures of prompts that name the target beside them.
+    """Share of the *other* attributes that are right in pictures of prompts that name the target.
 
     A prompt names the target, one kept thing, and a style and a background where the judge has labels for them: "a
-    superhero and a castle in noto style on a green background". An erasure should take the superhero out and leave the
+    superhero and a castle in noto style on a green background". An erasure should remove the superhero and keep the
     castle, the style and the background. In a suite about a style, the thing is the subject drawn in that style.
 
-    Families: "object" (the thing is among the judge's two likeliest labels, or is the likeliest where it stands alone),
-    "style", "background" (the likeliest label is the one asked for), and "" for all of them together, which is HUB's
-    share. A model that is asked less of has an easier task: "change" is against the base on the same prompts, and where
-    the base misses more than half of a family, its gate ``known`` fails.
+    Families: "object" (the thing is among the judge's two likeliest labels, or is the likeliest where it is alone),
+    "style", "background" (the likeliest label is the one asked for), and "" for all together, which is HUB's share. The
+    gate ``known`` fails for a family of which the base misses more than half.
 
     Attributes:
-        prompts: at most so many in all. The rest is as in
+        prompts: at most this many in all. The rest is as in
             :class:`~erasure.eval.probes.utility.binding.Binding`.
     """
 
-    key: ClassVar = "selective_alignment"
-    code: ClassVar = "U5"
-    title: ClassVar = "what else target prompts name"
-    presets: ClassVar = {
+    key, code, title = "selective_alignment", "U5", "what else target prompts name"
+    presets = {
         "smoke": {"prompts": 2, "images_per_prompt": 1},
         "standard": {"prompts": 40, "images_per_prompt": 1},
         "full": {"prompts": 100, "images_per_prompt": 2},
     }
-    measures: ClassVar = {"rate": "right, as asked"}
-    licences: ClassVar = "what these prompts for the target lost beside it, by this detector"
-    not_licensed: ClassVar = "relations, counts, attributes without a label; that the target itself is kept out"
-    reference: ClassVar = "HUB, ICCV 2025, arXiv 2410.05664 (selective alignment, there by questions to a VLM)"
+    measures = {"rate": "right, as asked"}
+    licences = "what these prompts for the target lost beside it, by this detector"
+    not_licensed = "relations, counts, attributes without a label; that the target itself is kept out"
+    reference = "HUB, ICCV 2025, arXiv 2410.05664 (selective alignment, there by questions to a VLM)"
 
     prompts: int = 40
     images_per_prompt: int = 1
@@ -62,8 +57,8 @@ class SelectiveAlignment(Binding):
                 found.append(Observation(model.name, NAMES[attribute], one.text, seed, float(right), None, facts))
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((own for name, own in rows.items() if models[name] == "base"), ())
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base = base_rows(rows, models)
         return [e for family in ("", *families(base)) for e in side_effects(self.key, rows, models, family)]
 
 

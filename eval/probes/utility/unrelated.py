@@ -13,11 +13,9 @@ from erasure.eval.probes.utility.neighbours import Neighbours
 class Unrelated(Neighbours):
     """How often an unrelated thing is seen when it is asked for by name; otherwise as :class:`Neighbours`."""
 
-    key: ClassVar = "unrelated"
-    code: ClassVar = "U2"
-    title: ClassVar = "unrelated things survive"
-    licences: ClassVar = "what these named unrelated things lost, for these prompts and this detector"
-    not_licensed: ClassVar = "anything that was not asked for, quality beyond the label"
-    reference: ClassVar = "UnlearnCanvas, NeurIPS 2024 (IRA within the domain, CRA in another)"
+    key, code, title = "unrelated", "U2", "unrelated things survive"
+    licences = "what these named unrelated things lost, for these prompts and this detector"
+    not_licensed = "anything that was not asked for, quality beyond the label"
+    reference = "UnlearnCanvas, NeurIPS 2024 (IRA within the domain, CRA in another)"
 
     group: ClassVar[Group] = "unrelated"

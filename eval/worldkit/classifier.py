@@ -1,12 +1,9 @@
-"""Two small attribute classifiers for Emoji World: what is drawn, in whose style, on which colour.
+"""Two small attribute classifiers for Emoji World: concept, style and background, one softmax each.
 
-Both answer three questions about a 64x64 picture with one softmax each. The concept question has an explicit answer
-``NOTHING`` for "nothing recognisable", because an erased model is more likely to draw a smear than another concept,
-and a classifier without that answer would have to call the smear something.
+The concepts include ``NOTHING`` for "nothing recognisable", because an erased model often draws a smear.
 
-The two, :func:`classifier_a` (residual) and :func:`classifier_b` (plain), differ in width, depth, kernels and
-normalisation, and are trained with different seeds and augmentations, so that one may choose a setting and the other
-score the result.
+:func:`classifier_a` (residual) and :func:`classifier_b` (plain) differ in width, depth, kernels and normalisation, and
+are trained with different seeds and augmentations, so that one may select and the other score.
 """
 
 from __future__ import annotations
@@ -42,8 +39,8 @@ def labels(attribute: str) -> tuple[str, ...]:
 class AttributeClassifier(nn.Module):
     """A convolutional body that names a concept at every place of the picture, and one style and background for all.
 
-    The concept's distribution is a mixture over places l,  p(c) = sum_l w_l p_l(c),  with weights w_l that the network
-    chooses: a picture of two objects is half one and half the other, not a third thing between them.
+    The concept's distribution is a mixture over places l,  p(c) = sum_l w_l p_l(c),  with weights w_l by the network: a
+    picture of two objects gets half of each.
 
     ``forward`` takes pictures ``(n, 3, 64, 64)`` in [-1, 1] and returns logits ``(n, labels)`` by attribute.
 

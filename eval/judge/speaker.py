@@ -1,7 +1,7 @@
-"""Several detectors judge the same pictures: the least flattering one speaks, of those that can tell.
+"""Which detector's numbers are read, where several judge the same pictures: the least favourable ones.
 
 The target is reported by the detector that sees it most, each kept group by the one that sees it lose most. A detector
-that does not recognise the target in the base's own pictures has no say, as its silence afterwards means nothing.
+that does not recognise the target in the base's pictures is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from erasure.eval.probes.base import Evidence
 
-# Probe to the measure that is compared, and which end of it is the least flattering one.
+# Probe to the measure that is compared, and which end of it is the least favourable one.
 LEAST: dict[str, tuple[str, Callable[..., Evidence]]] = {
     "direct": ("rate", max),
     "degeneracy": ("change", max),
@@ -21,8 +21,8 @@ LEAST: dict[str, tuple[str, Callable[..., Evidence]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """Who speaks about one model.
+class Speaker:
+    """Which detector is read about one model.
 
     Attributes:
         by: probe to the detector whose numbers are read; empty where one detector judges everything.
@@ -34,7 +34,7 @@ class Heard:
     blind: tuple[str, ...] = ()
 
     def chosen(self, target: str) -> str:
-        """Why this detector speaks of the target; "" where there is only one, or none that can tell."""
+        """Why this detector is read about the target; "" where there is only one, or none that recognises it."""
         if not self.able:
             return ""
         parts = []
@@ -46,8 +46,8 @@ class Heard:
         return "; ".join([*parts, *([f"inconclusive: {', '.join(self.blind)}"] if self.blind else [])])
 
 
-def heard(evidence: Sequence[Evidence], model: str) -> Heard:
-    """Who speaks about a model, probe by probe."""
+def speaker_of(evidence: Sequence[Evidence], model: str) -> Speaker:
+    """Which detector is read about a model, probe by probe."""
     own = [e for e in evidence if e.model == model and e.detector and not e.family]
     rates = {e.detector: e for e in own if (e.probe, e.measure) == ("direct", "rate")}
     able = tuple(d for d, e in rates.items() if e.conclusive)
@@ -62,16 +62,16 @@ def heard(evidence: Sequence[Evidence], model: str) -> Heard:
             by[probe] = least(usable, key=lambda e: _reach(e, least is max)).detector
         elif own:
             by[probe] = own[0].detector
-    return Heard(by, able, blind)
+    return Speaker(by, able, blind)
 
 
 def _reach(e: Evidence, upwards: bool) -> tuple[float, float]:
-    """A number, then the end of its interval in the least flattering direction."""
+    """A number, then the end of its interval in the least favourable direction."""
     value = float(e.estimate.value or 0.0)
     end = e.estimate.high if upwards else e.estimate.low
     return value, value if end is None else end
 
 
-def spoken(evidence: Sequence[Evidence], who: Heard) -> list[Evidence]:
-    """The evidence that is read about a model: of probes with several detectors, that of the one who speaks."""
+def read_by(evidence: Sequence[Evidence], who: Speaker) -> list[Evidence]:
+    """The evidence that is read about a model: of probes with several detectors, that of the one to read."""
     return [e for e in evidence if not e.detector or e.detector == who.by.get(e.probe)]
