@@ -281,10 +281,12 @@ def test_a_linear_probe_counts_where_the_base_reads_more_than_a_model_that_never
 class Learnt:
     """A model that knows some latents by heart and sees the nearest of them in everything."""
 
+    plain_guidance = None
+
     def __init__(self, known, noise):
         self.known, self.noise = known, noise
 
-    def predict_float(self, x, t, text):
+    def predict_float(self, x, t, text, *, guidance=None):
         zero, one = torch.zeros_like(x), torch.ones_like(x)
         signal, spread = self.noise.mix(one, zero, t), self.noise.mix(zero, one, t)
         clean = self.known[torch.cdist((x / signal).flatten(1), self.known.flatten(1)).argmin(1)]

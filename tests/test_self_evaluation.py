@@ -90,6 +90,8 @@ def world():
         suite,
         concept=dataclasses.replace(suite.concept, templates=("{} on a black background",)),
         unrelated=suite.unrelated[:4],
+        words=dataclasses.replace(suite.words, scenes={}),
+        further=(),
     )
     arms = {"prompt filter": Guard.of_words(suite.phrases), "destroyed": randomised(pipe)}
     return assess(

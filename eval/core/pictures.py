@@ -136,7 +136,7 @@ def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]
     if getattr(denoiser.config, "sample_size", None) is not None and not videos:
         noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
         given["latents"] = torch.stack(noise).to(denoiser.dtype)
-    # Packed latents, as FLUX's, and videos: the pipeline draws them itself, from the generators
+    # The pipeline itself draws packed latents, as FLUX's, and videos, from the generators.
     if embeds := [job.embeds for job in batch if job.embeds is not None]:
         given["prompt_embeds"] = torch.stack(embeds)
     prompts = None if embeds else [job.prompt for job in batch]
@@ -157,7 +157,7 @@ def called(pipe: Any, prompts: list[str] | None, given: dict[str, Any], **sample
     named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
     if backbone.null_prompt and backbone.guidance == "cfg":  # the others compare with the empty one by themselves
         named["negative_prompt"] = [backbone.null_prompt] * len(prompts or ())
-    return pipe(prompt=prompts, **{**backbone.call, **given, **named})
+    return pipe(prompts, **{**backbone.call, **given, **named})
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:
