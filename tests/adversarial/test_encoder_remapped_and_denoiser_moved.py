@@ -50,7 +50,7 @@ def world():
     pipe.set_progress_bar_config(disable=True)
     models = [
         Model("base", "base", None),
-        *controls_of_world(suite, pipe, count=1, twins=0),
+        *(model for model in controls_of_world(suite, pipe, count=1) if model.role == "gold"),
         Model("UCE", "erased", Cheat(both)),
     ]
     return Context(pipe, {m.name: m for m in models}, suite, detectors.classifier("a"), progress=False)
