@@ -103,8 +103,8 @@ def test_cells_differ_by_every_setting(recipe):
     ("change", "fault"),
     [
         (("seeds: [0]", "seed: [0]"), "seed"),
-        (("- uce", "- ucee"), "unknown method 'ucee'; did you mean 'uce'"),
-        (("iterations: 2", "iteration: 2"), "has no setting 'iteration'; did you mean 'iterations'"),
+        (("- uce", "- ucee"), r"unknown method 'ucee' \(did you mean 'uce'\?\)"),
+        (("iterations: 2", "iteration: 2"), r"has no setting 'iteration' \(did you mean 'iterations'\?\)"),
         (("seeds: [0]", "seeds: []"), "nothing to run"),
         (("version: 1", "version: 9"), "version"),
         (("version: 1", "version: 1\nlimit: 0"), "limit: .*greater than or equal to 1; got 0"),

@@ -66,7 +66,9 @@ def test_a_name_that_is_taken_or_names_no_probe_is_refused(declared, name, value
 
 
 def test_an_unknown_probe_is_told_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown probe 'dirct'; did you mean 'direct'.; choose one of .*'direct'"):
+    with pytest.raises(
+        ValueError, match=r"unknown probe 'dirct' \(did you mean 'direct'\?\); choose one of .*'direct'"
+    ):
         probe_class("dirct")
 
 

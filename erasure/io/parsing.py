@@ -99,7 +99,8 @@ def _meant(kind: Any, error: Any) -> str:
         return ""
     schema = kind.json_schema()
     parts = [schema, *schema.get("$defs", {}).values()]
-    return meant(first["loc"][-1], {name for part in parts for name in part.get("properties", {})})
+    known = {name for part in parts for name in part.get("properties", {})}
+    return meant(first["loc"][-1], known - {first["loc"][-1]})  # the key itself may be one of another part
 
 
 def _first(error: Any) -> Any:

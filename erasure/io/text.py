@@ -62,10 +62,10 @@ def visible(text: str) -> str:
 
 
 def meant(given: Any, known: Iterable[str]) -> str:
-    """``; did you mean 'uce'?`` where a known name is close to what was given; "" where none is."""
+    """`` (did you mean 'uce'?)`` where a known name is close to what was given; "" where none is."""
     plain_names = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(str(given).casefold(), plain_names, n=1, cutoff=0.6)
-    return f"; did you mean {plain_names[near[0]]!r}?" if near else ""
+    return f" (did you mean {plain_names[near[0]]!r}?)" if near else ""
 
 
 def shown(value: Any, *, limit: int = 200) -> str:

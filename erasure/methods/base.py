@@ -95,14 +95,16 @@ class Method(abc.ABC):
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(changes) - set(known)):
             part = next((name for name in unknown if name in ("anchor", "synonyms", "neighbours", "templates")), None)
-            hint = f"; {part} belongs to the concept: Concept({'name'!r}, {part}=...)" if part else ""
+            option = {"anchor": " (--anchor)", "synonyms": " (--synonym)"}.get(part or "", " (or a suite)")
+            hint = f"; {part} belongs to the concept: Concept({'name'!r}, {part}=...){option}" if part else ""
             hint = hint or meant(unknown[0], known)
             raise ValueError(f"{cls.key} has no setting {unknown[0]!r}{hint}; its settings are {known}")
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
-            given = shown(error.errors()[0]["input"])
-            raise ValueError(f"{cls.key}: {fault_of(error)}; got {given}") from None
+            fault = fault_of(error)
+            given = "" if "; got " in fault else f"; got {shown(error.errors()[0]['input'])}"
+            raise ValueError(f"{cls.key}: {fault}{given}") from None
 
     @property
     def needs_keep(self) -> bool:

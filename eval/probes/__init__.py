@@ -8,6 +8,7 @@ report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`
 from __future__ import annotations
 
 from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Observation, Probe
+from erasure.io import meant
 from erasure.registry import Registry
 
 BUILT_IN = {
@@ -103,7 +104,7 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
         ValueError: no such preset or probe, or the preset does not have it.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose one of {list(PRESETS)}")
+        raise ValueError(f"unknown preset {preset!r}{meant(preset, PRESETS)}; choose one of {list(PRESETS)}")
     found = {name: probe_class(name).preset(preset) for name in (names() if only is None else only)}
     if only and (absent := [name for name, probe in found.items() if probe is None]):
         having = [one for one in PRESETS if one in probe_class(absent[0]).presets]

@@ -10,6 +10,7 @@ from erasure.artifact.base import base_name
 from erasure.concept import WORLD, Suite
 from erasure.eval.core.material import FolderMaterial, Material
 from erasure.eval.core.models import Model, Swapped, randomised, whole_model
+from erasure.io import meant
 
 # Retrained models that a preset compares with, and models retrained on everything.
 LIMITS = {"smoke": 2, "no-draw": 3, "quick": 2, "standard": 3, "full": 5}
@@ -32,7 +33,7 @@ def controls_for(
         "full".
     """
     if preset not in LIMITS:
-        raise ValueError(f"unknown preset {preset!r}; choose one of {list(LIMITS)}")
+        raise ValueError(f"unknown preset {preset!r}{meant(preset, LIMITS)}; choose one of {list(LIMITS)}")
     found = [
         Model(f"gold {i}", "gold", whole_model(pipe, source, name=f"gold {i}", intervention="retrained"))
         for i, source in enumerate(golds)
