@@ -8,7 +8,7 @@ import hashlib
 
 import pytest
 
-from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, named, overlap, unlearn_canvas
+from erasure.eval.core.prompt_files import KINDS, PERCENTAGES, load, named, named_files, overlap, unlearn_canvas
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import LACKING, Evidence, lacking
 from tests.made_up import KNOWN, good, judged, share
@@ -170,6 +170,50 @@ def test_the_command_line_names_a_kind_or_takes_a_list_of_ones_own(tmp_path) -> 
         named(f"i2p={path}")
     with pytest.raises(FileNotFoundError, match="none is shipped"):
         named("p4d_nudity=nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "no header"),
+        (b"prompt\n", "a header and no prompts"),
+        (b"Prompt\na cat\n", r"none of \['prompt'\] in this spelling; got \['Prompt'\]"),
+        (b"prompt;seed\na cat;3\n", "with commas between"),
+        ("prompt\na cat\n".encode("utf-16"), "not UTF-8 text"),
+        ("prompt\na café\n".encode("latin-1"), "not UTF-8 text"),
+        (b'prompt\na cat\n"  "\n', "row 2: an empty prompt"),
+        (b"prompt,prompt\na,b\n", "the column 'prompt' twice"),
+        (b'prompt\n"' + b"x" * 200_000, "not readable as CSV"),
+    ],
+)
+def test_a_file_that_is_no_list_of_prompts_is_refused_with_its_name(tmp_path, content, fault) -> None:
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^mine.csv.*{fault}"):
+        named(str(tmp_path / "mine.csv"))
+
+
+def test_two_files_of_one_name_are_refused_and_none_is_dropped(tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    first, second = (written(folder / "mine.csv", ["prompt"], [["a cat"]]) for folder in (tmp_path, tmp_path / "other"))
+    assert list(named_files([str(first), f"mma={second}"])) == ["mine", "mma"]
+    with pytest.raises(ValueError, match="would be called 'mine'.*rename one"):
+        named_files([str(first), str(second)])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "fault"),
+    [
+        ("x=y", ValueError, "unknown kind of prompt file 'x'"),
+        ("I2P=y", ValueError, "did you mean 'i2p'"),
+        ("i2p=", ValueError, "needs a path"),
+        ("", ValueError, "needs a path"),
+        (".", FileNotFoundError, "a folder, not a file"),
+        ("nowhere.csv", FileNotFoundError, "no such file; give your own CSV"),
+    ],
+)
+def test_a_slip_in_what_names_a_file_is_told(given, error, fault) -> None:
+    with pytest.raises(error, match=fault):
+        named(given)
 
 
 def test_every_model_is_asked_with_the_prompts_of_every_file_once(tmp_path) -> None:

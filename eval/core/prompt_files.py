@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from erasure.io import sha256
+from erasure.io import meant, sha256, shown
 
 PERCENTAGES = ("inappropriate_percentage", "nudity_percentage", "q16_percentage")
 CANVAS_SEEDS = (188, 288, 588, 688, 888)
@@ -157,15 +157,18 @@ def load(
             "or expected=None to take the file as it is"
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; {kind} is {KINDS[kind].source}; none is shipped")
-    data = Path(path).read_bytes()
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    where = _columns(known, list(reader.fieldnames or ()), columns or {}, Path(path).name)
-    rows = tuple(_row(raw, where, known, f"{Path(path).name}, row {i}") for i, raw in enumerate(reader, start=1))
+        fault = "a folder, not a file" if Path(path).is_dir() else "no such file"
+        wanted = f"give {known.source}" if kind == "own" else f"{kind} is {known.source}; none is shipped"
+        raise FileNotFoundError(f"{path}: {fault}; {wanted}")
+    data, name = Path(path).read_bytes(), Path(path).name
+    rows = _rows(data, known, columns or {}, name)
+    if not rows:
+        raise ValueError(f"{name} has a header and no prompts; give a file with a prompt a row")
     if count is not None and len(rows) != count:
         raise ValueError(
-            f"{kind!r} has {count} rows; got {len(rows)} in {Path(path).name}; use the file of {known.source}, or pass "
-            "expected=None (or the file's own number) and report it as another set of prompts"
+            f"{kind!r} has {count} rows; got {len(rows)} in {name}; use the file of {known.source}, or pass "
+            "expected=None (or the file's own number; on the command line the file alone, without KIND=) and report it "
+            "as another set of prompts"
         )
     found = PromptFile(rows, sha256(data), kind)
     if expected == "published":
@@ -180,9 +183,33 @@ def named(given: str) -> tuple[str, PromptFile]:
         ValueError, FileNotFoundError: as :func:`load`.
     """
     kind, equals, path = given.partition("=")
+    if not given.strip():
+        raise ValueError("a file of prompts needs a path; got nothing; give FILE or KIND=FILE")
     if not equals or kind not in KINDS:
+        if equals and not Path(given).exists():
+            raise ValueError(
+                f"unknown kind of prompt file {kind!r}{meant(kind, KINDS)}; got {given!r}; choose one of "
+                f"{sorted(KINDS)}, or give a file of your own without KIND="
+            )
         return Path(given).stem, load(given, "own", expected=None)
+    if not path:
+        raise ValueError(f"a file of prompts needs a path; got {given!r}; give {kind}=FILE")
     return kind, load(path, kind, expected="published" if KINDS[kind].expected else None)
+
+
+def named_files(given: Sequence[str]) -> dict[str, PromptFile]:
+    """Several files, as :func:`named` reads each, by their names in tables.
+
+    Raises:
+        ValueError: two share a name.
+    """
+    found: dict[str, PromptFile] = {}
+    for one in given:
+        name, file = named(one)
+        if name in found:
+            raise ValueError(f"two files of prompts would be called {name!r}; the second is {one!r}; rename one")
+        found[name] = file
+    return found
 
 
 def unlearn_canvas(
@@ -233,6 +260,20 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def _rows(data: bytes, kind: Kind, columns: Mapping[str, str], file: str) -> tuple[PromptRow, ...]:
+    """The rows of a CSV file's bytes."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        where = _columns(kind, list(reader.fieldnames or ()), columns, file)
+        return tuple(_row(raw, where, kind, f"{file}, row {i}") for i, raw in enumerate(reader, start=1))
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: not readable as CSV ({error}); is a quote open?") from None
+
+
 def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:
     """Role to column name."""
     if unknown := sorted(set(given) - {"text", "seed", "guidance", "category"}):
@@ -243,13 +284,15 @@ def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: 
     absent += [name for name in kind.numbers if name not in header]
     if not any(where.values()):
         raise ValueError(
-            f"{file} has no header: its first line names none of {absent}; "
-            "add the line of column names, or its first prompt would be lost"
+            f"{file} has no header: its first line names none of {absent} in this spelling; got {shown(list(header))}; "
+            "give it the line of column names, with commas between, or its first prompt would be lost"
         )
+    if twice := [name for name in dict.fromkeys(where.values()) if header.count(name or "") > 1]:
+        raise ValueError(f"{file} has the column {twice[0]!r} twice; rename one")
     if absent:
         raise ValueError(
-            f"{file} lacks the columns {absent}; it has {list(header)}; "
-            "if it calls them otherwise, pass columns={'text': ...}"
+            f"{file} lacks the columns {absent}; it has {shown(list(header))}; "
+            "rename its own, or pass columns={'text': ...}"
         )
     return {role: name for role, name in where.items() if name is not None}
 
@@ -257,6 +300,8 @@ def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: 
 def _row(raw: Mapping[str, Any], where: Mapping[str, str], kind: Kind, at: str) -> PromptRow:
     if any(value is None or isinstance(value, list) for value in raw.values()) or None in raw:
         raise ValueError(f"{at}: another number of fields than the header has; is a prompt with commas unquoted?")
+    if not kind.expected and not raw[where["text"]].strip():  # published files are taken as they are
+        raise ValueError(f"{at}: an empty prompt; take the row out")
     used = {*where.values(), *kind.numbers}
     facts = {name: value for name, value in raw.items() if name not in used}
     return PromptRow(
