@@ -72,7 +72,8 @@ def erase(
         recipe.validate(backbone, request)
         if not request.keep and recipe.needs_keep:
             warnings.warn(
-                f"{method} with these settings also changes neighbours unless there is a keep list; pass keep=[...]",
+                f"{method} with these settings also changes neighbours unless there is a keep list; name what must "
+                "stay (keep=[...]; --keep on the command line)",
                 stacklevel=2,
             )
         edit = recipe.erase(backbone, request)

@@ -152,9 +152,7 @@ class Concept:
     @model_validator(mode="after")
     def _check(self) -> Concept:
         if not self.name:
-            raise ValueError(
-                "a concept needs a name; got an empty string; say what to erase, e.g. Concept('superhero')"
-            )
+            raise ValueError("a concept needs a name; got an empty string; say what to erase, e.g. 'superhero'")
         for phrase in self.phrases:
             if self.anchor and same(self.anchor, phrase):
                 raise ValueError(

@@ -23,15 +23,19 @@ class PlainTable(Table):
         title = settings.pop("title", None)
         super().__init__(title=_plain(title), **settings)
         for header in headers:
-            self.add_column(_plain(header))
+            self.add_column(_plain(header), overflow="fold")  # a name that is cut cannot be copied
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*map(_plain, cells), **settings)
 
 
-def say(text: str, *, on: Console | None = None) -> None:
-    """Print a line in which names and messages of others may stand."""
-    (on or console).print(rich_text(text, limit=None))
+def say(text: str, *, on: Console | None = None, wrap: bool = True) -> None:
+    """Print a line in which names and messages of others may stand.
+
+    Args:
+        wrap: break it between words where the terminal ends. Off for commands and paths, so that they can be copied.
+    """
+    (on or console).print(rich_text(text, limit=None), soft_wrap=not wrap)
 
 
 def print_json(content: Any) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: in a process of its own, with its exit codes and its one-line errors."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -177,17 +178,19 @@ def test_a_checkpoint_of_one_file_is_a_base(base, tmp_path, erasure):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["erase", "cat", "--method", "ucee"], "unknown method 'ucee'; did you mean 'uce'?"),
+        (["erase", "cat", "--method", "ucee"], "unknown method 'ucee' (did you mean 'uce'?)"),
         (["erase", ""], "needs a name"),
         (["erase", "cat", "--keep", "cat"], "both to be erased and to be kept"),
         (["erase", "cat", "--set", "lamb"], "key=value"),
-        (["erase", "cat", "--set", "lambda=1"], "uce has no setting 'lambda'; did you mean 'lamb'?"),
+        (["erase", "cat", "--set", "lambda=1"], "uce has no setting 'lambda' (did you mean 'lamb'?)"),
         (["erase", "cat", "--dtype", "int8"], "unknown dtype"),
         (["erase", "cat", "--device", "tpu"], "no device"),
         (["erase", "cat", "--kind", "animal"], "object"),
         (["erase", "cat", "--suite", "superhero"], "about 'superhero'"),
         (["erase", "superhero", "--suite", "superhero", "--anchor", "ninja"], "the suite decides"),
-        (["erase", "cat", "--set", "lamb=abc"], "lamb"),
+        (["erase", "cat", "--set", "lamb=abc"], "lamb: Input should be a valid number"),
+        (["erase", "cat", "--keep", " , "], "--keep needs a prompt; got ' , '"),
+        (["erase", "cat", "--keep", "dog", "--keep", ""], "--keep needs a prompt; got ''"),
     ],
 )
 def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, erasure, arguments, fault):
@@ -269,10 +272,54 @@ def test_pictures_are_saved_as_they_come(base, tmp_path, erasure, monkeypatch):
     assert code == 130 and "stopped" in err and len(list((tmp_path / "out").iterdir())) == 16
 
 
+def test_a_sheet_folds_and_long_titles_end_where_their_picture_does():
+    from erasure.cli.make import COLUMNS, sheet
+
+    count, side = COLUMNS + 2, 192
+    rows = {"before": [Image.new("RGB", (8, 8), "red")] * count, "after": [Image.new("RGB", (8, 8), "blue")] * count}
+    titles = ["000-0\n" + "W" * 90, "001-0\n" + "a long prompt " * 9, *["002-0\n\u30cd"] * (count - 2)]
+    pixels = np.asarray(sheet(rows, titles, side=side, margin=64))
+    assert pixels.shape == (2 * (54 + 2 * side), 64 + COLUMNS * side, 3)
+    for x in range(64, pixels.shape[1], side):  # no title runs into the next one, or under its picture
+        assert (pixels[:54, x + side - 4 : x + side] == 255).all()
+    red, blue = (pixels == (255, 0, 0)).all(-1).sum(), (pixels == (0, 0, 255)).all(-1).sum()
+    assert red == blue == count * (side - 4) ** 2
+
+
 @pytest.mark.parametrize("scale", ["nan", "inf"])
 def test_a_scale_is_a_number(base, tmp_path, erasure, scale):
     code, _, err = erasure("generate", "a cat", "--base", base, "--scale", scale, "--out", tmp_path / "out")
     assert code == 2 and "--scale must be a number" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--scale", "0.5"], "--scale is of an erasure"),
+        (["--erasure", "edit", "--erasure", "edit"], "two of the erasures are called"),
+        (["--out", "edit/README.md"], "README.md is a file; give a folder"),
+        (["--out", "edit/README.md/x"], "README.md is a file; give a folder"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is(base, tmp_path, erasure, monkeypatch, arguments, fault):
+    monkeypatch.chdir(tmp_path)
+    assert erasure("erase", "superhero", "--base", base, "--preset", "official-2025", "--out", "edit")[0] == 0
+    code, _, err = erasure("generate", "a cat", "--base", base, "--out", "out", *arguments)
+    assert code == 2 and fault in err and err.strip().count("\n") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["edit"]
+
+
+def test_a_prompt_of_which_the_end_is_not_read_is_named_once(base, tmp_path, erasure):
+    code, _, err = erasure("generate", "a cat " * 99, "--base", base, "--steps", 1, "--out", tmp_path / "out")
+    assert code == 0 and err.count("longer than the text encoder reads") == 1 and "truncated" not in err
+
+
+def test_the_next_command_is_one_line_whatever_the_width_of_the_terminal(base, tmp_path, erasure):
+    out = tmp_path / ("a long name with spaces " * 4)
+    code, text, _ = erasure("erase", "superhero", "--keep", "ninja", "--base", base, "--out", out)
+    (line,) = (line for line in text.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert code == 0 and words[words.index("--erasure") + 1] == str(out)
 
 
 def test_the_version_and_the_short_form_of_help(erasure):
@@ -350,6 +397,9 @@ def test_a_recipe_can_be_looked_at_first(erasure):
         (["--preset", "quick", "--policy", "nowhere.yaml"], "no such file"),
         (["--preset", "quick"], "nothing to evaluate"),
         (["--preset", "fast", "-m", "uce"], "unknown preset 'fast'"),
+        (["--preset", "smok", "-m", "uce"], "unknown preset 'smok' (did you mean 'smoke'?)"),
+        (["--preset", "no-draw", "-m", "uce", "--prompts", "mine.csv"], "no probe of 'no-draw' reads --prompts"),
+        (["--preset", "quick", "-m", "uce", "--clip", "ViT-B-32/openai"], "--clip judges pictures of real checkpoints"),
         (["--preset", "quick", "-m", "uce", "--probe", "telepathy"], "unknown probe"),
         (["--preset", "quick", "-m", "uce", "--probe", "p4d"], "choose one of ['smoke', 'standard', 'full']"),
         (["--preset", "quick", "-m", "uce", "--material", "nowhere"], "no such file"),

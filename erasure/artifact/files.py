@@ -26,7 +26,18 @@ from torch import Tensor
 from erasure.artifact.config import FORMAT, Config
 from erasure.artifact.kinds import KINDS
 from erasure.concept import Concept
-from erasure.io import fault_of, parse_json, plain, read_bytes, sha256, sha256_file, sha256_json, shown, writing_folder
+from erasure.io import (
+    check_writable,
+    fault_of,
+    parse_json,
+    plain,
+    read_bytes,
+    sha256,
+    sha256_file,
+    sha256_json,
+    shown,
+    writing_folder,
+)
 
 CONFIG, WEIGHTS, SYSTEM, CARD = "erasure_config.json", "erasure.safetensors", "system.safetensors", "README.md"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -188,8 +199,7 @@ def write(folder: Path, blobs: Mapping[str, bytes]) -> None:
 
 def check_folder(folder: Path) -> None:
     """Refuse a place where an erasure cannot be written; before hours of work, if somebody asks."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder")
+    check_writable(folder)
     if (folder / CARD).exists() and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
 

@@ -10,10 +10,9 @@ import warnings
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from erasure.cli import doctor, evaluate, files, lists, make, world
-from erasure.cli.options import fail
+from erasure.cli.options import fail, note
 from erasure.io import fault_of, shown
 from erasure.terminal import say
 
@@ -37,7 +36,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Take a concept out of what a diffusion model draws, and say honestly what that did."""
 
@@ -49,7 +50,7 @@ app.add_typer(world.commands, name="world")
 
 def main(commands: typer.Typer = app) -> NoReturn:
     """Run one of the commands. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
-    warnings.showwarning = lambda message, *_, **__: say(f"note: {message}", on=Console(stderr=True))
+    warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
         commands()
         sys.exit(0)
@@ -74,6 +75,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first, fault = error.errors()[0], fault_of(error)
         return fault if "; got " in fault or not first["loc"] else f"{fault}; got {shown(first['input'])}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
     return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 

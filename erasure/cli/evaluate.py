@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base
+from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, say
 
 FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
@@ -68,7 +69,9 @@ Asked = Annotated[
         "question a label; it scores, and the others choose. Repeat for more.",
     ),
 ]
-Fid = Annotated[bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: [fid].")]
+Fid = Annotated[
+    bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: \\[fid].")
+]
 Inception = Annotated[Path | None, typer.Option(help="File of Inception's weights, for --fid; downloaded without.")]
 
 
@@ -104,23 +107,29 @@ def evaluate(
 ) -> None:
     """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report.
 
-    With a preset also: paraphrases, attacks, what is left in the weights compared with models that never saw the
-    target, filters, and the claims that all this licences.
+    With a preset also: paraphrases, attacks, comparisons of the weights with models that never saw the target,
+    filters, and the claims that follow.
     """
-    from erasure.concept import Suite
+    from erasure.concept import WORLD, Suite
     from erasure.eval.core import prompt_files
     from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
+    from erasure.opening import quiet
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
                  "material": material, "prompts": prompts, "policy": policy, "strict": strict}  # fmt: skip
     check_options(preset, limit, of_preset)
+    if clip and plan.base == WORLD:
+        raise ValueError(
+            f"--clip judges pictures of real checkpoints, {WORLD} has classifiers; got {clip}; leave it out"
+        )
+    check_writable(out)
     rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
     real = material_for(plan, material)
-    files = dict(map(prompt_files.named, prompts or []))
+    files = prompt_files.named_files(prompts or [])
     edits = read_erasures(erasure or [])
     named = [name_of(source) for source in model or []]
     edits |= stacked(edits) if in_order else {}
@@ -128,7 +137,8 @@ def evaluate(
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
     detectors, judge = detectors_for(plan, clip=clip or CLIP, vlm=vlm or (), device=str(pipe.device))
     extractors = extractors_of(judge, fid, inception)
-    controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
+    with quiet():
+        controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None
     edits |= {name: whole_model(pipe, source) for name, source in zip(named, model or [], strict=True)}
     edits |= make_erasures(pipe, plan, method or [], out / "erasures")
@@ -156,7 +166,8 @@ def report(
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
     found = Assessment.load(folder) if whole else assessment_of(Evaluation.from_json(evaluation))
-    say(f"report -> {write_report(found, out, records=folder if folder.is_dir() else folder.parent)}")
+    path = write_report(found, out, records=folder if folder.is_dir() else folder.parent)
+    say(f"report -> {path}", wrap=False)
 
 
 def read_erasures(sources: list[str]) -> dict[str, Any]:
@@ -207,7 +218,10 @@ def check_options(preset: str | None, limit: int | None, of_preset: dict[str, An
     if of_preset["strict"] and of_preset["policy"] is None:
         raise ValueError("--strict compares with a policy; got none; add --policy FILE")
     if preset is not None:
-        probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
+        chosen = probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
+        if of_preset["prompts"] and not any("prompts" in probe.needs for probe in chosen):
+            asked = "none of the chosen probes reads" if of_preset["probe"] else f"no probe of {preset!r} reads"
+            raise ValueError(f"{asked} --prompts; leave it out, or choose the probe prompt_file in another preset")
 
 
 def extractors_of(judge: Any, fid: bool, inception: Path | None) -> list[Any]:
@@ -276,12 +290,13 @@ def compare(
     say_answers(found)
     table = PlainTable("model", "seen by", "group", "seen, 95 % interval", "change")
     for row in found.evaluation.rows():
-        table.add_row(row.arm, row.detector, row.group, str(row.rate), str(row.change or ""))
+        change = str(row.change or "").replace(" %", " points")
+        table.add_row(row.arm, row.detector, row.group, str(row.rate), change)
     add_quality(table, found.evaluation)
     console.print(table)
     say_notes(found.evaluation)
-    say("rate: share of pictures in which the detector sees what was asked for; change: minus the base's, in points")
-    say(f"report -> {path.resolve()}")
+    say("rate: share of pictures in which the detector sees what was asked for; change: minus the base's")
+    say(f"report -> {path.resolve()}", wrap=False)
 
 
 def say_answers(found: Any) -> None:
@@ -328,6 +343,6 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     objections = found.objections()
     for objection in objections:
         say(f"! {objection}")
-    say(f"report -> {path.resolve()}")
+    say(f"report -> {path.resolve()}", wrap=False)
     follow("open the report in a browser; its glossary says what each answer means")
     return objections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,7 +64,7 @@ def export(
     else:
         edit.apply(pipe, strength)
         written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
-    say(f"{edit.name} as {format} -> {written}")
+    say(f"{edit.name} as {format} -> {written}", wrap=False)
     follow(LOADED[format].format(out=written, base=base or edit.config["base"]["name"]))
 
 
@@ -93,8 +94,9 @@ def gram(
     for path in add or []:
         total = total + Gram.load(path)
     total.save(out)
-    say(f"{total.counts} embeddings -> {out}")
-    follow(f"erasure erase CONCEPT --base {base} --set corpus={out} --out FOLDER")
+    counts = ", ".join(f"{count} ({part})" for part, count in total.counts.items())
+    say(f"embeddings: {counts} -> {out}", wrap=False)
+    follow(f"erasure erase CONCEPT --base {shlex.quote(base)} --set {shlex.quote(f'corpus={out}')} --out FOLDER")
 
 
 def _lines(paths: list[Path]) -> Iterator[str]:

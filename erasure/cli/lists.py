@@ -7,6 +7,7 @@ import typer
 from erasure.cli.options import follow
 from erasure.terminal import PlainTable, console, lines, say
 
+ROOMY = 80  # characters of a line
 commands = typer.Typer()
 
 
@@ -24,7 +25,7 @@ def methods() -> None:
             lines(*kind.presets),
             lines(kind.reference.venue, *([f"arXiv {kind.reference.arxiv}"] if kind.reference.arxiv else [])),
         )
-    console.print(table)
+    _print(table, 0, 2)
     say("The first preset of each method is used unless another is named; official-* and paper are published settings.")
     follow("erasure erase CONCEPT --method NAME --out FOLDER")
 
@@ -42,10 +43,19 @@ def probes() -> None:
             table.add_section()
             section = kind.section
         ran = ", ".join(preset for preset in PRESETS if preset in kind.presets)
-        table.add_row(name, kind.code, kind.title, f"{kind.section}, {kind.level}", kind.access.replace("_", " "), ran)
-    console.print(table)
+        table.add_row(
+            name, kind.code, kind.title, lines(f"{kind.section},", kind.level), kind.access.replace("_", " "), ran
+        )
+    _print(table, 0, 3)
     say(
         "Evidence about: outputs are pictures, behaviour is what the model does from inside, weights are its "
         "parameters, system is the model with its filters. Access is what whoever asks must hold."
     )
     follow("erasure evaluate --suite superhero --method uce --preset quick --probe NAME")
+
+
+def _print(table: PlainTable, *names: int) -> None:
+    """A table with columns of names to copy, which stay in one piece where the terminal has room."""
+    for i in names:
+        table.columns[i].no_wrap = console.width >= ROOMY
+    console.print(table)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import math
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.evaluate import compare, make_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, open_base
-from erasure.io import parse_yaml, printable
+from erasure.cli.evaluate import compare, make_erasures, read_erasures
+from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base
+from erasure.io import check_writable, parse_yaml, printable, writing
 from erasure.terminal import PlainTable, console, say
 
 BATCH = 16  # pictures that are drawn together
+COLUMNS = 12  # of a sheet
 commands = typer.Typer()
 
 Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
@@ -83,17 +85,25 @@ def erase(
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
     check_folder(out)
+    named = _names(keep or [])
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant)
-    named = [part.strip() for given in keep or [] for part in given.split(",") if part.strip()]
-    keeping = [*kept, *named] or None
-    edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
+    edit = make(
+        pipe,
+        targets,
+        method,
+        keep=[*kept, *named] or None,
+        preset=preset,
+        checkpoint=checkpoint,
+        apply=False,
+        **changes,
+    )
     edit.save_pretrained(out)
-    say(f"{edit.name} -> {out}")
+    say(f"{edit.name} -> {out}", wrap=False)
     for line in _summary(edit, out):
-        say(f"  {line}")
+        say(f"- {line}")
     if unet is not None:
         if all(name.startswith("text_encoder") for name in edit.parameter_names):
             raise ValueError(
@@ -101,9 +111,17 @@ def erase(
                 f"erasure is in {out})"
             )
         edit.apply(pipe)
-        say(f"whole denoiser -> {save_denoiser(pipe, unet)}")
+        say(f"whole denoiser -> {save_denoiser(pipe, unet)}", wrap=False)
     where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
     follow(f"erasure generate {shlex.quote(f'a {concept}')} --erasure {shlex.quote(str(out))}{where} --out pictures")
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """The prompts of ``--keep``: one, or several with commas between."""
+    found = [[part.strip() for part in text.split(",") if part.strip()] for text in given]
+    if empty := [text for text, names in zip(given, found, strict=True) if not names]:
+        raise ValueError(f"--keep needs a prompt; got {empty[0]!r}; leave it out to keep nothing in particular")
+    return [name for names in found for name in names]
 
 
 def _summary(edit: Any, folder: Path) -> list[str]:
@@ -133,7 +151,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
-    scale: Annotated[float, typer.Option(help="How strongly: 0 not at all, 1 as it was made.")] = 1.0,
+    scale: Annotated[float | None, typer.Option(help="How strongly: 0 not at all, 1 (default) as it was made.")] = None,
     base: Base = "emoji-world",
     variant: Variant = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
@@ -149,32 +167,42 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
-    from erasure.artifact import Erasure
     from erasure.concept import WORLD
+    from erasure.eval.core.lengths import too_long
+    from erasure.opening import quiet
     from erasure.pipelines import load_erasure
 
-    if not math.isfinite(scale):
+    if scale is not None and not math.isfinite(scale):
         raise ValueError(f"--scale must be a number; got {scale}; 1 is as the erasure was made")
-    edits = [Erasure.from_pretrained(source) for source in erasure or []]  # a slip is found before anything is drawn
-    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is found before anything is drawn
+    if scale is not None and not erasure:
+        raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
+    edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
+    check_writable(out)
     pipe = open_base(base, device, dtype, variant=variant)
     usual = (8, 3.0) if base == WORLD else (25, 7.5)
     sampler: dict[str, Any] = {
         "num_inference_steps": usual[0] if steps is None else steps,
         "guidance_scale": usual[1] if guidance is None else guidance,
     }
+    out.mkdir(parents=True, exist_ok=True)
+    with quiet(), contextlib.suppress(ValueError):  # an architecture of which nothing is known
+        for reason in too_long(pipe, prompts).values():
+            note(reason)
     seeds = range(seed, seed + images)
     rows = {"before": _drawn(pipe, prompts, seeds, out, "before", sampler)}
-    for edit in edits:
-        load_erasure(pipe, edit, scale=scale)
+    for edit in edits.values():
+        load_erasure(pipe, edit, scale=1.0 if scale is None else scale)
     if edits:
         rows["after"] = _drawn(pipe, prompts, seeds, out, "after", sampler)
     if grid:
-        sheet(rows, [f"{prompt}, {number}" if images > 1 else prompt for prompt in prompts for number in seeds]).save(
-            out / "grid.png"
-        )
-    say(f"{sum(map(len, rows.values()))} pictures -> {out}" + (f", all of them in {out / 'grid.png'}" if grid else ""))
-    follow("erasure evaluate --suite SUITE --erasure FOLDER" if edits else "erasure erase CONCEPT --out FOLDER")
+        titles = [f"{i:03d}-{number}\n{prompt}" for i, prompt in enumerate(prompts) for number in seeds]
+        with writing(out / "grid.png") as file:
+            sheet(rows, titles).save(file)
+    count = sum(map(len, rows.values()))
+    where = f", all of them in {out / 'grid.png'}" if grid else ""
+    say(f"{count} picture{'s' * (count > 1)} -> {out}{where}", wrap=False)
+    tried = " ".join(f"--erasure {shlex.quote(source)}" for source in erasure or [])
+    follow(f"erasure evaluate --suite SUITE {tried}" if edits else "erasure erase CONCEPT --out FOLDER")
 
 
 def _drawn(
@@ -182,31 +210,60 @@ def _drawn(
 ) -> list[Any]:
     """The pictures of every prompt with every seed, each written as soon as its batch is drawn."""
     from erasure.eval import generate as draw
+    from erasure.opening import quiet
 
     found, together = [], max(1, BATCH // len(seeds))  # prompts
     for start in range(0, len(prompts), together):
-        rows = draw(pipe, prompts[start : start + together], seeds=seeds, batch_size=BATCH, **sampler)
+        part = prompts[start : start + together]
+        with quiet():  # prompts that are too long were named before
+            rows = draw(pipe, part, seeds=seeds, batch_size=BATCH, description=arm, **sampler)
         for i, row in enumerate(rows, start):
             for number, image in zip(seeds, row, strict=True):
-                image.save(out / f"{i:03d}-{number}-{arm}.png")
+                with writing(out / f"{i:03d}-{number}-{arm}.png") as file:
+                    image.save(file)
                 found.append(image)
     return found
 
 
 def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int = 192, margin: int = 64) -> Any:
-    """Pictures in rows, each with a name, under their titles."""
+    """Pictures in rows, each with a name, under their titles; behind :data:`COLUMNS` of them, further down.
+
+    Args:
+        titles: their lines are kept apart; the last one is broken where the picture ends, and cut with an ellipsis.
+    """
     from PIL import Image, ImageDraw
 
     font, head = _font(13), 54
-    page = Image.new("RGB", (margin + side * len(titles), head + side * len(rows)), "white")
+    bands = [range(start, min(start + COLUMNS, len(titles))) for start in range(0, len(titles), COLUMNS)]
+    tall = head + side * len(rows)
+    page = Image.new("RGB", (margin + side * len(bands[0]), tall * len(bands)), "white")
     pen = ImageDraw.Draw(page)
-    for x, title in enumerate(titles):
-        pen.multiline_text((margin + x * side + 4, 4), textwrap.fill(printable(title), side // 8), "black", font)
-    for y, (name, images) in enumerate(rows.items()):
-        pen.text((4, head + y * side + side // 2), name, "black", font)
-        for x, image in enumerate(images):
-            page.paste(image.resize((side - 4, side - 4)), (margin + x * side, head + y * side))
+    for top, band in zip(range(0, page.height, tall), bands, strict=True):
+        for x, i in zip(range(margin, page.width, side), band, strict=False):
+            pen.multiline_text((x + 4, top + 4), _fitted(titles[i], font, side - 12, lines=3), "black", font)
+            for y, images in enumerate(rows.values()):
+                page.paste(images[i].resize((side - 4, side - 4)), (x, top + head + y * side))
+        for y, name in enumerate(rows):
+            pen.text((4, top + head + y * side + side // 2), name, "black", font)
     return page
+
+
+def _fitted(title: str, font: Any, width: int, *, lines: int) -> str:
+    """A title in at most so many lines that are no wider than ``width`` pixels."""
+    *first, text = title.split("\n")
+    left, found = printable(text, limit=None), []
+    while left and len(found) + len(first) < lines:
+        end = max(1, bisect.bisect_right(range(1, len(left) + 1), width, key=lambda n: font.getlength(left[:n])))
+        if end < len(left) and (space := left.rfind(" ", 0, end + 1)) > 0:
+            end = space
+        found.append(left[:end])
+        left = left[end:].lstrip()
+    if left:
+        cut = found[-1]
+        while cut and font.getlength(f"{cut}…") > width:
+            cut = cut[:-1]
+        found[-1] = f"{cut}…"
+    return "\n".join([*first, *found])
 
 
 def _font(size: int) -> Any:

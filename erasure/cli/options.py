@@ -29,7 +29,12 @@ def open_base(base: str, device: str | None, dtype: str | None = None, *, varian
 
 def follow(command: str) -> None:
     """Say which command a user may want next."""
-    say(f"next: {command}")
+    say(f"next: {command}", wrap=False)
+
+
+def note(message: str) -> None:
+    """A line on the error stream that stops nothing."""
+    say(f"note: {message}", on=Console(stderr=True))
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ Only the standard library is imported at the top: ``erasure doctor`` prints thro
 
 from erasure.io.files import (
     cache_folder,
+    check_writable,
     remove_partial,
     write_atomically,
     write_json,
@@ -68,6 +69,7 @@ __all__ = [
     "Content",
     "blake2b",
     "cache_folder",
+    "check_writable",
     "dump_yaml",
     "fault_of",
     "first_line",

@@ -57,6 +57,21 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
     write_atomically(path, text + "\n")
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot be made or written to; before hours of work.
+
+    Raises:
+        ValueError: it, or a part of its path, is a file.
+        PermissionError: it may not be written to.
+    """
+    folder = Path(folder)
+    there = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"{there} is {'a file' if there.exists() else 'a link to nothing'}; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} may not be written to; give another folder")
+
+
 @contextlib.contextmanager
 def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -> Iterator[Path]:
     """A temporary folder beside ``folder`` whose content becomes that of ``folder`` at the end; dropped on failure.
@@ -106,6 +121,7 @@ def cache_folder() -> Path | None:
 
 __all__ = [
     "cache_folder",
+    "check_writable",
     "remove_partial",
     "write_atomically",
     "write_json",
