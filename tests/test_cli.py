@@ -212,6 +212,7 @@ def test_a_bad_request_is_one_line_and_leaves_nothing_behind(base, tmp_path, era
         (["generate", "a cat", "--erasure", "./nowhere", "--out", "x"], "no erasure at"),
         (["report", "nowhere.json"], "no such evaluation"),
         (["batch", "nowhere.yaml"], "no such file"),
+        (["demo", "--suite", "spiderman"], "the demo is of emoji-world"),
     ],
 )
 def test_a_missing_file_is_one_line(erasure, arguments, fault, tmp_path, monkeypatch):

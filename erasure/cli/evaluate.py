@@ -18,19 +18,24 @@ commands = typer.Typer()
 SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
 Results = Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")]
 Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
-Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Or make one now with this method.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", "-m", help="Make an erasure with this method, and compare it; repeat for more."),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare."),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Every probe of quick, standard or full as well (smoke: a trial; no-draw: no picture)."),
+    typer.Option(help="Also run the probes of smoke (a trial), no-draw (without pictures), quick, standard or full."),
 ]
-Probes = Annotated[list[str] | None, typer.Option(help="Of the preset only this probe; repeat for more.")]
+Probes = Annotated[list[str] | None, typer.Option(help="Run only this probe of the preset; repeat for more.")]
 InOrder = Annotated[
     bool,
-    typer.Option("--in-order", help="Compare with all given erasures together, put on in the order they are given in."),
+    typer.Option(
+        "--in-order", help="Also compare with all given erasures together, applied in the order they are given in."
+    ),
 ]
 PromptFilter = Annotated[
     bool, typer.Option("--prompt-filter", help="Compare with a filter of prompts: it changes no weight.")
@@ -51,7 +56,10 @@ Prompts = Annotated[
 PolicyFile = Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Exit with 3 when something the policy requires is not assessed or spoken against."),
+    typer.Option(
+        "--strict",
+        help="Exit with code 3 when the policy requires what was not assessed, or what evidence speaks against.",
+    ),
 ]
 OtherBase = Annotated[str | None, typer.Option(help="Base model; the suite's own by default.")]
 Judges = Annotated[
@@ -72,7 +80,9 @@ Asked = Annotated[
 Fid = Annotated[
     bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: \\[fid].")
 ]
-Inception = Annotated[Path | None, typer.Option(help="File of Inception's weights, for --fid; downloaded without.")]
+Inception = Annotated[
+    Path | None, typer.Option(help="File of Inception's weights, for --fid; by default they are downloaded.")
+]
 
 
 @commands.command(
@@ -107,8 +117,7 @@ def evaluate(
 ) -> None:
     """Compare a model before and after: target, neighbours, unrelated, with intervals. Writes the report.
 
-    With a preset also: paraphrases, attacks, comparisons of the weights with models that never saw the target,
-    filters, and the claims that follow.
+    With a preset also: other words, attacks, what the weights still hold, filters, and the claims that follow.
     """
     from erasure.concept import WORLD, Suite
     from erasure.eval.core import prompt_files

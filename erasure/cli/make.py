@@ -44,11 +44,14 @@ def demo(
     device: Device = None,
 ) -> None:
     """Erase a concept from Emoji World with UCE and with ESD, evaluate both, write the report."""
-    from erasure.concept import Suite
+    from erasure.concept import WORLD, Suite
     from erasure.eval.detectors.choice import detectors_for
 
-    pipe = open_base("emoji-world", device)
     plan = Suite.load(suite)
+    if plan.base != WORLD:
+        raise ValueError(f"the demo is of {WORLD}; got the suite {suite!r} for {plan.base}; use `erasure evaluate`")
+    check_writable(out)
+    pipe = open_base(WORLD, device)
     detectors, judge = detectors_for(plan)
     edits = make_erasures(pipe, plan, ["uce", "esd"], out / "erasures")
     compare(pipe, edits, plan, out, limit=limit, detectors=detectors, clip=judge)
@@ -155,7 +158,7 @@ def generate(
     base: Base = "emoji-world",
     variant: Variant = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones have the next numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up from it.")] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="Also one sheet, before above after, as grid.png.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Sampler steps; 8 on emoji-world, 25 elsewhere.")
@@ -277,7 +280,7 @@ def _font(size: int) -> Any:
 @commands.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")
 def batch(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")],
-    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     device: Device = None,
 ) -> None:
     """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped."""
@@ -291,6 +294,7 @@ def batch(
             table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
         console.print(table)
         return
+    check_writable(plan.out)
     if run(plan, device=device, console=console):
         raise typer.Exit(1)
 

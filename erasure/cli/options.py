@@ -13,10 +13,14 @@ from erasure.io import printable, rich_text
 from erasure.terminal import console, say
 
 Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-Variant = Annotated[str | None, typer.Option(help="fp16 for the base's files of that name; the plain ones by default.")]
+Variant = Annotated[
+    str | None, typer.Option(help="Open the base's files of this variant, e.g. fp16; the plain ones by default.")
+]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts per group: quicker, and no evidence.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="At most so many prompts per group: a quick trial, no evidence.")
+]
 
 
 def open_base(base: str, device: str | None, dtype: str | None = None, *, variant: str | None = None) -> Any:

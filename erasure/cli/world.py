@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from erasure.cli.options import Base, Device, Variant, fail, open_base
+from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, say
 
 commands = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
@@ -27,7 +28,7 @@ def world_train(
     from erasure.runtime import pick_device
     from erasure.world.train import train
 
-    say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}")
+    say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}", wrap=False)
 
 
 @commands.command(
@@ -64,7 +65,10 @@ def world_gold(
         device=torch.device(pick_device(device)), folder=folder or FOLDER,
     )  # fmt: skip
     record = record_of_gold(file).to_json(record_file(file))
-    say(f"retrained {f'without {without}' if without else 'on everything'} -> {file}, with its record {record.name}")
+    say(
+        f"retrained {f'without {without}' if without else 'on everything'} -> {file}, with its record {record.name}",
+        wrap=False,
+    )
 
 
 @commands.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
@@ -77,8 +81,7 @@ def world_audit(
 ) -> None:
     """Train a retrained model once more by its record, and compare where that ends. As long as the training was.
 
-    It shows that the record can lead to these weights, not that nothing else did. The result is written beside the
-    model; a claim that it was made without the data needs it.
+    It shows that the record can lead to these weights, not that nothing else did. The result goes beside the model.
     """
     from erasure.eval.core.audit import UnlearningRecord, verify
     from erasure.eval.worldkit.audit import audited, record_file, record_of_gold, replay_of_gold, write_replay
@@ -95,7 +98,7 @@ def world_audit(
     say(f"{model.name}: {result}")
     if not result.passed:
         fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
-    say(f"replay -> {write_replay(model, record, result)}")
+    say(f"replay -> {write_replay(model, record, result)}", wrap=False)
 
 
 @commands.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
@@ -114,6 +117,7 @@ def world_check(
     from erasure.eval.worldkit.check import calibrated, check, contact_sheet, disputed
     from erasure.eval.worldkit.detectors import detectors
 
+    check_writable(out)
     judges = detectors()
     pipe = open_base(base, device, variant=variant)
     result = check(pipe, detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
@@ -127,6 +131,6 @@ def world_check(
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))
     console.print(table)
-    say(f"card and contact sheets -> {out}")
+    say(f"card and contact sheets -> {out}", wrap=False)
     if not result.passed:
         fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
