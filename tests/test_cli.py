@@ -287,6 +287,18 @@ def test_a_sheet_folds_and_long_titles_end_where_their_picture_does():
     assert red == blue == count * (side - 4) ** 2
 
 
+def test_the_summary_is_of_the_erasure_whatever_else_is_in_its_folder(base, tmp_path, erasure):
+    sizes = []
+    for name in ("empty", "used"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "used" / "pictures.zip").write_bytes(bytes(5_000_000))
+    for name in ("empty", "used"):
+        code, text, err = erasure("erase", "cat, dog", "--keep", "fox", "--base", base, "--out", tmp_path / name)
+        assert code == 0 and "'cat, dog' is erased as one concept" in " ".join(err.split())
+        sizes.append(next(line for line in text.splitlines() if "B; the weights" in line))
+    assert sizes[0] == sizes[1] and (tmp_path / "used" / "pictures.zip").exists()
+
+
 @pytest.mark.parametrize("scale", ["nan", "inf"])
 def test_a_scale_is_a_number(base, tmp_path, erasure, scale):
     code, _, err = erasure("generate", "a cat", "--base", base, "--scale", scale, "--out", tmp_path / "out")

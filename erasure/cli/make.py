@@ -84,25 +84,21 @@ def erase(
     from erasure.artifact import save_denoiser
     from erasure.artifact.files import check_folder
     from erasure.methods import method_class
+    from erasure.opening import quiet
 
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
     check_folder(out)
     named = _names(keep or [])
+    if "," in concept:
+        note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant)
-    edit = make(
-        pipe,
-        targets,
-        method,
-        keep=[*kept, *named] or None,
-        preset=preset,
-        checkpoint=checkpoint,
-        apply=False,
-        **changes,
-    )
+    keeping = [*kept, *named] or None
+    with quiet():  # faults are raised, and the encoder's remarks on lengths come before them
+        edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
     edit.save_pretrained(out)
     say(f"{edit.name} -> {out}", wrap=False)
     for line in _summary(edit, out):
@@ -130,8 +126,9 @@ def _names(given: Sequence[str]) -> list[str]:
 def _summary(edit: Any, folder: Path) -> list[str]:
     """What an erasure is and what it moved, in words."""
     from erasure.artifact.card import report_rows
+    from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
 
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).exists())
     figures, groups = report_rows(edit.config.get("report") or {})
     moved = figures.get("relative_change")
     if edit.intervention == "adapter":
@@ -140,7 +137,7 @@ def _summary(edit: Any, folder: Path) -> list[str]:
         effect = (
             f"the weights it changes move by {moved:.2g} times their size" if moved is not None else "edits weights"
         )
-    lines = [f"{edit.kind}, {size / 1000:.1f} kB; {effect}"]
+    lines = [f"{edit.kind}, {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1000:.1f} kB'}; {effect}"]
     if groups:
         seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
         lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
@@ -254,7 +251,8 @@ def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int
 def _fitted(title: str, font: Any, width: int, *, lines: int) -> str:
     """A title in at most so many lines that are no wider than ``width`` pixels."""
     *first, text = title.split("\n")
-    left, found = printable(text, limit=None), []
+    left = printable(text, limit=None)
+    found: list[str] = []
     while left and len(found) + len(first) < lines:
         end = max(1, bisect.bisect_right(range(1, len(left) + 1), width, key=lambda n: font.getlength(left[:n])))
         if end < len(left) and (space := left.rfind(" ", 0, end + 1)) > 0:
