@@ -306,6 +306,7 @@ def compare(
     say_notes(found.evaluation)
     say("rate: share of pictures in which the detector sees what was asked for; change: minus the base's")
     say(f"report -> {path.resolve()}", wrap=False)
+    follow("open the report in a browser; --preset quick also asks what the weights still hold")
 
 
 def say_answers(found: Any) -> None:
