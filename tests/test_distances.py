@@ -270,7 +270,7 @@ def test_they_stand_in_the_first_table_of_the_report(found):
 def test_the_command_line_prints_them(found, tmp_path, monkeypatch):
     lines = Console(record=True, width=200)
     monkeypatch.setattr(command, "console", lines)
-    monkeypatch.setattr(command, "say", lambda text: lines.print(text, markup=False))
+    monkeypatch.setattr(command, "say", lambda text, **_: lines.print(text, markup=False))
     monkeypatch.setattr("erasure.eval.evaluate", lambda *args, **kwargs: assessment_of(found))
     clip = tiny_clip()
     command.compare(None, {}, SUITE, tmp_path, limit=None, detectors=[], clip=clip)
