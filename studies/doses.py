@@ -30,7 +30,7 @@ from torch import nn
 import erasure
 from erasure.eval import assess
 from erasure.eval.core.models import Applied, Model, Swapped
-from erasure.eval.judge.meta import SCORES
+from erasure.eval.judge.meta import SCORES, metric
 from erasure.eval.probes.base import Evidence
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.tuning import captioned, learn, tuned
@@ -133,9 +133,7 @@ def told_by(evidence: Sequence[Evidence], rungs: Mapping[str, Sequence[str]]) ->
         own = [e for e in own if e.estimate.value is not None]
         if not own:
             continue
-        measure = min((e.measure for e in own), key=SCORES.index)
-        families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
-        family = next((name for name in ("", "target") if name in families), families[-1])
+        measure, family = metric(own)
         at = {e.model: e.estimate for e in own if (e.measure, e.family) == (measure, family)}
         values = {
             ladder: [[at[arm].value, at[arm].low, at[arm].high] if arm in at else None for arm in own_rungs]

@@ -86,10 +86,11 @@ def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
+    adapter = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python(raw)
+        return adapter.validate_python(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {fault_of(error)}{_meant(TypeAdapter(kind), error)}") from None
+        raise ValueError(f"{path}: {fault_of(error)}{_meant(adapter, error)}") from None
 
 
 def _meant(kind: Any, error: Any) -> str:

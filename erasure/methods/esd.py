@@ -121,7 +121,7 @@ class ESD(FineTune):
         """``(n, ...)``: e(c0) - eta (e(c) - e()), from the bank's predictions where they suffice."""
         concept = bank.conditional
         if self.erase_from:
-            guidance = self.trained_guidance(backbone)
+            guidance = backbone.plain_guidance
             rows = torch.arange(len(bank)).split(32)
             parts = [backbone.predict(*bank.inputs(backbone, text, r), guidance=guidance).cpu() for r in rows]
             concept = torch.cat(parts)

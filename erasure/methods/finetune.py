@@ -193,17 +193,13 @@ class FineTune(Method):
                 keep=self.keep_steps,
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
-                guidance=self.trained_guidance(backbone),
+                guidance=backbone.plain_guidance,
                 sampled_null=self.null == "sampled",
                 seed=self.seed,
                 progress=request.progress,
             ).tensors()
 
         return TrajectoryBank.of(make() if checkpoint is None else checkpoint.keep(name, make))
-
-    def trained_guidance(self, backbone: Backbone) -> float | None:
-        """The guidance that models with embedded guidance are trained with: 1, the plain conditional prediction."""
-        return backbone.plain_guidance
 
     def error(self, backbone: Backbone, bank: TrajectoryBank, targets: Tensor, text: Text, chosen: Tensor) -> Tensor:
         """Mean squared error of the student to the targets on chosen rows of a bank, each with its prompt's text."""
@@ -214,7 +210,7 @@ class FineTune(Method):
     ) -> Tensor:
         """As :meth:`error`, with one text for each chosen row."""
         x, t = bank.noisy(backbone, chosen)
-        predicted = backbone.predict(x, t, text.to(x.dtype), guidance=self.trained_guidance(backbone))
+        predicted = backbone.predict(x, t, text.to(x.dtype), guidance=backbone.plain_guidance)
         return F.mse_loss(predicted.float(), targets[chosen].to(backbone.device).float())
 
     def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:

@@ -104,7 +104,7 @@ class SPM(FineTune):
         text, empty = self.texts(backbone, request)
         bank = self.bank(backbone, text, request, checkpoint, "bank")
         targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)
-        guidance = self.trained_guidance(backbone)
+        guidance = backbone.plain_guidance
 
         def loss(draw: Draw) -> Tensor:
             chosen = bank.pick(self.batch_size, draw.generator)

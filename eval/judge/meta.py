@@ -10,7 +10,7 @@ Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.126
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from erasure.eval.probes.base import Evidence
@@ -84,15 +84,20 @@ def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None])
             found.setdefault(e.probe, []).append(e)
     out = []
     for probe, own in found.items():
-        measure = min((e.measure for e in own), key=SCORES.index)
-        families = list(dict.fromkeys(e.family for e in own if e.measure == measure))
-        family = next((name for name in ("", "target") if name in families), families[-1])
+        measure, family = metric(own)
         values = {e.model: float(e.estimate.value or 0.0) for e in own if (e.measure, e.family) == (measure, family)}
         sides = {truth: {m: v for m, v in values.items() if knows[m] is truth} for truth in (True, None, False)}
         without = tuple(m for m in knows if m not in values)
         auc = separation(sides[True], sides[False])
         out.append(Faithfulness(probe, measure, family, auc, sides[True], sides[None], sides[False], without))
     return out
+
+
+def metric(scores: Sequence[Evidence]) -> tuple[str, str]:
+    """Measure and family of the number by which a probe is told, of its evidence with one of :data:`SCORES`."""
+    measure = min((e.measure for e in scores), key=SCORES.index)
+    families = list(dict.fromkeys(e.family for e in scores if e.measure == measure))
+    return measure, next((name for name in ("", "target") if name in families), families[-1])
 
 
 def trials(found: Assessment) -> tuple[list[Evidence], dict[str, bool | None]]:

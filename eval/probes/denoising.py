@@ -12,14 +12,27 @@ from erasure.backbone.noise import NoiseModel
 from erasure.eval.probes.base import Missing
 
 
+def supported(pipe: Any) -> Backbone:
+    """The backbone of an opened pipeline, whatever its latents and scheduler.
+
+    Raises:
+        Missing: an architecture that is not supported.
+    """
+    try:
+        backbone: Backbone = backbone_of(pipe)
+    except ValueError as reason:
+        raise Missing(str(reason)) from None
+    return backbone
+
+
 def denoiser_for(pipe: Any) -> Backbone:
     """The backbone of an opened pipeline, whose denoiser is asked from inside.
 
     Raises:
         Missing: an architecture that is not supported, or a scheduler without a noise model.
     """
+    backbone = supported(pipe)
     try:
-        backbone: Backbone = backbone_of(pipe)
         _ = backbone.noise
     except ValueError as reason:
         raise Missing(str(reason)) from None

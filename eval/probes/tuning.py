@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +24,23 @@ LEVEL_ROWS = 16  # of the batch on which losses before and after are compared
 Learner = contextlib.AbstractContextManager[Mapping[str, Tensor]]  # yields what is trained inside the block
 
 
-class Teaches(Protocol):
+class Teaches(abc.ABC):
     """What a training needs: a loss of random batches, and one that is always the same to tell how far it went."""
 
-    @property
-    def backbone(self) -> Backbone: ...
+    backbone: Backbone
 
-    def loss(self, generator: torch.Generator) -> Tensor: ...
+    @abc.abstractmethod
+    def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
+        """The mean loss of one batch, of ``rows`` where that is another number; differentiable."""
 
-    def level(self) -> float: ...
+    @torch.no_grad()
+    def level(self) -> float:
+        """The loss on one fixed batch: lower after learning, or nothing was learnt."""
+        return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class Lesson(Teaches):
     """Real pictures to learn from.
 
     Attributes:
@@ -58,11 +63,6 @@ class Lesson:
         t = self.backbone.noise.times((torch.arange(n) + torch.rand(n, generator=generator)) / n)
         x = self.latents[chosen]
         return self.backbone.losses(x, t.to(x.device), noise_like(x, generator), self.text(chosen)).mean()
-
-    @torch.no_grad()
-    def level(self) -> float:
-        """The loss on one fixed batch: lower after learning, or nothing was learnt."""
-        return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()
 
 
 def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) -> Lesson:

@@ -17,7 +17,7 @@ from erasure.eval.probes.base import Context, Evidence, Observation, Probe
 from erasure.eval.probes.denoising import denoiser_for
 from erasure.eval.probes.removal.relearning import advantages, check_steps, points
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import LEVEL_ROWS, look, repeated, seeds_of
+from erasure.eval.probes.tuning import Teaches, look, repeated, seeds_of
 from erasure.methods.bank import TrajectoryBank
 
 
@@ -131,7 +131,7 @@ class GradientReversal(Probe):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reversal:
+class Reversal(Teaches):
     """A model's own predictions to learn from, their difference from the empty prompt's multiplied by ``g``."""
 
     backbone: Backbone
@@ -148,8 +148,3 @@ class Reversal:
         conditional, empty = self.bank.conditional[chosen], self.bank.unconditional[chosen]
         target = empty + self.g * (conditional - empty)
         return (predicted - target.to(predicted.device)).square().mean()
-
-    @torch.no_grad()
-    def level(self) -> float:
-        """The objective on one batch that is always the same."""
-        return self.loss(torch.Generator().manual_seed(0), LEVEL_ROWS).item()

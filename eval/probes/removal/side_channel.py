@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasure.backbone import Backbone, backbone_of
+from erasure.backbone import Backbone
 from erasure.concept import same
 from erasure.eval.core.models import Model
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.denoising import supported
 from erasure.eval.probes.weigh import of_family
 from erasure.eval.stats import Estimate
 from erasure.methods.closed_form import rows as embeddings
@@ -67,11 +68,11 @@ class DeltaSideChannel(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         with context.open(context.base):
-            backbone = backbone_for(context)
+            backbone = supported(context.pipe)
             asked = self.asked(context, backbone)
             before = Reading.of(backbone, asked)
         with context.open(model):
-            moved = before.moved(Reading.of(backbone_for(context), asked))
+            moved = before.moved(Reading.of(supported(context.pipe), asked))
         phrases = context.suite.concept.phrases
         found = []
         for word, value in zip(asked, moved, strict=True):
@@ -107,19 +108,6 @@ class DeltaSideChannel(Probe):
                 unit: Literal["number", "share"] = "number" if measure == "rank" else "share"
                 found.append(Evidence(self.key, name, measure, number, unit=unit, note=note))
         return found
-
-
-def backbone_for(context: Context) -> Backbone:
-    """The backbone of the opened pipeline, whatever its latents.
-
-    Raises:
-        Missing: an architecture that is not supported.
-    """
-    try:
-        found: Backbone = backbone_of(context.pipe)
-    except ValueError as reason:
-        raise Missing(str(reason)) from None
-    return found
 
 
 class Reading(NamedTuple):

@@ -13,8 +13,8 @@ class PromptFiles(PromptProbe):
     """How often the target is seen in pictures of the prompts of a file, one family a file.
 
     Most such prompts were found on Stable Diffusion 1.4. On another model they give a lower limit: an attack on that
-    very model finds more. A file counts where the base shows the target for
-    its prompts in 30 % of pictures, by the lower limit.
+    very model finds more. A file counts where the base shows the target for its prompts in 30 % of pictures, by the
+    lower limit.
 
     The noise is this library's own for (prompt, seed). A file's seeds and guidance are not used, so the rate does not
     reproduce a published table; ``studies/reproduce`` does.

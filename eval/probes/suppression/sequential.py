@@ -13,7 +13,7 @@ from erasure.eval.core.pictures import evenly
 from erasure.eval.core.stacked import Stacked
 from erasure.eval.probes.asking import Sentence, spelled
 from erasure.eval.probes.base import Access, Context, Evidence, Gate, Level, Missing, Observation, Probe, Section
-from erasure.eval.probes.weigh import KNOWN, POWER, units
+from erasure.eval.probes.weigh import KNOWN, POWER, at_least, units
 from erasure.eval.stats import Estimate, difference, rate
 from erasure.methods.resolve import resolve
 
@@ -235,6 +235,5 @@ def moved(rows: Rows, spans: Sequence[tuple[int, int, int]]) -> tuple[Estimate, 
         before, after, base = before + start, after + end, base + none
     kept = all(request == 0 for request, _, _ in spans)
     low = rate([row.value for row in base], units(base, kept=kept)).low
-    gate: Gate = "na" if low is None else "pass" if low >= KNOWN else "fail"
     change = difference([row.value for row in before], [row.value for row in after], units(before, kept=kept))
-    return change, {"known": gate}
+    return change, {"known": at_least(low, KNOWN)}
