@@ -27,8 +27,13 @@ OWN = {
     "adv-unlearn": {"warmup_steps": 1, "attack_steps": 1},
     "sld": {"warmup": 0, "threshold": 1.0},
 }
-KINDS = {"esd": ("delta", "lora"), "spm": ("gated", "gated"), "adv-unlearn": ("delta", "delta")}  # U-Nets, transformers
-REFUSED = {("adv-unlearn", "sd3"), ("adv-unlearn", "flux"), ("sld", "flux")}
+KINDS = {  # on U-Nets and on transformers
+    "spm": ("gated", "gated"),
+    "leco": ("lora", "lora"),
+    **dict.fromkeys(("adv-unlearn", "salun", "erasediff"), ("delta", "delta")),
+    "sld": ("safe-guidance", "safe-guidance"),
+}
+REFUSED = {(m, a) for m in ("adv-unlearn", "forget-me-not") for a in ("sd3", "flux")} | {("sld", "flux")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
 EVERY = first(WORKS, *((m, a) for m, a in WORKS if a in ("sd1", "sd3")))
 
@@ -47,7 +52,8 @@ def test_it_is_made_applied_taken_off_saved_and_loaded(method, architecture, tmp
     edit = made(pipe, method)
     assert identical(before, weights(pipe)) and torch.equal(draw(pipe), base)
     transformer = hasattr(pipe, "transformer")
-    assert edit.kind == KINDS.get(method, ("safe-guidance",) * 2 if method == "sld" else ("operator",) * 2)[transformer]
+    usual = ("delta", "lora") if issubclass(method_class(method), FineTune) else ("operator", "operator")
+    assert edit.kind == KINDS.get(method, usual)[transformer]
     edit.apply(pipe, 0.0)
     assert identical(before, weights(pipe)) and torch.equal(draw(pipe), base)
     edit.apply(pipe, 1.0)

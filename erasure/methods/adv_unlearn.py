@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
@@ -36,18 +35,14 @@ class AdvUnlearn(FineTune):
     Attributes:
         eta: how far to push away from the concept.
         warmup_steps: first steps without an attack, in which the concept itself goes.
-        attack_steps: sign-gradient steps of the attack; 0 trains without one. More finds stronger attacks.
-        epsilon: how far the attack may move each number of the embedding. Raise it when attacks get through, and look
-            at the neighbours when you do.
     """
 
     iterations: Count = 1000
     lr: float = 1e-5
     eta: float = 1.0
     retain: float = 0.3
+    robust: bool = True
     warmup_steps: int = 200
-    attack_steps: int = 10
-    epsilon: float = 0.1
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "adv-unlearn"
@@ -92,38 +87,18 @@ class AdvUnlearn(FineTune):
         def loss(draw: Draw) -> Tensor:
             chosen = bank.pick(self.batch_size, draw.generator)
             text = self.spoken(backbone, bank, prompts, chosen)
-            if draw.step >= self.warmup_steps and self.attack_steps:
-                text = self.attacked(backbone, bank, text, chosen, draw.generator)
-            value = self.error_of_rows(backbone, bank, targets, text, chosen)
+            value = self.erasing_rows(backbone, bank, targets, text, chosen, draw)
             if held is None:
                 return value
             chosen = held.pick(self.batch_size, draw.generator)
-            return value + self.retain * self.error_of_rows(
-                backbone, held, held.conditional, self.spoken(backbone, held, kept, chosen), chosen
-            )
+            text = self.spoken(backbone, held, kept, chosen)
+            return value + self.retain * self.errors(backbone, held, held.conditional, text, chosen).mean()
 
         return loss
+
+    def attacks(self, step: int) -> bool:
+        return super().attacks(step) and step >= self.warmup_steps
 
     def spoken(self, backbone: Backbone, bank: TrajectoryBank, prompts: list[str], chosen: Tensor) -> Text:
         """The prompts of chosen rows by the encoder as it is now, with its graph."""
         return backbone.encode([prompts[i] for i in bank.prompt[chosen].tolist()], grad=True).text
-
-    def attacked(
-        self, backbone: Backbone, bank: TrajectoryBank, text: Text, chosen: Tensor, generator: torch.Generator
-    ) -> Text:
-        """The text with the perturbation that brings the base's prediction of the concept back best."""
-        clean = text.hidden.detach()
-        noise = 2 * torch.rand(clean.shape, generator=generator) - 1
-        d = (self.epsilon * noise).to(clean)
-        for _ in range(self.attack_steps):
-            d.requires_grad_(True)
-            moved = dataclasses.replace(text, hidden=clean + d, pooled=_detached(text.pooled))
-            value = self.error_of_rows(backbone, bank, bank.conditional, moved, chosen)
-            (gradient,) = torch.autograd.grad(value, d)
-            with torch.no_grad():
-                d = (d - self.epsilon / 4 * gradient.sign()).clamp(-self.epsilon, self.epsilon)
-        return dataclasses.replace(text, hidden=text.hidden + d.detach())
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()

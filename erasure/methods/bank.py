@@ -1,13 +1,14 @@
-"""Steps of trajectories that a frozen base took, with the predictions that sampling computed anyway.
+"""Noisy latents to train on, with what the frozen base predicts there.
 
-The official fine-tunes sample a fresh trajectory for every optimiser step, which is over 90 % of their compute. A bank
-is sampled once; a training step then is one forward and backward pass of the student.
+The official fine-tunes sample a fresh trajectory, or draw fresh pictures, for every optimiser step, which is over 90 %
+of their compute. A bank is made once; a training step then is one forward and backward pass of the student.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,24 +19,70 @@ from erasure.backbone.text import Text
 
 
 @dataclasses.dataclass(frozen=True)
-class TrajectoryBank:
-    """Steps of trajectories the base model took.
+class Bank:
+    """Inputs of the denoiser, and what the base predicts for them.
 
     Attributes:
         x: ``(n, ...)`` inputs of the denoiser, scaled as its scheduler wants them.
-        t: ``(n,)`` times as the denoiser received them.
-        prompt: ``(n,)`` index into the prompts the bank was sampled with.
-        conditional, unconditional: ``(n, ...)`` the base's predictions with the prompt and with the empty one.
+        t: ``(n,)`` times as the denoiser receives them.
+        prompt: ``(n,)`` index into the prompts the bank was made with.
+        conditional: ``(n, ...)`` the base's predictions with the prompt.
     """
 
     x: Tensor
     t: Tensor
     prompt: Tensor
     conditional: Tensor
-    unconditional: Tensor
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, for a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """From what :meth:`tensors` gave."""
+        return cls(**tensors)
+
+    def pick(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Indices of a random batch."""
+        return torch.randint(len(self), (batch_size,), generator=generator)
+
+    def inputs(self, backbone: Backbone, text: Text, chosen: Tensor) -> tuple[Tensor, Tensor, Text]:
+        """``x, t`` and the prompts' text of chosen rows, where and in which dtype the backbone wants them."""
+        x, t = self.noisy(backbone, chosen)
+        return x, t, self.rows_of(text, chosen).to(x.dtype)
+
+    def noisy(self, backbone: Backbone, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """``x, t`` of chosen rows alone."""
+        return self.x[chosen].to(backbone.device, backbone.dtype), self.t[chosen].to(backbone.device)
+
+    def rows_of(self, text: Text, chosen: Tensor) -> Text:
+        """The prompts' text of chosen rows."""
+        return text[self.prompt[chosen].to(text.hidden.device)]
+
+    @torch.no_grad()
+    def predicted(self, backbone: Backbone, text: Text, *, batch_size: int = 32) -> Tensor:
+        """``(n, ...)``: what the base predicts at every row with another text, one row of it for each prompt."""
+        guidance = backbone.plain_guidance
+        parts = [
+            backbone.predict(*self.inputs(backbone, text, rows), guidance=guidance).float().cpu()
+            for rows in torch.arange(len(self)).split(batch_size)
+        ]
+        return torch.cat(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryBank(Bank):
+    """Steps of trajectories the base model took.
+
+    Attributes:
+        unconditional: ``(n, ...)`` the base's predictions with the empty prompt.
+    """
+
+    unconditional: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -97,31 +144,77 @@ class TrajectoryBank:
                 bar.update(len(batch))
         return cls(*(torch.cat([part[i].cpu() for part in parts]) for i in range(5)))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name, for a checkpoint."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+@dataclasses.dataclass(frozen=True)
+class DrawnBank(Bank):
+    """Pictures that the base drew, mixed with fresh noise.
+
+    Attributes:
+        truth: ``(n, ...)`` what a perfect denoiser predicts: the noise that was mixed in, or the velocity.
+    """
+
+    truth: Tensor
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> TrajectoryBank:
-        """From what :meth:`tensors` gave."""
-        return cls(**tensors)
+    @torch.no_grad()
+    def draw(
+        cls,
+        backbone: Backbone,
+        text: Text,
+        *,
+        pictures: int,
+        mixes: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> DrawnBank:
+        """Draw with the base model as it stands, through the pipeline's own call. Nothing is decoded.
 
-    def pick(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Indices of a random batch."""
-        return torch.randint(len(self), (batch_size,), generator=generator)
+        Args:
+            text: ``p`` rows, the prompts, taken in turn by the pictures.
+            pictures: how many to draw; never fewer than there are prompts.
+            mixes: noisy copies of each, at times drawn evenly from equal parts of the range.
 
-    def inputs(self, backbone: Backbone, text: Text, chosen: Tensor) -> tuple[Tensor, Tensor, Text]:
-        """``x, t`` and the prompts' text of chosen rows, where and in which dtype the backbone wants them."""
-        x, t = self.noisy(backbone, chosen)
-        return x, t, self.rows_of(text, chosen).to(x.dtype)
+        Raises:
+            ValueError: the pipeline returns latents of another shape than its denoiser reads.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        pictures = max(pictures, len(text))
+        prompts = torch.arange(pictures) % len(text)
+        parts: list[tuple[Tensor, ...]] = []
+        with tqdm(total=pictures, desc="draw", unit="picture", disable=not progress) as bar:
+            for batch in prompts.split(batch_size):
+                noise = torch.randn(len(batch), *backbone.latent_shape, generator=generator)
+                clean = drawn(backbone, text[batch], noise, generator, num_inference_steps, guidance_scale)
+                for i in range(mixes):
+                    u = (i + torch.rand(len(batch), generator=generator)) / mixes
+                    t = backbone.noise.times(u)
+                    eps = torch.randn(clean.shape, generator=generator)
+                    x = backbone.noise.mix(clean, eps, t)
+                    rows = x.to(backbone.device, backbone.dtype), t.to(backbone.device), text[batch].to(backbone.dtype)
+                    base = backbone.predict(*rows, guidance=backbone.plain_guidance).float().cpu()
+                    parts.append((x, t, batch, base, backbone.noise.target(clean, eps, t)))
+                bar.update(len(batch))
+        return cls(*(torch.cat([part[i].cpu() for part in parts]) for i in range(5)))
 
-    def noisy(self, backbone: Backbone, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """``x, t`` of chosen rows alone."""
-        return self.x[chosen].to(backbone.device, backbone.dtype), self.t[chosen].to(backbone.device)
 
-    def rows_of(self, text: Text, chosen: Tensor) -> Text:
-        """The prompts' text of chosen rows."""
-        return text[self.prompt[chosen].to(text.hidden.device)]
+def drawn(
+    backbone: Backbone, text: Text, noise: Tensor, generator: torch.Generator, steps: int, guidance_scale: float
+) -> Tensor:
+    """Clean latents ``(n, *latent_shape)`` float32 that the pipeline draws from noise."""
+    start = noise.to(backbone.device, backbone.dtype)
+    latents = backbone.draw(
+        text, num_inference_steps=steps, guidance_scale=guidance_scale, noise=start, generator=generator
+    )
+    if latents.shape != noise.shape:
+        raise ValueError(
+            f"{backbone.pipelines} returns latents of shape {tuple(latents.shape)} and its denoiser reads "
+            f"{tuple(noise.shape)}, so its pictures cannot be trained on; choose a method that trains on trajectories, "
+            "such as esd"
+        )
+    return latents.float().cpu()
 
 
 def _predictions(

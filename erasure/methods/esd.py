@@ -6,10 +6,8 @@ import dataclasses
 import warnings
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from erasure.artifact import Erasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
@@ -89,13 +87,6 @@ class ESD(FineTune):
         super().validate(backbone, request)
         if any(concept.anchor for concept in request.concepts):
             warnings.warn("ESD has no anchor: it pushes away from the concept and not towards anything", stacklevel=3)
-        if request.keep and not self.retain:
-            warnings.warn("ESD keeps nothing while retain is 0, so the keep list is not used", stacklevel=3)
-
-    def erase(self, backbone: Backbone, request: Request) -> Erasure:
-        if not self.retain:  # what was not used is not recorded
-            request = dataclasses.replace(request, keep=())
-        return super().erase(backbone, request)
 
     @property
     def selector(self) -> str:
@@ -110,19 +101,12 @@ class ESD(FineTune):
 
         def loss(draw: Draw) -> Tensor:
             with student.active():
-                chosen = bank.pick(self.batch_size, draw.generator)
-                value = self.error(backbone, bank, targets, base, chosen)
+                value = self.erasing(backbone, bank, targets, base, draw)
                 return value if hold is None else value + self.retain * hold(draw)
 
         return loss
 
-    @torch.no_grad()
     def targets(self, backbone: Backbone, bank: TrajectoryBank, text: Text) -> Tensor:
         """``(n, ...)``: e(c0) - eta (e(c) - e()), from the bank's predictions where they suffice."""
-        concept = bank.conditional
-        if self.erase_from:
-            guidance = backbone.plain_guidance
-            rows = torch.arange(len(bank)).split(32)
-            parts = [backbone.predict(*bank.inputs(backbone, text, r), guidance=guidance).cpu() for r in rows]
-            concept = torch.cat(parts)
+        concept = bank.predicted(backbone, text) if self.erase_from else bank.conditional
         return bank.conditional - self.eta * (concept - bank.unconditional)

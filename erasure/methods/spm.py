@@ -104,19 +104,20 @@ class SPM(FineTune):
         text, empty = self.texts(backbone, request)
         bank = self.bank(backbone, text, request, checkpoint, "bank")
         targets = bank.unconditional - self.eta * (bank.conditional - bank.unconditional)
+        hold = self.holding(backbone, request, checkpoint)
         guidance = backbone.plain_guidance
 
         def loss(draw: Draw) -> Tensor:
-            chosen = bank.pick(self.batch_size, draw.generator)
             with student.active():
-                value = self.error(backbone, bank, targets, text, chosen)
-            x, t, _ = bank.inputs(backbone, text, chosen[:1].expand(self.anchors))
+                value = self.erasing(backbone, bank, targets, text, draw)
+            x, t, _ = bank.inputs(backbone, text, bank.pick(1, draw.generator).expand(self.anchors))
             anchors = random_texts(text, empty, self.anchors, draw.generator)
             with torch.no_grad():
                 still = backbone.predict(x, t, anchors.to(x.dtype), guidance=guidance)
             with student.active():
                 moved = backbone.predict(x, t, anchors.to(x.dtype), guidance=guidance)
-            return value + self.anchoring * F.mse_loss(moved.float(), still.float())
+                value = value + self.anchoring * F.mse_loss(moved.float(), still.float())
+                return value if hold is None else value + self.retain * hold(draw)
 
         return loss
 
