@@ -1,0 +1,105 @@
+"""Random-label fine-tuning: the concept's name is trained to draw other things. A reference point, not to ship."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.backbone import Backbone
+from erasure.methods.base import Count, Reference, Request
+from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.students import Student
+from erasure.train import Checkpoint, Draw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomLabel(FineTune):
+    """On pictures of the concept, match its prompt with the prompt of something else:
+
+        | e_student(x_t, t, c) - e(x_t, t, a) |^2 + retain | e_student(y_t, t, r) - eps |^2
+
+    with x_t a picture the base drew for the concept c, mixed with noise, a a random prompt of the keep list or the
+    concept's anchor, y_t a picture the base drew for r of the keep list, mixed with eps, and e the frozen base (Fan et
+    al. 2024, equation 6). It is the simplest fine-tune on data, and what others should
+    beat. The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`; its
+    banks hold ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
+    """
+
+    lr: float = 1e-5
+    iterations: Count = 1000
+    batch_size: Count = 8
+    retain: float = 1.0
+    trajectories: Count = 100
+    keep_steps: Count | None = 8
+
+    key: ClassVar[str] = "random-label"
+    summary: ClassVar[str] = "fine-tune the concept's name onto others; a reference point; minutes"
+    reference: ClassVar[Reference] = Reference(
+        "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and "
+        "Generation",
+        "Fan et al., ICLR 2024",
+        "2310.12508",
+        "OPTML-Group/Unlearn-Saliency",
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "recommended": {
+            "lr": 3e-4,
+            "iterations": 150,
+            "trajectories": 16,
+            "keep_steps": 16,
+            "num_inference_steps": 25,
+            "articles": True,
+            "synonyms": True,
+            "precision": "auto",
+        },
+        "paper": {"adapter": "weights"},
+    }
+
+    @property
+    def needs_keep(self) -> bool:
+        return True
+
+    @property
+    def uses_keep(self) -> bool:
+        return True  # the concept's replacement comes from it
+
+    @property
+    def selector(self) -> str:
+        return "all"
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if not request.keep and any(not concept.anchor for concept in request.concepts):
+            raise ValueError(
+                f"{self.key} trains the concept's name to draw something else; got neither an anchor nor prompts to "
+                "keep; give one of them"
+            )
+
+    def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
+        text = backbone.encode(self.prompts(backbone, request)).text
+        bank = self.pictures(backbone, text, request, checkpoint, "bank")
+        anchors = [c.anchor for c in request.concepts if c.anchor]
+        others = backbone.encode(anchors or list(request.keep)).text
+        generator = torch.Generator().manual_seed(self.seed)
+        label = torch.randint(len(others), (len(bank),), generator=generator)
+        relabelled = dataclasses.replace(bank, prompt=label).predicted(backbone, others)
+        hold = self.holding(backbone, request, checkpoint)
+
+        def loss(draw: Draw) -> Tensor:
+            with student.active():
+                value = self.erasing(backbone, bank, relabelled, text, draw)
+                return value if hold is None else value + self.retain * hold(draw)
+
+        return loss
+
+    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
+        """The denoising error on pictures of what is kept; None where nothing is."""
+        kept = self.kept(backbone, request)
+        if not kept:
+            return None
+        text = backbone.encode(kept).text
+        bank = self.pictures(backbone, text, request, checkpoint, "kept")
+        return lambda draw: self.holding_on(backbone, bank, bank.truth, text, draw)
