@@ -14,6 +14,8 @@ from rich.console import Console
 
 from erasure.api import erase
 from erasure.artifact import Erasure
+from erasure.backbone import backbone_of
+from erasure.batch.cost import counted
 from erasure.batch.recipe import Cell, Recipe
 from erasure.io import parse_json, printable, read_bytes, write_json
 from erasure.methods import method_class
@@ -35,8 +37,8 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
     cells = recipe.cells()
     for number, cell in enumerate(cells, 1):
         folder = recipe.out / cell.key
-        finished = _finished(folder / RESULT)
-        if finished is None:
+        finished = result_of(recipe, cell)
+        if finished is None or finished.get("status") != "done":
             say(f"[{number}/{len(cells)}] {cell.key}", on=console)
             began = time.perf_counter()
             try:
@@ -64,21 +66,26 @@ def run(recipe: Recipe, *, device: str | None = None, console: Console | None = 
 def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(method_class(cell.method.name))}
     settings = {**cell.method.settings, **({"seed": cell.seed} if "seed" in known else {})}
-    edit = erase(
-        pipe,
-        cell.concepts,
-        cell.method.name,
-        keep=cell.suite.kept if cell.suite else None,
-        preset=cell.method.preset,
-        name=cell.key,
-        checkpoint=folder / "training",
-        apply=False,
-        progress=False,
-        **settings,
-    )
+    with counted(backbone_of(pipe)) as cost:
+        edit = erase(
+            pipe,
+            cell.concepts,
+            cell.method.name,
+            keep=cell.suite.kept if cell.suite else None,
+            preset=cell.method.preset,
+            name=cell.key,
+            checkpoint=folder / "training",
+            apply=False,
+            progress=False,
+            **settings,
+        )
     edit.save_pretrained(folder / "erasure")
     shutil.rmtree(folder / "training", ignore_errors=True)
-    outcome: dict[str, Any] = {"erasure": str(folder / "erasure"), "report": edit.config["report"]}
+    outcome: dict[str, Any] = {
+        "erasure": str(folder / "erasure"),
+        "report": edit.config["report"],
+        "cost": {**dataclasses.asdict(cost), "passes": cost.passes},
+    }
     if recipe.evaluate and cell.suite is not None:
         outcome["figures"] = _evaluate(pipe, edit, cell, recipe, folder)
     return outcome
@@ -114,12 +121,12 @@ def _facts(cell: Cell) -> dict[str, Any]:
     }  # type: ignore[call-overload]
 
 
-def _finished(path: Path) -> dict[str, Any] | None:
+def result_of(recipe: Recipe, cell: Cell) -> dict[str, Any] | None:
+    """What a cell came to, failed ones included; None where it has not been run, or the file is damaged."""
     try:
-        result = parse_json(read_bytes(path))
+        return parse_json(read_bytes(recipe.out / cell.key / RESULT))
     except (FileNotFoundError, ValueError):
         return None
-    return result if result.get("status") == "done" else None
 
 
 def _table(results: dict[str, dict[str, Any]]) -> PlainTable:

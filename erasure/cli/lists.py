@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from erasure.cli.options import follow
+from erasure.io import meant
 from erasure.terminal import PlainTable, console, lines, say
 
 ROOMY = 80  # characters of a line
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: [bold]erasure methods[/bold]")
-def methods() -> None:
+@commands.command(
+    epilog="Examples: [bold]erasure methods[/bold]  |  [bold]erasure methods --for flux --no-training[/bold]"
+)
+def methods(
+    architecture: Annotated[
+        str | None,
+        typer.Option("--for", help="Only those that work on this architecture: sd-unet, sdxl, sd3, flux ..."),
+    ] = None,
+    training: Annotated[
+        bool | None, typer.Option("--training/--no-training", help="Only those that train, or only those that do not.")
+    ] = None,
+) -> None:
     """List methods, presets and papers."""
+    from erasure.backbone import architectures
     from erasure.methods import available, method_class
+    from erasure.methods.finetune import FineTune
 
+    known = architectures()
+    if architecture is not None and architecture not in known:
+        raise ValueError(
+            f"unknown architecture {architecture!r}{meant(architecture, known)}; choose one of {sorted(known)}"
+        )
     table = PlainTable("method", "what it does", "presets", "paper")
     for name in sorted(available()):
         kind = method_class(name)
-        table.add_row(
-            name,
-            kind.summary,
-            lines(*kind.presets),
-            lines(kind.reference.venue, *([f"arXiv {kind.reference.arxiv}"] if kind.reference.arxiv else [])),
-        )
+        trains = issubclass(kind, FineTune)
+        works = architecture is None or kind.architectures is None or architecture in kind.architectures
+        if works and training in (None, trains):
+            table.add_row(
+                name,
+                kind.summary,
+                lines(*kind.presets),
+                lines(kind.reference.venue, *([f"arXiv {kind.reference.arxiv}"] if kind.reference.arxiv else [])),
+            )
     _print(table, 0, 2)
+    if not table.row_count:
+        say("No method fits. Leave out --for or --training.")
+        return
     say("The first preset of each method is used unless another is named; official-* and paper are published settings.")
     follow("erasure erase CONCEPT --method NAME --out FOLDER")
 

@@ -15,7 +15,7 @@ import typer
 from erasure.cli.evaluate import compare, make_erasures, read_erasures
 from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base
 from erasure.io import check_writable, parse_yaml, printable, writing
-from erasure.terminal import PlainTable, console, say
+from erasure.terminal import say
 
 BATCH = 16  # pictures that are drawn together
 COLUMNS = 12  # of a sheet
@@ -273,28 +273,6 @@ def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-@commands.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")
-def batch(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    device: Device = None,
-) -> None:
-    """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped."""
-    from erasure.batch import Recipe, run
-
-    plan = Recipe.load(recipe)
-    cells = plan.cells()
-    if dry_run:
-        table = PlainTable("cell", "base", "concept", "method", "seed")
-        for cell in cells:
-            table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
-        console.print(table)
-        return
-    check_writable(plan.out)
-    if run(plan, device=device, console=console):
-        raise typer.Exit(1)
 
 
 def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tuple[str, ...]]:
