@@ -1,6 +1,7 @@
 """Methods side by side: what making them costs, which of them none beats, and what the page says."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.comparison import Line, Rate, best, lines_of, picture, table, write_comparison
 from erasure.batch.cost import counted
+from erasure.methods import BUILT_IN, method_class
 from tests.test_cli import run as call
 from tests.tiny import make, tiny, tiny_pipeline
 
@@ -121,3 +123,9 @@ def test_methods_are_listed_by_what_one_has(erasure):
     assert "leco" in trained and "double-projections" not in trained
     code, _, err = erasure("methods", "--for", "fluxx")
     assert code == 2 and "did you mean 'flux'" in err
+
+
+def test_the_page_of_methods_has_a_section_for_each():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text("utf-8")
+    lacking = [name for name in BUILT_IN if f"\n### {name}\n" not in page or method_class(name).summary[1:] not in page]
+    assert not lacking, "python docs/methods.py writes them"

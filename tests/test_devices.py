@@ -26,19 +26,11 @@ from studies.reproduce.sets import cmmd, frechet
 from tests.builders import BUILDERS, CALLS
 from tests.pretend import DeviceFault, NumpyFault, device_of, pretend
 from tests.slow import first
-from tests.tiny import identical, tiny, weights
+from tests.tiny import identical, shortest, tiny, weights
 
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
-SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
 # U-Nets, joint transformers and one with cross-attention; the others run with `pytest -m slow`.
 QUICK = ("sd1", "sdxl", "sd3", "flux", "qwen-image", "pixart-sigma")
-# The shortest training of each method that trains; the others are closed forms, or need nothing.
-TRAINED: dict[str, dict[str, Any]] = {
-    "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
-    "esd": SHORT | {"retain": 1.0},
-    "spm": SHORT,
-    "adv-unlearn": {"iterations": 2},
-}
 
 
 def built(architecture: str) -> Any:
@@ -52,7 +44,7 @@ def built(architecture: str) -> Any:
 
 def made(pipe: Any, method: str, **settings: Any) -> Erasure:
     """An erasure by a method, or a skip where the method says that it does not work on this architecture."""
-    settings = TRAINED.get(method, {}) | settings
+    settings = shortest(method) | settings
     try:
         method_class(method).preset(None, **settings).validate(backbone_of(pipe), Request((CONCEPT,), ("wizard",)))
     except DeviceFault:
@@ -126,7 +118,7 @@ def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
 def test_a_training_is_resumed_on_the_gpu(tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")
-        settings = SHORT | {"retain": 1.0, "gradient_checkpointing": True}
+        settings = shortest("esd") | {"gradient_checkpointing": True}
         for _ in range(2):
             edit = erasure.erase(
                 pipe, CONCEPT, "esd", keep=["wizard"], apply=False, progress=False, checkpoint=tmp_path, **settings

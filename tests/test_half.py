@@ -13,19 +13,15 @@ from erasure.methods import available, method_class
 from erasure.methods.base import Request
 from erasure.opening import load_base
 from tests.slow import first
-from tests.tiny import ARCHITECTURES, identical, tiny, weights
+from tests.tiny import ARCHITECTURES, identical, shortest, tiny, weights
 
 HALVES = (torch.float16, torch.bfloat16)
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
-SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2, "batch_size": 2}
-TRAINED = {"esd": SHORT | {"retain": 1.0}, "spm": SHORT, "adv-unlearn": {"iterations": 2}, "sld": {"warmup": 0}}
-TRAINED["double-projections"] = {"rank": 8}  # the everyday words fill a text of 32 dimensions
 CLOSED = ("uce", "rece", "time", "speed", "mace-cfr", "double-projections", "cure")
 
 
 def made(pipe: Any, method: str) -> Any:
-    settings = TRAINED.get(method, {})
-    return erasure.erase(pipe, CONCEPT, method, keep=["wizard"], apply=False, progress=False, **settings)
+    return erasure.erase(pipe, CONCEPT, method, keep=["wizard"], apply=False, progress=False, **shortest(method))
 
 
 def draw(pipe: Any) -> torch.Tensor:
@@ -61,7 +57,7 @@ def test_every_architecture_works_in_half_precision(architecture, dtype):
     edit.remove(pipe)
     assert identical(weights(pipe), before)
     backbone, request = backbone_of(pipe), Request((CONCEPT,), ("wizard",))
-    recipe = method_class("esd").preset(None, **TRAINED["esd"])
+    recipe = method_class("esd").preset(None, **shortest("esd"))
     recipe.erase(backbone, request).apply(pipe)
     assert torch.isfinite(draw(pipe)).all()
 
@@ -110,7 +106,14 @@ def test_esd_trains_in_pure_bfloat16_where_it_is_asked_to():
     moved, exact = {}, {}
     for pure in (False, True):
         edit = erasure.erase(
-            pipe, "superhero", "esd", preset=preset, apply=False, progress=False, pure=pure, **{**SHORT, "lr": 2e-5}
+            pipe,
+            "superhero",
+            "esd",
+            preset=preset,
+            apply=False,
+            progress=False,
+            pure=pure,
+            **{**shortest("esd"), "lr": 2e-5},
         )
         assert edit.config["settings"]["pure"] is pure
         old = {name: before[f"unet.{name}"].float() for name in edit.tensors}

@@ -15,10 +15,11 @@ from erasure.eval.core.lengths import refuse_cut, too_long
 from erasure.eval.core.pictures import generate
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
+from erasure.methods import BUILT_IN
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.every import CALLS, build
 from tests.probe_helpers import SUITE, tiny_context
-from tests.tiny import ARCHITECTURES, make, tiny, tiny_pipeline
+from tests.tiny import ARCHITECTURES, make, shortest, tiny, tiny_pipeline
 
 LONG = "a cat " * 400
 
@@ -85,9 +86,6 @@ def test_a_probe_that_draws_them_itself_says_so():
 # --- erasing ---------------------------------------------------------------------------------------------------------
 
 FILL = " ".join(["dog"] * 75)  # 77 of CLIP's 77 tokens
-METHODS = {"uce": {}, "rece": {}, "speed": {}, "time": {}, "mace-cfr": {}, "double-projections": {}, "cure": {}}
-TUNED = {"iterations": 1, "trajectories": 1, "keep_steps": 1, "num_inference_steps": 2, "progress": False}
-METHODS |= {"esd": TUNED, "spm": TUNED, "adv-unlearn": TUNED, "sld": {}}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +97,7 @@ def never(*arguments, **keywords):
     raise AssertionError("work was begun")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(BUILT_IN))
 @pytest.mark.parametrize("where", ["target", "synonym", "anchor", "first kept", "last kept"])
 def test_what_the_encoder_cuts_is_refused_before_any_work(sd1, method, where, monkeypatch):
     long = f"{FILL} cat"
@@ -113,7 +111,7 @@ def test_what_the_encoder_cuts_is_refused_before_any_work(sd1, method, where, mo
     monkeypatch.setattr(sd1.text_encoder, "forward", never)
     monkeypatch.setattr(sd1.unet, "forward", never)
     with pytest.raises(TooLong, match="78 tokens of 77") as error:
-        make(sd1, concept, method=method, keep=keep, **METHODS[method])
+        make(sd1, concept, method=method, keep=keep, progress=False, **shortest(method))
     assert error.value.prompts == (long,) and ("corpus" in str(error.value)) == ("kept" in where)
 
 
@@ -129,7 +127,7 @@ def test_a_prompt_of_exactly_the_encoders_length_is_kept_though_its_article_does
 @pytest.mark.parametrize("method", ["uce", "rece", "speed", "esd"])
 def test_a_concept_of_exactly_the_encoders_length_is_erased_without_what_does_not_fit(sd1, method):
     exact = FILL.replace("dog", "cat")
-    edit = make(sd1, Concept(exact, anchor="dog"), method=method, keep=["ninja"], **METHODS[method])
+    edit = make(sd1, Concept(exact, anchor="dog"), method=method, keep=["ninja"], progress=False, **shortest(method))
     assert edit.config["prompts"] == [exact]
 
 

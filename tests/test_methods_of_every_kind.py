@@ -30,10 +30,10 @@ OWN = {
 KINDS = {  # on U-Nets and on transformers
     "spm": ("gated", "gated"),
     "leco": ("lora", "lora"),
-    **dict.fromkeys(("adv-unlearn", "salun", "erasediff"), ("delta", "delta")),
+    **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace"), ("delta", "delta")),
     "sld": ("safe-guidance", "safe-guidance"),
 }
-REFUSED = {(m, a) for m in ("adv-unlearn", "forget-me-not") for a in ("sd3", "flux")} | {("sld", "flux")}
+REFUSED = {(m, a) for m in ("adv-unlearn", "forget-me-not", "mace") for a in ("sd3", "flux")} | {("sld", "flux")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
 EVERY = first(WORKS, *((m, a) for m, a in WORKS if a in ("sd1", "sd3")))
 
@@ -41,8 +41,8 @@ EVERY = first(WORKS, *((m, a) for m, a in WORKS if a in ("sd1", "sd3")))
 def made(pipe, method, **changes):
     trained = issubclass(method_class(method), FineTune)
     settings = {**(QUICK if trained else {}), **OWN.get(method, {}), **changes}
-    return make(pipe, Concept("superhero", anchor="" if trained else "ninja"), method, keep=["wizard"],
-                progress=False, **settings)  # fmt: skip
+    anchor = "" if method == "esd" else "ninja"  # it has none, and says so
+    return make(pipe, Concept("superhero", anchor=anchor), method, keep=["wizard"], progress=False, **settings)
 
 
 @pytest.mark.parametrize(("method", "architecture"), EVERY)

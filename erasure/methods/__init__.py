@@ -20,6 +20,7 @@ METHODS = Registry(
         "rece": "erasure.methods.rece:RECE",
         "time": "erasure.methods.time:TIME",
         "speed": "erasure.methods.speed:SPEED",
+        "mace": "erasure.methods.mace:MACE",
         "mace-cfr": "erasure.methods.mace_cfr:MACECFR",
         "double-projections": "erasure.methods.double_projections:DoubleProjections",
         "cure": "erasure.methods.cure:CURE",

@@ -167,6 +167,7 @@ class DrawnBank(Bank):
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        window: tuple[float, float] = (0.0, 1.0),
         batch_size: int = 16,
         progress: bool = True,
     ) -> DrawnBank:
@@ -175,7 +176,8 @@ class DrawnBank(Bank):
         Args:
             text: ``p`` rows, the prompts, taken in turn by the pictures.
             pictures: how many to draw; never fewer than there are prompts.
-            mixes: noisy copies of each, at times drawn evenly from equal parts of the range.
+            mixes: noisy copies of each, at times drawn evenly from equal parts of the window.
+            window: of the range of times: 0 is the cleanest, 1 pure noise.
 
         Raises:
             ValueError: the pipeline returns latents of another shape than its denoiser reads.
@@ -190,6 +192,7 @@ class DrawnBank(Bank):
                 clean = drawn(backbone, text[batch], noise, generator, num_inference_steps, guidance_scale)
                 for i in range(mixes):
                     u = (i + torch.rand(len(batch), generator=generator)) / mixes
+                    u = window[0] + (window[1] - window[0]) * u
                     t = backbone.noise.times(u)
                     eps = torch.randn(clean.shape, generator=generator)
                     x = backbone.noise.mix(clean, eps, t)

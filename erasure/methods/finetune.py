@@ -237,7 +237,14 @@ class FineTune(Method):
         return TrajectoryBank.of(make() if checkpoint is None else checkpoint.keep(name, make))
 
     def pictures(
-        self, backbone: Backbone, text: Text, request: Request, checkpoint: Checkpoint | None, name: str
+        self,
+        backbone: Backbone,
+        text: Text,
+        request: Request,
+        checkpoint: Checkpoint | None,
+        name: str,
+        *,
+        window: tuple[float, float] = (0.0, 1.0),
     ) -> DrawnBank:
         """A bank of pictures that the base draws, ``keep_steps`` noisy copies of each; made once, as :meth:`bank`."""
         sampling = self.sampling(request)
@@ -248,6 +255,7 @@ class FineTune(Method):
                 text,
                 pictures=sampling.pop("trajectories"),
                 mixes=self.keep_steps or self.num_inference_steps,
+                window=window,
                 **sampling,
             ).tensors()
 

@@ -1,0 +1,79 @@
+"""Write what is generated in docs/methods.md: the comparison on Emoji World, and a section for each method.
+
+erasure compare --suite superhero --out comparison
+python docs/methods.py comparison        # without a folder: the sections alone
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from figures import ROOT, replace_block  # beside this file
+
+from erasure.methods import BUILT_IN, method_class
+from erasure.methods.base import Method
+from erasure.methods.finetune import FineTune
+
+PAGE = ROOT / "docs" / "methods.md"
+PICTURE = ROOT / "docs" / "images" / "comparison.png"
+# Licences of the official code. Ours is written from the papers; no line is copied.
+LICENCES = {
+    "uce": "MIT", "time": "none", "rece": "Apache-2.0", "speed": "Apache-2.0", "mace": "non-commercial",
+    "mace-cfr": "non-commercial", "double-projections": "not looked at", "cure": "no code found", "esd": "MIT",
+    "leco": "MIT", "concept-ablation": "MIT", "age": "none", "eap": "none", "salun": "MIT", "forget-me-not": "MIT",
+    "erasediff": "none", "random-label": "MIT", "gradient-ascent": "not looked at", "spm": "Apache-2.0",
+    "adv-unlearn": "CC-BY-4.0", "sld": "MIT", "safree": "none", "adavd": "Apache-2.0",
+    "negative-prompt": "part of diffusers",
+}  # fmt: skip
+
+
+def section(name: str) -> str:
+    """One method: what it is, its equation and settings as its docstring has them, where it comes from."""
+    kind: type[Method] = method_class(name)
+    reference = kind.reference
+    works = "all" if kind.architectures is None else ", ".join(f"`{one}`" for one in kind.architectures)
+    paper = f"[{reference.title}](https://arxiv.org/abs/{reference.arxiv})" if reference.arxiv else reference.title
+    text = inspect.cleandoc(kind.__doc__ or "").split("\nAttributes:")[0].strip()
+    lines = [
+        f"### {name}",
+        "",
+        f"{kind.summary[:1].upper()}{kind.summary[1:]}.",
+        "",
+        *plain(text),
+        "",
+        f"- paper: {paper}, {reference.venue}; official code: {reference.repository or 'none'}, licence "
+        f"{LICENCES.get(name, 'not looked at')}",
+        f"- presets: {', '.join(f'`{preset}`' for preset in kind.presets)}",
+        f"- training: {'yes' if issubclass(kind, FineTune) else 'no'}; architectures: {works}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plain(text: str) -> list[str]:
+    """A docstring as Markdown: references to classes and functions as code."""
+    return [re.sub(r":\w+:`~?([\w.]+)`", last, line).replace("``", "`") for line in text.splitlines()]
+
+
+def last(found: re.Match[str]) -> str:
+    return f"`{found[1].rpartition('.')[2]}`"
+
+
+def main(folder: str | None) -> None:
+    text = PAGE.read_text("utf-8")
+    if folder is not None:
+        table = (Path(folder) / "comparison.md").read_text("utf-8").strip()
+        shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
+        shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
+        picture = "![each method: the target kept out, against neighbours kept](images/comparison.png)"
+        text = replace_block(text, "methods", f"`erasure compare --suite superhero`\n\n{picture}\n\n{table}")
+    text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
+    PAGE.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else None)
