@@ -25,7 +25,8 @@ LICENCES = {
     "uce": "MIT", "time": "none", "rece": "Apache-2.0", "speed": "Apache-2.0", "mace": "non-commercial",
     "mace-cfr": "non-commercial", "double-projections": "not looked at", "cure": "no code found", "esd": "MIT",
     "leco": "MIT", "concept-ablation": "MIT", "age": "none", "eap": "none", "salun": "MIT", "forget-me-not": "MIT",
-    "erasediff": "none", "random-label": "MIT", "gradient-ascent": "not looked at", "spm": "Apache-2.0",
+    "erasediff": "none", "cogfd": "none", "random-label": "MIT", "gradient-ascent": "not looked at",
+    "spm": "Apache-2.0",
     "adv-unlearn": "CC-BY-4.0", "sld": "MIT", "safree": "none", "adavd": "Apache-2.0",
     "negative-prompt": "part of diffusers",
 }  # fmt: skip
@@ -36,7 +37,8 @@ def section(name: str) -> str:
     kind: type[Method] = method_class(name)
     reference = kind.reference
     works = "all" if kind.architectures is None else ", ".join(f"`{one}`" for one in kind.architectures)
-    paper = f"[{reference.title}](https://arxiv.org/abs/{reference.arxiv})" if reference.arxiv else reference.title
+    title, address = reference.title, f"https://arxiv.org/abs/{reference.arxiv}"
+    paper = f"[{title}]({address})" if reference.arxiv else title
     text = inspect.cleandoc(kind.__doc__ or "").split("\nAttributes:")[0].strip()
     lines = [
         f"### {name}",

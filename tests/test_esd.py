@@ -290,3 +290,43 @@ def test_training_inside_inference_mode_is_refused():
     pipe = tiny_pipeline()
     with torch.inference_mode(), pytest.raises(ValueError, match="leave it"):
         make(pipe, "superhero", "esd", **QUICK, progress=False)
+
+
+@pytest.mark.parametrize("adapter", ["weights", "lora"])
+def test_on_policy_the_student_is_sampled_and_the_base_sets_the_target(adapter):
+    pipe = tiny_pipeline()
+    backbone = backbone_of(pipe)
+    method = ESD(on_policy=True, adapter=adapter, eta=1.5, **{**QUICK, "batch_size": 2, "num_inference_steps": 3})
+    request = Request(concepts=(Concept("superhero"),), progress=False)
+    student = method.student(backbone)
+    loss = method.objective(backbone, student, request, None)
+    frozen = copy.deepcopy(pipe.unet)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # a student that is no longer the base
+        for name, parameter in student.parameters.items():
+            if adapter == "weights" or name.endswith("lora_B"):
+                parameter.data = parameter.data + 0.5 * torch.randn(parameter.shape, generator=generator)
+    seen = []
+    handle = pipe.unet.register_forward_pre_hook(lambda m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    ours = loss(Draw(0, 0))
+    handle.remove()
+    args, kwargs = seen[-1]  # the student's own prediction comes last
+    x, t = (args[0], args[1]) if len(args) > 1 else (kwargs["sample"], kwargs["timestep"])
+    with student.active():
+        moved = pipe.unet(x, t, encoder_hidden_states=embedded(pipe, "superhero", len(x))).sample
+    with torch.no_grad():
+        of = [frozen(x, t, encoder_hidden_states=embedded(pipe, prompt, len(x))).sample for prompt in ("superhero", "")]
+    target = of[0] - 1.5 * (of[0] - of[1])
+    torch.testing.assert_close(ours, (moved - target).square().mean(), rtol=1e-5, atol=1e-6)
+
+
+def embedded(pipe, prompt, rows):
+    return pipe.encode_prompt(prompt, pipe.device, 1, False)[0].expand(rows, -1, -1)
+
+
+def test_on_policy_costs_a_trajectory_a_step_and_puts_the_model_back():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    settings = {"iterations": 2, "num_inference_steps": 3, "batch_size": 1}
+    edit = make(pipe, "superhero", "esd", preset="official-2023-x", progress=False, **settings)
+    assert edit.kind == "delta" and identical(before, weights(pipe))

@@ -12,6 +12,7 @@ from erasure.methods import BUILT_IN, method_class
 from erasure.methods.age import AGE
 from erasure.methods.bank import Bank, DrawnBank
 from erasure.methods.base import Request
+from erasure.methods.cogfd import CoGFD
 from erasure.methods.concept_ablation import ConceptAblation
 from erasure.methods.eap import EAP
 from erasure.methods.erasediff import EraseDiff
@@ -52,9 +53,9 @@ class Trial:
         finally:
             self.pipe.unet = frozen
 
-    def pictures(self, prompts) -> DrawnBank:
+    def pictures(self, prompts, **given) -> DrawnBank:
         text = self.backbone.encode(prompts).text
-        return self.method.pictures(self.backbone, text, self.request, None, "again")
+        return self.method.pictures(self.backbone, text, self.request, None, "again", **given)
 
     def trajectories(self, prompts):
         text = self.backbone.encode(prompts).text
@@ -171,6 +172,22 @@ def test_erasediff(eta):
         assert (r + weight * f) @ f >= eta * f @ f - 1e-6 or weight == 0
 
 
+def test_cogfd():
+    trial = Trial(CoGFD(push=0.5, retain=0.8, **QUICK), keep=["wizard"])
+    times = {"window": (0.99, 1.0)}
+    bank, held, generator = (
+        trial.pictures(["superhero"], **times),
+        trial.pictures(["wizard"], **times),
+        Draw(0, 0).generator,
+    )
+    assert bank.t.min() >= 990
+    x, t, asked, _ = rows(bank, generator, ["superhero"])
+    moved = plain.onto(trial.base, trial.other, x, t, asked, asked)
+    x, t, kept, _ = rows(held, generator, ["wizard"])
+    still = plain.onto(trial.base, trial.other, x, t, kept, kept)
+    close(trial.value(), 0.5 * torch.exp(-moved) + 0.8 * torch.exp(still))
+
+
 def test_forget_me_not():
     trial = Trial(ForgetMeNot(**QUICK))
     bank, generator = trial.pictures(["superhero"]), Draw(0, 0).generator
@@ -215,7 +232,7 @@ def test_every_fine_tune_trains_under_the_attack(name):
     assert set(off.tensors) == set(on.tensors) and not identical(off.tensors, on.tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("spm", "leco", "mace")])
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd")])
 def test_every_fine_tune_of_weights_takes_a_mask(name):
     pipe = tiny("sd1")
     given = {"keep": ["wizard"], **SHORT, **({"warmup_steps": 0} if name == "adv-unlearn" else {})}
@@ -253,6 +270,8 @@ def test_a_mask_holds_the_weights_with_the_largest_gradient():
         ("leco", {"saliency": 0.5}, "saliency chooses among the model's own weights"),
         ("salun", {"optimizer": "adamw"}, "saliency chooses among the model's own weights"),
         ("forget-me-not", {"robust": True}, "nothing to attack"),
+        ("cogfd", {"saliency": 0.5}, "changing all weights"),
+        ("cogfd", {"window": (0.5, 0.5)}, "swap them"),
         ("esd", {"saliency": 1.5}, "saliency"),
         ("esd", {"epsilon": 0.0}, "epsilon"),
         ("esd", {"retain_hardest": 0}, "retain_hardest"),
@@ -267,7 +286,7 @@ def test_settings_that_make_no_sense_are_refused_before_any_work(name, settings,
         make(pipe, SUPERHERO, name, keep=["wizard"], **{**SHORT, **settings})
 
 
-@pytest.mark.parametrize("name", ["age", "random-label", "salun", "erasediff"])
+@pytest.mark.parametrize("name", ["age", "random-label", "salun", "erasediff", "cogfd"])
 def test_who_needs_something_to_keep_says_so(name):
     with pytest.raises(ValueError, match="keep"):
         make(tiny("sd1"), Concept("superhero"), name, **SHORT)

@@ -29,6 +29,7 @@ METHODS = Registry(
         "concept-ablation": "erasure.methods.concept_ablation:ConceptAblation",
         "age": "erasure.methods.age:AGE",
         "eap": "erasure.methods.eap:EAP",
+        "cogfd": "erasure.methods.cogfd:CoGFD",
         "salun": "erasure.methods.salun:SalUn",
         "forget-me-not": "erasure.methods.forget_me_not:ForgetMeNot",
         "erasediff": "erasure.methods.erasediff:EraseDiff",

@@ -28,8 +28,8 @@ class AGE(FineTune):
     the empty prompt, ESD's target, is far from everything.
 
     The paper goes on choosing during training, by gradient steps on a mixture of up to 100 words; here the nearest is
-    chosen once, for each name of the concept. A concept's own anchor, if it has one, is taken instead. The settings it shares with other fine-tunes are those of
-    :class:`~erasure.methods.finetune.FineTune`.
+    chosen once, for each name of the concept. A concept's own anchor, if it has one, is taken instead. The settings it
+    shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
 
     Attributes:
         hold: weight of the term that holds the neighbour.

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
@@ -35,6 +36,8 @@ class ESD(FineTune):
             text, ``u`` everything else (concepts that must go whatever the prompt says), ``all``. On transformers whose
             attention is joint, ``x`` is every attention and ``x-strict`` its keys and values.
         eta: how far to push away. 1 to 2; larger distorts.
+        on_policy: sample x_t from the student as it is at each step, as the paper's own script does, and not from the
+            base. A step then costs a trajectory, some fifty times as much.
         erase_from: c0, when it is not the concept itself: "santa" to take the "beard" from what "santa" draws, say. The
             concept's own prompt is then not trained.
     """
@@ -42,6 +45,7 @@ class ESD(FineTune):
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     eta: float = 2.0
     erase_from: str | None = None
+    on_policy: bool = False
 
     key: ClassVar[str] = "esd"
     summary: ClassVar[str] = "fine-tune with negative guidance; minutes, the size of the trained layers"
@@ -68,6 +72,14 @@ class ESD(FineTune):
         "official-2025-x-strict": {"variant": "x-strict", "adapter": "weights"},
         "official-2025-u": {"variant": "u", "adapter": "weights"},
         "official-2025-all": {"variant": "all", "adapter": "weights"},
+        # The paper's script: its eta of 1 counts from the empty prompt, which is 2 from the concept. It trains norms as
+        # well, and pairs each latent with a time drawn from its bin; neither is repeated.
+        "official-2023-x": {
+            "variant": "x", "lr": 1e-5, "iterations": 1000, "on_policy": True, "adapter": "weights"
+        },
+        "official-2023-u": {
+            "variant": "u", "lr": 1e-5, "iterations": 1000, "on_policy": True, "adapter": "weights"
+        },
         # SDXL has a script of its own. Its oversight, inputs that are not scaled under Euler, is not repeated.
         "official-2025-sdxl-x": {
             "variant": "x", "lr": 2e-4, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
@@ -95,16 +107,42 @@ class ESD(FineTune):
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         text = backbone.encode(self.prompts(backbone, request)).text
         base = backbone.encode([self.erase_from]).text.repeat(len(text)) if self.erase_from else text
-        bank = self.bank(backbone, base, request, checkpoint, "bank")
-        targets = self.targets(backbone, bank, text)
+        bank = None if self.on_policy else self.bank(backbone, base, request, checkpoint, "bank")
+        targets = None if bank is None else self.targets(backbone, bank, text)
         hold = self.holding(backbone, request, checkpoint)
 
         def loss(draw: Draw) -> Tensor:
+            if bank is None or targets is None:
+                value = self.on_own_trajectory(backbone, student, base, text, draw)
+            else:
+                with student.active():
+                    value = self.erasing(backbone, bank, targets, base, draw)
             with student.active():
-                value = self.erasing(backbone, bank, targets, base, draw)
                 return value if hold is None else value + self.retain * hold(draw)
 
         return loss
+
+    def on_own_trajectory(self, backbone: Backbone, student: Student, base: Text, text: Text, draw: Draw) -> Tensor:
+        """The error at one step of trajectories that the student takes, to the base's predictions there."""
+        chosen = torch.randint(len(base), (self.batch_size,), generator=draw.generator)
+        base, text, empty = base[chosen], text[chosen], backbone.encode([""]).text
+        sampling = {
+            **self.sampling(Request((), progress=False)),
+            "trajectories": len(base),
+            "seed": int(draw.rng(2).integers(2**31)),
+        }
+        with student.active():
+            bank = TrajectoryBank.sample(backbone, base, empty, keep=1, **sampling)
+        with student.frozen():
+            bank = dataclasses.replace(
+                bank,
+                conditional=bank.predicted(backbone, base),
+                unconditional=bank.predicted(backbone, empty.repeat(len(base))),
+            )
+            targets = self.targets(backbone, bank, text)
+        with student.active():
+            everything = torch.arange(len(bank))
+            return self.erasing_rows(backbone, bank, targets, bank.rows_of(base, everything), everything, draw)
 
     def targets(self, backbone: Backbone, bank: TrajectoryBank, text: Text) -> Tensor:
         """``(n, ...)``: e(c0) - eta (e(c) - e()), from the bank's predictions where they suffice."""

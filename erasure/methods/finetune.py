@@ -135,6 +135,7 @@ class FineTune(Method):
             loss = self.objective(backbone, student, request, checkpoint)
             with contextlib.ExitStack() as stack:
                 originals = stack.enter_context(trainable(student.parameters, student.modules, pure=self.pure))
+                self.begin(student)
                 if self.saliency is not None:
                     masks = salient(student.parameters, loss, share=self.saliency, seed=self.seed)
                     stack.enter_context(training_only(student.parameters, masks))
@@ -150,6 +151,9 @@ class FineTune(Method):
                     pass
                 edit = student.erasure(self.name_for(request), facts, run.result(), originals)
         return self.finished(backbone, request, edit)
+
+    def begin(self, student: Student) -> None:
+        """Change what is trained before the first step; nothing, unless a method says otherwise."""
 
     @abc.abstractmethod
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:

@@ -40,6 +40,12 @@ class Student(abc.ABC):
         """The pipeline predicts as the student inside the block, and as the base outside of it."""
         yield
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The pipeline predicts as the base inside the block, whatever has been trained, and without gradients."""
+        with torch.no_grad():
+            yield
+
     @abc.abstractmethod
     def erasure(
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
@@ -65,6 +71,19 @@ class Weights(Student):
     def __init__(self, backbone: Backbone, selector: str) -> None:
         self.backbone, self.parameters = backbone, backbone.select(selector)
         self.text = selector == "text_encoder"
+        self.originals = {name: parameter.data for name, parameter in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        trained = {name: parameter.data for name, parameter in self.parameters.items()}
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.data = self.originals[name]
+            with torch.no_grad():
+                yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = trained[name]
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -123,9 +142,11 @@ class LowRank(Student):
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
     ) -> Erasure:
         tensors = self.tensors(result)
-        config = config.with_facts(sites=list(self.layers))
+        reached = [site for site in self.layers if tensors[f"{site}.lora_B"].any()] or list(self.layers)
+        tensors = {name: t for name, t in tensors.items() if name.rpartition(".")[0] in reached}
+        config = config.with_facts(sites=reached)
         edit = LoraErasure(name, config, tensors)
-        weights = {f"{site}.weight": layer.weight.detach() for site, layer in self.layers.items()}
+        weights = {f"{site}.weight": self.layers[site].weight.detach() for site in reached}
         changes = {key: edit.edit(key, torch.zeros_like(w, dtype=torch.float32), 1.0) for key, w in weights.items()}
         moved = {"relative_change": check_moved(changes, weights)}
         return LoraErasure(name, config.with_facts(report={**config.report, **moved}), tensors)
