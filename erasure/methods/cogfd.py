@@ -93,7 +93,7 @@ class CoGFD(FineTune):
         for parameter in student.parameters.values():
             size = parameter.square().mean().sqrt()
             change = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter += START * (size if size > 0 else 1.0) * change
+            parameter.add_(START * (size if size > 0 else 1.0) * change)
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
         text = backbone.encode(self.prompts(backbone, request)).text

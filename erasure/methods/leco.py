@@ -23,8 +23,8 @@ class LECO(FineTune):
         | e_student(x_t, t, c) - [ e(x_t, t, n) - eta ( e(x_t, t, c) - e(x_t, t) ) ] |^2
 
     with c the concept, n the neutral prompt and e the frozen base, the adapter switched off (Gandikota et al. 2024,
-    with the sign that erases). With n the empty prompt this is ESD in the convention of its paper. The
-    erasure is a standard LoRA with a strength: what user interfaces load.
+    with the sign that erases). With n the empty prompt this is ESD in the convention of its paper. What
+    comes out is a standard LoRA with a strength: what user interfaces load.
 
     The script samples x_t with the adapter on; here it comes from the base's bank. The settings it shares with other
     fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
