@@ -109,9 +109,9 @@ class Database:
                 f"{self.path}: the store cannot be read or written ({error}); look whether the file is there, may be "
                 "written to, and the disk has room"
             ) from error
-        except sqlite3.IntegrityError:
-            raise
         except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # not about the file
+                raise
             raise ValueError(
                 f"{self.path}: no store, or a damaged one ({error}); give a store's file, or a new name"
             ) from error

@@ -186,7 +186,8 @@ class Store:
         """Delete pictures, captions and embeddings, in one change; returns the entries that it took.
 
         From its return on no request finds them, and a request that was drawing from one of them ends in
-        :class:`Withdrawn`. Entries that were withdrawn before stay as they are.
+        :class:`Withdrawn`. Entries that were withdrawn before stay as they are, so calling it again does no
+        harm, and finishes what a kill cut short.
 
         Args:
             which: the number of an entry, several of them, or a subject: all its entries.
@@ -200,8 +201,7 @@ class Store:
         with self._database.writing() as connection:
             ids = self._chosen(connection, which)
             taken = take(connection, ids, reason)
-        if taken:
-            self.purge()
+        self.purge()
         return taken
 
     def withdraw_due(self) -> list[Entry]:
