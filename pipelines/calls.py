@@ -102,8 +102,8 @@ def rows_of(
     prompts = [i for i in rows for _ in range(images)] if repeated else list(rows)
     out = dict(given)
     for name, value in out.items():
-        if name in PROMPTS and not name.startswith("negative") and isinstance(value, str):
-            value = [value] * count  # a negative prompt is one for all
+        if name in PROMPTS and isinstance(value, str):
+            value = [value] * count
         of_prompts = (name in PROMPTS and isinstance(value, list | tuple)) or (
             isinstance(value, Tensor) and ("embeds" in name or name.endswith("mask"))
         )

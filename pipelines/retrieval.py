@@ -173,7 +173,7 @@ class RetrievalPipeline(Around):
         engine = self._copies.make()
         if self.strength is not None:
             engine = image_to_image(engine)
-            rows = self._image_arguments(engine, rows)
+            rows = self._image_arguments(engine, {**rows, "width": size[0], "height": size[1]})
             rows["image"] = [own[j % len(own)] for own, (_, j) in zip(fitted, each, strict=True)]
         looking = contextlib.nullcontext() if self.reference is None else self.reference.looking_at(fitted, size=size)
         with looking:
