@@ -80,12 +80,11 @@ def size_of(pipe: Any, given: Mapping[str, Any]) -> tuple[int, int]:
     """
     side = getattr(pipe, "default_sample_size", None) or getattr(denoiser_of(pipe).config, "sample_size", None)
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    factor = getattr(pipe, "vae_scale_factor", None)
-    own = {"width": width, "height": height}
-    sizes = [given.get(name) or (own[name] and factor and own[name] * factor) for name in ("width", "height")]
-    if not all(sizes):
+    factor = getattr(pipe, "vae_scale_factor", None) or 0
+    width, height = given.get("width") or factor * (width or 0), given.get("height") or factor * (height or 0)
+    if not width or not height:
         raise ValueError(f"how large {type(pipe).__name__} draws is not known; give height and width")
-    return int(sizes[0]), int(sizes[1])
+    return int(width), int(height)
 
 
 def rows_of(

@@ -6,6 +6,7 @@ import io
 import os
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from erasure.io import printable, shown
@@ -31,7 +32,7 @@ def opened(picture: Picture) -> Image.Image:
         raise ValueError(
             f"{given} cannot be read ({printable(error)}); give a whole picture in a format that Pillow reads"
         ) from error
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:  # type: ignore[index]
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError(f"{given} has transparent parts; put it on the background it is to be drawn with")
     return image.convert("RGB")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from erasure.artifact.hooks import Handles
 from erasure.backbone import backbone_of
+from erasure.backbone.attention import self_attentions
 from erasure.backbone.listen import named_arguments, second_half
 from erasure.backbone.noise import NoiseModel
 
@@ -128,8 +129,8 @@ class ReferenceAttention:
 
     def __init__(self, pipe: Any, *, weight: float) -> None:
         self.backbone, self.weight = backbone_of(pipe), weight
-        attentions = self.backbone.self_attentions()
-        if not attentions or len(self.backbone.latent_shape) != 3:
+        attentions = self_attentions(self.backbone)
+        if not attentions:
             raise ValueError(
                 f"reference attention needs a U-Net that draws pictures; got {type(pipe).__name__}; use image-to-image "
                 "(strength) alone"

@@ -26,7 +26,9 @@ from erasure.pipelines import (
 )
 from studies import retrieval as study
 from tests.colours import FACTS, Colours, add
+from tests.every import build
 from tests.reference import attention as reference
+from tests.small import small
 from tests.tiny import identical, tiny, tiny_pipeline, weights
 from tests.tiny_cross import tiny_cross
 
@@ -119,6 +121,15 @@ def test_what_is_found_is_drawn_by_the_stock_image_to_image(architecture, store,
     assert identical(weights(pipe), before)
 
 
+@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+def test_further_architectures_draw_what_is_found_and_leave_the_rest(name, around):
+    pipe, call = small(name), {"height": 16, "width": 16, "num_inference_steps": 4}
+    mine = around(pipe)([FOUND, OTHER], generator=seeds(1, 2), **call)
+    theirs = pipe([FOUND, OTHER], generator=seeds(1, 2), **call)
+    assert same(mine.images[1:], theirs.images[1:], within=1) and not same(mine.images[:1], theirs.images[:1], within=1)
+    assert [len(row) for row in mine.retrieved] == [1, 0]
+
+
 def test_a_subclass_of_a_stock_pipeline_is_drawn_as_the_stock_one(pipe, around):
     erased = ErasedStableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     erased.set_progress_bar_config(disable=True)
@@ -185,8 +196,10 @@ def test_reference_attention_is_its_equation(pipe, store, around, guidance, weig
     assert (mine.images - plain).abs().max() > 1e-3
 
 
-def test_reference_attention_works_where_latents_are_scaled_and_the_text_has_two_parts(around):
-    pipe = tiny("sdxl")
+@pytest.mark.parametrize("architecture", ["sdxl", "kolors"])
+def test_reference_attention_works_where_latents_are_scaled_and_the_text_has_two_parts(architecture, around):
+    pipe = build(architecture)
+    pipe.set_progress_bar_config(disable=True)
     before = weights(pipe)
     drawing = around(pipe, strength=None, attention=4.0)
     mine = drawing([OTHER, FOUND], generator=seeds(1, 2), **SHORT)

@@ -319,10 +319,6 @@ class Backbone(Latents):
         """The module in the middle of every denoiser; each step runs one of them."""
         return [self.middle_of(denoiser) for denoiser in self.denoiser_parts.values()]
 
-    def self_attentions(self) -> list[nn.Module]:
-        """Attentions between the places of a picture alone, without the text; none where text and places share one."""
-        return []
-
     def middle_of(self, denoiser: nn.Module) -> nn.Module:
         """The module in the middle of a denoiser: the middle one of its longest row of blocks."""
         rows = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]

@@ -158,4 +158,14 @@ def holds(x: Tensor, text: Tensor) -> bool:
     return True
 
 
-__all__ = ["Call", "Enough", "first", "holds", "listening", "named_arguments", "second_half", "separate", "text_linears"]
+__all__ = [
+    "Call",
+    "Enough",
+    "first",
+    "holds",
+    "listening",
+    "named_arguments",
+    "second_half",
+    "separate",
+    "text_linears",
+]

@@ -71,14 +71,6 @@ class UNetBackbone(Backbone):
     def middle_mean(self, output: Tensor) -> Tensor:
         return output.float().mean(dim=(2, 3))
 
-    def self_attentions(self) -> list[nn.Module]:
-        """The attentions of the transformer blocks between the places of a picture, ``(n, places, width)``."""
-        return [
-            module
-            for module in self.unet.modules()
-            if isinstance(module, Attention) and not module.is_cross_attention and module.group_norm is None
-        ]
-
     def text_inputs(self, text: Text) -> dict[str, Any]:
         """With a row for every frame where a motion adapter made the U-Net read them one by one."""
         inputs = super().text_inputs(text)
