@@ -149,9 +149,8 @@ class RetrievalPipeline(Around):
             result = self._copies.make()(**given)
             result.retrieved = [()] * len(result.images)
             return result
-        parts = [self._draw(given, found, near, images)]
-        if far:
-            parts.insert(0, self._copies.make()(**rows_of(given, far, len(found), images)))
+        parts = [self._copies.make()(**rows_of(given, far, len(found), images))] if far else []
+        parts.append(self._draw(given, found, near, images))
         self.lookup.store.check_present({one.entry.id for row in found for one in row})
         return self._joined(parts, found, [*far, *near], images)
 
@@ -182,7 +181,7 @@ class RetrievalPipeline(Around):
     def _image_arguments(self, engine: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call as image-to-image takes them."""
         mine, theirs = self.__signature__.parameters, inspect.signature(engine.__call__).parameters
-        own = {name: mine[name].default for name in mine if name in theirs and mine[name].default is not inspect._empty}
+        own = {name: one.default for name, one in mine.items() if name in theirs and one.default is not one.empty}
         out = {**own, **{name: value for name, value in rows.items() if name in theirs}, "strength": self.strength}
         left = {name: value for name, value in rows.items() if name not in theirs and not is_default(mine, name, value)}
         if rows.get("latents") is not None:

@@ -152,6 +152,12 @@ def test_a_mixed_batch_comes_in_the_order_of_its_prompts(pipe, around, options, 
     assert len(mine.images) == 8
 
 
+def test_with_one_generator_what_finds_nothing_is_drawn_first(pipe, around):
+    mine = around(pipe)([FOUND, OTHER, "a cat"], generator=seeds(5)[0], **SHORT)
+    theirs = pipe([OTHER, "a cat"], generator=seeds(5)[0], **SHORT)
+    assert same(mine.images[1:], theirs.images) and [len(row) for row in mine.retrieved] == [1, 0, 0]
+
+
 def test_pictures_of_a_prompt_start_from_its_entries_in_turn(pipe, store, around):
     add(store, 5, "red")
     drawing = around(pipe, lookup=Lookup(store, 0.9, count=3), strength=0.5)
