@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -22,6 +21,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from erasure.pipelines.around import Around
 from erasure.pipelines.filters import InputFilter, Match, OutputFilter, WordFilter
 
 OnMatch = Literal["blank", "raise", "replace"]
@@ -64,7 +64,7 @@ class Stopped(RuntimeError):
         super().__init__(f"the {first.by} filter stopped a {what}; it came close to {match and match.phrase!r}")
 
 
-class GuardedPipeline:
+class GuardedPipeline(Around):
     """A diffusers pipeline of pictures between two filters, called as the pipeline is called.
 
     The answer is the pipeline's own output class, with :class:`Decision`s, one a picture, as its attribute ``guarded``.
@@ -82,7 +82,7 @@ class GuardedPipeline:
         log: called with every decision.
     """
 
-    _own = ("pipe", "input_filter", "output_filter", "on_match", "anchor", "log", "__signature__")
+    _own = (*Around._own, "input_filter", "output_filter", "on_match", "anchor", "log")
 
     def __init__(
         self,
@@ -98,9 +98,9 @@ class GuardedPipeline:
             raise ValueError(f"unknown on_match; got {on_match!r}; choose one of {list(get_args(OnMatch))}")
         if input_filter is None and output_filter is None:
             raise ValueError("a guarded pipeline needs a filter; got none; give input_filter or output_filter")
-        self.pipe, self.input_filter, self.output_filter = pipe, input_filter, output_filter
+        super().__init__(pipe)
+        self.input_filter, self.output_filter = input_filter, output_filter
         self.on_match, self.anchor, self.log = on_match, anchor, log
-        self.__signature__ = inspect.signature(pipe)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw, with the arguments of the pipeline.
@@ -195,22 +195,6 @@ class GuardedPipeline:
     def _raise(self, decisions: Sequence[Decision]) -> None:
         if self.on_match == "raise" and any(one.by for one in decisions):
             raise Stopped(decisions)
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the pipeline; the guard stays around it."""
-        self.pipe.to(*args, **kwargs)
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        if name in GuardedPipeline._own:  # not there yet, while a copy is being made
-            raise AttributeError(name)
-        return getattr(self.pipe, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value) if name in self._own else setattr(self.pipe, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self.pipe, name)
 
     def __repr__(self) -> str:
         filters = [one.name for one in (self.input_filter, self.output_filter) if one is not None]

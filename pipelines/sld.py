@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erasure.artifact import Erasure, HookErasure
 from erasure.artifact.hooks import Handles
 from erasure.backbone import Backbone, Space, backbone_of
-from erasure.backbone.listen import named_arguments
+from erasure.backbone.listen import named_arguments, second_half
 from erasure.backbone.text import Text
 from erasure.methods.base import Method, Reference, Request
 
@@ -157,7 +157,7 @@ class Steering:
         """The prediction for the concept, by the same denoiser with every other input as it is."""
         x = self.backbone.unpacked(inputs[self.backbone.latent_argument])
         n = len(x) // 2
-        halves = {name: _half(value, len(x)) for name, value in inputs.items()}
+        halves = {name: second_half(value, len(x)) for name, value in inputs.items()}
         text = self.text.repeat(n)
         mask = next((inputs.get(name) for name, part in self.backbone.text_arguments.items() if part == "mask"), None)
         text = Text(
@@ -185,12 +185,3 @@ class Steering:
         state.nu = s["momentum"] * state.nu + (1 - s["momentum"]) * gamma
         state.t, state.step = t, state.step + 1
         return gamma if state.step > s["warmup"] else None
-
-
-def _half(value: Any, rows: int) -> Any:
-    """The second half, the prompts', of everything that has a row for each."""
-    if isinstance(value, Tensor) and value.dim() and len(value) == rows:
-        return value[rows // 2 :]
-    if isinstance(value, dict):
-        return {key: _half(part, rows) for key, part in value.items()}
-    return value

@@ -1,4 +1,4 @@
-"""How much a U-Net's cross-attentions look at each token of the text."""
+"""A U-Net's attentions: those within a picture, and how much those to the text look at each of its tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from erasure.backbone.base import Backbone
+
+
+def self_attentions(backbone: Backbone) -> list[nn.Module]:
+    """The attentions of a U-Net's transformers between the places of a picture alone, ``(n, places, width)``.
+
+    None for other denoisers, whose places and text share one attention, and for those of videos, whose frames do.
+    """
+    if backbone.denoiser_name != "unet" or len(backbone.latent_shape) != 3:
+        return []
+    return [
+        module
+        for module in backbone.denoiser.modules()
+        if isinstance(module, Attention) and not module.is_cross_attention and module.group_norm is None
+    ]
 
 
 def cross_attentions(backbone: Backbone) -> dict[str, Any]:
@@ -61,4 +76,4 @@ def attention_maps(backbone: Backbone) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-__all__ = ["attention_maps", "cross_attentions"]
+__all__ = ["attention_maps", "cross_attentions", "self_attentions"]

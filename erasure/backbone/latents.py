@@ -93,10 +93,16 @@ class Latents(Driven):
         return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Clean latents ``(n, *latent_shape)`` float32 at the model's own size: means of the posterior."""
+    def latents(
+        self, images: Sequence[Image.Image], *, size: tuple[int, int] | None = None, batch_size: int = 32
+    ) -> Tensor:
+        """Clean latents ``(n, *latent_shape)`` float32: means of the posterior.
+
+        Args:
+            size: width and height in pixels that pictures are brought to; the model's own by default.
+        """
         vae = self.autoencoder
-        height, width = (side * self.factor for side in self.grid_shape[1:])
+        width, height = size or (self.grid_shape[2] * self.factor, self.grid_shape[1] * self.factor)
         parts = []
         for i in range(0, len(images), batch_size):
             batch = [image.convert("RGB") for image in images[i : i + batch_size]]

@@ -84,6 +84,18 @@ def first(output: Any) -> Any:
     return output[0] if isinstance(output, list | tuple) else output["sample"]
 
 
+def second_half(value: Any, rows: int) -> Any:
+    """Of an argument of a denoiser's call: the second half of everything that has a row for each of ``rows``.
+
+    Where guidance makes both predictions in one batch, that half holds the prompts.
+    """
+    if isinstance(value, Tensor) and value.dim() and len(value) == rows:
+        return value[rows // 2 :]
+    if isinstance(value, dict):
+        return {key: second_half(part, rows) for key, part in value.items()}
+    return value
+
+
 def separate(pipe: Any) -> Any:
     """The same models under a pipeline of their own, with a scheduler that can be set without a trace on ``pipe``."""
     other = copy.copy(pipe)
@@ -146,4 +158,14 @@ def holds(x: Tensor, text: Tensor) -> bool:
     return True
 
 
-__all__ = ["Call", "Enough", "first", "holds", "listening", "named_arguments", "separate", "text_linears"]
+__all__ = [
+    "Call",
+    "Enough",
+    "first",
+    "holds",
+    "listening",
+    "named_arguments",
+    "second_half",
+    "separate",
+    "text_linears",
+]
