@@ -112,6 +112,7 @@ def test_training_lowers_the_attention_and_fusion_keeps_some_of_that():
     [
         ({"robust": True}, "compares no predictions"),
         ({"adapter": "weights"}, "an adapter for each concept"),
+        ({"retain": 1.0}, "keeps by preserve_scale"),
         ({"rank": 0}, "rank"),
         ({"lamb": -1.0}, "lamb"),
     ],

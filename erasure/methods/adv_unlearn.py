@@ -90,9 +90,10 @@ class AdvUnlearn(FineTune):
             value = self.erasing_rows(backbone, bank, targets, text, chosen, draw)
             if held is None:
                 return value
-            chosen = held.pick(self.batch_size, draw.generator)
+            chosen = held.pick(self.batch_size * self.retain_hardest, draw.generator)
             text = self.spoken(backbone, held, kept, chosen)
-            return value + self.retain * self.errors(backbone, held, held.conditional, text, chosen).mean()
+            errors = self.errors(backbone, held, held.conditional, text, chosen)
+            return value + self.retain * errors.topk(self.batch_size).values.mean()
 
         return loss
 

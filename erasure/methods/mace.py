@@ -108,10 +108,10 @@ class MACE(FineTune):
         )
 
     def validate(self, backbone: Backbone, request: Request) -> None:
-        if self.robust or self.adapter == "weights":
+        if self.robust or self.retain or self.adapter == "weights":
             raise ValueError(
-                "MACE trains an adapter for each concept and compares no predictions; got adapter "
-                f"{self.adapter!r} and robust={self.robust}; leave both out"
+                "MACE trains an adapter for each concept, compares no predictions and keeps by preserve_scale; got "
+                f"adapter {self.adapter!r}, robust={self.robust} and retain={self.retain}; leave them out"
             )
         super().validate(backbone, request)
         self.refinement.validate(backbone, request)
