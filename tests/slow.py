@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
+from erasure.methods import BUILT_IN
+
+# Fine-tunes that differ from others (esd, concept-ablation) in their loss alone, which tests/test_finetunes.py holds.
+ALIKE = {"leco", "age", "eap", "salun", "erasediff", "random-label", "gradient-ascent", "cogfd"}
+
 
 def first(every: Iterable[Any], *quick: Any) -> list[Any]:
     """All cases of a parametrised test; those that are not among the quick ones are marked slow."""
     cases = list(every)
     assert set(quick) <= set(cases), f"no such cases: {set(quick) - set(cases)}"
     return [case if case in quick else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
+
+
+def every_method() -> list[Any]:
+    """Every built-in method; those alike with another are marked slow."""
+    return first(sorted(BUILT_IN), *sorted(set(BUILT_IN) - ALIKE))
 
 
 def _values(case: Any) -> tuple[Any, ...]:

@@ -18,14 +18,14 @@ from erasure.eval.core.metrics import ClipFeatures, features_of
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.worldkit import detectors as world
-from erasure.methods import available, method_class
+from erasure.methods import method_class
 from erasure.methods.base import Request
 from erasure.pipelines import load_erasure, set_erasures, unload_erasures
 from erasure.pipelines.attach import attach_erasures
 from studies.reproduce.sets import cmmd, frechet
 from tests.builders import BUILDERS, CALLS
 from tests.pretend import DeviceFault, NumpyFault, device_of, pretend
-from tests.slow import first
+from tests.slow import every_method, first
 from tests.tiny import identical, shortest, tiny, weights
 
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
@@ -91,7 +91,7 @@ def test_an_erasure_lives_on_the_gpu(architecture, tmp_path):
         edit.fuse(pipe)
 
 
-@pytest.mark.parametrize("method", available())
+@pytest.mark.parametrize("method", every_method())
 def test_every_method_works_on_the_gpu(method, tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")

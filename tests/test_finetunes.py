@@ -26,6 +26,7 @@ from erasure.methods.saliency import BEFORE, DRAWS, salient
 from erasure.methods.salun import SalUn
 from erasure.train import Draw
 from tests.reference import finetunes as plain
+from tests.slow import first
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
 QUICK = {"trajectories": 3, "num_inference_steps": 4, "keep_steps": 2, "batch_size": 3}
@@ -223,7 +224,11 @@ TRAINED = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), F
 SHORT = {"iterations": 3, "lr": 1e-2, **QUICK, "progress": False}
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("forget-me-not", "mace")])
+ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace")]
+MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd")]
+
+
+@pytest.mark.parametrize("name", first(ATTACKED, "esd", "concept-ablation", "adv-unlearn", "spm"))
 def test_every_fine_tune_trains_under_the_attack(name):
     pipe = tiny("sd1")
     own = {"adv-unlearn": {"warmup_steps": 0}, "salun": {"saliency": None}}.get(name, {})
@@ -232,7 +237,7 @@ def test_every_fine_tune_trains_under_the_attack(name):
     assert set(off.tensors) == set(on.tensors) and not identical(off.tensors, on.tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd")])
+@pytest.mark.parametrize("name", first(MASKED, "esd", "salun", "forget-me-not", "adv-unlearn"))
 def test_every_fine_tune_of_weights_takes_a_mask(name):
     pipe = tiny("sd1")
     given = {"keep": ["wizard"], **SHORT, **({"warmup_steps": 0} if name == "adv-unlearn" else {})}

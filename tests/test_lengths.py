@@ -15,10 +15,10 @@ from erasure.eval.core.lengths import refuse_cut, too_long
 from erasure.eval.core.pictures import generate
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
-from erasure.methods import BUILT_IN
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.every import CALLS, build
 from tests.probe_helpers import SUITE, tiny_context
+from tests.slow import every_method
 from tests.tiny import ARCHITECTURES, make, shortest, tiny, tiny_pipeline
 
 LONG = "a cat " * 400
@@ -97,7 +97,7 @@ def never(*arguments, **keywords):
     raise AssertionError("work was begun")
 
 
-@pytest.mark.parametrize("method", sorted(BUILT_IN))
+@pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("where", ["target", "synonym", "anchor", "first kept", "last kept"])
 def test_what_the_encoder_cuts_is_refused_before_any_work(sd1, method, where, monkeypatch):
     long = f"{FILL} cat"
