@@ -18,6 +18,9 @@ KINDS = Registry(
         "lora": "erasure.artifact.lora:LoraErasure",
         "gated": "erasure.artifact.gated:GatedErasure",
         "safe-guidance": "erasure.pipelines.sld:SafeGuidance",
+        "negative-guidance": "erasure.pipelines.negative_prompt:NegativeGuidance",
+        "filtered-text": "erasure.pipelines.filtered_text:FilteredText",
+        "value": "erasure.pipelines.adavd:ValueErasure",
     },
 )
 

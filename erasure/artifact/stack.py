@@ -60,6 +60,12 @@ class Layer:
 _places = itertools.count(1)
 
 
+class Raw(threading.local):
+    """Whether a thread makes a prediction that the hooks of erasures leave as it is: one that a hook compares with."""
+
+    on: bool = False
+
+
 class Part:
     """The state of one module: the layers that touch it, in order, and a copy of every tensor they touch."""
 
@@ -70,6 +76,7 @@ class Part:
         self.originals: dict[str, Tensor] = {}  # by the module's own names
         self.handles: dict[str, Handle] = {}
         self.attached: list[Any] = []  # handles of erasures that stand on the text and are in no weight
+        self.raw = Raw()
 
 
 _parts: weakref.WeakKeyDictionary[nn.Module, Part] = weakref.WeakKeyDictionary()
@@ -126,6 +133,11 @@ class Stack:
     def attached(self) -> list[Any]:
         """Handles of erasures attached to the text."""
         return self.parts[self.first].attached
+
+    @property
+    def raw(self) -> Raw:
+        """Whether a prediction of the denoiser is one that hooks leave as it is."""
+        return self.parts[self.first].raw
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

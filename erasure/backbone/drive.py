@@ -129,7 +129,12 @@ class Driven(abc.ABC):
 
     def text_of(self, inputs: Mapping[str, Any]) -> Tensor | list[Tensor]:
         """The token embeddings in the arguments of a denoiser's call."""
-        return inputs[next(name for name, part in self.text_arguments.items() if part == "hidden")]
+        return self.text_part(inputs, "hidden")
+
+    def text_part(self, inputs: Mapping[str, Any], part: str) -> Any:
+        """``hidden``, ``pooled`` or ``mask`` of the text in a denoiser's arguments; None where there is no such."""
+        name = next((name for name, own in self.text_arguments.items() if own == part), None)
+        return None if name is None else inputs[name]
 
     def packed(self, x: Tensor) -> Any:
         """Latents in the form the denoiser takes them."""

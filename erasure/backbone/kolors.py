@@ -9,7 +9,7 @@ from erasure.backbone.base import Site, Space
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import NoiseModel, diffusion_of
 from erasure.backbone.text import Text
-from erasure.backbone.unet import pooled_site, projection_site, with_pooled
+from erasure.backbone.unet import pooled_of, pooled_site, projection_site, with_pooled
 
 
 class KolorsBackbone(TransformerBackbone):
@@ -34,3 +34,6 @@ class KolorsBackbone(TransformerBackbone):
     def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
         """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
         return with_pooled(super().with_text(inputs, text), text)
+
+    def text_part(self, inputs: Mapping[str, Any], part: str) -> Any:
+        return pooled_of(inputs) if part == "pooled" else super().text_part(inputs, part)

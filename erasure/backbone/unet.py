@@ -71,6 +71,10 @@ class UNetBackbone(Backbone):
     def middle_mean(self, output: Tensor) -> Tensor:
         return output.float().mean(dim=(2, 3))
 
+    def skipping(self) -> list[nn.Module]:
+        """The blocks that hand features across the U; each returns ``(hidden state, features)``."""
+        return list(self.unet.down_blocks)
+
     def text_inputs(self, text: Text) -> dict[str, Any]:
         """With a row for every frame where a motion adapter made the U-Net read them one by one."""
         inputs = super().text_inputs(text)
@@ -249,6 +253,9 @@ class SDXLBackbone(UNetBackbone):
         """The pooled embedding stands beside the sizes, among ``added_cond_kwargs``."""
         return with_pooled(super().with_text(inputs, text), text)
 
+    def text_part(self, inputs: Mapping[str, Any], part: str) -> Any:
+        return pooled_of(inputs) if part == "pooled" else super().text_part(inputs, part)
+
 
 def projection_site(denoiser: Any) -> dict[str, Site]:
     """The layer that projects the text in front of a U-Net's attentions; empty where none does."""
@@ -261,6 +268,11 @@ def projection_site(denoiser: Any) -> dict[str, Site]:
 def with_pooled(inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:
     """A U-Net's inputs with the pooled text in its place among ``added_cond_kwargs``, beside the picture's sizes."""
     return {**inputs, "added_cond_kwargs": {**(inputs.get("added_cond_kwargs") or {}), "text_embeds": text.pooled}}
+
+
+def pooled_of(inputs: Mapping[str, Any]) -> Tensor:
+    """The inverse of :func:`with_pooled`."""
+    return inputs["added_cond_kwargs"]["text_embeds"]
 
 
 def pooled_site(denoiser: Any, *, numbers: int) -> dict[str, Site]:

@@ -38,6 +38,9 @@ METHODS = Registry(
         "spm": "erasure.methods.spm:SPM",
         "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
         "sld": "erasure.pipelines.sld:SLD",
+        "negative-prompt": "erasure.pipelines.negative_prompt:NegativePrompt",
+        "safree": "erasure.pipelines.safree:SAFREE",
+        "adavd": "erasure.pipelines.adavd:AdaVD",
     },
 )
 BUILT_IN = METHODS.built_in
