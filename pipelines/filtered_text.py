@@ -29,7 +29,6 @@ class FilteredText(HookErasure):
 
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)
-        backbone = type(backbone)(backbone.pipe, **self.config.encoding)
         hook = Filtering(backbone, self, scale)
         handles = Handles([hook.heard.listen()])
         for module in backbone.denoiser_parts.values():
@@ -67,7 +66,7 @@ class Filtering(DenoiserHook):
     def __init__(self, backbone: Backbone, edit: FilteredText, scale: float) -> None:
         super().__init__(backbone, scale)
         self.settings = SAFREE.preset("official-2025", **edit.config.settings)  # type: ignore[arg-type]
-        self.heard = Heard(backbone)
+        self.heard = Heard(backbone, **edit.config.encoding)
         self.concept = {name: span(rows) for name, rows in edit.tensors.items()}
         self.plans: collections.OrderedDict[str, Plan | None] = collections.OrderedDict()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import copy
+import functools
 import threading
 from typing import Any
 
@@ -22,21 +24,27 @@ class Heard:
     so clip_skip, several encoders and their padding are what the denoiser receives.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, **options: Any) -> None:
+        self.pipe, self._given, self._options = backbone.pipe, backbone, options
         self.lock = threading.RLock()
         self.own = threading.local()  # encoding of its own is not remembered
+        self.length = 0
         self.known: collections.OrderedDict[str, Tensor | None] = collections.OrderedDict()
+
+    @functools.cached_property
+    def backbone(self) -> Any:
+        """For encoding prompts, with tokenizers of its own."""
+        return type(self._given)(own_tokenizers(self._given), **self._options)
 
     def listen(self) -> Any:
         """Put the hook on the encoder."""
-        return self.backbone.pipe.text_encoder.register_forward_pre_hook(self._hear, with_kwargs=True)
+        return self.pipe.text_encoder.register_forward_pre_hook(self._hear, with_kwargs=True)
 
     def encode(self, prompts: list[str]) -> Any:
         """The backbone's conditioning of prompts, which are not remembered."""
         self.own.encodes = True
         try:
-            with torch.no_grad():
+            with self.lock, torch.no_grad():
                 return self.backbone.encode(prompts)
         finally:
             self.own.encodes = False
@@ -46,15 +54,16 @@ class Heard:
         with self.lock:
             new = self.backbone.fitting([prompt for prompt, mean in self.known.items() if mean is None])
             if new:
-                means = self.encode(new).hidden.float().mean(dim=1).cpu()
-                self.known.update(zip(new, means, strict=True))
+                hidden = self.encode(new).hidden.float()
+                self.length = hidden.shape[1]
+                self.known.update(zip(new, hidden.mean(dim=1).cpu(), strict=True))
             known = {prompt: mean for prompt, mean in self.known.items() if mean is not None}
         return [self._nearest(row.float(), known) for row in rows]
 
     def _nearest(self, row: Tensor, known: dict[str, Tensor]) -> str | None:
         if not row.any():  # what SDXL's guidance has in the place of the empty prompt
             return ""
-        if not known:
+        if not known or len(row) != self.length:
             return None
         means = torch.stack(list(known.values()))
         distance, best = (means - row.mean(dim=0).cpu()).norm(dim=1).min(dim=0)
@@ -64,12 +73,24 @@ class Heard:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None or getattr(self.own, "encodes", False):
             return
-        tokenizer = self.backbone.pipe.tokenizer
-        for row in ids.tolist():
-            end = row.index(tokenizer.eos_token_id, 1) if tokenizer.eos_token_id in row[1:] else len(row)
-            prompt = tokenizer.decode(row[1:end]).strip()
-            with self.lock:
+        tokenizer = self.pipe.tokenizer  # a copy would not decode
+        last = tokenizer.eos_token_id
+        with self.lock:
+            for row in ids.tolist():
+                end = row.index(last, 1) if last in row[1:] else len(row)
+                prompt = tokenizer.decode(row[1:end]).strip()
                 self.known.setdefault(prompt, None)
                 self.known.move_to_end(prompt)
                 while len(self.known) > REMEMBERED:
                     self.known.popitem(last=False)
+
+
+def own_tokenizers(backbone: Backbone) -> Any:
+    """The pipeline with tokenizers of its own: one holds the padding of its last call, so it serves one thread."""
+    pipe = copy.copy(backbone.pipe)
+    for name in backbone.tokenizers():
+        setattr(pipe, name, copy.deepcopy(getattr(pipe, name)))
+    return pipe
+
+
+__all__ = ["REMEMBERED", "Heard"]

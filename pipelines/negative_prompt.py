@@ -49,7 +49,8 @@ class NegativePrompt(Method):
     strength: Annotated[float, Field(gt=0)] = 1.0
     synonyms: bool = True
 
-    architectures: ClassVar[tuple[str, ...] | None] = GUIDED
+    # Sana's pipeline encodes a negative prompt without the instruction that stands before every other one
+    architectures: ClassVar[tuple[str, ...] | None] = tuple(name for name in GUIDED if name != "sana")
     key: ClassVar[str] = "negative-prompt"
     summary: ClassVar[str] = "the concept as the negative prompt of guidance; changes no weight"
     reference: ClassVar[Reference] = Reference(
