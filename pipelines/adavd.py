@@ -70,14 +70,15 @@ class AdaVD(Method):
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concepts; everything else happens while pictures are drawn."""
-        tensors = {}
+        tensors, prompts = {}, []
         for i, concept in enumerate(request.concepts):
-            names = list(concept.phrases if self.synonyms else (concept.name,))
-            text = backbone.encode(expanded(backbone, names, articles=self.articles))
+            phrases = concept.phrases if self.synonyms else (concept.name,)
+            names = expanded(backbone, phrases, articles=self.articles)
+            text = backbone.encode(names)
             rows = [*text.take("last_subject"), *(text.take("eos") if self.end_token else [])]
             tensors[f"concept.{i}"] = torch.cat(rows).float().cpu().contiguous()
-        config = self.record(backbone, request, prompts=[p for c in request.concepts for p in c.phrases])
-        return ValueErasure(self.name_for(request), config, tensors)
+            prompts += names
+        return ValueErasure(self.name_for(request), self.record(backbone, request, prompts=prompts), tensors)
 
 
 class ValueErasure(HookErasure):
@@ -123,13 +124,14 @@ class Decomposition(DenoiserHook):
         self.shift = lambda cosine: s["height"] * torch.sigmoid(s["steepness"] * (cosine - s["midpoint"]))
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state: Any = self.state
         if not self.raw.on:
-            self.state.half = self.guided(named_arguments(module, args, kwargs))
+            state.guided = self.guided(named_arguments(module, args, kwargs))
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.raw.on:
             return output
-        start = len(output) // 2 if getattr(self.state, "half", False) else 0
+        start = len(output) // 2 if getattr(self.state, "guided", False) else 0
         v = output[start:, 1:]
         with torch.no_grad():
             values = [F.linear(rows.to(layer.weight), layer.weight, layer.bias).float() for rows in self.concepts]
@@ -148,29 +150,28 @@ def component(v: Tensor, concepts: Sequence[Tensor], shift: Callable[[Tensor], T
         concepts: ``(rows, d)`` for each concept: its c_j is the row with the largest cosine to v.
         shift: of a cosine.
     """
-    nearest, shifts = [], []
+    c, shifts = [], []
     for rows in concepts:
         cosine, index = (F.normalize(v, dim=-1) @ F.normalize(rows, dim=-1).T).max(dim=-1)
-        nearest.append(rows[index])
-        shifts.append(shift(cosine))
-    c, total = torch.stack(nearest, dim=-2), torch.zeros_like(v)
-    a = torch.zeros(c.shape[:-1]).to(v)
+        c.append(rows[index])
+        shifts.append(shift(cosine)[..., None])
     basis: list[tuple[Tensor, Tensor]] = []  # orthogonal q, and each as a combination of the c_j
-    for i in range(len(concepts)):
-        q, combination = c[..., i, :], F.one_hot(torch.tensor(i), len(concepts)).to(v).expand_as(a)
+    a = torch.zeros(*v.shape[:-1], len(c), dtype=v.dtype, device=v.device)
+    for i, unit in enumerate(torch.eye(len(c), dtype=v.dtype, device=v.device)):
+        q, combination = c[i], unit.expand_as(a)
         for p, of_p in basis:
             r = ratio(q, p)
             q, combination = q - r * p, combination - r * of_p
-        rest = q.square().sum(-1, keepdim=True) / c[..., i, :].square().sum(-1, keepdim=True)
-        q = torch.where(rest > DEPENDENT, q, 0)
+        q = torch.where(square(q) > DEPENDENT * square(c[i]), q, 0)
         a = a + ratio(v, q) * combination
         basis.append((q, combination))
-    for i, amount in enumerate(shifts):
-        total = total + (amount * a[..., i])[..., None] * c[..., i, :]
-    return total
+    return sum((s * a[..., j, None] * one for j, (s, one) in enumerate(zip(shifts, c, strict=True))), 0 * v)
 
 
 def ratio(x: Tensor, p: Tensor) -> Tensor:
     """``<x, p> / <p, p>``, and 0 where p is."""
-    size = p.square().sum(-1, keepdim=True)
-    return (x * p).sum(-1, keepdim=True) / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return (x * p).sum(-1, keepdim=True) / square(p).clamp(min=torch.finfo(p.dtype).tiny)
+
+
+def square(x: Tensor) -> Tensor:
+    return x.square().sum(-1, keepdim=True)

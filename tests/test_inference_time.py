@@ -158,7 +158,9 @@ def test_a_negative_prompt_of_the_users_stays_as_it_is(case):
     """It may name the concept itself, and means the opposite there: only the prompt's prediction changes."""
     pipe, seen = tiny("sd1"), []
     step = pipe.scheduler.step
-    pipe.scheduler.step = lambda output, *args, **kwargs: (seen.append(output.clone()), step(output, *args, **kwargs))[1]
+    pipe.scheduler.step = lambda output, *args, **kwargs: (seen.append(output.clone()), step(output, *args, **kwargs))[
+        1
+    ]
     draws = [{"negative_prompt": "a superhero", "guidance_scale": w} for w in (2.0, 3.0)]
 
     def unconditional():

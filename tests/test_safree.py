@@ -30,9 +30,7 @@ def test_the_projection_is_that_of_whole_matrices(words, names):
     tokens, without, concept = rand(5, 16), rand(words, 16, seed=1), rand(names, 16, seed=2)
     concept = torch.cat([concept, concept[:1] * 2])  # a name that adds nothing
     ours = safe(tokens, span(concept), span(without)).numpy()
-    np.testing.assert_allclose(
-        ours, reference.safe(tokens.numpy(), without.numpy(), concept.numpy()), atol=1e-10
-    )
+    np.testing.assert_allclose(ours, reference.safe(tokens.numpy(), without.numpy(), concept.numpy()), atol=1e-10)
     assert np.abs(ours @ concept.numpy().T).max() < 1e-9  # nothing of the concept is left
 
 

@@ -36,9 +36,7 @@ def safe(tokens: np.ndarray, without: np.ndarray, concept: np.ndarray) -> np.nda
 
 def change(tokens: np.ndarray, safe_tokens: np.ndarray) -> float:
     """beta: one less the mean cosine."""
-    cosines = [
-        h @ s / np.linalg.norm(h) / np.linalg.norm(s) for h, s in zip(tokens, safe_tokens, strict=True)
-    ]
+    cosines = [h @ s / np.linalg.norm(h) / np.linalg.norm(s) for h, s in zip(tokens, safe_tokens, strict=True)]
     return 1 - float(np.mean(cosines))
 
 
