@@ -64,6 +64,10 @@ class AdaVD(Method):
         "WYuan1001/AdaVD",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # On Emoji World, by its two classifiers: target seen in 4 and 6 % of 72 pictures (base: 92 and 86), neighbours
+        # right in 95 and 94 % of 108 (97 and 96), unrelated things in 88 and 89 % of 120 (93 and 92). Screened with 18
+        # pictures of the target: the paper's settings left it in 100 and 89 %, as the base; the same names and tokens
+        # as here with a midpoint of 0.85 and a height of 2 in 33 %; a midpoint of 0.5 and a height of 1.5 in none.
         "recommended": {"midpoint": 0.5, "height": 1.0, "end_token": True, "articles": True, "synonyms": True},
         "paper": {},
     }

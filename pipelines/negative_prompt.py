@@ -60,6 +60,10 @@ class NegativePrompt(Method):
         "energy-based-model/Compositional-Visual-Generation-with-Composable-Diffusion-Models-PyTorch",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # On Emoji World at its guidance of 3, by its two classifiers: target seen in 25 and 25 % of 72 pictures (base:
+        # 92 and 86), neighbours right in 82 and 75 % of 108 (97 and 96), unrelated things in 85 and 91 % of 120 (93 and
+        # 92). Screened with 18 pictures of each: strength 1 left the target in 56 and 50 %, neighbours right in 78 and
+        # 89; strength 1.5 left it in none, neighbours right in 61 and 61.
         "recommended": {"strength": 1.25},
         "plain": {},
     }

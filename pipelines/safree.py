@@ -42,8 +42,9 @@ class SAFREE(Method):
     a whole word is left out, which every tokenizer can do. And its commands give the concept's names as the negative
     prompt as well: put the erasure ``negative-prompt`` beside this one for that.
 
-    A prompt is known by its embedding, so one that no text encoder of the pipeline made (weighted, or optimised) is
-    drawn as it is, and a warning says so. Each prompt is encoded once for each of its words, when it is first drawn.
+    A prompt is known by its embedding, so one that the pipeline's text encoders did not make of one prompt (weighted,
+    optimised, with a second prompt) is drawn as it is, and a warning says so. Each prompt is encoded once more for each
+    of its words, when it is first drawn.
 
     Attributes:
         alpha: how much farther from the concept a prompt must be without a word. Lower finds more triggers.
@@ -52,7 +53,7 @@ class SAFREE(Method):
         tail: project what stands behind the words as well, where encoders collect the whole prompt, if any word is a
             trigger. The released code leaves it.
         pooled: project the pooled embedding too, where there is one.
-        reattention: 1 is off. Lower it, to 0.5 say, when the concept's colours and outlines stay. U-Nets only.
+        reattention: 1 is off; below, the factor. It did not help on Emoji World. U-Nets only.
         radius: of the low frequencies, in periods a picture.
         articles, synonyms: names of the concept that span C, as in other methods.
     """
@@ -78,6 +79,11 @@ class SAFREE(Method):
         "jaehong31/SAFREE",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # On Emoji World, by its two classifiers: target seen in 17 and 17 % of 72 pictures (base: 92 and 86),
+        # neighbours right in 94 and 94 % of 108 (97 and 96), unrelated things in 93 and 92 % of 120 (93 and 92). There, beta is
+        # above 0.6 for all prompts of the target, for 8 % of the neighbours' and 3 % of the unrelated. Screened with 18
+        # pictures of the target, seen in 6 %: in 100 and 89 % without the tail, and with official-2025, as with the
+        # base; in 6 % with a reattention of 0.8, in 11 % with 0.5.
         "recommended": {"max_steps": None, "midpoint": 6.0, "tail": True, "articles": True},
         "official-2025": {},
         "official-2025-artist": {"midpoint": 5.5, "steepness": 3.5},

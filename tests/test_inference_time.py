@@ -12,6 +12,7 @@ from erasure.backbone import backbone_of
 from erasure.methods import method_class
 from tests.every import build
 from tests.test_operator import assert_same, draw
+from tests.test_unreached import with_controlnet
 from tests.tiny import identical, make, tiny, weights
 
 # random encoders give one prompt much like another: SAFREE lets all of them in, AdaVD most tokens
@@ -257,3 +258,24 @@ def test_synonyms_and_several_concepts_count(case):
         edit.remove(pipe)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert (pictures[i] - pictures[j]).abs().max() > 1e-5 * size(pictures[0])
+
+
+@pytest.mark.parametrize("case", ["negative-prompt", "safree re-attention"])
+def test_a_controlnets_features_go_with_each_prediction(case):
+    """Those of the prompts' half belong to every further prediction: more of them for a batch changes nothing."""
+    pipe = with_controlnet()
+    pipe.set_progress_bar_config(disable=True)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+
+    def latents(rows):
+        noise = [torch.Generator().manual_seed(i) for i in rows]
+        return pipe([PROMPTS[i] for i in rows], image=images[rows], generator=noise, **settings).images
+
+    plain, edit = latents([0, 1]), made(pipe, case)
+    edit.apply(pipe)
+    together = latents([0, 1])
+    alone = torch.cat([latents([0]), latents([1])])
+    edit.remove(pipe)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4 * size(alone))
+    assert (together - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4 * size(plain)
