@@ -132,7 +132,7 @@ class Decomposition(DenoiserHook):
         if not self.raw.on:
             state.guided = self.guided(named_arguments(module, args, kwargs))
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.raw.on:
             return output
         start = len(output) // 2 if getattr(self.state, "guided", False) else 0

@@ -120,7 +120,7 @@ class DenoiserHook:
 
     def hidden(self, inputs: dict[str, Any]) -> Tensor:
         """``(n, length, d)``: the token embeddings of a call, a row for each of its latents (not for each frame)."""
-        hidden = self.backbone.text_of(inputs)
+        hidden: Any = self.backbone.text_of(inputs)
         return hidden[:: max(len(hidden) // len(self.latents(inputs)), 1)]
 
     def predict(self, module: nn.Module, inputs: dict[str, Any], text: Text, which: int | None) -> Tensor:

@@ -125,8 +125,8 @@ class Negation(DenoiserHook):
             return None
         first, second = (half(inputs, len(x), which) for which in (UNCONDITIONAL, PROMPTS))
         state.empty = self._is_empty(self.hidden(inputs)[: len(x) // 2])
-        concept = self.rows(inputs, self.concept)
-        if self.scale == 1 and state.empty and concept.hidden.shape == self.backbone.text_of(first).shape:
+        concept, replaced = self.rows(inputs, self.concept), self.backbone.text_part(first, "hidden")
+        if self.scale == 1 and state.empty and concept.hidden.shape == replaced.shape:
             state.done = True
             return (), joined(self.backbone.with_text(first, concept), second, len(x) // 2)
         return None

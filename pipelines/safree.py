@@ -80,10 +80,10 @@ class SAFREE(Method):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # On Emoji World, by its two classifiers: target seen in 17 and 17 % of 72 pictures (base: 92 and 86),
-        # neighbours right in 94 and 94 % of 108 (97 and 96), unrelated things in 93 and 92 % of 120 (93 and 92). There, beta is
-        # above 0.6 for all prompts of the target, for 8 % of the neighbours' and 3 % of the unrelated. Screened with 18
-        # pictures of the target, seen in 6 %: in 100 and 89 % without the tail, and with official-2025, as with the
-        # base; in 6 % with a reattention of 0.8, in 11 % with 0.5.
+        # neighbours right in 94 and 94 % of 108 (97 and 96), unrelated things in 93 and 92 % of 120 (93 and 92). There,
+        # beta is above 0.6 for all prompts of the target, for 8 % of the neighbours' and 3 % of the unrelated. Screened
+        # with 18 pictures of the target, seen in 6 %: in 100 and 89 % without the tail, and with official-2025, as with
+        # the base; in 6 % with a reattention of 0.8, in 11 % with 0.5.
         "recommended": {"max_steps": None, "midpoint": 6.0, "tail": True, "articles": True},
         "official-2025": {},
         "official-2025-artist": {"midpoint": 5.5, "steepness": 3.5},
@@ -221,7 +221,8 @@ def positions(segment: Segment, words: Tensor, *, tail: bool) -> list[int]:
     The other prompts lack one word each, so that their lengths say how many tokens it has.
     """
     whole, *without = segment.counts
-    found, start = [], segment.starts[0]
+    found: list[int] = []
+    start = segment.starts[0]
     for count, wanted in zip(without, words.tolist(), strict=True):
         tokens = max(whole - count, 0)
         found += range(start, start + tokens) if wanted else ()

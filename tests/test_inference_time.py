@@ -72,7 +72,7 @@ def hooks_on(pipe):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
-@pytest.mark.parametrize(("case", "architecture"), [(c, a) for c, a in WORKS if a != "sd2"])
+@pytest.mark.parametrize(("case", "architecture"), [(c, a) for c, a in WORKS if a != "sd2" and "plain" not in c])
 def test_each_picture_of_a_batch_is_the_one_drawn_alone(case, architecture):
     pipe = tiny(architecture)
     edit = made(pipe, case).apply(pipe)
@@ -245,7 +245,7 @@ def test_a_setting_out_of_range_is_refused(method, settings):
         method_class(method).preset(None, **settings)
 
 
-@EVERY
+@pytest.mark.parametrize("case", ["negative-prompt", "safree", "adavd"])
 def test_synonyms_and_several_concepts_count(case):
     pipe = tiny("sdxl")
     one = made(pipe, case, synonyms=True)
