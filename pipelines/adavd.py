@@ -130,12 +130,13 @@ class Decomposition(DenoiserHook):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state: Any = self.state
         if not self.raw.on:
-            state.guided = self.guided(named_arguments(module, args, kwargs))
+            inputs = named_arguments(module, args, kwargs)
+            state.rows = len(self.backbone.text_of(inputs)) if self.guided(inputs) else 0
 
     def __call__(self, layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.raw.on:
             return output
-        start = len(output) // 2 if getattr(self.state, "guided", False) else 0
+        start = len(output) // 2 if len(output) == getattr(self.state, "rows", 0) else 0
         v = output[start:, 1:]
         with torch.no_grad():
             values = [F.linear(rows.to(layer.weight), layer.weight, layer.bias).float() for rows in self.concepts]

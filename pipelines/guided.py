@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from erasure.artifact import HookErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space
+from erasure.backbone.listen import half
 from erasure.backbone.text import Text
 
 # where both predictions of guidance are made by one call of the denoiser, and guidance is off at 1
@@ -150,28 +151,4 @@ class DenoiserHook:
         return output
 
 
-def half(value: Any, rows: int, which: int) -> Any:
-    """One half of everything that has a row for each prediction."""
-    if isinstance(value, Tensor) and value.dim() and len(value) == rows:
-        return value[rows // 2 :] if which else value[: rows // 2]
-    if isinstance(value, dict):
-        return {key: half(part, rows, which) for key, part in value.items()}
-    if isinstance(value, list | tuple):  # a ControlNet's residuals
-        return type(value)(half(part, rows, which) for part in value)
-    return value
-
-
-def joined(first: Any, second: Any, n: int) -> Any:
-    """The inverse of :func:`half`: the arguments of two calls of ``n`` rows as those of one."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() and len(first) == len(second) == n:
-        return torch.cat([first, second])
-    if isinstance(first, dict) and isinstance(second, dict):
-        return {key: joined(first[key], part, n) for key, part in second.items()}
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return type(second)(joined(a, b, n) for a, b in zip(first, second, strict=True))
-    return second
-
-
-__all__ = [
-    "GUIDED", "PROMPTS", "UNCONDITIONAL", "DenoiserHook", "TextErasure", "half", "has_numbers", "joined", "stored",
-]  # fmt: skip
+__all__ = ["GUIDED", "PROMPTS", "UNCONDITIONAL", "DenoiserHook", "TextErasure", "has_numbers", "stored"]

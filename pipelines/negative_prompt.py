@@ -14,18 +14,9 @@ from erasure.artifact import Erasure
 from erasure.artifact.gated import EMPTY
 from erasure.artifact.hooks import Handles
 from erasure.backbone import Backbone, backbone_of
-from erasure.backbone.listen import named_arguments
+from erasure.backbone.listen import half, joined, named_arguments
 from erasure.methods.base import Method, Reference, Request
-from erasure.pipelines.guided import (
-    GUIDED,
-    PROMPTS,
-    UNCONDITIONAL,
-    DenoiserHook,
-    TextErasure,
-    half,
-    joined,
-    stored,
-)  # fmt: skip
+from erasure.pipelines.guided import GUIDED, PROMPTS, UNCONDITIONAL, DenoiserHook, TextErasure, stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +119,7 @@ class Negation(DenoiserHook):
         concept, replaced = self.rows(inputs, self.concept), self.backbone.text_part(first, "hidden")
         if self.scale == 1 and state.empty and concept.hidden.shape == replaced.shape:
             state.done = True
-            return (), joined(self.backbone.with_text(first, concept), second, len(x) // 2)
+            return (), joined(self.backbone.with_text(first, concept), second, len(x))
         return None
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from erasure.artifact.hooks import Handles
 from erasure.backbone import backbone_of
 from erasure.backbone.attention import self_attentions
-from erasure.backbone.listen import named_arguments, second_half
+from erasure.backbone.listen import half, named_arguments
 from erasure.backbone.noise import NoiseModel
 
 
@@ -73,7 +73,7 @@ class _Hooks:
                 "pipelines with two predictions a picture or one"
             )
         if len(x) == 2 * n:  # the prompts' half
-            inputs = {name: second_half(value, 2 * n) for name, value in inputs.items()}
+            inputs = {name: half(value, 2 * n, 1) for name, value in inputs.items()}
         t = torch.as_tensor(inputs[self.time], device=x.device).reshape(-1).expand(n)
         call.seen, call.writing = {}, True
         try:

@@ -36,11 +36,11 @@ class SAFREE(Method):
 
     Re-attention: in the features that cross the U-Net, the low frequencies that the projected prompt raises above those
     of the original one are multiplied by ``reattention``. In the released code this does nothing, as it is never
-    switched on (its issue 13); here it works, and costs half a call of the denoiser for each.
+    switched on (its issue 13). Here it acts, and a step then costs half as much again.
 
-    It differs from the released code in two more things. That masks one word piece after another with the token 0, here
-    a whole word is left out, which every tokenizer can do. And its commands give the concept's names as the negative
-    prompt as well: put the erasure ``negative-prompt`` beside this one for that.
+    It differs from the released code in three more things. That masks one word piece after another with the token 0,
+    here a whole word is left out, which every tokenizer can do. That acts on one step more. And its commands give the
+    concept's names as the negative prompt as well: put the erasure ``negative-prompt`` beside this one for that.
 
     A prompt is known by its embedding, so one that the pipeline's text encoders did not make of one prompt (weighted,
     optimised, with a second prompt) is drawn as it is, and a warning says so. Each prompt is encoded once more for each

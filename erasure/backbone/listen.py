@@ -84,16 +84,30 @@ def first(output: Any) -> Any:
     return output[0] if isinstance(output, list | tuple) else output["sample"]
 
 
-def second_half(value: Any, rows: int) -> Any:
-    """Of an argument of a denoiser's call: the second half of everything that has a row for each of ``rows``.
+def half(value: Any, rows: int, which: int) -> Any:
+    """Of an argument of a denoiser's call: one half of everything that has a row for each of ``rows``.
 
-    Where guidance makes both predictions in one batch, that half holds the prompts.
+    Where guidance makes both predictions in one batch, the first half (0) has no prompt and the second (1) holds the
+    prompts.
     """
     if isinstance(value, Tensor) and value.dim() and len(value) == rows:
-        return value[rows // 2 :]
+        return value[rows // 2 :] if which else value[: rows // 2]
     if isinstance(value, dict):
-        return {key: second_half(part, rows) for key, part in value.items()}
+        return {key: half(part, rows, which) for key, part in value.items()}
+    if isinstance(value, list | tuple):  # a ControlNet's features
+        return type(value)(half(part, rows, which) for part in value)
     return value
+
+
+def joined(first: Any, second: Any, rows: int) -> Any:
+    """The inverse of :func:`half`: an argument of a call from those of its halves."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() and len(first) == rows // 2:
+        return torch.cat([first, second]) if len(second) == len(first) else second
+    if isinstance(first, dict) and isinstance(second, dict):
+        return {key: joined(first[key], part, rows) for key, part in second.items()}
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return type(second)(joined(a, b, rows) for a, b in zip(first, second, strict=True))
+    return second
 
 
 def separate(pipe: Any) -> Any:
@@ -162,10 +176,11 @@ __all__ = [
     "Call",
     "Enough",
     "first",
+    "half",
     "holds",
+    "joined",
     "listening",
     "named_arguments",
-    "second_half",
     "separate",
     "text_linears",
 ]
