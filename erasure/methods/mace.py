@@ -194,7 +194,7 @@ class MACE(FineTune):
         for name, weight in before.items():
             w, w1 = weight.detach().cpu().double(), first[name].detach().cpu().double()
             if name in trained:
-                aims = [w1 + adapter.edit(name, torch.zeros_like(w).float(), 1.0).double() for adapter in adapters]
+                aims = [w1 + change(adapter, name, w) for adapter in adapters]
                 w1 = fuse(w, w1, aims, moments, kept, self.lamb)
             deltas[name] = (w1 - w).float()
         return deltas
@@ -243,6 +243,12 @@ def masked_mass(maps: Sequence[Tensor], words: Tensor, masks: Tensor) -> Tensor:
         there = F.interpolate(masks[:, None], (height, a.shape[2] // height)).flatten(1).to(a)
         total.append((a * words.to(a)[:, None, None] * there[:, None, :, None]).norm())
     return torch.stack(total).sum()
+
+
+def change(adapter: Erasure, name: str, like: Tensor) -> Tensor:
+    """What an adapter adds to a weight; nothing where no gradient reached it, as the last layer's values."""
+    zero = torch.zeros_like(like)
+    return adapter.edit(name, zero.float(), 1.0).double() if name in adapter.parameter_names else zero
 
 
 def weight_of(backbone: Backbone, name: str) -> Tensor:
