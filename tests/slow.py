@@ -20,9 +20,9 @@ def first(every: Iterable[Any], *quick: Any) -> list[Any]:
     return [case if case in quick else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
 
 
-def every_method() -> list[Any]:
-    """Every built-in method; those alike with another are marked slow."""
-    return first(sorted(BUILT_IN), *sorted(set(BUILT_IN) - ALIKE))
+def every_method(*quick: str) -> list[Any]:
+    """Every built-in method; those alike with another are marked slow, or all but some."""
+    return first(sorted(BUILT_IN), *(quick or sorted(set(BUILT_IN) - ALIKE)))
 
 
 def _values(case: Any) -> tuple[Any, ...]:

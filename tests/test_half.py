@@ -29,7 +29,7 @@ def draw(pipe: Any) -> torch.Tensor:
     return pipe(prompt=["a superhero"], num_inference_steps=2, output_type="latent", generator=generator)[0]
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", first(HALVES, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("method", every_method())
 def test_every_method_works_in_half_precision(method, dtype, tmp_path):
     pipe = tiny("sd1").to(dtype)

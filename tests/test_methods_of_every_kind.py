@@ -40,7 +40,8 @@ KINDS = {  # on U-Nets and on transformers
 REFUSED = {(m, a) for m in ("adv-unlearn", "forget-me-not", "mace", "adavd") for a in ("sd3", "flux")}
 REFUSED |= {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
-EVERY = first(WORKS, *((m, a) for m, a in WORKS if a in ("sd1", "sd3") and m not in ALIKE - {"leco"}))
+ON_SD3 = ("uce", "rece", "double-projections", "esd", "leco", "spm", "sld", "negative-prompt", "safree")
+EVERY = first(WORKS, *((m, a) for m, a in WORKS if (a == "sd1" and m not in ALIKE) or (a == "sd3" and m in ON_SD3)))
 
 
 def made(pipe, method, **changes):

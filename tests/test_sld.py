@@ -272,7 +272,7 @@ def test_one_picture_leaves_nothing_for_the_next(scheduler, steps):
 
 def _meet(turns):
     try:
-        turns.wait(timeout=5)
+        turns.wait(timeout=60)
     except threading.BrokenBarrierError:
         pytest.fail("a thread stopped drawing")
 

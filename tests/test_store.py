@@ -23,7 +23,7 @@ from erasure.pipelines import OpenClipEmbedder, Store, Withdrawn
 from tests.colours import FACTS, Colours, add, add_for_ever, add_many, die_at, picture
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.colours"])
+PROCESSES.set_forkserver_preload(["tests.test_store"])  # what takes seconds to import is imported once
 
 
 @pytest.fixture
