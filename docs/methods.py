@@ -1,7 +1,8 @@
 """Write what is generated in docs/methods.md: the comparison on Emoji World, and a section for each method.
 
-erasure compare --suite superhero --out comparison
-python docs/methods.py comparison        # without a folder: the sections alone
+erasure compare --suite superhero -m uce -m esd --out comparison
+python docs/methods.py comparison "erasure compare --suite superhero -m uce -m esd"
+python docs/methods.py                   # the sections alone
 """
 
 from __future__ import annotations
@@ -65,17 +66,17 @@ def last(found: re.Match[str]) -> str:
     return f"`{found[1].rpartition('.')[2]}`"
 
 
-def main(folder: str | None) -> None:
+def main(folder: str | None = None, command: str = "erasure compare --suite superhero") -> None:
     text = PAGE.read_text("utf-8")
     if folder is not None:
         table = (Path(folder) / "comparison.md").read_text("utf-8").strip()
         shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
         shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
         picture = "![each method: the target kept out, against neighbours kept](images/comparison.png)"
-        text = replace_block(text, "methods", f"`erasure compare --suite superhero`\n\n{picture}\n\n{table}")
+        text = replace_block(text, "methods", f"`{command}`\n\n{picture}\n\n{table}")
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main(*sys.argv[1:])
