@@ -68,7 +68,7 @@ class NegativePrompt(Method):
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concept and the empty prompt; everything else happens while pictures are drawn."""
-        phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
+        phrases = request.names(synonyms=self.synonyms)
         text = backbone.encode([", ".join(dict.fromkeys(phrases)), ""]).text
         return NegativeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), stored(text))
 

@@ -102,7 +102,7 @@ class SAFREE(Method):
         """Encode the concept's names; everything else happens while pictures are drawn."""
         from erasure.pipelines.filtered_text import FilteredText
 
-        phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
+        phrases = request.names(synonyms=self.synonyms)
         names = expanded(backbone, phrases, articles=self.articles)
         text = backbone.encode(names)
         tensors = {f"concept.{i}": end_rows(segment) for i, segment in enumerate(text.segments)}

@@ -70,7 +70,7 @@ class SLD(Method):
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Encode the concept; everything else happens while pictures are drawn."""
-        phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
+        phrases = request.names(synonyms=self.synonyms)
         text = backbone.encode([", ".join(dict.fromkeys(phrases))]).text
         return SafeGuidance(self.name_for(request), self.record(backbone, request, prompts=phrases), stored(text))
 

@@ -230,6 +230,7 @@ def test_two_threads_that_draw_keep_their_own_momentum():
     pipe = tiny("sd1")
     pipes = [pipe, copy.copy(pipe)]
     pipes[1].scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    pipes[1].tokenizer = copy.deepcopy(pipe.tokenizer)  # one keeps the padding of its last call
     edit = make(pipe, "superhero", "sld", **SETTINGS).apply(pipe)
     prompts, noises = ["a cat", "van gogh"], [noise_for(pipe, seed=seed) for seed in (1, 2)]
     draw = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "latent"}

@@ -11,7 +11,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student, Weights
 from erasure.train import Checkpoint, Draw
 
@@ -55,18 +55,12 @@ class AdvUnlearn(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "iterations": 200,
             "lr": 1e-4,
-            "batch_size": 8,
-            "trajectories": 12,
-            "keep_steps": None,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
             "retain": 1.0,
             "warmup_steps": 40,
             "attack_steps": 3,
-            "precision": "auto",
         },
         "paper": {"trajectories": 1000, "keep_steps": 1},
     }

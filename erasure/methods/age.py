@@ -12,7 +12,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Count, Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
@@ -50,15 +50,9 @@ class AGE(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "lr": 3e-4,
             "iterations": 150,
-            "batch_size": 8,
-            "trajectories": 12,
-            "keep_steps": None,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
-            "precision": "auto",
         },
         "paper": {"trajectories": 1000, "keep_steps": 1, "adapter": "weights"},
     }

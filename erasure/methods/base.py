@@ -57,7 +57,11 @@ class Request:
     @property
     def phrases(self) -> list[str]:
         """Every name of every concept."""
-        return [phrase for concept in self.concepts for phrase in concept.phrases]
+        return self.names(synonyms=True)
+
+    def names(self, *, synonyms: bool) -> list[str]:
+        """The name of every concept, with its synonyms or without."""
+        return [name for concept in self.concepts for name in (concept.phrases if synonyms else (concept.name,))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.concept import with_article
 from erasure.methods.base import Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
@@ -57,16 +57,12 @@ class ConceptAblation(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "lr": 3e-4,
             "iterations": 150,
-            "batch_size": 8,
             "trajectories": 16,
             "keep_steps": 16,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
             "retain": 1.0,
-            "precision": "auto",
         },
         # 100 steps of four pictures on two devices; the script multiplies its rate of 2e-6 by both
         "paper": {

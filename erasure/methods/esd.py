@@ -13,7 +13,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
@@ -54,17 +54,11 @@ class ESD(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "variant": "x-strict",
             "lr": 3e-4,
             "iterations": 150,
-            "batch_size": 8,
-            "trajectories": 12,
-            "keep_steps": None,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
             "retain": 1.0,
-            "precision": "auto",
         },
         # The official scripts train in pure bfloat16, where an update of 5e-5 is often less than a weight's rounding.
         # These presets do so on a pipeline loaded in bfloat16 with pure=True, and train float32 weights without it.

@@ -28,6 +28,16 @@ from erasure.train.modules import casting, compute_dtype
 from erasure.train.settings import Schedule
 
 Loss = Callable[[Draw], Tensor]
+# What `recommended` presets share: a small bank whose every step is kept, all names, arithmetic that is fast here.
+SMALL_BANK: dict[str, Any] = {
+    "batch_size": 8,
+    "trajectories": 12,
+    "keep_steps": None,
+    "num_inference_steps": 25,
+    "articles": True,
+    "synonyms": True,
+    "precision": "auto",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,8 +195,7 @@ class FineTune(Method):
 
     def prompts(self, backbone: Backbone, request: Request) -> list[str]:
         """What the concepts are called in training."""
-        phrases = [p for c in request.concepts for p in (c.phrases if self.synonyms else (c.name,))]
-        return expanded(backbone, phrases, articles=self.articles)
+        return expanded(backbone, request.names(synonyms=self.synonyms), articles=self.articles)
 
     def kept(self, backbone: Backbone, request: Request) -> list[str]:
         """The keep list as it is trained on, expanded as the targets are; empty where it has no weight."""
@@ -345,4 +354,4 @@ class FineTune(Method):
         return self.error(backbone, bank, targets, text, chosen)
 
 
-__all__ = ["FineTune", "Loss"]
+__all__ = ["SMALL_BANK", "FineTune", "Loss"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.methods.base import Count, Reference, Request
 from erasure.methods.esd import SELECTORS
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
@@ -56,19 +56,13 @@ class LECO(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "variant": "x",
             "eta": 1.0,
             "alpha": None,
             "lr": 1e-3,
             "iterations": 150,
-            "batch_size": 8,
-            "trajectories": 12,
-            "keep_steps": None,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
             "retain": 1.0,
-            "precision": "auto",
         },
         "paper": {"trajectories": 1000, "keep_steps": 1},
     }

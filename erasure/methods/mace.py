@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.artifact import DeltaErasure, Erasure
 from erasure.backbone import Backbone
 from erasure.backbone.attention import attention_maps, cross_attentions
+from erasure.backbone.base import layer_at
 from erasure.backbone.text import Text
 from erasure.methods.bank import DrawnBank
 from erasure.methods.base import Count, Reference, Request, check_moved
 from erasure.methods.closed_form import encoded
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.mace_cfr import MACECFR
-from erasure.methods.students import LowRank, Student
+from erasure.methods.students import LowRank, Student, swapped
 from erasure.train import Checkpoint, Draw
 
 
@@ -118,7 +118,7 @@ class MACE(FineTune):
         cross_attentions(backbone)  # refuses models without them
 
     def prompts(self, backbone: Backbone, request: Request) -> list[str]:
-        return [phrase for c in request.concepts for phrase in (c.phrases if self.synonyms else (c.name,))]
+        return request.names(synonyms=self.synonyms)
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
         """Refine, train an adapter for each concept, fuse. A checkpoint folder gets one for each concept."""
@@ -127,7 +127,8 @@ class MACE(FineTune):
         before = {name: weight_of(backbone, name).detach() for name in refined.parameter_names}
         first = {name: refined.edit(name, weight, 1.0) for name, weight in before.items()}
         adapters = []
-        with replaced(backbone, first):
+        parameters = {name: weight_of(backbone, name) for name in first}
+        with swapped(parameters, {name: weight.to(parameters[name]) for name, weight in first.items()}):
             for i, concept in enumerate(request.concepts):
                 folder = request.checkpoint and Path(request.checkpoint) / f"concept-{i}"
                 alone = dataclasses.replace(request, concepts=(concept,), checkpoint=folder)
@@ -251,26 +252,10 @@ def change(adapter: Erasure, name: str, like: Tensor) -> Tensor:
     return adapter.edit(name, zero.float(), 1.0).double() if name in adapter.parameter_names else zero
 
 
-def weight_of(backbone: Backbone, name: str) -> Tensor:
+def weight_of(backbone: Backbone, name: str) -> nn.Parameter:
     """A parameter by its qualified name."""
-    from erasure.backbone.base import layer_at
-
     layer, _, own = name.rpartition(".")
     return getattr(layer_at(backbone, layer), own)
-
-
-@contextlib.contextmanager
-def replaced(backbone: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model has other weights inside the block, and its own bits again after it."""
-    parameters = {name: weight_of(backbone, name) for name in weights}
-    before = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.data = weights[name].detach().to(parameter)
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = before[name]
 
 
 __all__ = ["MACE", "fuse", "masked_mass", "places_of"]

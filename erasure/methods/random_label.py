@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.methods.base import Count, Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
@@ -46,14 +46,11 @@ class RandomLabel(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {
+            **SMALL_BANK,
             "lr": 3e-4,
             "iterations": 150,
             "trajectories": 16,
             "keep_steps": 16,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
-            "precision": "auto",
         },
         "paper": {"adapter": "weights"},
     }

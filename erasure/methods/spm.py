@@ -14,7 +14,7 @@ from erasure.artifact.gated import GatedErasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.base import Count, Reference, Request
-from erasure.methods.finetune import FineTune, Loss
+from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Student
 from erasure.train import Checkpoint, Draw
 
@@ -63,16 +63,11 @@ class SPM(FineTune):
         # Screened on Emoji World with 18 pictures of the target: seen in 83 % with eta 1, 44 % with 3, 33 % with 6;
         # three times the rate left 89 %. Neighbours and unrelated things stayed. The paper trains ten times longer.
         "recommended": {
+            **SMALL_BANK,
             "iterations": 300,
             "lr": 1e-3,
             "eta": 6.0,
             "batch_size": 4,
-            "trajectories": 12,
-            "keep_steps": None,
-            "num_inference_steps": 25,
-            "articles": True,
-            "synonyms": True,
-            "precision": "auto",
         },
         "paper": {
             "schedule": "cosine_with_restarts",

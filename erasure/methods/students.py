@@ -75,15 +75,8 @@ class Weights(Student):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        trained = {name: parameter.data for name, parameter in self.parameters.items()}
-        try:
-            for name, parameter in self.parameters.items():
-                parameter.data = self.originals[name]
-            with torch.no_grad():
-                yield
-        finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = trained[name]
+        with swapped(self.parameters, self.originals), torch.no_grad():
+            yield
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -152,6 +145,19 @@ class LowRank(Student):
         return LoraErasure(name, config.with_facts(report={**config.report, **moved}), tensors)
 
 
+@contextlib.contextmanager
+def swapped(parameters: Mapping[str, nn.Parameter], data: Mapping[str, Tensor]) -> Iterator[None]:
+    """Parameters have other data inside the block, and their own again after it."""
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = data[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
+
+
 class _Scaled(Mapping[str, Factors]):
     """``B`` and ``A`` of each layer from the trained tensors, as they are at the moment, ``B`` scaled."""
 
@@ -179,4 +185,4 @@ def layers_of(backbone: Backbone, selector: str) -> dict[str, Any]:
     return found
 
 
-__all__ = ["LowRank", "Student", "Weights", "layers_of"]
+__all__ = ["LowRank", "Student", "Weights", "layers_of", "swapped"]
