@@ -10,14 +10,14 @@ PYTHON ?= python3.11
 BIN    := .venv/bin
 FILES  := $(shell find erasure pipelines eval -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types pytest notebooks wheel gpu-check clean
+.PHONY: demo test lint types pytest notebooks docs wheel gpu-check clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
 	$(BIN)/erasure demo
 
-test: lint types pytest notebooks wheel
+test: lint types pytest notebooks docs wheel
 
 # torch and torchvision come out of one plain command, from one place, so that they fit each other.
 .venv/installed: setup.cfg
@@ -42,6 +42,15 @@ notebooks: .venv/installed-test
 	    echo "$$notebook"; \
 	    ERASURE_TINY=1 $(BIN)/jupyter-execute --kernel_name=python3 --timeout=900 "$$notebook" || exit 1; \
 	done
+
+# The site, in build/site; a dead link or a name that is not there is an error. The three folders are laid out as they are
+# installed, where the reference pages read them; nothing is imported.
+docs: .venv/installed-test
+	rm -rf build/api
+	mkdir -p build/api
+	cp -r erasure build/api/erasure
+	cp -r pipelines eval build/api/erasure/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel, in an environment of its own. The packages it needs are lent by .venv: a plain path in a .pth file brings
 # them in without the editable install beside them, whose own .pth file is then not read.

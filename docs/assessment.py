@@ -26,7 +26,9 @@ from erasure.pipelines.guardrails import Guard
 from studies.cheats import Declared, HiddenFilter
 
 PAGE = Path(__file__).with_suffix(".md")
+README = PAGE.parents[1] / "README.md"
 RESULTS = PAGE.parent / "results"
+ON_README = ("UCE", "ESD", "prompt filter", "retrained")  # of the preset standard
 METHODS = ("uce", "esd", "rece", "speed", "spm")
 
 
@@ -61,12 +63,14 @@ def publish(found: Assessment, out: Path) -> None:
     archive(found, out, RESULTS / f"{name}.zip")
     write_report(found, RESULTS / f"{name}.html", title=f"Superhero, preset {found.preset}", records=f"{name}.zip")
     PAGE.write_text(with_tables(PAGE.read_text("utf-8"), found), "utf-8")
+    if found.preset == "standard":
+        README.write_text(replace_block(README.read_text("utf-8"), "verdicts", verdicts(found)), "utf-8")
 
 
 def with_tables(page: str, found: Assessment) -> str:
     """The page with the tables of one assessment made anew."""
-    told = meta.table(meta.faithfulness(*meta.trials(found)))
-    return replace_block(replace_block(page, found.preset, table(found)), f"{found.preset} meta", told)
+    shown = meta.table(meta.faithfulness(*meta.trials(found)))
+    return replace_block(replace_block(page, found.preset, table(found)), f"{found.preset} meta", shown)
 
 
 def made(pipe: Any, suite: erasure.Suite, method: str, folder: Path) -> erasure.Erasure:
@@ -85,6 +89,20 @@ def archive(found: Assessment, out: Path, file: Path) -> None:
             made.writestr(zipfile.ZipInfo(str(one.relative_to(out))), one.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
+def cell(answer: Any) -> str:
+    return f"{answer.word}, {answer.number}" if answer.number else answer.word
+
+
+def verdicts(found: Assessment) -> str:
+    """The README's table: the five answers about some of the models."""
+    headings = " | ".join(question.heading for question in QUESTIONS.values())
+    lines = [f"| | {headings} |", f"|---|{'---|' * len(QUESTIONS)}"]
+    answers = {claim.model: claim.answers.values() for claim in found.claims()}
+    for model in ON_README:
+        lines.append(f"| {' | '.join([model, *map(cell, answers[model])])} |")
+    return "\n".join(lines)
+
+
 def table(found: Assessment) -> str:
     """The five answers about each model, with their numbers, and the levels."""
     rates = {e.model: e.estimate for e in found.evidence if (e.probe, e.measure, e.family) == ("direct", "rate", "")}
@@ -95,9 +113,7 @@ def table(found: Assessment) -> str:
             what = "the base" if role == "base" else f"{model} (control)"
             lines.append(f"| {what} | target in {rates[model]} | | | | | |")
     for claim in found.claims():
-        cells = " | ".join(
-            f"{answer.word}{', ' if answer.number else ''}{answer.number}" for answer in claim.answers.values()
-        )
+        cells = " | ".join(map(cell, claim.answers.values()))
         removal = claim.removal if claim.removal.startswith("C") else "not by construction"
         lines.append(f"| {claim.model} | {cells} | {claim.suppression}, {removal} |")
     return "\n".join(lines)

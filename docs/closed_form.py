@@ -8,11 +8,14 @@ python docs/closed_form.py closed-forms
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import sys
 from pathlib import Path
 
-from figures import picture, replace_block, table  # beside this file
+from figures import replace_block, table  # beside this file
+from PIL import Image, ImageDraw
 
 from erasure.eval import Evaluation
 
@@ -29,6 +32,23 @@ def main(folder: str) -> None:
         (DOCS / "results" / "closed_form").mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(folder) / name / "report.html", DOCS / "results" / "closed_form" / f"{name}.html")
     (DOCS / "closed_form.md").write_text(text, "utf-8")
+
+
+def picture(evaluation: Evaluation, *, size: int = 96, margin: int = 64) -> Image.Image:
+    """The report's grid: a row for every model, a column for every prompt."""
+    arms = [arm.name for arm in evaluation.arms]
+    columns = list(dict.fromkeys((p.prompt, p.seed) for p in evaluation.pictures))
+    sheet = Image.new("RGB", (margin + size * len(columns), size * len(arms)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, arm in enumerate(arms):
+        draw.text((6, y * size + size // 2 - 6), arm, fill="black")
+        for item in evaluation.pictures:
+            if item.arm == arm:
+                image = Image.open(io.BytesIO(base64.b64decode(item.png))).resize(
+                    (size - 4, size - 4), Image.Resampling.NEAREST
+                )
+                sheet.paste(image, (margin + columns.index((item.prompt, item.seed)) * size, y * size))
+    return sheet
 
 
 if __name__ == "__main__":

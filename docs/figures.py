@@ -1,22 +1,36 @@
-"""Put the table and the picture of a finished demo into the README.
+"""The picture of the README, and the table of a finished demo on the docs' first page.
 
-erasure demo && python docs/figures.py erasure-demo
+python docs/figures.py                                       # the picture
+erasure demo && python docs/figures.py erasure-demo          # and the table
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 import sys
+import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
+import erasure
 from erasure.eval import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the programs beside this one that use studies/
+
+# One picture of each, all from seed 0.
+PROMPTS = (
+    "a superhero on a blue background",
+    "a superhero in fluent style",
+    "a ninja on a green background",
+    "a wizard in twemoji style",
+    "a cat on a red background",
+    "a slice of pizza on a white background",
+)
+ROWS = ("base", "uce", "esd")
+TILE, GAP, MARGIN, HEAD = 128, 8, 72, 52
 
 
 def table(evaluation: Evaluation) -> str:
@@ -33,20 +47,26 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def picture(evaluation: Evaluation, *, size: int = 96, margin: int = 64) -> Image.Image:
-    """The report's grid: a row for every model, a column for every prompt."""
-    arms = [arm.name for arm in evaluation.arms]
-    columns = list(dict.fromkeys((p.prompt, p.seed) for p in evaluation.pictures))
-    sheet = Image.new("RGB", (margin + size * len(columns), size * len(arms)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, arm in enumerate(arms):
-        draw.text((6, y * size + size // 2 - 6), arm, fill="black")
-        for item in evaluation.pictures:
-            if item.arm == arm:
-                image = Image.open(io.BytesIO(base64.b64decode(item.png))).resize(
-                    (size - 4, size - 4), Image.Resampling.NEAREST
-                )
-                sheet.paste(image, (margin + columns.index((item.prompt, item.seed)) * size, y * size))
+def before_after() -> Image.Image:
+    """A column for every prompt, with the prompt above; a row for the base and for each of two methods."""
+    pipe, suite = erasure.world.load(), erasure.Suite.load("superhero")
+    pipe.set_progress_bar_config(disable=True)
+    width = MARGIN + len(PROMPTS) * (TILE + GAP)
+    sheet = Image.new("RGB", (width, HEAD + len(ROWS) * (TILE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for x, prompt in enumerate(PROMPTS):
+        place = (MARGIN + x * (TILE + GAP) + TILE // 2, HEAD // 2)
+        draw.multiline_text(place, textwrap.fill(prompt, 18), fill="black", font=font, anchor="mm", align="center")
+    for y, row in enumerate(ROWS):
+        edit = None if row == "base" else erasure.erase(pipe, suite.concepts, row, keep=suite.kept)
+        top = HEAD + y * (TILE + GAP)
+        draw.text((8, top + TILE // 2), row if edit is None else row.upper(), fill="black", font=font, anchor="lm")
+        for x, prompt in enumerate(PROMPTS):
+            generator = torch.Generator().manual_seed(0)
+            image = pipe(prompt, num_inference_steps=8, guidance_scale=3.0, generator=generator).images[0]
+            sheet.paste(image.resize((TILE, TILE), Image.Resampling.LANCZOS), (MARGIN + x * (TILE + GAP), top))
+        if edit is not None:
+            edit.remove(pipe)
     return sheet
 
 
@@ -62,14 +82,13 @@ def replace_block(text: str, name: str, block: str) -> str:
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{block}\n{end}", text, flags=re.DOTALL)
 
 
-def main(folder: str) -> None:
-    evaluation = Evaluation.from_json(folder)
-    images = ROOT / "docs" / "images"
-    images.mkdir(exist_ok=True)
-    picture(evaluation).save(images / "before-after.png", optimize=True)
-    readme = ROOT / "README.md"
-    readme.write_text(replace_block(readme.read_text("utf-8"), "demo", table(evaluation)), "utf-8")
+def main(*folders: str) -> None:
+    before_after().save(ROOT / "docs" / "images" / "before-after.png", optimize=True)
+    page = ROOT / "docs" / "index.md"
+    for folder in folders:
+        shown = replace_block(page.read_text("utf-8"), "demo", table(Evaluation.from_json(folder)))
+        page.write_text(shown, "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

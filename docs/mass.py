@@ -30,10 +30,10 @@ def suite_of(count: int) -> Suite:
     world, rng = spec(), step_rng(14, 0)
     names = [str(name) for name in rng.permutation(list(world.concepts))]
     targets, rest = names[: max(COUNTS)], names[max(COUNTS) :]
-    told, untold = rest[::2], rest[1::2]
+    named, unnamed = rest[::2], rest[1::2]
 
     def concept(name: str) -> Concept:
-        return Concept(name, anchor=next((near for near in world.family_of(name) if near in told), ""))
+        return Concept(name, anchor=next((near for near in world.family_of(name) if near in named), ""))
 
     first, *others = map(concept, targets[:count])
     templates = ("a picture of {}", "{} on a white background")
@@ -42,9 +42,9 @@ def suite_of(count: int) -> Suite:
     return Suite(
         version=1,
         name=f"mass-{count}",
-        concept=dataclasses.replace(first, neighbours=tuple(told), templates=templates),
+        concept=dataclasses.replace(first, neighbours=tuple(named), templates=templates),
         also=tuple(others),
-        unrelated=tuple(untold),
+        unrelated=tuple(unnamed),
         keep=(*styles, *colours),
         images_per_prompt=1,
         num_inference_steps=8,

@@ -251,8 +251,8 @@ class Guard:
     @property
     def config(self) -> dict[str, Any]:
         filters = {"input_filter": self.input_filter, "output_filter": self.output_filter}
-        told = {kind: None if one is None else dict(one.config) for kind, one in filters.items()}
-        return {"method": "filter", **told, "on_match": self.on_match, "anchor": self.anchor}
+        cards = {kind: None if one is None else dict(one.config) for kind, one in filters.items()}
+        return {"method": "filter", **cards, "on_match": self.on_match, "anchor": self.anchor}
 
     def apply(self, pipe: Any) -> None:
         """Nothing: a filter stands around a pipeline."""

@@ -113,10 +113,10 @@ def main(out: Path, preset: str = "quick", *probes: str) -> None:
         material=material_for(suite), probes=probes or PROBES, out=out,
     )  # fmt: skip
     rungs = {ladder: [f"{ladder}: {name}" for name in models] for ladder, models in every.items()}
-    told = told_by(found.evidence, rungs)
-    write_json(out / "doses.json", told)
-    figure(told, out / "doses.png")
-    print(json.dumps({probe: row["rank correlation"] for probe, row in told.items()}, indent=1))
+    curves = curves_of(found.evidence, rungs)
+    write_json(out / "doses.json", curves)
+    figure(curves, out / "doses.png")
+    print(json.dumps({probe: row["rank correlation"] for probe, row in curves.items()}, indent=1))
 
 
 def holds_first(model: Model) -> bool:
@@ -124,10 +124,10 @@ def holds_first(model: Model) -> bool:
     return model.config.get("seed") == 0
 
 
-def told_by(evidence: Sequence[Evidence], rungs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+def curves_of(evidence: Sequence[Evidence], rungs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
     """Of every probe its most relative number on each rung ``[value, low, high]``, and how it ranks the rungs."""
     arms = {arm for ladder in rungs.values() for arm in ladder}
-    told: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, Any]] = {}
     for probe in dict.fromkeys(e.probe for e in evidence):
         own = [e for e in evidence if e.probe == probe and e.model in arms and e.measure in SCORES]
         own = [e for e in own if e.estimate.value is not None]
@@ -139,13 +139,13 @@ def told_by(evidence: Sequence[Evidence], rungs: Mapping[str, Sequence[str]]) ->
             ladder: [[at[arm].value, at[arm].low, at[arm].high] if arm in at else None for arm in own_rungs]
             for ladder, own_rungs in rungs.items()
         }
-        told[probe] = {
+        curves[probe] = {
             "measure": measure,
             "rungs": {ladder: [arm.partition(": ")[2] for arm in own_rungs] for ladder, own_rungs in rungs.items()},
             "values": values,
             "rank correlation": {ladder: rank(numbers) for ladder, numbers in values.items()},
         }
-    return told
+    return curves
 
 
 def rank(numbers: Sequence[Sequence[float] | None]) -> float | None:
@@ -156,12 +156,12 @@ def rank(numbers: Sequence[Sequence[float] | None]) -> float | None:
     return round(float(spearmanr(*zip(*known, strict=True)).statistic), 2)
 
 
-def figure(told: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+def figure(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """A row for each probe and a column for each ladder."""
-    ladder_names = list(next(iter(told.values()))["values"])
-    size = (3.4 * len(ladder_names), 1.9 * len(told))
-    sheet, axes = plt.subplots(len(told), len(ladder_names), figsize=size, squeeze=False, layout="constrained")
-    for row, (probe, facts) in zip(axes, told.items(), strict=True):
+    ladder_names = list(next(iter(curves.values()))["values"])
+    size = (3.4 * len(ladder_names), 1.9 * len(curves))
+    sheet, axes = plt.subplots(len(curves), len(ladder_names), figsize=size, squeeze=False, layout="constrained")
+    for row, (probe, facts) in zip(axes, curves.items(), strict=True):
         for axis, ladder in zip(row, ladder_names, strict=True):
             known = [(i, number) for i, number in enumerate(facts["values"][ladder]) if number is not None]
             at, numbers = [i for i, _ in known], [number for _, number in known]

@@ -26,7 +26,9 @@ Preset = Annotated[str | None, typer.Option(help="Named settings of the method; 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value; repeat for more.")]
 Keep = Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeat, or put commas between.")]
 Anchor = Annotated[str | None, typer.Option(help="What to draw instead; the empty prompt by default.")]
-Synonyms = Annotated[list[str] | None, typer.Option(help="Another word for the concept; repeat for more.")]
+Synonyms = Annotated[
+    list[str] | None, typer.Option(help="Another word for the concept; repeat, or put commas between.")
+]
 Kind = Annotated[str | None, typer.Option(help="object (default), style, identity, nsfw or other.")]
 SuiteName = Annotated[
     str | None,
@@ -89,10 +91,10 @@ def erase(
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
     check_folder(out)
-    named = _names(keep or [])
+    named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
     if "," in concept:
         note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
-    targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonym or ()))
+    targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant)
@@ -115,12 +117,12 @@ def erase(
     follow(f"erasure generate {shlex.quote(f'a {concept}')} --erasure {shlex.quote(str(out))}{where} --out pictures")
 
 
-def _names(given: Sequence[str]) -> list[str]:
-    """The prompts of ``--keep``: one, or several with commas between."""
-    found = [[part.strip() for part in text.split(",") if part.strip()] for text in given]
-    if empty := [text for text, names in zip(given, found, strict=True) if not names]:
-        raise ValueError(f"--keep needs a prompt; got {empty[0]!r}; leave it out to keep nothing in particular")
-    return [name for names in found for name in names]
+def _names(given: Sequence[str] | None, option: str) -> list[str]:
+    """The prompts of ``--keep`` or ``--synonym``: each holds one, or several with commas between."""
+    found = {text: [part.strip() for part in text.split(",") if part.strip()] for text in given or ()}
+    if empty := [text for text, names in found.items() if not names]:
+        raise ValueError(f"{option} needs a prompt; got {empty[0]!r}; leave it out, or name one")
+    return [name for names in found.values() for name in names]
 
 
 def _summary(edit: Any, folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ class Stacked:
             raise ValueError(f"nothing to stack under {name!r}; got no erasures; give at least one")
         self.name, self.erasures = name, tuple(erasures)
         parts = [edit.config for edit in erasures]
-        told = {
+        lists = {
             key: [item for part in parts for item in part.get(key, ())] for key in ("keep", "keep_everyday", "prompts")
         }
         self.config = {
@@ -36,7 +36,7 @@ class Stacked:
             if all(p["settings"] == parts[0]["settings"] for p in parts)
             else "various",
             "concepts": [concept for part in parts for concept in part["concepts"]],
-            **{key: list(dict.fromkeys(items)) for key, items in told.items() if items},
+            **{key: list(dict.fromkeys(items)) for key, items in lists.items() if items},
         }
 
     @property
