@@ -27,7 +27,7 @@ PROMPTS = (
     "a ninja on a green background",
     "a wizard in twemoji style",
     "a cat on a red background",
-    "a slice of pizza on a white background",
+    "a pizza on a white background",
 )
 ROWS = ("base", "uce", "esd")
 TILE, GAP, MARGIN, HEAD = 128, 8, 72, 52

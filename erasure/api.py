@@ -32,9 +32,10 @@ def erase(
     """Make a pipeline stop drawing a concept when asked for it. In place; returns the erasure, already applied.
 
     Args:
-        pipe: a diffusers pipeline: Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1.
+        pipe: a diffusers text-to-image or text-to-video pipeline: Stable Diffusion, FLUX, Qwen-Image, Z-Image, Wan and
+            more (docs/architectures.md).
         concept: a name, a :class:`Concept` (which can carry synonyms, an anchor and neighbours), or several of them.
-        method: "uce" (seconds) or "esd" (minutes); ``erasure methods`` lists all.
+        method: "uce" (seconds), "esd" (minutes) or another; ``erasure methods`` lists all.
         keep: prompts whose pictures must not change; one, or several. Default: the concepts' neighbours. The more
             of the nearby things you name, the less breaks.
         preset: named settings of the method; "recommended" by default; `erasure methods` lists the published ones.
