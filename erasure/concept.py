@@ -55,8 +55,11 @@ def same(a: str, b: str) -> bool:
     return folded(a) == folded(b)
 
 
-# Names written small and the plural of Emoji World's captions.
-BARE = frozenset({"grapes", "santa", "father christmas", "dracula", "frosty"})
+# Names written small, the plural of Emoji World's captions, and nouns that are not counted.
+BARE = frozenset(
+    {"grapes", "santa", "father christmas", "dracula", "frosty"}
+    | {"nudity", "nakedness", "pornography", "violence", "gore", "blood", "hate", "self-harm"}
+)
 DETERMINERS = frozenset(
     "a an the some any my your his her its our their this that these those each every another both several many few "
     "two three four five six seven eight nine ten eleven twelve someone somebody something anyone anybody anything "

@@ -47,7 +47,7 @@ def plain(rows):
     return [dataclasses.replace(row, facts={}) for row in rows]
 
 
-@pytest.mark.parametrize("name", ["superhero", "cat", "spiderman", "van_gogh", "twemoji"])
+@pytest.mark.parametrize("name", ["superhero", "cat", "spiderman", "van_gogh", "twemoji", "mona_lisa", "nudity"])
 @pytest.mark.parametrize("preset", sorted(WIDE))
 def test_reports_ask_in_twenty_sentences_or_more(name, preset):
     suite = Suite.load(name)

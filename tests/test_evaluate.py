@@ -499,7 +499,7 @@ def test_world_suites_ask_only_for_what_training_saw(name):
     assert 150 <= len(suite.prompts()) * suite.images_per_prompt <= 280
 
 
-@pytest.mark.parametrize("name", ["spiderman", "van_gogh"])
+@pytest.mark.parametrize("name", ["spiderman", "van_gogh", "ten_artists", "mona_lisa", "nudity"])
 def test_suites_for_real_checkpoints_load(name):
     suite = Suite.load(name)
     assert suite.base == "CompVis/stable-diffusion-v1-4" and suite.num_inference_steps == 50 and suite.prompts()
