@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.runner import result_of
+from erasure.batch.stages import result_of
 from erasure.io import write_atomically, write_json
 from erasure.methods import method_class
 

@@ -7,14 +7,18 @@ import functools
 import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from erasure import __version__
 from erasure.concept import STRICT, WORLD, Concept, Count, Suite
-from erasure.io import folder_name, load_yaml, sha256_file, sha256_json
+from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json
+
+PIECES, PIECE = 16, 65_536  # of a large file that are hashed, and their bytes
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,6 +46,13 @@ class MethodChoice:
         named = method_class(self.name).files
         return {name: Path(path) for name, path in self.settings.items() if name in named and path}
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the method draws random numbers."""
+        from erasure.methods import method_class
+
+        return "seed" in {field.name for field in dataclasses.fields(method_class(self.name))}
+
     def beside(self, folder: Path) -> MethodChoice:
         """The same with its files taken relative to a folder.
 
@@ -56,7 +67,11 @@ class MethodChoice:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One erasure of the grid."""
+    """One erasure of the grid.
+
+    Attributes:
+        content: a hash of the base; its name for one on the hub.
+    """
 
     base: str
     concepts: tuple[Concept, ...]
@@ -66,6 +81,7 @@ class Cell:
     dtype: str = "float32"
     evaluate: bool = True
     limit: int | None = None
+    content: str = ""
 
     @property
     def target(self) -> str:
@@ -74,13 +90,13 @@ class Cell:
 
     @functools.cached_property
     def key(self) -> str:
-        """Name of the cell's folder: readable, and different whenever a setting, a file it names or the base is."""
+        """Name of the cell's folder: readable, and another for every other setting, file, base and version of this."""
         method = dataclasses.asdict(self.method)  # type: ignore[call-overload]
         method["settings"] |= {n: sha256_file(f) for n, f in self.method.files.items()}
-        folder = Path(self.base)
         facts = sha256_json(
             {
-                "base": [folder.name, *_contents(folder)] if folder.is_dir() else self.base,
+                "library": __version__,
+                "base": self.content or base_print(self.base),
                 "dtype": self.dtype,
                 "evaluate": [self.evaluate, self.limit],
                 "concepts": [dataclasses.asdict(concept) for concept in self.concepts],  # type: ignore[call-overload]
@@ -93,10 +109,31 @@ class Cell:
         return folder_name(f"{name}-s{self.seed}", longest=91) + f"-{facts[:8]}"
 
 
-def _contents(folder: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files of a base model's folder."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+def base_print(base: str) -> str:
+    """A hash of what is in a local base model, wherever it lies and whenever it was written; its name for others.
+
+    Small files count whole. Of a large one sixteen pieces do, spread over it: two trainings of one architecture differ
+    in every one, and hashing gigabytes for each recipe would take minutes.
+    """
+    path = Path(base)
+    if path.is_file():
+        return sha256(_sample(path))
+    if not path.is_dir():
+        return base
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return sha256_json([[str(file.relative_to(path)), sha256(_sample(file))] for file in files])
+
+
+def _sample(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    yield f"{size};".encode()
+    with path.open("rb") as file:
+        if size <= PIECES * PIECE:
+            yield file.read()
+            return
+        for i in range(PIECES):
+            file.seek((size - PIECE) * i // (PIECES - 1))
+            yield file.read(PIECE)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -109,7 +146,7 @@ class Recipe:
         concepts: names of shipped suites, YAML files of suites, or concepts written out.
         methods: names, or mappings with ``name``, ``preset`` and ``settings``.
         bases: "emoji-world", diffusers folders or hub ids.
-        seeds: of the method (closed forms are deterministic: give one).
+        seeds: of the method. A method without a seed, as closed forms are, has one cell however many are listed.
         evaluate: also evaluate each cell whose concept came from a suite.
         limit: at most so many prompts per group in these evaluations; leave it out for figures to publish.
         dtype: float32, float16 or bfloat16.
@@ -158,10 +195,13 @@ class Recipe:
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""
         suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
-        grid = itertools.product(self.bases, self.concepts, self.methods, self.seeds)
+        prints = {base: base_print(base) for base in self.bases}
         cells = []
-        for base, c, method, seed in grid:
+        for base, c, method in itertools.product(self.bases, self.concepts, self.methods):
             suite = suites[c] if isinstance(c, str) else None
             concepts = suite.concepts if suite else (Concept.of(c),)
-            cells.append(Cell(base, concepts, suite, method, seed, self.dtype, self.evaluate, self.limit))
+            for seed in self.seeds if method.seeded else self.seeds[:1]:
+                cells.append(
+                    Cell(base, concepts, suite, method, seed, self.dtype, self.evaluate, self.limit, prints[base])
+                )
         return cells

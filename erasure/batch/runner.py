@@ -1,150 +1,148 @@
-"""Run the cells of a recipe one after the other. What is done stays done; what fails is recorded and passed over."""
+"""Run the cells of a recipe. What is done stays done, what fails is recorded, and several processes share the work."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import errno
-import shutil
+import os
 import time
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
-from erasure.api import erase
-from erasure.artifact import Erasure
-from erasure.backbone import backbone_of
-from erasure.batch.cost import counted
 from erasure.batch.recipe import Cell, Recipe
-from erasure.io import parse_json, printable, read_bytes, write_json
-from erasure.methods import method_class
+from erasure.batch.stages import LOCK, RESULT, judge, make, result_of, state_of
+from erasure.batch.worker import Worker, alone
+from erasure.io import printable, write_json
 from erasure.opening import load_base
-from erasure.terminal import PlainTable, say
+from erasure.terminal import say
 
-RESULT = "result.json"
+POLL = 5.0  # seconds between looks at cells that other processes are at
 
 
-def run(recipe: Recipe, *, device: str | None = None, console: Console | None = None) -> int:
-    """Run every unfinished cell; returns the number of cells that failed.
+def run(
+    recipe: Recipe,
+    *,
+    device: str | None = None,
+    console: Console | None = None,
+    retry_failed: bool = False,
+    worker: Worker | None = None,
+    poll: float = POLL,
+) -> int:
+    """Run every unfinished cell; returns the number of cells that have failed.
 
-    Each cell gets a folder with the erasure, its evaluation and ``result.json``. That file is written last and whole:
-    a cell either has one or is run again. A failed cell's file holds the error, and the cell is tried again next time.
+    Each cell gets a folder with the erasure (and ``made.json``), its evaluation and, written last, ``result.json``. A
+    process that is killed loses the stage it was at: the next run goes on behind the last one that was finished, a
+    training at its last checkpoint. Every process that runs the same recipe takes cells that nobody else is at, so
+    more can join or leave at any time, on every machine that sees the folder.
+
+    Args:
+        retry_failed: run cells again that failed before; otherwise they stay as they are.
+        worker: which of several processes this one is; from the environment by default.
+        poll: seconds between looks at cells that other processes are at.
+
+    Raises:
+        OSError: the disk is full, which would fail every cell.
     """
-    console = console or Console()
-    pipe, loaded = None, None
-    results: dict[str, dict[str, Any]] = {}
-    cells = recipe.cells()
-    for number, cell in enumerate(cells, 1):
-        folder = recipe.out / cell.key
-        finished = result_of(recipe, cell)
-        if finished is None or finished.get("status") != "done":
-            say(f"[{number}/{len(cells)}] {cell.key}", on=console)
-            began = time.perf_counter()
-            try:
-                if loaded != cell.base:
-                    pipe = None  # let the last base go before the next one comes
-                    pipe, loaded = load_base(cell.base, device=device, dtype=recipe.dtype), cell.base
-                finished = {"status": "done", **_cell(pipe, cell, recipe, folder)}
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise  # a full disk fails every cell
-                finished = {
-                    "status": "failed",
-                    "error": printable(error, limit=2000),
-                    "traceback": traceback.format_exc(),
-                }
-            finished |= {"cell": cell.key, "seconds": time.perf_counter() - began, "recipe": _facts(cell)}
-            write_json(folder / RESULT, finished, default=str)
-        else:
-            finished["skipped"] = True
-        results[cell.key] = finished
-    console.print(_table(results))
-    return sum(result["status"] == "failed" for result in results.values())
+    worker = worker or Worker.of(os.environ)
+    cells, job = recipe.cells(), _Job(recipe, worker.device(device))
+    before = {cell.key: attempts_of(recipe, cell) for cell in cells} if retry_failed else {}
+    left, states, total = collections.deque(worker.order(cells)), collections.Counter[str](), len(cells)
+
+    def finished(cell: Cell) -> bool:
+        state, result = state_of(recipe, cell)
+        again = state == "failed" and result.get("attempts", 1) == before.get(cell.key)
+        if state in ("waiting", "damaged") or again:
+            return False
+        states[state] += 1
+        return True
+
+    with alone():
+        while left:
+            others = 0
+            for _ in range(len(left)):
+                cell = left.popleft()
+                if finished(cell):
+                    continue
+                try:
+                    with FileLock(_lock(recipe, cell), timeout=0):
+                        if not finished(cell):  # nobody did it while the lock was waited for
+                            say(f"[{total - len(left)}/{total}] {cell.key}", on=console or Console())
+                            job.run(cell, attempts_of(recipe, cell) + 1)
+                            states[state_of(recipe, cell)[0]] += 1
+                except Timeout:
+                    others += 1
+                    left.append(cell)
+            if others:
+                time.sleep(poll)
+    return states["failed"]
 
 
-def _cell(pipe: Any, cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(method_class(cell.method.name))}
-    settings = {**cell.method.settings, **({"seed": cell.seed} if "seed" in known else {})}
-    with counted(backbone_of(pipe)) as cost:
-        edit = erase(
-            pipe,
-            cell.concepts,
-            cell.method.name,
-            keep=cell.suite.kept if cell.suite else None,
-            preset=cell.method.preset,
-            name=cell.key,
-            checkpoint=folder / "training",
-            apply=False,
-            progress=False,
-            **settings,
-        )
-    edit.save_pretrained(folder / "erasure")
-    shutil.rmtree(folder / "training", ignore_errors=True)
-    outcome: dict[str, Any] = {
-        "erasure": str(folder / "erasure"),
-        "report": edit.config["report"],
-        "cost": {**dataclasses.asdict(cost), "passes": cost.passes},
-    }
-    if recipe.evaluate and cell.suite is not None:
-        outcome["figures"] = _evaluate(pipe, edit, cell, recipe, folder)
-    return outcome
+class _Job:
+    """What is kept from one cell to the next: the base that is open, and the judges' networks."""
+
+    def __init__(self, recipe: Recipe, device: str | None) -> None:
+        self._recipe, self._device = recipe, device
+        self._pipe: Any = None
+        self._base: str | None = None
+        self._judges: Callable[..., Any] | None = None
+
+    def run(self, cell: Cell, attempt: int) -> None:
+        """Do the stages of a cell that are not done, and write its result."""
+        folder, began = self._recipe.out / cell.key, time.perf_counter()
+        try:
+            outcome = {"status": "done", **self._stages(cell)}
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise  # a full disk fails every cell
+            outcome = {
+                "status": "failed",
+                "error": printable(error, limit=2000),
+                "traceback": traceback.format_exc(),
+            }
+        facts = {"cell": cell.key, "attempts": attempt, "recipe": _facts(cell)}
+        write_json(folder / RESULT, {**outcome, **facts, "seconds": time.perf_counter() - began}, default=str)
+
+    def _stages(self, cell: Cell) -> dict[str, Any]:
+        edit, made = make(self._opened(cell), cell, self._recipe.out / cell.key)
+        if not self._recipe.evaluate or cell.suite is None:
+            return made
+        return {**made, "figures": judge(self._pipe, edit, cell, self._recipe, self._judge)}
+
+    def _opened(self, cell: Cell) -> Any:
+        if self._base != cell.base:
+            self._pipe = self._base = None  # let the last base go before the next one comes
+            self._pipe = load_base(cell.base, device=self._device, dtype=self._recipe.dtype)
+            self._base = cell.base
+        return self._pipe
+
+    def _judge(self, suite: Any) -> Any:
+        if self._judges is None:
+            from erasure.eval.detectors.choice import Judges
+
+            self._judges = Judges(device=str(self._pipe.device))
+        return self._judges(suite)
 
 
-def _evaluate(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    from erasure.eval import evaluate, write_report
-    from erasure.eval.detectors.choice import detectors_for
+def attempts_of(recipe: Recipe, cell: Cell) -> int:
+    """How often a cell was tried; 0 before the first time."""
+    result = result_of(recipe, cell) or {}
+    return int(result.get("attempts", 1)) if result else 0
 
-    assert cell.suite is not None  # the caller looked
-    detectors, clip = detectors_for(cell.suite, device=str(pipe.device))
-    found = evaluate(
-        pipe,
-        {cell.method.name.upper(): edit},
-        cell.suite,
-        detectors=detectors,
-        clip=clip,
-        limit=recipe.limit,
-        cache_dir=recipe.out / "cache",
-        progress=False,
-    )
-    found.save(folder)
-    write_report(found, folder / "report.html", records=folder)
-    return [dataclasses.asdict(row) for row in found.evaluation.rows() if row.arm != "base"]
+
+def _lock(recipe: Recipe, cell: Cell) -> str:
+    folder = recipe.out / cell.key
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / LOCK)
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
-    return {
-        "base": cell.base,
-        "concept": cell.target,
-        "method": dataclasses.asdict(cell.method),
-        "seed": cell.seed,
-    }  # type: ignore[call-overload]
+    method = dataclasses.asdict(cell.method)  # type: ignore[call-overload]
+    return {"base": cell.base, "concept": cell.target, "method": method, "seed": cell.seed}
 
 
-def result_of(recipe: Recipe, cell: Cell) -> dict[str, Any] | None:
-    """What a cell came to, failed ones included; None where it has not been run, or the file is damaged."""
-    try:
-        return parse_json(read_bytes(recipe.out / cell.key / RESULT))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _table(results: dict[str, dict[str, Any]]) -> PlainTable:
-    table = PlainTable("cell", "status", "seconds", "note")
-    for key, result in results.items():
-        state = "skipped (done before)" if result.get("skipped") else result["status"]
-        table.add_row(key, state, f"{result['seconds']:.0f}", _note(result))
-    return table
-
-
-def _note(result: dict[str, Any]) -> str:
-    """What went wrong, or the first detector's rates, or, unevaluated, how far the weights moved."""
-    if "error" in result:
-        return result["error"]
-    if not result.get("figures"):
-        return f"weights moved by {result['report']['relative_change']:.2e}"
-    detector = result["figures"][0]["detector"]
-    rates = {row["group"]: row["rate"]["value"] for row in result["figures"] if row["detector"] == detector}
-    return (
-        ", ".join(f"{group} {100 * rate:.0f} %" for group, rate in rates.items() if rate is not None) + f" ({detector})"
-    )
+__all__ = ["attempts_of", "run"]

@@ -2,38 +2,164 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from erasure.cli.options import Device, Dtype, Limit, follow
 from erasure.io import check_writable
-from erasure.terminal import PlainTable, console, say
+from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
+MOST = 100  # cells that are listed one by one
 
 
-@commands.command(epilog="Example: [bold]erasure batch recipe.yaml[/bold]")
-def batch(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")],
+class RunByDefault(TyperGroup):
+    """A group whose first argument may be a recipe: ``batch recipe.yaml`` is ``batch run recipe.yaml``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        recipe = any(arg.endswith((".yaml", ".yml")) or Path(arg).is_file() for arg in args)
+        if recipe and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+batch = typer.Typer(
+    cls=RunByDefault,
+    no_args_is_help=True,
+    help="Many erasures from one YAML recipe: run it, look how far it is, put its results on one page.",
+)
+commands.add_typer(batch, name="batch")
+RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")]
+
+
+@batch.command(
+    "run",
+    epilog="Examples: [bold]erasure batch recipe.yaml[/bold]  |  "
+    "[bold]accelerate launch --num_processes 2 -m erasure batch recipe.yaml[/bold]",
+)
+def batch_run(
+    recipe: RecipeFile,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run cells again that failed before; they are left otherwise.")
+    ] = False,
     device: Device = None,
 ) -> None:
-    """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped."""
+    """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped.
+
+    Start it as often as you like, on every machine that sees the folder: each process takes cells that nobody is at.
+    """
     from erasure.batch import Recipe, run
 
     plan = Recipe.load(recipe)
-    cells = plan.cells()
     if dry_run:
-        table = PlainTable("cell", "base", "concept", "method", "seed")
-        for cell in cells:
-            table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
-        console.print(table)
+        _print_plan(plan)
         return
     check_writable(plan.out)
-    if run(plan, device=device, console=console):
+    failed = run(plan, device=device, console=console, retry_failed=retry_failed)
+    _print_states(plan)
+    follow(f"erasure batch collect {shlex.quote(str(recipe))}")
+    if failed:
         raise typer.Exit(1)
+
+
+@batch.command("status", epilog="Example: [bold]erasure batch status recipe.yaml[/bold]")
+def batch_status(recipe: RecipeFile) -> None:
+    """Say how many cells are done, failed, waiting, running or damaged, and what the others will take."""
+    from erasure.batch import Recipe
+
+    plan = Recipe.load(recipe)
+    _print_states(plan)
+    _print_left(plan)
+
+
+@batch.command("collect", epilog="Example: [bold]erasure batch collect recipe.yaml[/bold]")
+def batch_collect(recipe: RecipeFile) -> None:
+    """Write index.html (a table that sorts), cells.csv and the comparison of methods into the recipe's folder."""
+    from erasure.batch import Recipe
+    from erasure.batch.overview import collect
+
+    for file in collect(Recipe.load(recipe)):
+        say(f"{file.name} -> {file.resolve()}", wrap=False)
+
+
+@batch.command("prune", epilog="Example: [bold]erasure batch prune recipe.yaml --yes[/bold]")
+def batch_prune(
+    recipe: RecipeFile,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it they are only listed.")] = False,
+) -> None:
+    """Delete folders of cells that are no longer in the recipe."""
+    from erasure.batch import Recipe
+    from erasure.batch.overview import prunable, prune
+
+    folders = prunable(Recipe.load(recipe))
+    for folder in folders:
+        say(str(folder), wrap=False)
+    if yes:
+        prune(folders)
+    say(f"{len(folders)} folders {'deleted' if yes else 'of other cells; --yes deletes them'}")
+
+
+@batch.command("validate", epilog="Example: [bold]erasure batch validate recipe.yaml[/bold]")
+def batch_validate(recipe: RecipeFile) -> None:
+    """Check a recipe, its suites, methods, settings and files, without opening a model."""
+    from erasure.batch import Recipe
+
+    plan = Recipe.load(recipe)
+    say(f"{recipe.name} is valid: {len(plan.cells())} cells in {plan.out}", wrap=False)
+
+
+@batch.command("schema", epilog="Example: [bold]erasure batch schema > recipe.schema.json[/bold]")
+def batch_schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    from pydantic import TypeAdapter
+
+    from erasure.batch import Recipe
+
+    print_json(TypeAdapter(Recipe).json_schema())
+
+
+def _print_plan(plan: Any) -> None:
+    table = PlainTable("cell", "base", "concept", "method", "seed")
+    cells = plan.cells()
+    for cell in cells[:MOST]:
+        table.add_row(cell.key, cell.base, cell.target, cell.method.name, str(cell.seed))
+    console.print(table)
+    if len(cells) > MOST:
+        say(f"and {len(cells) - MOST} more")
+    _print_left(plan)
+
+
+def _print_states(plan: Any) -> None:
+    """A row for every cell, as far as they fit on a screen or two, and how many are in each state."""
+    from erasure.batch.overview import rows
+
+    table, count = PlainTable("cell", "state", "seconds", "note"), Counter[str]()
+    for row in rows(plan):
+        count[row.state] += 1
+        if sum(count.values()) <= MOST or row.state in ("failed", "damaged"):
+            shown = ", ".join(f"{group} {100 * rate:.0f} %" for group, rate in row.rates.items())
+            table.add_row(row.cell.key, row.state, f"{row.seconds:.0f}" if row.seconds else "", row.note or shown)
+    console.print(table)
+    say(", ".join(f"{number} {state}" for state, number in count.items()))
+
+
+def _print_left(plan: Any) -> None:
+    from erasure.batch.overview import plan as left_of
+
+    left = left_of(plan)
+    if left.passes or left.seconds:
+        say(
+            f"left, going by finished cells: {left.passes:,} forward passes, {left.seconds / 3600:.1f} hours of one "
+            f"process, {left.bytes / 1e9:.2f} GB"
+        )
+    if left.unknown:
+        say(f"not known before a first cell is done: what {', '.join(left.unknown)} will take")
 
 
 @commands.command(

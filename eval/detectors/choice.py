@@ -38,6 +38,29 @@ def detectors_for(
     return [*asked, *judges], judges[0]
 
 
+class Judges:
+    """The detectors of one suite after another; networks are loaded once. For a run over many suites.
+
+    Args:
+        clip, device: as in :func:`detectors_for`.
+    """
+
+    def __init__(self, *, clip: Sequence[str] = CLIP, device: str = "cpu") -> None:
+        self._clip, self._device = tuple(clip), device
+        self._opened: dict[bool, tuple[list[Detector], ClipDetector]] = {}
+
+    def __call__(self, suite: Suite) -> tuple[list[Detector], ClipDetector]:
+        """As :func:`detectors_for` returns them."""
+        world = suite.base == WORLD
+        if world not in self._opened:
+            self._opened[world] = detectors_for(suite, clip=self._clip, device=self._device)
+        found, agreement = self._opened[world]
+        if world:  # they name everything there is
+            return list(found), agreement
+        judges = [one.with_labels(labels_of(suite)) for one in found if isinstance(one, ClipDetector)]
+        return [*judges], judges[0]
+
+
 def _asked(name: str, suite: Suite, device: str) -> VlmDetector:
     model, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
     try:
