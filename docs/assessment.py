@@ -18,11 +18,14 @@ from figures import replace_block  # beside this file
 
 import erasure
 from erasure.eval import Assessment, assess, write_report
+from erasure.eval.core.models import Model
 from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
 from erasure.eval.worldkit import detectors
+from erasure.eval.worldkit.controls import twin
 from erasure.pipelines.guardrails import Guard
+from erasure.world.retrain import FOLDER, TWIN
 from studies.cheats import Declared, HiddenFilter
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -40,6 +43,8 @@ def main(preset: str, out: Path, *probes: str) -> None:
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
         arms["retrained"] = held_out(controls)
+    if twins := twins_beside(controls, pipe):
+        arms["twin"] = twins[-1].change
     arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
     arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
     found = assess(
@@ -55,6 +60,13 @@ def main(preset: str, out: Path, *probes: str) -> None:
         out=out,
     )
     publish(found, out)
+
+
+def twins_beside(controls: list[Model], pipe: Any) -> list[Model]:
+    """Models retrained on everything that no control is: to be judged like an erasure."""
+    used = {model.name for model in controls}
+    files = sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors"))
+    return [model for file in files if (model := twin(file, pipe.device, pipe.unet.dtype)).name not in used]
 
 
 def publish(found: Assessment, out: Path) -> None:
