@@ -145,3 +145,12 @@ def small(arguments: list[str]) -> list[str]:
 
 def test_a_how_to_was_found():
     assert len(HOW_TO) >= 6 and any(list(parts(page)) for page in HOW_TO)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=id_of)
+def test_every_file_a_page_names_is_there(page):
+    named = re.findall(
+        r"`((?:tests|benchmarks|studies|erasure|eval|pipelines|notebooks)/[\w./-]+\.(?:py|yaml|ipynb))`",
+        page.read_text("utf-8"),
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
