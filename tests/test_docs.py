@@ -147,10 +147,9 @@ def test_a_how_to_was_found():
     assert len(HOW_TO) >= 6 and any(list(parts(page)) for page in HOW_TO)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=id_of)
-def test_every_file_a_page_names_is_there(page):
-    named = re.findall(
-        r"`((?:tests|benchmarks|studies|erasure|eval|pipelines|notebooks)/[\w./-]+\.(?:py|yaml|ipynb))`",
-        page.read_text("utf-8"),
-    )
-    assert not [name for name in named if not (ROOT / name).exists()]
+def test_every_file_a_page_names_is_there():
+    folders = "tests|benchmarks|studies|erasure|eval|pipelines|notebooks"
+    named = rf"`((?:{folders})/[\w./-]+\.(?:py|yaml|ipynb))`"
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    found = {(id_of(page), name) for page in pages for name in re.findall(named, page.read_text("utf-8"))}
+    assert found and not [(page, name) for page, name in sorted(found) if not (ROOT / name).exists()]
