@@ -17,9 +17,10 @@ from erasure.artifact import files
 from erasure.artifact.card import card
 from erasure.artifact.config import Config
 from erasure.artifact.kinds import kind_class
+from erasure.artifact.provenance import already, names_in, records_of, write_beside
 from erasure.artifact.record import base_name, component_prints
 from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
-from erasure.backbone import Backbone, backbone_of, denoiser_of
+from erasure.backbone import Backbone, backbone_of, denoiser_of, parts_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
 from erasure.io import writing_folder
@@ -27,7 +28,7 @@ from erasure.io import writing_folder
 Allow = Literal["same-text-encoder"]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Erasure(abc.ABC):
     """A small, named, reversible change to a diffusion model.
 
@@ -89,16 +90,16 @@ class Erasure(abc.ABC):
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
         scale = check_scale(scale)
-        backbone = backbone_of(pipe)
         stack = stack_of(pipe)
         with stack.locked():
-            self.check_base(backbone, allow=allow)
             owner = stack.layers.get(self.name)
-            if owner is not None and owner.erasure is not self:
-                raise ValueError(
-                    f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
-                )
-            if owner is None:
+            if owner is None or owner.erasure is not self:  # its scale may change under a LoRA loaded since
+                backbone = backbone_of(pipe)
+                self.check_base(backbone, allow=allow)
+                if owner is not None:
+                    raise ValueError(
+                        f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
+                    )
                 self.warn_unreached(backbone)
             stack.change(self.name, Layer(self, scale))
         return self
@@ -183,10 +184,16 @@ class Erasure(abc.ABC):
         """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""
         if allow is not None and allow not in get_args(Allow):
             raise ValueError(f"unknown exception; got allow={allow!r}; choose one of {list(get_args(Allow))}")
+        self.check_unerased(backbone)
         found, expected = component_prints(backbone), self.prints
         wrong = [p for p in {**expected, **found} if not matches(expected.get(p, {}), found.get(p, {"layout": ""}))]
         transferable = set(wrong) <= set(backbone.denoisers) and self.transfers(backbone) and not self.misfits(backbone)
         if wrong and not (transferable and allow):
+            if done := names_in(stack_of(backbone).fused):
+                raise ValueError(
+                    f"{already(done, 'this pipeline')}; {self.name!r} was made for {self.config['base']['name']}: load "
+                    "that and apply all of them, or make a new erasure on this pipeline"
+                )
             part = wrong[0]
             raise ValueError(
                 f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
@@ -202,6 +209,18 @@ class Erasure(abc.ABC):
             )
         if bad := self.misfits(backbone):
             raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
+
+    def check_unerased(self, backbone: Backbone) -> None:
+        """Raise if the pipeline has this erasure, or one that does the same, in its weights for good."""
+        made_on = (self.config.base.model_extra or {}).get("erased") or []
+        concepts = [concept["name"] for concept in self.config["concepts"]]
+        for entry in (entry for entries in stack_of(backbone).fused.values() for entry in entries):
+            same = entry.get("method") == self.config["method"] and entry.get("concepts") == concepts
+            if (same or entry["name"] == self.name) and entry["name"] not in made_on:
+                raise ValueError(
+                    f"{already([entry['name']], 'this pipeline')}; applying {self.name!r} would make the edit twice; "
+                    f"leave it as it is, or load {self.config['base']['name']}"
+                )
 
     def warn_unreached(self, backbone: Backbone) -> None:
         """Say, when it is put on a pipeline, which other modules read the text past it. Text encoders serve all."""
@@ -364,8 +383,10 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
+    records = {part: entries for part, entries in records_of(pipe).items() if parts_of(pipe)[part] is denoiser_of(pipe)}
     with writing_folder(folder, last="config.json") as temporary:
         denoiser_of(pipe).save_pretrained(temporary)
+        write_beside(temporary, records)
     return folder
 
 

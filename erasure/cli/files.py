@@ -199,10 +199,13 @@ def diff(
 
 def _save_pipeline(pipe: Any, out: Path) -> Path:
     """Write a whole pipeline into a new folder, completely or not at all."""
+    from erasure.artifact.provenance import records_of, write_beside
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty; give a new folder")
     with writing_folder(out, last="model_index.json") as temporary:
         pipe.save_pretrained(temporary)
+        write_beside(temporary, records_of(pipe))
     return out
 
 
