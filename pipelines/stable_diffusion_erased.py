@@ -51,8 +51,6 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
             ValueError: erasures are attached, which are in no weight and would be left out.
         """
         refuse_attached(self)
-        if not str(save_directory).strip():
-            raise ValueError("an empty name of a folder; give one to save into")
         check_writable(save_directory)
         write_beside(Path(save_directory), records_of(self))  # first, as the pipeline may be uploaded at the end
         config = {"requires_safety_checker": self.config.requires_safety_checker}

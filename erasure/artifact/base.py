@@ -23,7 +23,7 @@ from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, 
 from erasure.backbone import Backbone, backbone_of, denoiser_of, parts_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
-from erasure.io import writing_folder
+from erasure.io import named, writing_folder
 
 Allow = Literal["same-text-encoder"]
 
@@ -254,7 +254,7 @@ class Erasure(abc.ABC):
         if system and not self.system:
             raise ValueError(f"{self.name!r} has no system to save; only closed forms of one plain regression do")
         files.check_name(self.name)
-        folder = Path(folder)
+        folder = named(folder)
         config = {**self.config.plain(), "name": self.name, "kind": self.kind}
         if not system:
             config.pop("system", None)
@@ -378,7 +378,7 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
         ValueError: the folder holds something that is not a model, or the model this one was loaded from; or erasures
             are attached, which are in no weight. Nothing in the folder is touched.
     """
-    folder = Path(folder)
+    folder = named(folder)
     refuse_attached(pipe)
     refuse_origin(pipe, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():

@@ -19,7 +19,7 @@ from erasure.artifact.base import Erasure
 from erasure.artifact.provenance import metadata_of, records_of
 from erasure.artifact.stack import refuse_attached, stack_of
 from erasure.backbone import backbone_of
-from erasure.io import writing
+from erasure.io import check_file, writing
 
 KINDS = ("resnets", "attentions")
 RESNET = {
@@ -65,6 +65,7 @@ def export_single_file(pipe: Any, path: str | os.PathLike[str], edit: Erasure | 
     Raises:
         ValueError: not Stable Diffusion 1.x / 2.x, or its U-Net has blocks the layout has no name for.
     """
+    check_file(path)
     backbone = backbone_of(pipe)
     if backbone.architecture != "sd-unet":
         raise ValueError(

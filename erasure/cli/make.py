@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli.evaluate import compare, make_erasures, read_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base
+from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base, path
 from erasure.io import check_writable, parse_yaml, printable, writing
 from erasure.terminal import say
 
@@ -34,13 +33,15 @@ SuiteName = Annotated[
     str | None,
     typer.Option(help="Take concepts, synonyms, neighbours and the keep list from a suite; --keep adds to it."),
 ]
-Whole = Annotated[Path | None, typer.Option(help="Also write the whole edited UNet or transformer here.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")]
+Whole = Annotated[Path | None, typer.Option(parser=path, help="Also write the whole edited UNet or transformer here.")]
+Checkpoint = Annotated[Path | None, typer.Option(parser=path, help="Folder for training state; run again to resume.")]
 
 
 @commands.command(epilog="Example: [bold]erasure demo[/bold]")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for erasures, pictures and report.")] = Path("erasure-demo"),
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for erasures, pictures and report.")] = Path(
+        "erasure-demo"
+    ),
     suite: Annotated[str, typer.Option(help="Which world suite.")] = "superhero",
     limit: Limit = None,
     device: Device = None,
@@ -65,7 +66,7 @@ def demo(
 )
 def erase(
     concept: Annotated[str, typer.Argument(help="What to erase.")],
-    out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the erasure.")],
     base: Base = "emoji-world",
     variant: Variant = None,
     method: Method = "uce",
@@ -151,19 +152,21 @@ def _summary(edit: Any, folder: Path) -> list[str]:
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the pictures.")],
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly: 0 not at all, 1 (default) as it was made.")] = None,
     base: Base = "emoji-world",
     variant: Variant = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up from it.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up from it.")
+    ] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="Also one sheet, before above after, as grid.png.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Sampler steps; 8 on emoji-world, 25 elsewhere.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; 3 on emoji-world, 7.5 elsewhere.")
+        float | None, typer.Option(help="Classifier-free guidance, 0 to 100; 3 on emoji-world, 7.5 elsewhere.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -174,8 +177,9 @@ def generate(
     from erasure.opening import quiet
     from erasure.pipelines import load_erasure
 
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"--scale must be a number; got {scale}; 1 is as the erasure was made")
+    for option, number in (("scale", scale), ("guidance", guidance)):
+        if number is not None and not 0 <= number <= 100:
+            raise ValueError(f"--{option} is a number from 0 to 100; got {number}; leave it out for the usual one")
     if scale is not None and not erasure:
         raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
     edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
