@@ -7,23 +7,27 @@ import dataclasses
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from erasure.artifact import files
-from erasure.artifact.card import card
+from erasure.artifact.card import card, html_card, one_line
 from erasure.artifact.config import Config
 from erasure.artifact.kinds import kind_class
-from erasure.artifact.provenance import already, names_in, records_of, write_beside
+from erasure.artifact.provenance import already, names_in
 from erasure.artifact.record import base_name, component_prints
-from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
-from erasure.backbone import Backbone, backbone_of, denoiser_of, parts_of
+from erasure.artifact.stack import Handle, Layer, check_scale, stack_of
+from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
-from erasure.io import named, writing_folder
+from erasure.concept import WORLD, listed
+from erasure.io import named
+from erasure.pictures import check_seed, drawn, sheet, usual_settings
 
 Allow = Literal["same-text-encoder"]
 
@@ -307,9 +311,52 @@ class Erasure(abc.ABC):
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
+    # --- for people -------------------------------------------------------------------------------------------------
+
     def card(self) -> str:
         """The model card: what was done to which model, and what that does not show."""
         return card(self)
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    def preview(
+        self, pipe: Any, prompts: str | Sequence[str], *, seed: int = 0, scale: float = 1.0, **call: Any
+    ) -> Image.Image:
+        """Draw prompts without and with the erasure from the same noise: one sheet, before above after.
+
+        The pipeline is left as it was found, with whatever erasures are on it; they stay on for both rows.
+
+        Args:
+            pipe: its base model.
+            prompts: one or several; one call of the pipeline for each row and prompt.
+            seed: of the noise.
+            scale: how strongly.
+            **call: arguments of the pipeline's call. By default 8 steps and guidance 3 on Emoji World, and what the
+                pipeline itself has elsewhere.
+
+        Raises:
+            ValueError: no prompt, a seed or scale that is none, or another base model.
+        """
+        wanted, seed, scale = listed(prompts), check_seed(seed), check_scale(scale)
+        if not wanted:
+            raise ValueError(f"a preview draws prompts; got {prompts!r}; give one, or several")
+        if self.config["base"]["name"] == WORLD:
+            call = {**usual_settings(WORLD), **call}
+        stack = stack_of(pipe)
+        with stack.locked():
+            found = stack.layers
+            try:
+                stack.set({name: layer for name, layer in found.items() if layer.erasure is not self})
+                before = drawn(pipe, wanted, seed, **call)
+                self.apply(pipe, scale)
+                after = drawn(pipe, wanted, seed, **call)
+            finally:
+                stack.set(found)
+        return sheet({"before": before, "after": after}, wanted)
 
 
 class WeightErasure(Erasure):
@@ -362,34 +409,6 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
-def refuse_origin(pipe: Any, folder: Path) -> None:
-    """Refuse to write an edited model over the one it was loaded from, or into its folder."""
-    source = Path(str(pipe.config.get("_name_or_path") or "."))
-    if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
-
-
-def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
-
-    ``UNet2DConditionModel.from_pretrained``, or the transformer's own class where the pipeline has one.
-
-    Raises:
-        ValueError: the folder holds something that is not a model, or the model this one was loaded from; or erasures
-            are attached, which are in no weight. Nothing in the folder is touched.
-    """
-    folder = named(folder)
-    refuse_attached(pipe)
-    refuse_origin(pipe, folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
-    records = {part: entries for part, entries in records_of(pipe).items() if parts_of(pipe)[part] is denoiser_of(pipe)}
-    with writing_folder(folder, last="config.json") as temporary:
-        denoiser_of(pipe).save_pretrained(temporary)
-        write_beside(temporary, records)
-    return folder
-
-
 __all__ = [
     "Allow",
     "Erasure",
@@ -398,5 +417,4 @@ __all__ = [
     "base_name",
     "component_prints",
     "exact",
-    "save_denoiser",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,10 @@ import typer
 
 from erasure.cli.evaluate import compare, make_erasures, read_erasures
 from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base, path
-from erasure.io import check_writable, parse_yaml, printable, writing
+from erasure.io import check_writable, parse_yaml, writing
 from erasure.terminal import say
 
 BATCH = 16  # pictures that are drawn together
-COLUMNS = 12  # of a sheet
 commands = typer.Typer()
 
 Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
@@ -128,23 +126,12 @@ def _names(given: Sequence[str] | None, option: str) -> list[str]:
 
 def _summary(edit: Any, folder: Path) -> list[str]:
     """What an erasure is and what it moved, in words."""
-    from erasure.artifact.card import report_rows
+    from erasure.artifact.card import in_words
     from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
 
-    size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).exists())
-    figures, groups = report_rows(edit.config.get("report") or {})
-    moved = figures.get("relative_change")
-    if edit.intervention == "adapter":
-        effect = "no weight changes: it can be taken off"
-    else:
-        effect = (
-            f"the weights it changes move by {moved:.2g} times their size" if moved is not None else "edits weights"
-        )
-    lines = [f"{edit.kind}, {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1000:.1f} kB'}; {effect}"]
-    if groups:
-        seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
-        lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
-    return lines
+    return in_words(
+        edit, sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).exists())
+    )
 
 
 @commands.command(
@@ -172,9 +159,9 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
-    from erasure.concept import WORLD
     from erasure.eval.core.lengths import too_long
     from erasure.opening import quiet
+    from erasure.pictures import sheet, usual_settings
     from erasure.pipelines import load_erasure
 
     for option, number in (("scale", scale), ("guidance", guidance)):
@@ -185,11 +172,8 @@ def generate(
     edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
     check_writable(out)
     pipe = open_base(base, device, dtype, variant=variant)
-    usual = (8, 3.0) if base == WORLD else (25, 7.5)
-    sampler: dict[str, Any] = {
-        "num_inference_steps": usual[0] if steps is None else steps,
-        "guidance_scale": usual[1] if guidance is None else guidance,
-    }
+    chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampler = {**usual_settings(base), **{key: value for key, value in chosen.items() if value is not None}}
     out.mkdir(parents=True, exist_ok=True)
     with quiet(), contextlib.suppress(ValueError):  # an architecture of which nothing is known
         for reason in too_long(pipe, prompts).values():
@@ -229,56 +213,6 @@ def _drawn(
                     image.save(file)
                 found.append(image)
     return found
-
-
-def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int = 192, margin: int = 64) -> Any:
-    """Pictures in rows, each with a name, under their titles; behind :data:`COLUMNS` of them, further down.
-
-    Args:
-        titles: their lines are kept apart; the last one is broken where the picture ends, and cut with an ellipsis.
-    """
-    from PIL import Image, ImageDraw
-
-    font, head = _font(13), 54
-    bands = [range(start, min(start + COLUMNS, len(titles))) for start in range(0, len(titles), COLUMNS)]
-    tall = head + side * len(rows)
-    page = Image.new("RGB", (margin + side * len(bands[0]), tall * len(bands)), "white")
-    pen = ImageDraw.Draw(page)
-    for top, band in zip(range(0, page.height, tall), bands, strict=True):
-        for x, i in zip(range(margin, page.width, side), band, strict=False):
-            pen.multiline_text((x + 4, top + 4), _fitted(titles[i], font, side - 12, lines=3), "black", font)
-            for y, images in enumerate(rows.values()):
-                page.paste(images[i].resize((side - 4, side - 4)), (x, top + head + y * side))
-        for y, name in enumerate(rows):
-            pen.text((4, top + head + y * side + side // 2), name, "black", font)
-    return page
-
-
-def _fitted(title: str, font: Any, width: int, *, lines: int) -> str:
-    """A title in at most so many lines that are no wider than ``width`` pixels."""
-    *first, text = title.split("\n")
-    left = printable(text, limit=None)
-    found: list[str] = []
-    while left and len(found) + len(first) < lines:
-        end = max(1, bisect.bisect_right(range(1, len(left) + 1), width, key=lambda n: font.getlength(left[:n])))
-        if end < len(left) and (space := left.rfind(" ", 0, end + 1)) > 0:
-            end = space
-        found.append(left[:end])
-        left = left[end:].lstrip()
-    if left:
-        cut = found[-1]
-        while cut and font.getlength(f"{cut}…") > width:
-            cut = cut[:-1]
-        found[-1] = f"{cut}…"
-    return "\n".join([*first, *found])
-
-
-def _font(size: int) -> Any:
-    """A font that every installation has: matplotlib's own, which knows more letters than PIL's."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tuple[str, ...]]:
