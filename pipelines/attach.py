@@ -171,6 +171,8 @@ class Attached(Installed):
     def map(self, x: Tensor, site: Site, space: Space) -> Tensor:
         """What a layer reads in the place of ``x``. Keys and values share their input, which is mapped once a call."""
         mapped = self._call.mapped
+        if self._call.scales is None:  # a layer is called alone: nothing says when that ends
+            return self._map(x, site, space)
         if id(x) not in mapped:  # the tensor is kept beside the result, so that no other takes its identity
             mapped[id(x)] = x, self._map(x, site, space)
         return mapped[id(x)][1]

@@ -192,6 +192,18 @@ def test_rows_that_are_not_those_of_the_call_are_refused(attached):
         erasures(pipe, rows=[["ninja"], []], num_images_per_prompt=1)(["a", "b"], num_images_per_prompt=2, **SHORT)
 
 
+def test_a_layer_called_alone_follows_the_choice_of_its_moment(attached):
+    pipe, _ = attached
+    layer, x = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k, torch.randn(1, 5, 32)
+    with torch.no_grad():
+        with erasures(pipe, []):
+            plain = layer(x)
+        with erasures(pipe, {"ninja": 5.0}):
+            differ(layer(x), plain)
+        with erasures(pipe, rows=[[]]), pytest.raises(ValueError, match="a layer was called alone"):
+            layer(x)
+
+
 def test_embeddings_are_counted_as_prompts_are(attached):
     pipe, lone = attached
     text, _ = pipe.encode_prompt(["a superhero"] * 2, "cpu", 1, False)

@@ -221,8 +221,9 @@ class Erasure(abc.ABC):
         for entry in (entry for entries in stack_of(backbone).fused.values() for entry in entries):
             same = entry.get("method") == self.config["method"] and entry.get("concepts") == concepts
             if (same or entry["name"] == self.name) and entry["name"] not in made_on:
+                alike = "" if entry["name"] == self.name else ", of the same method and concepts,"
                 raise ValueError(
-                    f"{already([entry['name']], 'this pipeline')}; applying {self.name!r} would make the edit twice; "
+                    f"{already([entry['name']], 'this pipeline')}; {self.name!r}{alike} would make the edit twice; "
                     f"leave it as it is, or load {self.config['base']['name']}"
                 )
 
