@@ -6,7 +6,10 @@ import functools
 import io
 import itertools
 import random
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,11 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+import erasure
 from erasure import cli
 from erasure.pipelines import attach_erasures
 from erasure.pipelines.serve import Limits, create_app
 from tests.tiny import make, tiny_pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("superhero", "ninja", "van gogh", "wizard")
 PROMPTS = ("a superhero", "a ninja and a wizard, " * 7, "the cat in the style of van gogh")
 CALL = {"num_inference_steps": 2, "guidance_scale": 4.0}
@@ -206,3 +211,15 @@ def test_the_command_serves_erasures_by_their_names(tmp_path, monkeypatch, capsy
     assert code == 2 and "nothing to serve" in said
     code, said = run("--erasure", "hero=")
     assert code == 2 and "NAME=FOLDER" in said and len(served) == 1
+
+
+def test_the_python_of_the_page_on_serving_runs(tmp_path, monkeypatch):
+    """On a tiny model: what is drawn with what is held by tests/test_per_call.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(erasure.world, "load", tiny_pipeline)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf-8"), flags=re.DOTALL):
+        if "hero.apply" in block:  # not beside what is attached
+            names["pipe"] = tiny_pipeline()
+        exec(block.replace("num_inference_steps=8", "num_inference_steps=1"), names)
+    assert len(names["pictures"]) == 4 and (tmp_path / "erased" / "model_index.json").exists()
