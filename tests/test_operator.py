@@ -174,14 +174,14 @@ def test_two_threads_that_draw_under_one_attached_erasure_do_not_mix():
     found = {}
 
     def run(i):
-        for _ in range(5):
+        for _ in range(2):
             found[i] = draw(pipes[i], batches[i], guidance_scale=4.0)
 
     with attach_erasures(pipe, [uce(pipe), uce(pipe, "van gogh")], scales=[1.0, 0.5]):
         run(0)
         run(1)
         alone = dict(found)
-        for _ in range(3):
+        for _ in range(2):
             threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
             for thread in threads:
                 thread.start()

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 import erasure
@@ -26,19 +27,25 @@ from tests.tiny import make, tiny_pipeline
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("superhero", "ninja", "van gogh", "wizard")
 PROMPTS = ("a superhero", "a ninja and a wizard, " * 7, "the cat in the style of van gogh")
-CALL = {"num_inference_steps": 2, "guidance_scale": 4.0}
 PLACE = "/v1/images/generations"
+
+
+def pipeline():
+    """With a scheduler that counts its steps."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    return pipe
 
 
 @functools.cache
 def edits():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     return {name: make(pipe, name, "uce", preset="official-2025", keep=["spiderman"], name=name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
 def app():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     app = create_app(pipe, edits(), limits=Limits(at_once=4, waiting=2000, side=64, steps=10))
     yield app
     app.state.server.close()
@@ -63,16 +70,17 @@ def pixels(answer):
 
 
 def lone_pictures(wanted):
-    """What a pipeline of its own draws with these erasures alone, for each (prompt, erasures, seed)."""
+    """What a pipeline of its own draws with these erasures alone, for each (prompt, erasures, seed, steps)."""
     found = {}
-    for chosen in {chosen for _, chosen, _ in wanted}:
-        pipe = tiny_pipeline()
+    for chosen in {chosen for _, chosen, _, _ in wanted}:
+        pipe = pipeline()
         mine = [edit for name, edit in edits().items() if name in dict(chosen)]
         with attach_erasures(pipe, mine, scales=[dict(chosen)[edit.name] for edit in mine]):
-            for prompt, own, seed in sorted(wanted):
+            for prompt, own, seed, steps in sorted(wanted):
                 if own == chosen:
-                    drawn = pipe(prompt, generator=torch.Generator().manual_seed(seed), **CALL)
-                    found[prompt, own, seed] = np.asarray(drawn.images[0])
+                    generator = torch.Generator().manual_seed(seed)
+                    drawn = pipe(prompt, generator=generator, num_inference_steps=steps, guidance_scale=4.0)
+                    found[prompt, own, seed, steps] = np.asarray(drawn.images[0])
     return found
 
 
@@ -80,12 +88,15 @@ def check_load(app, count):
     chance = random.Random(0)
     # strong, so that no two sets of erasures draw the same pixels
     sets = [tuple((name, 4.0) for name in some) for n in (0, 1, 2) for some in itertools.combinations(NAMES, n)]
-    jobs = [(chance.choice(PROMPTS), chance.choice(sets[:6]), chance.randrange(2)) for _ in range(count)]
+    jobs = [(chance.choice(PROMPTS), chance.choice(sets[:6]), 0, chance.choice((2, 4))) for _ in range(count)]
     alone = lone_pictures(set(jobs))
-    for prompt, seed in {(prompt, seed) for prompt, _, seed in jobs}:  # or a wrong erasure would go unseen
-        some = [picture.tobytes() for (p, _, s), picture in alone.items() if (p, s) == (prompt, seed)]
+    for prompt, steps in {(prompt, steps) for prompt, _, _, steps in jobs}:  # or a wrong erasure would go unseen
+        some = [picture.tobytes() for (p, _, _, s), picture in alone.items() if (p, s) == (prompt, steps)]
         assert len(set(some)) == len(some)
-    bodies = [{"prompt": p, "erasures": dict(own), "seed": seed, "steps": 2, "guidance": 4.0} for p, own, seed in jobs]
+    bodies = [
+        {"prompt": p, "erasures": dict(own), "seed": seed, "steps": steps, "guidance": 4.0}
+        for p, own, seed, steps in jobs
+    ]
     answers = ask(app, *bodies)
     wrong = [job for job, answer in zip(jobs, answers, strict=True) if not np.array_equal(*pixels(answer), alone[job])]
     assert wrong == []
