@@ -14,7 +14,7 @@ from torch import Tensor
 from erasure.artifact import Erasure
 from erasure.artifact.stack import check_scale
 
-Names = Erasure | str | Sequence[Erasure | str] | Mapping[Erasure | str, float]
+Names = Erasure | str | Sequence[Erasure | str] | Mapping[Any, float]  # to scales
 Scales = dict[str, float]
 
 # Predictions that guidance makes in one call of a denoiser: one, two, or three (perturbed attention, InstructPix2Pix).
@@ -65,6 +65,7 @@ def choice_of(
 
 
 def _scales(known: Mapping[str, float], names: Names) -> Scales:
+    given: list[tuple[Any, float | None]]
     if isinstance(names, Mapping):
         given = [(name, check_scale(scale)) for name, scale in names.items()]
     else:
