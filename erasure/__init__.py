@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, *_MODULES])
+    return sorted({*__all__, *_MODULES, "__version__"})
 
 
 __all__ = ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser"]

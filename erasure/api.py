@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.artifact import Erasure
+from erasure.artifact.provenance import already, names_in
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
 from erasure.concept import Concept, Suite, listed, nfc
@@ -70,6 +71,8 @@ def erase(
     stack = stack_of(backbone)
     with stack.locked():
         refuse_erased(stack)
+        if done := names_in(stack.fused):
+            warnings.warn(f"{already(done, 'this pipeline')}; this one will belong to it as it is", stacklevel=2)
         recipe.validate(backbone, request)
         if not request.keep and recipe.needs_keep:
             warnings.warn(

@@ -14,6 +14,7 @@ from erasure.pipelines.filters import (
 )
 from erasure.pipelines.guardrails import Decision, Guard, GuardedPipeline, Stopped
 from erasure.pipelines.loading import active_erasures, fuse_erasures, load_erasure, set_erasures, unload_erasures
+from erasure.pipelines.per_call import Drawing, erasures
 from erasure.pipelines.retrieval import Lookup, Retrieval, RetrievalPipeline, Used
 from erasure.pipelines.stable_diffusion_erased import ErasedStableDiffusionPipeline
 from erasure.pipelines.store import Entry, Event, Found, Store, Withdrawn
@@ -22,6 +23,7 @@ __all__ = [
     "AnyOf",
     "Attached",
     "Decision",
+    "Drawing",
     "Embedder",
     "EmbeddingFilter",
     "Entry",
@@ -45,6 +47,7 @@ __all__ = [
     "active_erasures",
     "attach_erasures",
     "calibrated",
+    "erasures",
     "fuse_erasures",
     "load_erasure",
     "set_erasures",

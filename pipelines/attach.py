@@ -1,11 +1,12 @@
 """Erasures on the text instead of on the weights: nothing is written, and every prompt of a batch can have its own.
 
 Every layer that receives the text multiplies it by ``W``; an operator erasure makes that ``W T``. So ``T`` may as well
-be put on the input of those layers: ``(W T) x = W (T x)``. A server switches erasures between requests for nothing.
+be put on the input of those layers: ``(W T) x = W (T x)``. A server chooses erasures for each call, for nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from typing import Any, Self, get_args
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.base import Allow
+from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import check_scales, stack_of
 from erasure.backbone import Backbone, Site, Space, backbone_of
+from erasure.backbone.listen import named_arguments
+from erasure.pipelines.calls import Copies
+from erasure.pipelines.choices import Choice, Names, choice_of, chosen, order
 
 SPACES: tuple[Space, ...] = get_args(Space)
-Rows = Sequence[Sequence[Erasure | str]]
 
 
 def attach_erasures(
@@ -27,28 +31,31 @@ def attach_erasures(
     edits: Erasure | Sequence[Erasure],
     *,
     scales: float | Sequence[float] = 1.0,
-    rows: Rows | None = None,
-    num_images_per_prompt: int = 1,
+    rows: Sequence[Names] | None = None,
+    num_images_per_prompt: int | None = None,
     allow: Allow | None = None,
 ) -> Attached:
     """Put operator erasures on a pipeline without touching a weight. The pictures are those of the applied erasures.
+
+    :func:`~erasure.pipelines.erasures` chooses among them for one call.
 
     Args:
         pipe: the pipeline they were made for. Erasures applied to its weights stay in force beside these.
         edits: one operator erasure or several; several act in the order in which ``apply`` would stack them.
         scales: how strongly, one number for all or one each.
-        rows: for each prompt of the batch the erasures (or their names) it gets, ``[]`` for none; all of them on every
-            prompt by default.
-        num_images_per_prompt: what the pipeline is called with; it repeats each prompt so often.
+        rows: for calls that choose nothing themselves: for each prompt of the batch the erasures (or their names) it
+            gets, ``[]`` for none; all of them on every prompt by default.
+        num_images_per_prompt: beside ``rows``: what the pipeline is called with. It is found out by default, and a call
+            that leaves it open is refused.
         allow: as in :meth:`Erasure.apply <erasure.artifact.Erasure.apply>`.
 
     Returns:
-        A handle: ``remove()`` takes them off, ``set(...)`` changes scales and rows between calls; it is a context
-        manager too.
+        A handle: ``remove()`` takes them off; it is a context manager too. Until then the pipeline cannot be saved,
+        copied with ``deepcopy`` or pickled: they are in no weight.
 
     Raises:
         ValueError: an erasure is no single map of the text: a fine-tune, one with a factor for each layer, or one that
-            leaves some of the layers that read the text alone.
+            leaves some of the layers that read the text alone; or another one of that name is attached.
 
     >>> with attach_erasures(pipe, [hero, cat], rows=[[hero], [], [hero, cat]]):  # doctest: +SKIP
     ...     pipe(["a photo of a superhero", "a cat", "a superhero with a cat"])
@@ -78,8 +85,14 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
     return edit
 
 
-class Attached:
-    """Operator erasures that stand on a denoiser's text input; see :func:`attach_erasures`."""
+class Attached(Installed):
+    """Operator erasures that stand on a denoiser's text input; see :func:`attach_erasures`.
+
+    Attributes:
+        edits: the erasures by name, in the order in which they were attached.
+        scales: theirs where a call gives none.
+        copies: of the pipeline, for calls from several threads.
+    """
 
     def __init__(
         self,
@@ -87,18 +100,21 @@ class Attached:
         edits: Sequence[OperatorErasure],
         *,
         scales: float | Sequence[float],
-        rows: Rows | None,
-        num_images_per_prompt: int,
+        rows: Sequence[Names] | None,
+        num_images_per_prompt: int | None,
     ) -> None:
+        self._stack = stack_of(backbone)
+        there = [name for handle in self._stack.attached for name in handle.edits]
         names = [edit.name for edit in edits]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two erasures of one name; got {names}; rename one of them")
+        if len({*names, *there}) < len(names) + len(there):
+            raise ValueError(f"two erasures of one name; got {names}, attached are {there}; rename one of them")
         self.edits = {edit.name: edit for edit in edits}
-        self._call = _Call()
-        self._latents = backbone.latent_argument
-        self.set(scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
+        self.scales = dict(zip(names, check_scales(scales, len(edits)), strict=True))
+        self.copies = Copies()
+        self._backbone, self._call = backbone, _Call()
+        self._default = choice_of(self.scales, None, rows, num_images_per_prompt)
         self._handles = [
-            site.linear.register_forward_pre_hook(self._hook(site, space))
+            site.linear.register_forward_pre_hook(_OnText(self, site, space))
             for space in SPACES
             if space in backbone.spaces and any(space in edit.spaces for edit in edits)
             for site in backbone.text_sites(space).values()
@@ -106,32 +122,16 @@ class Attached:
         for denoiser in backbone.denoiser_parts.values():
             self._handles.append(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._handles.append(denoiser.register_forward_hook(self._end, always_call=True))
-        self._stack = stack_of(backbone)
-        self._stack.attached.append(self)
-
-    def set(
-        self, *, scales: float | Sequence[float] = 1.0, rows: Rows | None = None, num_images_per_prompt: int = 1
-    ) -> None:
-        """Change scales and rows for the calls that follow; what is not given goes back to its default.
-
-        Raises:
-            ValueError: a name is not attached, or scales and erasures differ in number. Nothing changes then.
-        """
-        factors = check_scales(scales, len(self.edits))
-        named = None if rows is None else [[e if isinstance(e, str) else e.name for e in row] for row in rows]
-        if unknown := sorted({name for row in named or [] for name in row} - set(self.edits)):
-            raise ValueError(f"not attached: {unknown}; attached are {list(self.edits)}; attach them first")
-        self._scales = dict(zip(self.edits, factors, strict=True))
-        self._rows, self._images = named, num_images_per_prompt
-        used = {*self.edits} if named is None else {name for row in named for name in row}
-        self._in_force = {name for name in used if self._scales[name]}  # the others cost a server nothing
+        self._stack.attach(self)
 
     def remove(self) -> None:
         """Take the erasures off. Calling it again does nothing."""
         for handle in self._handles:
             handle.remove()
-        if self in self._stack.attached:
-            self._stack.attached.remove(self)
+        self._stack.detach(self)
+
+    def __repr__(self) -> str:
+        return f"Attached({list(self.edits)})"
 
     def __enter__(self) -> Self:
         return self
@@ -140,66 +140,100 @@ class Attached:
         self.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latents = kwargs.get(self._latents, args[0] if args else None)
-        self._call.batch = len(latents) if latents is not None else 1
-        self._call.mapped.clear()
-        if self._rows is not None:
-            self._check_rows(self._call.batch)
+        choice, call = chosen(self) or self._default, self._call
+        call.clear()
+        if not choice.each:
+            call.scales = self._scales(choice, (0,))
+            return
+        inputs, backbone = named_arguments(module, args, kwargs), self._backbone
+        latents = inputs[backbone.latent_argument]
+        prompts = order(
+            choice,
+            latents,
+            lambda: backbone.text_of(inputs),
+            guidance_doubles=backbone.guidance == "cfg" and not backbone.guidance_calls,
+            guided=self._guided(),
+        )
+        call.batch, call.scales = len(latents), self._scales(choice, prompts)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._call.mapped.clear()
+        self._call.clear()  # nothing of it is left for what is called next
 
-    def _hook(self, site: Site, space: Space) -> Any:
-        """What maps the input of one layer: all of it, or the columns that hold the text."""
+    def _guided(self) -> bool:
+        """Whether the pipeline says that its call is guided. False says nothing: it may be another pipeline's call."""
+        return getattr(self._backbone.pipe, "do_classifier_free_guidance", None) is True
 
-        def hook(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, *others = args
-            mapped = self._call.mapped
-            if id(x) not in mapped:  # the tensor is kept beside the result, so that no other takes its identity
-                mapped[id(x)] = x, self._map(x, site, space)
-            return mapped[id(x)][1], *others
+    def _scales(self, choice: Choice, prompts: Sequence[int]) -> dict[str, list[float]]:
+        """Scales of the erasures in force, for each row or one for all; the others cost a server nothing."""
+        used = {name for row in choice.rows for name, scale in row.items() if scale}
+        return {name: [choice.rows[i].get(name, 0.0) for i in prompts] for name in reversed(self.edits) if name in used}
 
-        return hook
+    def map(self, x: Tensor, site: Site, space: Space) -> Tensor:
+        """What a layer reads in the place of ``x``. Keys and values share their input, which is mapped once a call."""
+        mapped = self._call.mapped
+        if self._call.scales is None:  # a layer is called alone: nothing says when that ends
+            return self._map(x, site, space)
+        if id(x) not in mapped:  # the tensor is kept beside the result, so that no other takes its identity
+            mapped[id(x)] = x, self._map(x, site, space)
+        return mapped[id(x)][1]
 
     def _map(self, x: Tensor, site: Site, space: Space) -> Tensor:
         columns = slice(*(site.columns or (None,)))
         part = x[..., columns]
         # W T1 T2 x: the one applied last meets the text first.
-        for name, edit in reversed(self.edits.items()):
-            if space in edit.spaces and name in self._in_force:
-                part = edit.map(part, space, self._scale(name, part))
+        for name, scales in self._in_force().items():
+            if space in self.edits[name].spaces:
+                part = self.edits[name].map(part, space, self._scale(scales, part))
         if site.columns is None:
             return part
         whole = x.clone()
         whole[..., columns] = part
         return whole
 
-    def _scale(self, name: str, x: Tensor) -> float | Tensor:
-        """One scale, or one for each row: rows are prompts, each repeated for its pictures, all again for guidance."""
-        if self._rows is None:
-            return self._scales[name]
-        once = torch.tensor([self._scales[name] * (name in row) for row in self._rows], device=x.device)
-        batch, once = self._call.batch, once.repeat_interleave(self._images)
-        self._check_rows(batch, len(x))
-        each = once.repeat(batch // len(once)).repeat_interleave(len(x) // batch)  # frames of a video
+    def _in_force(self) -> dict[str, list[float]]:
+        """The erasures on the call this layer is in, or on the layer alone where somebody calls that."""
+        if self._call.scales is not None:
+            return self._call.scales
+        choice = chosen(self) or self._default
+        if choice.each:
+            raise ValueError("rows belong to a call of the whole denoiser; a layer was called alone; choose no rows")
+        return self._scales(choice, (0,))
+
+    def _scale(self, scales: list[float], x: Tensor) -> float | Tensor:
+        """One scale, or one for each row of the text."""
+        batch = self._call.batch
+        if not batch:
+            return scales[0]
+        if len(x) % batch:
+            raise ValueError(
+                f"rows for a batch of {batch}, but a layer got {len(x)} rows of text; models that read all prompts as "
+                "one sequence take no rows; draw one prompt a call"
+            )
+        each = torch.tensor(scales, device=x.device).repeat_interleave(len(x) // batch)  # frames of a video
         return each.reshape(-1, *[1] * (x.dim() - 1))
 
-    def _check_rows(self, batch: int, texts: int = 0) -> None:
-        """Raise unless a batch of the denoiser, and its rows of text, are those of the prompts."""
-        once = len(self._rows or ()) * self._images
-        if not once or batch % once or texts % batch:
-            raise ValueError(
-                f"rows for {len(self._rows or ())} prompts with {self._images} pictures each, but the denoiser got a "
-                f"batch of {batch}; give one row a prompt, and num_images_per_prompt as the pipeline has it; models "
-                "that read all prompts as one sequence take no rows"
-            )
+
+@dataclasses.dataclass(frozen=True)
+class _OnText(Installed):
+    """The hook on one layer: its input, or the columns that hold the text."""
+
+    attached: Attached
+    site: Site
+    space: Space
+
+    def __call__(self, linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.attached.map(args[0], self.site, self.space), *args[1:]
 
 
 class _Call(threading.local):
-    """One denoiser call, of each thread its own: its batch, and what was mapped (keys and values share their input)."""
+    """One denoiser call, of each thread its own: the scales of its rows, and what was mapped."""
 
     def __init__(self) -> None:
-        self.batch = 1
+        self.clear()
+
+    def clear(self) -> None:
+        self.batch = 0  # rows, where each has its own scales
+        self.scales: dict[str, list[float]] | None = None  # the erasure that meets the text first comes first
         self.mapped: dict[int, tuple[Tensor, Tensor]] = {}
 
 

@@ -15,39 +15,45 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from erasure.backbone import denoiser_of
+from erasure.pipelines.around import Around
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 PICTURES = ("generator", "latents")  # arguments with one for each picture
 
 
 class Copies:
-    """Copies of a pipeline around the same models, for calls from several threads.
+    """Copies of pipelines around the same models, for calls from several threads.
 
-    What a call changes is its own: the scheduler, settings kept on the pipeline, and the tokenizers, which set padding
-    and cutting on themselves and so mix up the prompts of two threads. Each thread but the first copies those once.
-
-    Args:
-        pipe: the pipeline; it is not changed.
+    What a call changes is its own: the scheduler, which counts steps; settings kept on the pipeline; and the
+    tokenizers, which set padding and cutting on themselves and so mix up the prompts of two threads. Each thread copies
+    those once.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe, self._first, self._own = pipe, threading.get_ident(), threading.local()
+    def __init__(self) -> None:
+        self._kept = threading.local()
 
-    def make(self) -> Any:
-        """A copy for one call."""
-        other = copy.copy(self.pipe)
-        other.scheduler = copy.deepcopy(self.pipe.scheduler)
-        if threading.get_ident() != self._first:
-            for name, part in self.pipe.components.items():
-                if isinstance(part, PreTrainedTokenizerBase):
-                    setattr(other, name, self._tokenizer(name, part))
+    def make(self, pipe: Any) -> Any:
+        """A copy for one call. The pipeline itself is not changed."""
+        other = copy.copy(pipe)
+        if isinstance(pipe, Around):
+            other.pipe = self.make(pipe.pipe)
+            return other
+        other.scheduler = copy.deepcopy(pipe.scheduler)
+        for name, tokenizer in tokenizers_of(pipe).items():
+            setattr(other, name, self._own(tokenizer))
         return other
 
-    def _tokenizer(self, name: str, original: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        kept = self._own.__dict__
-        if name not in kept or kept[name][0] is not original:
-            kept[name] = original, copy.deepcopy(original)
-        return kept[name][1]
+    def _own(self, original: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        kept = self._kept.__dict__.setdefault("tokenizers", {})
+        found = kept.get(id(original))
+        if found is None or found[0] is not original or found[1] != len(original):  # words may have been added
+            found = kept[id(original)] = original, len(original), copy.deepcopy(original)
+        return found[2]
+
+
+def tokenizers_of(pipe: Any) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizers of a pipeline by name."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, PreTrainedTokenizerBase)}
 
 
 def image_to_image(pipe: Any) -> Any:
@@ -130,4 +136,4 @@ def ordered(parts: Sequence[Any], at: Sequence[int]) -> Any:
     return torch.cat(list(parts))[list(at)] if isinstance(parts[0], Tensor) else np.concatenate(parts)[list(at)]
 
 
-__all__ = ["Copies", "image_to_image", "is_default", "ordered", "rows_of", "size_of"]
+__all__ = ["Copies", "image_to_image", "is_default", "ordered", "rows_of", "size_of", "tokenizers_of"]

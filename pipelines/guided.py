@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.artifact import HookErasure
+from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space
 from erasure.backbone.listen import half
@@ -76,7 +77,7 @@ class State(threading.local):
         self.t, self.step, self.shape = 0.0, 0, torch.Size()
 
 
-class DenoiserHook:
+class DenoiserHook(Installed):
     """Base of hooks on a denoiser's calls.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import threading
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erasure.artifact.hooks import Installed
 from erasure.backbone import Backbone
+from erasure.pipelines.calls import Copies
 
 REMEMBERED = 64  # prompts
 NEAR = 0.01  # of its norm: what an embedding may differ by from that of the same prompt, encoded in another batch
 
 
-class Heard:
+class Heard(Installed):
     """A hook on a pipeline's first text encoder (a CLIP), and the prompts it read last, whichever thread drew.
 
     Prompts are decoded from their tokens. They are encoded once more, by the backbone, when an embedding is looked up:
@@ -34,7 +35,7 @@ class Heard:
     @functools.cached_property
     def backbone(self) -> Any:
         """For encoding prompts, with tokenizers of its own."""
-        return type(self._given)(own_tokenizers(self._given), **self._options)
+        return type(self._given)(Copies().make(self.pipe), **self._options)
 
     def listen(self) -> Any:
         """Put the hook on the encoder."""
@@ -83,14 +84,6 @@ class Heard:
                 self.known.move_to_end(prompt)
                 while len(self.known) > REMEMBERED:
                     self.known.popitem(last=False)
-
-
-def own_tokenizers(backbone: Backbone) -> Any:
-    """The pipeline with tokenizers of its own: one holds the padding of its last call, so it serves one thread."""
-    pipe = copy.copy(backbone.pipe)
-    for name in backbone.tokenizers():
-        setattr(pipe, name, copy.deepcopy(getattr(pipe, name)))
-    return pipe
 
 
 __all__ = ["REMEMBERED", "Heard"]

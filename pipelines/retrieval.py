@@ -117,9 +117,9 @@ class RetrievalPipeline(Around):
         if attention is not None and not 0 < attention < float("inf"):
             raise ValueError(f"attention is a weight above 0; got {attention}; give 4, say, or None for none")
         super().__init__(pipe)
-        self.lookup, self.strength, self.attention, self._copies = lookup, strength, attention, Copies(pipe)
+        self.lookup, self.strength, self.attention, self._copies = lookup, strength, attention, Copies()
         if strength is not None:
-            image_to_image(self._copies.make())
+            image_to_image(self._copies.make(pipe))
         self.reference = None if attention is None else ReferenceAttention(pipe, weight=attention)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,10 +146,10 @@ class RetrievalPipeline(Around):
         near = [i for i, row in enumerate(found) if row]
         far = [i for i, row in enumerate(found) if not row]
         if not near:
-            result = self._copies.make()(**given)
+            result = self._copies.make(self.pipe)(**given)
             result.retrieved = [()] * len(result.images)
             return result
-        parts = [self._copies.make()(**rows_of(given, far, len(found), images))] if far else []
+        parts = [self._copies.make(self.pipe)(**rows_of(given, far, len(found), images))] if far else []
         parts.append(self._draw(given, found, near, images))
         self.lookup.store.check_present({one.entry.id for row in found for one in row})
         return self._joined(parts, found, [*far, *near], images)
@@ -169,7 +169,7 @@ class RetrievalPipeline(Around):
         rows = {**rows_of(given, near, len(found), images, repeated=True), "num_images_per_prompt": 1}
         each = [(found[i], j) for i in near for j in range(images)]
         fitted = [[ImageOps.fit(one.picture, size, Image.Resampling.LANCZOS) for one in row] for row, _ in each]
-        engine = self._copies.make()
+        engine = self._copies.make(self.pipe)
         if self.strength is not None:
             engine = image_to_image(engine)
             rows = self._image_arguments(engine, {**rows, "width": size[0], "height": size[1]})

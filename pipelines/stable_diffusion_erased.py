@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from diffusers import StableDiffusionPipeline
 
 from erasure.artifact import Erasure
+from erasure.artifact.provenance import records_of, write_beside
 from erasure.artifact.stack import refuse_attached
+from erasure.io import check_writable
 from erasure.pipelines import loading
 from erasure.pipelines.attach import attach_erasures
+from erasure.pipelines.per_call import erasures
 
 
 class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
@@ -47,6 +51,8 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
             ValueError: erasures are attached, which are in no weight and would be left out.
         """
         refuse_attached(self)
+        check_writable(save_directory)
+        write_beside(Path(save_directory), records_of(self))  # first, as the pipeline may be uploaded at the end
         config = {"requires_safety_checker": self.config.requires_safety_checker}
         StableDiffusionPipeline(**self.components, **config).save_pretrained(save_directory, *args, **kwargs)
 
@@ -56,3 +62,4 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
     fuse_erasures = loading.fuse_erasures
     unload_erasures = loading.unload_erasures
     attach_erasures = attach_erasures
+    erasures = erasures

@@ -302,10 +302,61 @@ def test_the_summary_is_of_the_erasure_whatever_else_is_in_its_folder(base, tmp_
     assert sizes[0] == sizes[1] and (tmp_path / "used" / "pictures.zip").exists()
 
 
-@pytest.mark.parametrize("scale", ["nan", "inf"])
-def test_a_scale_is_a_number(base, tmp_path, erasure, scale):
-    code, _, err = erasure("generate", "a cat", "--base", base, "--scale", scale, "--out", tmp_path / "out")
-    assert code == 2 and "--scale must be a number" in err and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("option", ["--scale", "--guidance"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1000", "-1"])
+def test_scales_and_guidance_are_in_range(base, tmp_path, erasure, option, number):
+    code, _, err = erasure("generate", "a cat", "--base", base, f"{option}={number}", "--out", tmp_path / "out")
+    assert code == 2 and f"{option} is a number from 0 to 100" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "1000", "-1"])
+def test_no_file_is_written_at_a_scale_that_is_none(base, tmp_path, erasure, scale, monkeypatch):
+    assert erasure("erase", "cat", "--base", base, "--preset", "official-2025", "--out", tmp_path / "edit")[0] == 0
+    monkeypatch.setattr("erasure.cli.files.open_base", lambda *_, **__: pytest.fail("the base was opened"))
+    given = ["--format", "unet", f"--scale={scale}", "--out", tmp_path / "out"]
+    code, _, err = erasure("export", tmp_path / "edit", "--base", base, *given)
+    assert code == 2 and "a scale is a number from 0 to 100" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("erase", ["cat", "--out"]),
+        ("erase", ["cat", "--out", "here", "--unet"]),
+        ("erase", ["cat", "--out", "here", "--checkpoint"]),
+        ("generate", ["a cat", "--out"]),
+        ("export", ["edit", "--out"]),
+        ("gram", ["captions.txt", "--base", "emoji-world", "--out"]),
+        ("evaluate", ["--suite", "superhero", "--out"]),
+        ("compare", ["--suite", "superhero", "--out"]),
+        ("report", ["results", "--out"]),
+        ("world", ["check", "--out"]),
+    ],
+)
+def test_an_empty_path_is_refused_and_is_not_the_current_folder(tmp_path, erasure, monkeypatch, command, arguments):
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", "  "):
+        code, _, err = erasure(command, *arguments, empty)
+        assert code == 2 and "an empty path" in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "fault"),
+    [
+        ("pipeline", "full", "not empty"),
+        ("unet", "file/x", "is a file"),
+        ("kohya", "folder.safetensors", "is a folder"),
+        ("single-file", "file/x.safetensors", "is a file"),
+        ("lora", "file", "is a file"),
+    ],
+)
+def test_a_place_is_tried_before_the_base_is_opened(base, tmp_path, erasure, monkeypatch, kind, place, fault):
+    assert erasure("erase", "cat", "--base", base, "--preset", "official-2025", "--out", tmp_path / "edit")[0] == 0
+    (tmp_path / "full").mkdir(), (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "full" / "x").touch(), (tmp_path / "file").touch()
+    monkeypatch.setattr("erasure.cli.files.open_base", lambda *_, **__: pytest.fail("the base was opened"))
+    code, _, err = erasure("export", tmp_path / "edit", "--base", base, "--format", kind, "--out", tmp_path / place)
+    assert code == 2 and fault in err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from erasure import Concept, Erasure, erase
 from erasure.artifact.files import CARD, CONFIG, SYSTEM, WEIGHTS, digest
 from erasure.artifact.official import export_official
 from erasure.backbone.fingerprint import fingerprint, matches
-from erasure.pipelines import attach_erasures, load_erasure, set_erasures
+from erasure.pipelines import attach_erasures, erasures, load_erasure, set_erasures
 from tests.test_artifact import an_erasure
 from tests.test_cli import run
 from tests.test_io import HARMFUL, HOSTILE
@@ -227,8 +227,8 @@ def test_attaching_and_exporting_refuse_it_too(scale, originals, tmp_path):
     for scales in (scale, [scale]):
         with pytest.raises(ValueError, match="a scale is a number"):
             attach_erasures(pipe, edit, scales=scales)
-    with attach_erasures(pipe, edit) as attached, pytest.raises(ValueError, match="a scale is a number"):
-        attached.set(scales=scale)
+    with attach_erasures(pipe, edit), pytest.raises(ValueError, match="a scale is a number"):
+        erasures(pipe, {edit: scale})
     with pytest.raises(ValueError, match="a scale is a number"):
         export_official(edit, pipe, tmp_path / "x.safetensors", scale=scale)
     assert not list(tmp_path.iterdir())

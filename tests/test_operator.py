@@ -13,7 +13,7 @@ from erasure import Concept, Erasure
 from erasure.artifact import OperatorErasure
 from erasure.artifact.files import CONFIG, SYSTEM
 from erasure.backbone import backbone_of
-from erasure.pipelines import ErasedStableDiffusionPipeline, attach_erasures, load_erasure
+from erasure.pipelines import ErasedStableDiffusionPipeline, attach_erasures, erasures, load_erasure
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["sd1", "sdxl", "sd3", "flux"])
@@ -103,20 +103,19 @@ def test_order_and_scales_are_those_of_a_stack():
         assert_same(draw(pipe), expected)
 
 
-def test_a_handle_switches_between_requests_and_comes_off():
+def test_requests_choose_and_a_handle_comes_off():
     pipe = tiny_pipeline()
     a, b = uce(pipe), uce(pipe, "van gogh")
     base = draw(pipe)
     handle = attach_erasures(pipe, [a, b])
     both = draw(pipe)
-    handle.set(scales=0.0)
-    assert torch.equal(draw(pipe), base)
-    handle.set(rows=[[a.name], [], []])
-    mixed = draw(pipe)
+    with erasures(pipe, []):
+        assert torch.equal(draw(pipe), base)
+    with erasures(pipe, rows=[[a.name], [], []]):
+        mixed = draw(pipe)
     assert not torch.allclose(mixed[0], base[0], atol=1e-4) and torch.allclose(mixed[1:], base[1:], atol=1e-6)
     with pytest.raises(ValueError, match="not attached.*superhero-uce"):
-        handle.set(rows=[["nobody"]])
-    handle.set()
+        erasures(pipe, rows=[["nobody"]])
     assert torch.equal(draw(pipe), both)
     handle.remove(), handle.remove()
     assert torch.equal(draw(pipe), base)
@@ -175,14 +174,14 @@ def test_two_threads_that_draw_under_one_attached_erasure_do_not_mix():
     found = {}
 
     def run(i):
-        for _ in range(5):
+        for _ in range(2):
             found[i] = draw(pipes[i], batches[i], guidance_scale=4.0)
 
     with attach_erasures(pipe, [uce(pipe), uce(pipe, "van gogh")], scales=[1.0, 0.5]):
         run(0)
         run(1)
         alone = dict(found)
-        for _ in range(3):
+        for _ in range(2):
             threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
             for thread in threads:
                 thread.start()
@@ -373,11 +372,11 @@ def test_what_is_attached_and_not_in_force_is_not_multiplied(monkeypatch):
         pipe.unet(torch.zeros(1, 4, 8, 8), 10, encoder_hidden_states=text)
         return list(asked)
 
-    with attach_erasures(pipe, edits) as handle:
+    with attach_erasures(pipe, edits):
         assert call() == names[::-1]
-        handle.set(scales=[1.0, 0.0])
-        assert call() == names[:1]
-        handle.set(rows=[[names[1]]])
-        assert call() == names[1:]
-        handle.set(rows=[[]])
-        assert call() == []
+        with erasures(pipe, {names[0]: 1.0, names[1]: 0.0}):
+            assert call() == names[:1]
+        with erasures(pipe, rows=[[names[1]]]):
+            assert call() == names[1:]
+        with erasures(pipe, rows=[[]]):
+            assert call() == []

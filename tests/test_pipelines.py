@@ -161,5 +161,6 @@ def test_an_erasure_survives_a_textual_inversion():
     edit.apply(other)
     with torch.no_grad():
         other.text_encoder.get_input_embeddings().weight[:100].add_(1)
+    edit.remove(other)
     with pytest.raises(ValueError, match="wrong base model"):
         edit.apply(other)

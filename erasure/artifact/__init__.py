@@ -1,8 +1,9 @@
 """Erasures once made: small files that can be applied, scaled, stacked, removed, fused, saved, loaded and exported."""
 
-from erasure.artifact.base import Erasure, HookErasure, WeightErasure, save_denoiser
+from erasure.artifact.base import Erasure, HookErasure, WeightErasure
 from erasure.artifact.compare import compare_erasures, compare_models
 from erasure.artifact.delta import DeltaErasure
+from erasure.artifact.denoiser import save_denoiser
 from erasure.artifact.export import export_lora
 from erasure.artifact.lora import LoraErasure
 from erasure.artifact.official import export_official, import_official

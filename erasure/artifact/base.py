@@ -7,27 +7,32 @@ import dataclasses
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from erasure.artifact import files
-from erasure.artifact.card import card
+from erasure.artifact.card import card, html_card, one_line
 from erasure.artifact.config import Config
 from erasure.artifact.kinds import kind_class
+from erasure.artifact.provenance import already, names_in
 from erasure.artifact.record import base_name, component_prints
-from erasure.artifact.stack import Handle, Layer, check_scale, refuse_attached, stack_of
-from erasure.backbone import Backbone, backbone_of, denoiser_of
+from erasure.artifact.stack import Handle, Layer, check_scale, stack_of
+from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
-from erasure.io import writing_folder
+from erasure.concept import WORLD, listed
+from erasure.io import named
+from erasure.pictures import check_seed, drawn, sheet, usual_settings
 
 Allow = Literal["same-text-encoder"]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Erasure(abc.ABC):
     """A small, named, reversible change to a diffusion model.
 
@@ -89,16 +94,16 @@ class Erasure(abc.ABC):
             ValueError: the pipeline is not the erasure's base model, or is in a state in which edits get lost.
         """
         scale = check_scale(scale)
-        backbone = backbone_of(pipe)
         stack = stack_of(pipe)
         with stack.locked():
-            self.check_base(backbone, allow=allow)
             owner = stack.layers.get(self.name)
-            if owner is not None and owner.erasure is not self:
-                raise ValueError(
-                    f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
-                )
-            if owner is None:
+            if owner is None or owner.erasure is not self:  # its scale may change under a LoRA loaded since
+                backbone = backbone_of(pipe)
+                self.check_base(backbone, allow=allow)
+                if owner is not None:
+                    raise ValueError(
+                        f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
+                    )
                 self.warn_unreached(backbone)
             stack.change(self.name, Layer(self, scale))
         return self
@@ -183,10 +188,16 @@ class Erasure(abc.ABC):
         """Raise unless the pipeline holds the model this erasure was made for: denoiser and text encoders."""
         if allow is not None and allow not in get_args(Allow):
             raise ValueError(f"unknown exception; got allow={allow!r}; choose one of {list(get_args(Allow))}")
+        self.check_unerased(backbone)
         found, expected = component_prints(backbone), self.prints
         wrong = [p for p in {**expected, **found} if not matches(expected.get(p, {}), found.get(p, {"layout": ""}))]
         transferable = set(wrong) <= set(backbone.denoisers) and self.transfers(backbone) and not self.misfits(backbone)
         if wrong and not (transferable and allow):
+            if done := names_in(stack_of(backbone).fused):
+                raise ValueError(
+                    f"{already(done, 'this pipeline')}; {self.name!r} was made for {self.config['base']['name']}: load "
+                    "that and apply all of them, or make a new erasure on this pipeline"
+                )
             part = wrong[0]
             raise ValueError(
                 f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
@@ -202,6 +213,19 @@ class Erasure(abc.ABC):
             )
         if bad := self.misfits(backbone):
             raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
+
+    def check_unerased(self, backbone: Backbone) -> None:
+        """Raise if the pipeline has this erasure, or one that does the same, in its weights for good."""
+        made_on = (self.config.base.model_extra or {}).get("erased") or []
+        concepts = [concept["name"] for concept in self.config["concepts"]]
+        for entry in (entry for entries in stack_of(backbone).fused.values() for entry in entries):
+            same = entry.get("method") == self.config["method"] and entry.get("concepts") == concepts
+            if (same or entry["name"] == self.name) and entry["name"] not in made_on:
+                alike = "" if entry["name"] == self.name else ", of the same method and concepts,"
+                raise ValueError(
+                    f"{already([entry['name']], 'this pipeline')}; {self.name!r}{alike} would make the edit twice; "
+                    f"leave it as it is, or load {self.config['base']['name']}"
+                )
 
     def warn_unreached(self, backbone: Backbone) -> None:
         """Say, when it is put on a pipeline, which other modules read the text past it. Text encoders serve all."""
@@ -235,7 +259,7 @@ class Erasure(abc.ABC):
         if system and not self.system:
             raise ValueError(f"{self.name!r} has no system to save; only closed forms of one plain regression do")
         files.check_name(self.name)
-        folder = Path(folder)
+        folder = named(folder)
         config = {**self.config.plain(), "name": self.name, "kind": self.kind}
         if not system:
             config.pop("system", None)
@@ -288,9 +312,52 @@ class Erasure(abc.ABC):
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
+    # --- for people -------------------------------------------------------------------------------------------------
+
     def card(self) -> str:
         """The model card: what was done to which model, and what that does not show."""
         return card(self)
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    def preview(
+        self, pipe: Any, prompts: str | Sequence[str], *, seed: int = 0, scale: float = 1.0, **call: Any
+    ) -> Image.Image:
+        """Draw prompts without and with the erasure from the same noise: one sheet, before above after.
+
+        The pipeline is left as it was found, with whatever erasures are on it; they stay on for both rows.
+
+        Args:
+            pipe: its base model.
+            prompts: one or several; one call of the pipeline for each row and prompt.
+            seed: of the noise.
+            scale: how strongly.
+            **call: arguments of the pipeline's call. By default 8 steps and guidance 3 on Emoji World, and what the
+                pipeline itself has elsewhere.
+
+        Raises:
+            ValueError: no prompt, a seed or scale that is none, or another base model.
+        """
+        wanted, seed, scale = listed(prompts), check_seed(seed), check_scale(scale)
+        if not wanted:
+            raise ValueError(f"a preview draws prompts; got {prompts!r}; give one, or several")
+        if self.config["base"]["name"] == WORLD:
+            call = {**usual_settings(WORLD), **call}
+        stack = stack_of(pipe)
+        with stack.locked():
+            found = stack.layers
+            try:
+                stack.set({name: layer for name, layer in found.items() if layer.erasure is not self})
+                before = drawn(pipe, wanted, seed, **call)
+                self.apply(pipe, scale)
+                after = drawn(pipe, wanted, seed, **call)
+            finally:
+                stack.set(found)
+        return sheet({"before": before, "after": after}, wanted)
 
 
 class WeightErasure(Erasure):
@@ -343,32 +410,6 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
-def refuse_origin(pipe: Any, folder: Path) -> None:
-    """Refuse to write an edited model over the one it was loaded from, or into its folder."""
-    source = Path(str(pipe.config.get("_name_or_path") or "."))
-    if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
-
-
-def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
-
-    ``UNet2DConditionModel.from_pretrained``, or the transformer's own class where the pipeline has one.
-
-    Raises:
-        ValueError: the folder holds something that is not a model, or the model this one was loaded from; or erasures
-            are attached, which are in no weight. Nothing in the folder is touched.
-    """
-    folder = Path(folder)
-    refuse_attached(pipe)
-    refuse_origin(pipe, folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
-    with writing_folder(folder, last="config.json") as temporary:
-        denoiser_of(pipe).save_pretrained(temporary)
-    return folder
-
-
 __all__ = [
     "Allow",
     "Erasure",
@@ -377,5 +418,4 @@ __all__ = [
     "base_name",
     "component_prints",
     "exact",
-    "save_denoiser",
 ]

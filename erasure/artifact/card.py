@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -144,6 +145,54 @@ def report_rows(report: Mapping[str, Any]) -> tuple[dict[str, float], list[tuple
             figures |= {f"{space} {key}": value for key, value in more.items()}
             groups += [(f"{space} {name}", moved, cosine) for name, moved, cosine in rows]
     return figures, groups
+
+
+def in_words(erasure: Erasure, bytes_: int | None = None) -> list[str]:
+    """What an erasure is and what it moved, in words."""
+    figures, groups = report_rows(erasure.config.get("report") or {})
+    moved = figures.get("relative_change")
+    if erasure.intervention == "adapter":
+        effect = "no weight changes: it can be taken off"
+    else:
+        effect = (
+            f"the weights it changes move by {moved:.2g} times their size" if moved is not None else "edits weights"
+        )
+    n = size(erasure) if bytes_ is None else bytes_
+    lines = [f"{erasure.kind}, {f'{n / 1e6:.1f} MB' if n >= 1e6 else f'{n / 1000:.1f} kB'}; {effect}"]
+    if groups:
+        seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
+        lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
+    return lines
+
+
+def one_line(erasure: Erasure) -> str:
+    """Name, concepts, method and base, whatever their number and length."""
+    config = erasure.config
+    names = [concept["name"] for concept in config["concepts"]]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    concepts = printable(", ".join(names[:3]) + more, limit=100)
+    method, base = printable(config["method"], limit=60), printable(config["base"]["name"], limit=60)
+    name = printable(erasure.name, limit=60)
+    return f"{type(erasure).__name__}({name!r}: {concepts!r} erased from {base!r} by {method!r})"
+
+
+def html_card(erasure: Erasure) -> str:
+    """A small table for notebooks: facts, and the quick report in words."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{_html(value)}</td></tr>"
+        for key, value in facts(erasure).items()
+        if key not in ("fingerprints", "library")
+    )
+    words = "".join(f"<li>{_html(line)}</li>" for line in in_words(erasure))
+    return (
+        f"<div><b>{_html(erasure.name)}</b><table>{rows}</table><ul>{words}</ul>"
+        "<small>No picture was drawn for this: edit.preview(pipe, prompts) draws some, and an evaluation says what "
+        "the erasure did.</small></div>"
+    )
+
+
+def _html(text: Any) -> str:
+    return html.escape(printable(text, limit=300))
 
 
 def licence_of(pipe: Any) -> dict[str, str]:

@@ -24,7 +24,7 @@ from erasure.artifact.operator import OperatorErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.names import parameters_by_name, split
-from erasure.io import write_atomically
+from erasure.io import check_file, check_writable, write_atomically
 
 Layout = Literal["diffusers", "kohya"]
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
@@ -55,6 +55,7 @@ def export_lora(
             given.
     """
     backbone = backbone_of(pipe)
+    check_file(path) if layout == "kohya" else check_writable(path)
     edit.check_base(backbone)
     if layout not in ("diffusers", "kohya"):
         raise ValueError(f"unknown layout of a LoRA; got {layout!r}; choose 'diffusers' or 'kohya'")

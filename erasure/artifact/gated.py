@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Factors, Handles, low_rank
+from erasure.artifact.hooks import Factors, Handles, Installed, low_rank
 from erasure.artifact.lora import paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
@@ -81,7 +81,7 @@ class GatedErasure(HookErasure):
             )
 
 
-class Gate:
+class Gate(Installed):
     """How far each row of the current denoiser call resembles the concept. Each thread has its own call."""
 
     def __init__(self, edit: GatedErasure, backbone: Backbone, scale: float) -> None:
@@ -92,16 +92,13 @@ class Gate:
     def listen(self) -> list[Any]:
         """Hooks that read the text of every call."""
         return [
-            module.register_forward_pre_hook(self._hear(module), with_kwargs=True)
+            module.register_forward_pre_hook(self._hear, with_kwargs=True)
             for module in self.backbone.denoiser_parts.values()
         ]
 
-    def _hear(self, module: nn.Module) -> Any:
-        def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            texts = self.backbone.text_of(named_arguments(module, args, kwargs))
-            self.current.rows = torch.stack([self.resemblance(row) for row in texts])
-
-        return hear
+    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        texts = self.backbone.text_of(named_arguments(module, args, kwargs))
+        self.current.rows = torch.stack([self.resemblance(row) for row in texts])
 
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:

@@ -13,6 +13,19 @@ Factors = tuple[Tensor, Tensor]  # B (out, r, ...) and A (r, in, ...)
 Gate = Callable[[Tensor], Tensor | float]  # output of a layer -> what the addition is multiplied by
 
 
+class Installed:
+    """Base of what stands on a model while it draws, and belongs to that one model.
+
+    Copies of the model would draw with the same object, or without it, and nothing would say so.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ValueError(
+            "erasures stand on this model in hooks, and a copy would not have them as its own; take them off first "
+            "(their handle's remove(), or remove(pipe)), copy or pickle the model, and put them on both"
+        )
+
+
 @dataclasses.dataclass
 class Handles:
     """Several hooks that are removed together."""
@@ -33,16 +46,21 @@ def low_rank(layers: Mapping[str, nn.Module], factors: Mapping[str, Factors], ga
         gate: 1 everywhere by default.
     """
 
-    def hook(name: str) -> Callable[..., Tensor]:
-        def add(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x = args[0] if args else kwargs["input"]
-            up, down = factors[name]
-            more = product(layer, x, up, down).to(output.dtype)
-            return output + (more if gate is None else gate(output) * more)
+    hooks = {name: _Addition(name, factors, gate) for name in factors}
+    return Handles([layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()])
 
-        return add
 
-    return Handles([layers[name].register_forward_hook(hook(name), with_kwargs=True) for name in factors])
+@dataclasses.dataclass(frozen=True)
+class _Addition(Installed):
+    name: str
+    factors: Mapping[str, Factors]
+    gate: Gate | None
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = args[0] if args else kwargs["input"]
+        up, down = self.factors[self.name]
+        more = product(layer, x, up, down).to(output.dtype)
+        return output + (more if self.gate is None else self.gate(output) * more)
 
 
 def product(layer: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -63,4 +81,4 @@ def factor_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[i
     return (out, rank, *ones), (rank, width, *kernel)
 
 
-__all__ = ["Factors", "Gate", "Handles", "factor_shapes", "low_rank", "product"]
+__all__ = ["Factors", "Gate", "Handles", "Installed", "factor_shapes", "low_rank", "product"]

@@ -26,7 +26,7 @@ from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
-from erasure.io import write_atomically
+from erasure.io import check_file, write_atomically
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
 INVERSE = 1e-3  # relative error of the whole edit that the float32 inverse in the published codes may have left
@@ -42,10 +42,11 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
         pipe: its base model. Erasures on it are looked through.
         scale: how strongly, as in ``apply``.
     """
+    scale = check_scale(scale)
+    check_file(path)
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     weights = base_weights(backbone)
-    scale = check_scale(scale)
     tensors = {
         name: check_finite(name, weights[name], edit.edit(name, weights[name], scale)).cpu().contiguous()
         for name in edit.parameter_names

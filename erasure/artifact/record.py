@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from erasure.artifact.card import licence_of
 from erasure.artifact.config import FORMAT, Config
+from erasure.artifact.provenance import names_in
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone
 from erasure.backbone.fingerprint import fingerprint
@@ -44,6 +45,7 @@ def new_config(
                 "prediction_type": backbone.prediction_type,
                 "components": component_prints(backbone),
                 "licence": licence_of(pipe),
+                **({"erased": erased} if (erased := names_in(stack_of(backbone).fused)) else {}),
             },
             **facts,
         }

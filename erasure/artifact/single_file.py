@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.artifact.base import Erasure
-from erasure.artifact.stack import stack_of
+from erasure.artifact.provenance import metadata_of, records_of
+from erasure.artifact.stack import refuse_attached, stack_of
 from erasure.backbone import backbone_of
-from erasure.io import writing
+from erasure.io import check_file, writing
 
 KINDS = ("resnets", "attentions")
 RESNET = {
@@ -64,12 +65,14 @@ def export_single_file(pipe: Any, path: str | os.PathLike[str], edit: Erasure | 
     Raises:
         ValueError: not Stable Diffusion 1.x / 2.x, or its U-Net has blocks the layout has no name for.
     """
+    check_file(path)
     backbone = backbone_of(pipe)
     if backbone.architecture != "sd-unet":
         raise ValueError(
             f"the original layout is for Stable Diffusion 1.x / 2.x; this is {backbone.architecture}; "
             "export the pipeline's folder instead"
         )
+    refuse_attached(pipe)
     if edit is None:
         _write(pipe, Path(path))
     elif stack_of(pipe).layers:
@@ -178,7 +181,7 @@ def _write(pipe: Any, path: Path) -> None:
     tensors |= text_encoder(pipe.text_encoder)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as temporary:
-        save_file(whole, temporary, metadata={"format": "pt"})
+        save_file(whole, temporary, metadata={"format": "pt", **metadata_of(records_of(pipe))})
 
 
 __all__ = ["export_single_file", "original_names"]

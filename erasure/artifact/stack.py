@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import math
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from erasure.artifact.part import Handle, Layer, Part, Raw, fused_in, part_of
+from erasure.artifact.provenance import entry_of
 from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
 from erasure.backbone.names import qualified, split
 from erasure.io import shown
 
-LARGEST_SCALE = 10_000  # published ones reach 15
-FUSED = "_erasures"  # key of a module's config: the erasures that are in its weights for good
-
-
-class Handle(Protocol):
-    """An installed hook erasure."""
-
-    def remove(self) -> None: ...
+LARGEST_SCALE = 100  # published ones reach 15
 
 
 class Applied(Protocol):
@@ -48,46 +40,7 @@ class Applied(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One erasure and how strongly it is applied; 0 leaves the model as it was, 1 is the published edit."""
-
-    erasure: Any
-    scale: float
-    place: int = dataclasses.field(default=0, compare=False)  # in the order of all that was ever applied
-
-
 _places = itertools.count(1)
-
-
-class Raw(threading.local):
-    """Whether a thread makes a prediction that the hooks of erasures leave as it is: one that a hook compares with."""
-
-    on: bool = False
-
-
-class Part:
-    """The state of one module: the layers that touch it, in order, and a copy of every tensor they touch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = weakref.ref(module)
-        self.lock = threading.RLock()
-        self.layers: dict[str, Layer] = {}
-        self.originals: dict[str, Tensor] = {}  # by the module's own names
-        self.handles: dict[str, Handle] = {}
-        self.attached: list[Any] = []  # handles of erasures that stand on the text and are in no weight
-        self.raw = Raw()
-
-
-_parts: weakref.WeakKeyDictionary[nn.Module, Part] = weakref.WeakKeyDictionary()
-_guard = threading.Lock()
-
-
-def _part(module: nn.Module) -> Part:
-    with _guard:
-        if module not in _parts:
-            _parts[module] = Part(module)
-        return _parts[module]
 
 
 class Stack:
@@ -105,7 +58,7 @@ class Stack:
         self.modules = parts_of(pipe)
         if not self.modules:
             raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
-        self.parts = {name: _part(module) for name, module in self.modules.items()}
+        self.parts = {name: part_of(module) for name, module in self.modules.items()}
         self.first = next(iter(self.parts))
 
     # --- what stands there ------------------------------------------------------------------------------------------
@@ -133,6 +86,24 @@ class Stack:
     def attached(self) -> list[Any]:
         """Handles of erasures attached to the text."""
         return self.parts[self.first].attached
+
+    def attach(self, handle: Any) -> None:
+        """Note erasures that stand on the text, and are in no weight."""
+        with self.locked():
+            self.attached.append(handle)
+            self._note()
+
+    def detach(self, handle: Any) -> None:
+        """Forget them; nothing happens where they are not there."""
+        with self.locked():
+            if handle in self.attached:
+                self.attached.remove(handle)
+                self._note()
+
+    @property
+    def fused(self) -> dict[str, list[dict[str, Any]]]:
+        """What is in the weights for good, by part; parts with nothing are left out."""
+        return {name: part.fused for name, part in self.parts.items() if part.fused}
 
     @property
     def raw(self) -> Raw:
@@ -180,9 +151,11 @@ class Stack:
                 for name, (theirs, originals) in before.items():
                     self.parts[name].layers, self.parts[name].originals = theirs, originals
                 self._install({n: layer for theirs, _ in before.values() for n, layer in theirs.items()})
+                self._note()
                 raise
             for one in plan:
                 one.part.layers, one.part.originals = one.layers, one.kept
+            self._note()
 
     def change(self, name: str, layer: Layer | None) -> None:
         """Set or take off one erasure, whatever other threads do to the others."""
@@ -212,6 +185,7 @@ class Stack:
                     if write:
                         _write(parameter, edited)
             self._record({layer.erasure.name: layer})
+            self._note()
 
     def forget(self) -> None:
         """Keep the weights as they are now and drop the originals: nothing can be removed any more.
@@ -227,15 +201,19 @@ class Stack:
             self._record(self.layers)
             for part in self.parts.values():
                 part.layers, part.originals = {}, {}
+            self._note()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _record(self, layers: Mapping[str, Layer]) -> None:
-        """Write the names of erasures into the configs of the parts whose weights they become."""
-        for part, module in self.modules.items():
-            names = [name for name, layer in layers.items() if layer.scale and self._own_names(part, layer)]
-            if names:
-                _record_fused(module, [*fused_in(module), *names])
+        """Remember erasures as fused into the parts whose weights they become."""
+        for name, part in self.parts.items():
+            mine = [layer for layer in layers.values() if layer.scale and self._own_names(name, layer)]
+            part.fused = [*part.fused, *(entry_of(layer.erasure, layer.scale) for layer in mine)]
+
+    def _note(self) -> None:
+        for name, part in self.parts.items():
+            part.note(self.modules[name])
 
     def _plan(self, part: str, layers: Mapping[str, Layer]) -> _Plan:
         state = self.parts[part]
@@ -327,15 +305,15 @@ def check_scale(scale: Any) -> float:
     """A scale as a number.
 
     Raises:
-        ValueError: it is none, not finite, or beyond 10,000 in size: nothing is meant by that, and weights overflow.
+        ValueError: it is none, not finite, below 0, which would draw the concept out, or above 100.
     """
     try:
         value = math.nan if isinstance(scale, str | bytes) else float(scale)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         value = math.nan
-    if not abs(value) <= LARGEST_SCALE:
+    if not 0 <= value <= LARGEST_SCALE:
         raise ValueError(
-            f"a scale is a number up to {LARGEST_SCALE:,}; got {shown(scale)}; 0 is the unmodified model, 1 the edit"
+            f"a scale is a number from 0 to {LARGEST_SCALE}; got {shown(scale)}; 0 is the unmodified model, 1 the edit"
         )
     return value
 
@@ -368,20 +346,6 @@ def _write(parameter: nn.Parameter, tensor: Tensor) -> None:
     parameter.copy_(tensor)
 
 
-def fused_in(module: Any) -> list[str]:
-    """Names of the erasures in the weights of a module for good, by the record in its config, which files keep."""
-    config = getattr(module, "config", None)
-    return list((config.get(FUSED) if isinstance(config, Mapping) else getattr(config, FUSED, None)) or ())
-
-
-def _record_fused(module: Any, names: list[str]) -> None:
-    if hasattr(module, "register_to_config"):  # diffusers
-        module.register_to_config(**{FUSED: names})
-    else:  # transformers; models made from one config share it
-        module.config = copy.copy(module.config)
-        setattr(module.config, FUSED, names)
-
-
 def stack_of(pipe: Any) -> Stack:
     """The stack of a pipeline or backbone, compiled or not; empty if nothing was ever applied."""
     return Stack(pipe.pipe if isinstance(pipe, Backbone) else pipe)
@@ -396,3 +360,17 @@ def refuse_attached(pipe: Any) -> None:
             "erasures are attached to this pipeline, which are in no weight and would be left out of the file; take "
             "them off with their handle's remove() and apply them (load_erasure) instead"
         )
+
+
+__all__ = [
+    "Handle",
+    "Layer",
+    "Stack",
+    "check_finite",
+    "check_scale",
+    "check_scales",
+    "fused_in",
+    "refuse_attached",
+    "stack_of",
+    "stacked",
+]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from erasure.cli.options import Device, Dtype, Limit, follow
+from erasure.cli.options import Device, Dtype, Limit, follow, path
 from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, print_json, say
 
@@ -34,7 +34,7 @@ batch = typer.Typer(
     help="Many erasures from one YAML recipe: run it, look how far it is, put its results on one page.",
 )
 commands.add_typer(batch, name="batch")
-RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe; see docs/batch.md.")]
+RecipeFile = Annotated[Path, typer.Argument(parser=path, help="YAML recipe; see docs/batch.md.")]
 
 
 @batch.command(
@@ -176,9 +176,9 @@ def compare(
             help="Method by name; all by default, and one that does not fit the base counts as failed.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results; the same command resumes there.")] = Path(
-        "erasure-comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder of the results; the same command resumes there.")
+    ] = Path("erasure-comparison"),
     base: Annotated[str | None, typer.Option(help="Base model; the suites' own by default.")] = None,
     limit: Limit = None,
     device: Device = None,

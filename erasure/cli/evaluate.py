@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base
-from erasure.io import check_writable
+from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base, path
+from erasure.io import check_file, check_writable
 from erasure.terminal import PlainTable, console, say
 
 FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
 commands = typer.Typer()
 
 SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
-Results = Annotated[Path, typer.Option(help="Folder for figures and report; run again to go on.")]
+Results = Annotated[Path, typer.Option(parser=path, help="Folder for figures and report; run again to go on.")]
 Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
 Methods = Annotated[
     list[str] | None,
@@ -47,13 +47,14 @@ Golds = Annotated[
     list[str] | None, typer.Option(help="Pipeline retrained without the target, as a control; repeat for more.")
 ]
 Material = Annotated[
-    Path | None, typer.Option(help="Folder of real pictures with metadata.jsonl, for probes that need them.")
+    Path | None,
+    typer.Option(parser=path, help="Folder of real pictures with metadata.jsonl, for probes that need them."),
 ]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(help="CSV of prompts (column `prompt`), or i2p=FILE, p4d_nudity=FILE ...; repeat for more."),
 ]
-PolicyFile = Annotated[Path | None, typer.Option(help="YAML: what is required, why, who decided.")]
+PolicyFile = Annotated[Path | None, typer.Option(parser=path, help="YAML: what is required, why, who decided.")]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -81,7 +82,8 @@ Fid = Annotated[
     bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: \\[fid].")
 ]
 Inception = Annotated[
-    Path | None, typer.Option(help="File of Inception's weights, for --fid; by default they are downloaded.")
+    Path | None,
+    typer.Option(parser=path, help="File of Inception's weights, for --fid; by default they are downloaded."),
 ]
 
 
@@ -165,13 +167,16 @@ def evaluate(
 
 @commands.command(epilog="Example: [bold]erasure report results --out report.html[/bold]")
 def report(
-    evaluation: Annotated[Path, typer.Argument(help="Folder of an evaluation or assessment, or its evaluation.json.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    evaluation: Annotated[
+        Path, typer.Argument(parser=path, help="Folder of an evaluation or assessment, or its evaluation.json.")
+    ],
+    out: Annotated[Path, typer.Option(parser=path, help="The HTML file.")] = Path("report.html"),
 ) -> None:
     """Write the HTML report of a finished evaluation."""
     from erasure.eval import Assessment, Evaluation, assessment_of, write_report
     from erasure.eval.run.assessment import FILE
 
+    check_file(out)
     folder = evaluation.parent if evaluation.name == FILE else evaluation
     whole = folder.is_dir() and (folder / FILE).exists()
     found = Assessment.load(folder) if whole else assessment_of(Evaluation.from_json(evaluation))

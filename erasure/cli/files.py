@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm.auto import tqdm
 
-from erasure.cli.options import Device, Dtype, Variant, follow, open_base
-from erasure.io import sha256_file, writing_folder
+from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
+from erasure.io import check_file, check_writable, sha256_file, writing_folder
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
@@ -33,7 +33,9 @@ LOADED = {
 )
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
-    out: Annotated[Path, typer.Option(help="Folder, or a .safetensors file for kohya, official and single-file.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder, or a .safetensors file for kohya, official and single-file.")
+    ],
     format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
     base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
     variant: Variant = None,
@@ -44,6 +46,7 @@ def export(
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
     from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
+    from erasure.artifact.stack import check_scale
 
     edit = Erasure.from_pretrained(erasure)
     if scale is not None and format in ("lora", "kohya", "single-file"):
@@ -52,8 +55,9 @@ def export(
         raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
     if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
         raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
+    strength = check_scale(1.0 if scale is None else scale)
+    _check_place(out, format)
     pipe = open_base(base or edit.config["base"]["name"], device, dtype, variant=variant)
-    strength = 1.0 if scale is None else scale
     if format in ("lora", "kohya"):
         layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
         written = export_lora(edit, pipe, out, layout=layout, rank=rank)
@@ -72,12 +76,16 @@ def export(
     epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]"
 )
 def gram(
-    captions: Annotated[list[Path], typer.Argument(help="Text files, one caption a line; of any length.")],
-    out: Annotated[Path, typer.Option(help="The file to write; give it to a method with --set corpus=FILE.")],
+    captions: Annotated[list[Path], typer.Argument(parser=path, help="Text files, one caption a line; of any length.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="The file to write; give it to a method with --set corpus=FILE.")
+    ],
     base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a folder, a checkpoint, or a hub id.")],
     variant: Variant = None,
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
-    add: Annotated[list[Path] | None, typer.Option(help="A finished part to add; repeat for more.")] = None,
+    add: Annotated[
+        list[Path] | None, typer.Option(parser=path, help="A finished part to add; repeat for more.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
@@ -87,12 +95,13 @@ def gram(
 
     if span not in SPANS:
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
-    if missing := [str(path) for path in [*captions, *(add or [])] if not path.is_file()]:
+    if missing := [str(file) for file in [*captions, *(add or [])] if not file.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
+    check_file(out)
     backbone = backbone_of(open_base(base, device, variant=variant))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
-    for path in add or []:
-        total = total + Gram.load(path)
+    for file in add or []:
+        total = total + Gram.load(file)
     total.save(out)
     counts = ", ".join(f"{count} ({part})" for part, count in total.counts.items())
     say(f"embeddings: {counts} -> {out}", wrap=False)
@@ -101,8 +110,8 @@ def gram(
 
 def _lines(paths: list[Path]) -> Iterator[str]:
     """Captions, one at a time; empty lines are left out."""
-    for path in paths:
-        with path.open(encoding="utf-8") as file:
+    for source in paths:
+        with source.open(encoding="utf-8") as file:
             yield from (line.strip() for line in file if line.strip())
 
 
@@ -197,12 +206,23 @@ def diff(
         say(f"and {len(rows) - limit} more; --limit or --json shows them")
 
 
+def _check_place(out: Path, format: Format) -> None:
+    """Try the place of an export, before the base is opened."""
+    if format in ("kohya", "official", "single-file"):
+        check_file(out)
+    else:
+        check_writable(out)
+    if format == "pipeline" and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is there and not empty; give a new folder")
+
+
 def _save_pipeline(pipe: Any, out: Path) -> Path:
     """Write a whole pipeline into a new folder, completely or not at all."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and not empty; give a new folder")
+    from erasure.artifact.provenance import records_of, write_beside
+
     with writing_folder(out, last="model_index.json") as temporary:
         pipe.save_pretrained(temporary)
+        write_beside(temporary, records_of(pipe))
     return out
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli.evaluate import compare, make_erasures, read_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base
-from erasure.io import check_writable, parse_yaml, printable, writing
+from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base, path
+from erasure.io import check_writable, parse_yaml, writing
 from erasure.terminal import say
 
 BATCH = 16  # pictures that are drawn together
-COLUMNS = 12  # of a sheet
 commands = typer.Typer()
 
 Method = Annotated[str, typer.Option("--method", "-m", help="See `erasure methods`.")]
@@ -34,13 +31,15 @@ SuiteName = Annotated[
     str | None,
     typer.Option(help="Take concepts, synonyms, neighbours and the keep list from a suite; --keep adds to it."),
 ]
-Whole = Annotated[Path | None, typer.Option(help="Also write the whole edited UNet or transformer here.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Folder for training state; run again to resume.")]
+Whole = Annotated[Path | None, typer.Option(parser=path, help="Also write the whole edited UNet or transformer here.")]
+Checkpoint = Annotated[Path | None, typer.Option(parser=path, help="Folder for training state; run again to resume.")]
 
 
 @commands.command(epilog="Example: [bold]erasure demo[/bold]")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for erasures, pictures and report.")] = Path("erasure-demo"),
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for erasures, pictures and report.")] = Path(
+        "erasure-demo"
+    ),
     suite: Annotated[str, typer.Option(help="Which world suite.")] = "superhero",
     limit: Limit = None,
     device: Device = None,
@@ -65,7 +64,7 @@ def demo(
 )
 def erase(
     concept: Annotated[str, typer.Argument(help="What to erase.")],
-    out: Annotated[Path, typer.Option(help="Folder for the erasure.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the erasure.")],
     base: Base = "emoji-world",
     variant: Variant = None,
     method: Method = "uce",
@@ -127,23 +126,12 @@ def _names(given: Sequence[str] | None, option: str) -> list[str]:
 
 def _summary(edit: Any, folder: Path) -> list[str]:
     """What an erasure is and what it moved, in words."""
-    from erasure.artifact.card import report_rows
+    from erasure.artifact.card import in_words
     from erasure.artifact.files import CONFIG, SYSTEM, WEIGHTS
 
-    size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).exists())
-    figures, groups = report_rows(edit.config.get("report") or {})
-    moved = figures.get("relative_change")
-    if edit.intervention == "adapter":
-        effect = "no weight changes: it can be taken off"
-    else:
-        effect = (
-            f"the weights it changes move by {moved:.2g} times their size" if moved is not None else "edits weights"
-        )
-    lines = [f"{edit.kind}, {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1000:.1f} kB'}; {effect}"]
-    if groups:
-        seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
-        lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
-    return lines
+    return in_words(
+        edit, sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).exists())
+    )
 
 
 @commands.command(
@@ -151,41 +139,41 @@ def _summary(edit: Any, folder: Path) -> list[str]:
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the pictures.")],
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly: 0 not at all, 1 (default) as it was made.")] = None,
     base: Base = "emoji-world",
     variant: Variant = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up from it.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up from it.")
+    ] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="Also one sheet, before above after, as grid.png.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Sampler steps; 8 on emoji-world, 25 elsewhere.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; 3 on emoji-world, 7.5 elsewhere.")
+        float | None, typer.Option(help="Classifier-free guidance, 0 to 100; 3 on emoji-world, 7.5 elsewhere.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
-    from erasure.concept import WORLD
     from erasure.eval.core.lengths import too_long
     from erasure.opening import quiet
+    from erasure.pictures import sheet, usual_settings
     from erasure.pipelines import load_erasure
 
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"--scale must be a number; got {scale}; 1 is as the erasure was made")
+    for option, number in (("scale", scale), ("guidance", guidance)):
+        if number is not None and not 0 <= number <= 100:
+            raise ValueError(f"--{option} is a number from 0 to 100; got {number}; leave it out for the usual one")
     if scale is not None and not erasure:
         raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
     edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
     check_writable(out)
     pipe = open_base(base, device, dtype, variant=variant)
-    usual = (8, 3.0) if base == WORLD else (25, 7.5)
-    sampler: dict[str, Any] = {
-        "num_inference_steps": usual[0] if steps is None else steps,
-        "guidance_scale": usual[1] if guidance is None else guidance,
-    }
+    chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampler = {**usual_settings(base), **{key: value for key, value in chosen.items() if value is not None}}
     out.mkdir(parents=True, exist_ok=True)
     with quiet(), contextlib.suppress(ValueError):  # an architecture of which nothing is known
         for reason in too_long(pipe, prompts).values():
@@ -225,56 +213,6 @@ def _drawn(
                     image.save(file)
                 found.append(image)
     return found
-
-
-def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int = 192, margin: int = 64) -> Any:
-    """Pictures in rows, each with a name, under their titles; behind :data:`COLUMNS` of them, further down.
-
-    Args:
-        titles: their lines are kept apart; the last one is broken where the picture ends, and cut with an ellipsis.
-    """
-    from PIL import Image, ImageDraw
-
-    font, head = _font(13), 54
-    bands = [range(start, min(start + COLUMNS, len(titles))) for start in range(0, len(titles), COLUMNS)]
-    tall = head + side * len(rows)
-    page = Image.new("RGB", (margin + side * len(bands[0]), tall * len(bands)), "white")
-    pen = ImageDraw.Draw(page)
-    for top, band in zip(range(0, page.height, tall), bands, strict=True):
-        for x, i in zip(range(margin, page.width, side), band, strict=False):
-            pen.multiline_text((x + 4, top + 4), _fitted(titles[i], font, side - 12, lines=3), "black", font)
-            for y, images in enumerate(rows.values()):
-                page.paste(images[i].resize((side - 4, side - 4)), (x, top + head + y * side))
-        for y, name in enumerate(rows):
-            pen.text((4, top + head + y * side + side // 2), name, "black", font)
-    return page
-
-
-def _fitted(title: str, font: Any, width: int, *, lines: int) -> str:
-    """A title in at most so many lines that are no wider than ``width`` pixels."""
-    *first, text = title.split("\n")
-    left = printable(text, limit=None)
-    found: list[str] = []
-    while left and len(found) + len(first) < lines:
-        end = max(1, bisect.bisect_right(range(1, len(left) + 1), width, key=lambda n: font.getlength(left[:n])))
-        if end < len(left) and (space := left.rfind(" ", 0, end + 1)) > 0:
-            end = space
-        found.append(left[:end])
-        left = left[end:].lstrip()
-    if left:
-        cut = found[-1]
-        while cut and font.getlength(f"{cut}…") > width:
-            cut = cut[:-1]
-        found[-1] = f"{cut}…"
-    return "\n".join([*first, *found])
-
-
-def _font(size: int) -> Any:
-    """A font that every installation has: matplotlib's own, which knows more letters than PIL's."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tuple[str, ...]]:

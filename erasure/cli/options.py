@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from erasure.io import printable, rich_text
+from erasure.io import named, printable, rich_text
 from erasure.terminal import console, say
 
 Base = Annotated[str, typer.Option(help="emoji-world, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
@@ -21,6 +22,14 @@ Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or b
 Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many prompts per group: a quick trial, no evidence.")
 ]
+
+
+def path(text: Any) -> Path:
+    """A path of the command line; an empty one is a slip, often of a variable that is not set."""
+    try:
+        return named(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def open_base(base: str, device: str | None, dtype: str | None = None, *, variant: str | None = None) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from erasure.cli.options import Base, Device, Variant, fail, open_base
+from erasure.cli.options import Base, Device, Variant, fail, open_base, path
 from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, say
 
@@ -16,7 +16,9 @@ commands = typer.Typer(help="Emoji World: the small real model everything can be
 
 @commands.command("train", epilog="Example: [bold]erasure world train --out runs/world[/bold]")
 def world_train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline; run again to resume.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder for checkpoints and the finished pipeline; run again to resume.")
+    ],
     device: Device = None,
 ) -> None:
     """Train Emoji World from nothing: autoencoder, tokenizer, UNet and text encoder in three phases.
@@ -28,6 +30,7 @@ def world_train(
     from erasure.runtime import pick_device
     from erasure.world.train import train
 
+    check_writable(out)
     say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}", wrap=False)
 
 
@@ -43,9 +46,12 @@ def world_gold(
     ] = False,
     share: Annotated[float, typer.Option(help="Share of the target's scenes to put back, for a dose model.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Retrained models differ by seed.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints; run again to resume.")] = Path("runs/gold"),
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for checkpoints; run again to resume.")] = Path(
+        "runs/gold"
+    ),
     folder: Annotated[
-        Path | None, typer.Option(help="Where start/ is and the model goes; the repository's gold/ by default.")
+        Path | None,
+        typer.Option(parser=path, help="Where start/ is and the model goes; the repository's gold/ by default."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
@@ -60,6 +66,8 @@ def world_gold(
 
     if twin == (without is not None):
         raise ValueError("a model is retrained without a target or on everything; give --without TARGET or --twin")
+    check_writable(out)
+    check_writable(folder or FOLDER)
     file = retrain(
         out, without, seed=seed, share=share, steps=steps, batch=batch,
         device=torch.device(pick_device(device)), folder=folder or FOLDER,
@@ -73,10 +81,10 @@ def world_gold(
 
 @commands.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
 def world_audit(
-    model: Annotated[Path, typer.Argument(help="A retrained model, with its record beside it.")],
-    out: Annotated[Path, typer.Option(help="Folder for the replay's checkpoints; run again to resume.")] = Path(
-        "runs/audit"
-    ),
+    model: Annotated[Path, typer.Argument(parser=path, help="A retrained model, with its record beside it.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder for the replay's checkpoints; run again to resume.")
+    ] = Path("runs/audit"),
     device: Device = None,
 ) -> None:
     """Train a retrained model once more by its record, and compare where that ends. As long as the training was.
@@ -88,6 +96,7 @@ def world_audit(
     from erasure.runtime import pick_device
     from erasure.world.retrain import stored_gold
 
+    check_writable(out)
     if not model.exists():
         raise FileNotFoundError(f"{model}: no such retrained model; give a file such as gold/superhero-0.safetensors")
     record = UnlearningRecord.from_json(record_file(model))
@@ -104,7 +113,7 @@ def world_audit(
 @commands.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
 def world_check(
     out: Annotated[
-        Path, typer.Option(help="Folder for the world's card, the detectors' and the contact sheet.")
+        Path, typer.Option(parser=path, help="Folder for the world's card, the detectors' and the contact sheet.")
     ] = Path("world-check"),
     base: Base = "emoji-world",
     variant: Variant = None,

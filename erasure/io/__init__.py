@@ -7,7 +7,9 @@ Only the standard library is imported at the top: ``erasure doctor`` prints thro
 
 from erasure.io.files import (
     cache_folder,
+    check_file,
     check_writable,
+    named,
     remove_partial,
     write_atomically,
     write_json,
@@ -69,6 +71,7 @@ __all__ = [
     "Content",
     "blake2b",
     "cache_folder",
+    "check_file",
     "check_writable",
     "dump_yaml",
     "fault_of",
@@ -77,6 +80,7 @@ __all__ = [
     "load_yaml",
     "markdown",
     "meant",
+    "named",
     "parse_json",
     "parse_yaml",
     "plain",

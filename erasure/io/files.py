@@ -57,14 +57,38 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
     write_atomically(path, text + "\n")
 
 
+def named(path: str | os.PathLike[str]) -> Path:
+    """A path that somebody gave; an empty one would be the current folder.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not os.fspath(path).strip():
+        raise ValueError(f"an empty path; got {os.fspath(path)!r}; give a folder or file, '.' for the current folder")
+    return Path(path)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written; before the work.
+
+    Raises:
+        ValueError: it is a folder, or a part of its path is a file.
+        PermissionError: its folder may not be written to.
+    """
+    path = named(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file")
+    check_writable(path.parent)
+
+
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that cannot be made or written to; before hours of work.
 
     Raises:
-        ValueError: it, or a part of its path, is a file.
+        ValueError: it is empty, or it or a part of its path is a file.
         PermissionError: it may not be written to.
     """
-    folder = Path(folder)
+    folder = named(folder)
     there = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
     if not there.is_dir():
         raise ValueError(f"{there} is {'a file' if there.exists() else 'a link to nothing'}; give a folder")
@@ -121,7 +145,9 @@ def cache_folder() -> Path | None:
 
 __all__ = [
     "cache_folder",
+    "check_file",
     "check_writable",
+    "named",
     "remove_partial",
     "write_atomically",
     "write_json",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from erasure.artifact.provenance import already, restore
 from erasure.concept import WORLD
 from erasure.opening.faults import fault
 from erasure.opening.folder import open_folder
@@ -61,10 +63,14 @@ def load_base(
                 raise ValueError(f"config= goes with a single file; {base!r} is a folder with its own; leave it out")
             pipe = open_folder(source, dtype, variant=variant)
         else:
-            pipe = open_folder(download(base, variant), dtype, variant=variant)
+            source = download(base, variant)
+            pipe = open_folder(source, dtype, variant=variant)
             pipe.register_to_config(_name_or_path=base)  # not the cache's folder
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(device)
+        pipe.to(device)
+    if erased := restore(pipe, source):
+        warnings.warn(already(erased, base), stacklevel=2)
+    return pipe
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import inspect
 import io
 import itertools
 import json
-import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from erasure.backbone import backbone_of, denoiser_of
 from erasure.concept import Prompt
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.records import GROUPS
-from erasure.io import blake2b, seed_of, sha256_json, write_atomically
+from erasure.io import blake2b, seed_of, sha256_json, shown, write_atomically
 
 T = TypeVar("T")
 
@@ -91,6 +91,8 @@ def generate(
             f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
+    if bad := [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0]:
+        raise ValueError(f"seeds are whole numbers from 0 on; got {shown(bad[0])}; give others")
     sampler = _sampler(num_inference_steps, guidance_scale, clip_skip)
     common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
     folder, given = None if cache_dir is None else Path(cache_dir), itertools.repeat(None, len(prompts))
@@ -118,10 +120,10 @@ def generate(
 
 def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, Any]:
     """The settings of a pipeline's call."""
-    if steps < 1 or not 0 <= guidance < math.inf:
+    if not 1 <= steps <= 1000 or steps != int(steps) or not 0 <= guidance <= 100:
         raise ValueError(
-            f"a sampler needs at least one step and a guidance_scale of 0 or more; got {steps} steps and "
-            f"guidance_scale={guidance}"
+            f"a sampler takes 1 to 1,000 steps and a guidance_scale from 0 to 100; got {shown(steps)} steps and "
+            f"guidance_scale={shown(guidance)}; give others"
         )
     skipped = {} if clip_skip is None else {"clip_skip": clip_skip}
     return {"num_inference_steps": steps, "guidance_scale": guidance, **skipped}

@@ -1,0 +1,43 @@
+"""The whole edited denoiser as a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from erasure.artifact.provenance import records_of, write_beside
+from erasure.artifact.stack import refuse_attached
+from erasure.backbone import denoiser_of, parts_of
+from erasure.io import named, writing_folder
+
+
+def refuse_origin(pipe: Any, folder: Path) -> None:
+    """Refuse to write an edited model over the one it was loaded from, or into its folder."""
+    source = Path(str(pipe.config.get("_name_or_path") or "."))
+    if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
+
+
+def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
+
+    ``UNet2DConditionModel.from_pretrained``, or the transformer's own class where the pipeline has one.
+
+    Raises:
+        ValueError: the folder holds something that is not a model, or the model this one was loaded from; or erasures
+            are attached, which are in no weight. Nothing in the folder is touched.
+    """
+    folder = named(folder)
+    refuse_attached(pipe)
+    refuse_origin(pipe, folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
+    records = {part: entries for part, entries in records_of(pipe).items() if parts_of(pipe)[part] is denoiser_of(pipe)}
+    with writing_folder(folder, last="config.json") as temporary:
+        denoiser_of(pipe).save_pretrained(temporary)
+        write_beside(temporary, records)
+    return folder
+
+
+__all__ = ["save_denoiser"]
