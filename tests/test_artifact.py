@@ -24,6 +24,9 @@ def an_erasure(pipe, kind, concept="superhero"):
     if kind in ("negative-guidance", "filtered-text", "value"):
         method = {"negative-guidance": "negative-prompt", "filtered-text": "safree", "value": "adavd"}[kind]
         return make(pipe, concept, method, **({"midpoint": 0.0} if method == "safree" else {}))
+    if kind == "localized":
+        drawn = {"generations": 1, "num_inference_steps": 3, "first": 1, "last": 3, "deviations": -20.0}
+        return make(pipe, concept, "gloce", keep=["ninja"], **drawn)
     if kind == "residual":
         return make(pipe, concept, "receler", keep=["ninja"], **{**ESD, "rank": 4, "attack_steps": 1})
     if kind == "gated":
@@ -38,6 +41,7 @@ EVERY_KIND = (
     "lora",
     "gated",
     "residual",
+    "localized",
     "safe-guidance",
     "negative-guidance",
     "filtered-text",

@@ -30,11 +30,13 @@ OWN = {
     "safree": {"midpoint": 0.0},
     "eraseflow": {"early": 1, "late": 1, "num_inference_steps": 2},
     "stereo": STEREO,
+    "gloce": {"generations": 1, "num_inference_steps": 3, "first": 1, "last": 3, "deviations": -20.0},  # always open
     "receler": {"attack_steps": 1, "rank": 4},
 }
 KINDS = {  # on U-Nets and on transformers
     "spm": ("gated", "gated"),
     "receler": ("residual", "residual"),
+    "gloce": ("localized", "localized"),
     **dict.fromkeys(("leco", "eraseflow"), ("lora", "lora")),
     **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace", "stereo"), ("delta", "delta")),
     "sld": ("safe-guidance", "safe-guidance"),
@@ -44,7 +46,7 @@ KINDS = {  # on U-Nets and on transformers
 }
 REFUSED = {
     (m, a)
-    for m in ("adv-unlearn", "forget-me-not", "mace", "adavd", "eraseflow", "stereo", "receler")
+    for m in ("adv-unlearn", "forget-me-not", "mace", "adavd", "eraseflow", "stereo", "receler", "gloce")
     for a in ("sd3", "flux")
 }
 REFUSED |= {("stereo", "sdxl")} | {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
@@ -122,7 +124,7 @@ def test_adversarial_unlearning_changes_text_encoders_alone(architecture, tmp_pa
     assert identical(before, weights(pipe))
 
 
-@pytest.mark.parametrize("method", ["spm", "receler", "sld", "negative-prompt", "safree", "adavd"])
+@pytest.mark.parametrize("method", ["spm", "receler", "gloce", "sld", "negative-prompt", "safree", "adavd"])
 def test_hooks_change_no_weight_and_their_cards_say_so(method, tmp_path):
     pipe = tiny("sd1")
     edit = made(pipe, method)
@@ -142,7 +144,7 @@ def test_hooks_change_no_weight_and_their_cards_say_so(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", ["esd", "spm", "receler", "adv-unlearn", "sld", "negative-prompt", "safree", "adavd", "uce"]
+    "method", ["esd", "spm", "receler", "gloce", "adv-unlearn", "sld", "negative-prompt", "safree", "adavd", "uce"]
 )
 def test_it_stands_beside_another(method):
     pipe = tiny("sd1")

@@ -38,6 +38,7 @@ METHODS = Registry(
         "eraseflow": "erasure.methods.eraseflow:EraseFlow",
         "stereo": "erasure.methods.stereo:STEREO",
         "receler": "erasure.methods.receler:Receler",
+        "gloce": "erasure.methods.gloce:GLoCE",
         "spm": "erasure.methods.spm:SPM",
         "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
         "sld": "erasure.pipelines.sld:SLD",
