@@ -76,6 +76,8 @@ class Receler(FineTune):
         "jasper0314-huang/Receler",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # On Emoji World: the target was seen in 2 and 0 of 12 pictures by its two classifiers (base: 12 and 11),
+        # neighbours were right in 10 and 12 of 12 (10 and 12), unrelated things in 11 and 11 of 12 (12 and 10).
         "recommended": {
             **SMALL_BANK,
             "iterations": 150,
