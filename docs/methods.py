@@ -27,7 +27,8 @@ LICENCES = {
     "mace-cfr": "non-commercial", "double-projections": "not looked at", "cure": "no code found", "esd": "MIT",
     "leco": "MIT", "concept-ablation": "MIT", "age": "none", "eap": "none", "salun": "MIT", "forget-me-not": "MIT",
     "erasediff": "none", "cogfd": "none", "random-label": "MIT", "gradient-ascent": "not looked at",
-    "spm": "Apache-2.0",
+    "spm": "Apache-2.0", "eraseflow": "none", "stereo": "none", "receler": "MIT",
+    "gloce": "none",
     "adv-unlearn": "CC-BY-4.0", "sld": "MIT", "safree": "none", "adavd": "Apache-2.0",
     "negative-prompt": "part of diffusers",
 }  # fmt: skip

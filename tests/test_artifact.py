@@ -24,13 +24,29 @@ def an_erasure(pipe, kind, concept="superhero"):
     if kind in ("negative-guidance", "filtered-text", "value"):
         method = {"negative-guidance": "negative-prompt", "filtered-text": "safree", "value": "adavd"}[kind]
         return make(pipe, concept, method, **({"midpoint": 0.0} if method == "safree" else {}))
+    if kind == "localized":
+        drawn = {"generations": 1, "num_inference_steps": 3, "first": 1, "last": 3, "deviations": -20.0}
+        return make(pipe, concept, "gloce", keep=["ninja"], **drawn)
+    if kind == "residual":
+        return make(pipe, concept, "receler", keep=["ninja"], **{**ESD, "rank": 4, "attack_steps": 1})
     if kind == "gated":
         return make(pipe, concept, "spm", keep=["ninja"], **ESD)
     preset = {"preset": "official-2025-x"} if kind == "delta" else {"variant": "x", "adapter": "lora", "rank": 2}
     return make(pipe, concept, "esd", **preset, **ESD)
 
 
-EVERY_KIND = ("operator", "delta", "lora", "gated", "safe-guidance", "negative-guidance", "filtered-text", "value")
+EVERY_KIND = (
+    "operator",
+    "delta",
+    "lora",
+    "gated",
+    "residual",
+    "localized",
+    "safe-guidance",
+    "negative-guidance",
+    "filtered-text",
+    "value",
+)
 KINDS = pytest.mark.parametrize("kind", ["operator", "delta", "lora"])  # of weights
 
 

@@ -224,8 +224,8 @@ TRAINED = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), F
 SHORT = {"iterations": 3, "lr": 1e-2, **QUICK, "progress": False}
 
 
-ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace")]
-MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd")]
+ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow")]
+MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd", "eraseflow", "receler")]
 
 
 @pytest.mark.parametrize("name", first(ATTACKED, "esd", "concept-ablation", "adv-unlearn", "spm"))

@@ -22,23 +22,34 @@ QUICK = {
     "keep_steps": 2,
     "batch_size": 1,
 }
+STEREO = {"rounds": 1, "search_iterations": 1, "search_lr": 0.01, "attack_iterations": 1, "pictures_each": 1}
 OWN = {
     "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
     "adv-unlearn": {"warmup_steps": 1, "attack_steps": 1},
     "sld": {"warmup": 0, "threshold": 1.0},
     "safree": {"midpoint": 0.0},
+    "eraseflow": {"early": 1, "late": 1, "num_inference_steps": 2},
+    "stereo": STEREO,
+    "gloce": {"generations": 1, "num_inference_steps": 3, "first": 1, "last": 3, "deviations": -20.0},  # always open
+    "receler": {"attack_steps": 1, "rank": 4},
 }
 KINDS = {  # on U-Nets and on transformers
     "spm": ("gated", "gated"),
-    "leco": ("lora", "lora"),
-    **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace"), ("delta", "delta")),
+    "receler": ("residual", "residual"),
+    "gloce": ("localized", "localized"),
+    **dict.fromkeys(("leco", "eraseflow"), ("lora", "lora")),
+    **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace", "stereo"), ("delta", "delta")),
     "sld": ("safe-guidance", "safe-guidance"),
     "negative-prompt": ("negative-guidance", "negative-guidance"),
     "safree": ("filtered-text", "filtered-text"),
     "adavd": ("value", "value"),
 }
-REFUSED = {(m, a) for m in ("adv-unlearn", "forget-me-not", "mace", "adavd") for a in ("sd3", "flux")}
-REFUSED |= {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
+REFUSED = {
+    (m, a)
+    for m in ("adv-unlearn", "forget-me-not", "mace", "adavd", "eraseflow", "stereo", "receler", "gloce")
+    for a in ("sd3", "flux")
+}
+REFUSED |= {("stereo", "sdxl")} | {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
 ON_SD3 = ("uce", "rece", "double-projections", "esd", "leco", "spm", "sld", "negative-prompt", "safree")
 EVERY = first(WORKS, *((m, a) for m, a in WORKS if (a == "sd1" and m not in ALIKE) or (a == "sd3" and m in ON_SD3)))
@@ -113,7 +124,7 @@ def test_adversarial_unlearning_changes_text_encoders_alone(architecture, tmp_pa
     assert identical(before, weights(pipe))
 
 
-@pytest.mark.parametrize("method", ["spm", "sld", "negative-prompt", "safree", "adavd"])
+@pytest.mark.parametrize("method", ["spm", "receler", "gloce", "sld", "negative-prompt", "safree", "adavd"])
 def test_hooks_change_no_weight_and_their_cards_say_so(method, tmp_path):
     pipe = tiny("sd1")
     edit = made(pipe, method)
@@ -132,7 +143,9 @@ def test_hooks_change_no_weight_and_their_cards_say_so(method, tmp_path):
         edit.fuse(pipe, low_memory=True)
 
 
-@pytest.mark.parametrize("method", ["esd", "spm", "adv-unlearn", "sld", "negative-prompt", "safree", "adavd", "uce"])
+@pytest.mark.parametrize(
+    "method", ["esd", "spm", "receler", "gloce", "adv-unlearn", "sld", "negative-prompt", "safree", "adavd", "uce"]
+)
 def test_it_stands_beside_another(method):
     pipe = tiny("sd1")
     before, base = weights(pipe), draw(pipe)

@@ -315,9 +315,13 @@ def shortest(method: str) -> dict[str, Any]:
         "double-projections": {"rank": 8},  # the everyday words fill a text of 32 dimensions
         "sld": {"warmup": 0},
         "safree": {"midpoint": 0.0},  # a random encoder gives one prompt much like another
+        "eraseflow": {"early": 1, "late": 1},
+        "receler": {"attack_steps": 1, "rank": 4},
+        "gloce": {"generations": 1, "num_inference_steps": 2, "first": 0, "last": 2, "deviations": -20.0},
+        "stereo": {"rounds": 1, "search_iterations": 1, "attack_iterations": 1, "pictures_each": 1},
     }
     short = {"iterations": 2, "trajectories": 2, "keep_steps": 2, "num_inference_steps": 2, "batch_size": 2}
-    return own.get(method, short if issubclass(method_class(method), FineTune) else {})
+    return {**(short if issubclass(method_class(method), FineTune) else {}), **own.get(method, {})}
 
 
 make = functools.partial(erase, apply=False)

@@ -17,6 +17,8 @@ KINDS = Registry(
         "delta": "erasure.artifact.delta:DeltaErasure",
         "lora": "erasure.artifact.lora:LoraErasure",
         "gated": "erasure.artifact.gated:GatedErasure",
+        "residual": "erasure.artifact.residual:ResidualErasure",
+        "localized": "erasure.artifact.localized:LocalizedErasure",
         "safe-guidance": "erasure.pipelines.sld:SafeGuidance",
         "negative-guidance": "erasure.pipelines.negative_prompt:NegativeGuidance",
         "filtered-text": "erasure.pipelines.filtered_text:FilteredText",

@@ -44,4 +44,47 @@ def worst_text(
     return dataclasses.replace(text, hidden=text.hidden + d.detach())
 
 
-__all__ = ["worst_text"]
+def with_soft_tokens(
+    text: Text,
+    places: Tensor,
+    error: Callable[[Text], Tensor],
+    *,
+    count: int,
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+) -> Text:
+    """The text with learnt vectors in place of the ``count`` tokens from a place on, that make an error smallest:
+
+        p = argmin_p error(text with p at places, places + 1, ...)
+
+    by Adam from random vectors with the text's own spread, each row with vectors of its own (Huang et al. 2024,
+    "Receler"). Vectors that would stand behind the text's end are left out.
+
+    Args:
+        text: ``n`` rows.
+        places: ``(n,)`` where the vectors begin in each row; behind the words.
+        error: as in :func:`worst_text`.
+        count: vectors in each row.
+        steps, lr: of Adam, with a weight decay of 0.1; each step costs a forward and a backward pass.
+        generator: of the start.
+    """
+    clean = text.hidden.detach()
+    n, length, width = clean.shape
+    start = torch.randn(n, count, width, generator=generator) * clean.float().std().cpu()
+    p = start.to(clean.device).requires_grad_(True)
+    at = torch.arange(length)[None] - places[:, None].cpu()
+    inside = ((at >= 0) & (at < count)).to(clean.device)[..., None]
+    index = at.clamp(0, count - 1).to(clean.device)[..., None].expand(-1, -1, width)
+
+    def put(vectors: Tensor) -> Text:
+        return dataclasses.replace(text, hidden=torch.where(inside, vectors.gather(1, index).to(clean), clean))
+
+    optimizer = torch.optim.Adam([p], lr=lr, weight_decay=0.1)
+    for _ in range(steps):
+        (p.grad,) = torch.autograd.grad(error(put(p)), p)
+        optimizer.step()
+    return put(p.detach())
+
+
+__all__ = ["with_soft_tokens", "worst_text"]

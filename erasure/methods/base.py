@@ -166,6 +166,35 @@ def expanded(backbone: Backbone, phrases: Sequence[str], *, articles: bool) -> l
     return list(dict.fromkeys([*phrases, *added]))
 
 
+def with_anchors(
+    backbone: Backbone, concepts: Sequence[Concept], *, synonyms: bool, articles: bool, templates: bool = False
+) -> list[tuple[str, str]]:
+    """Every name of every concept, with and without an article as :func:`expanded` does, and its anchor likewise.
+
+    Args:
+        templates: put both into each of the concept's sentences.
+    """
+    found = []
+    for concept in concepts:
+        for phrase in concept.phrases if synonyms else (concept.name,):
+            for template in concept.templates if templates else ("{}",):
+                found.append((template.format(phrase), template.format(concept.anchor).strip()))
+                articled = template.format(with_article(phrase))
+                if articles and backbone.fitting([articled]):
+                    anchor = with_article(concept.anchor) if concept.anchor else ""
+                    found.append((articled, template.format(anchor).strip()))
+    return list(dict.fromkeys(found))
+
+
+def check_anchors(key: str, concepts: Sequence[Concept]) -> None:
+    """Refuse concepts without an anchor, for a method that draws the anchor in their place."""
+    if lacking := [concept.name for concept in concepts if not concept.anchor]:
+        raise ValueError(
+            f"{key} needs an anchor for every concept, which its prompt is drawn as; {lacking} have none; give one: "
+            f"Concept({lacking[0]!r}, anchor='a person') (--anchor)"
+        )
+
+
 def check_supported(method: Method, backbone: Backbone) -> None:
     """Refuse a model the method does not work on, before any work."""
     if method.architectures is not None and backbone.architecture not in method.architectures:

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.concept import with_article
-from erasure.methods.base import Reference, Request
+from erasure.methods.base import Reference, Request, with_anchors
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -86,16 +85,7 @@ class ConceptAblation(FineTune):
 
     def pairs(self, backbone: Backbone, request: Request) -> list[tuple[str, str]]:
         """The concept in a sentence and the anchor in the same one, for every name and template."""
-        found = []
-        for concept in request.concepts:
-            for phrase in concept.phrases if self.synonyms else (concept.name,):
-                for template in concept.templates:
-                    found.append((template.format(phrase), template.format(concept.anchor).strip()))
-                    articled = template.format(with_article(phrase))
-                    if self.articles and backbone.fitting([articled]):
-                        anchor = with_article(concept.anchor) if concept.anchor else ""
-                        found.append((articled, template.format(anchor).strip()))
-        return list(dict.fromkeys(found))
+        return with_anchors(backbone, request.concepts, synonyms=self.synonyms, articles=self.articles, templates=True)
 
     def prompts(self, backbone: Backbone, request: Request) -> list[str]:
         return [concept for concept, _ in self.pairs(backbone, request)]

@@ -17,7 +17,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.attention import attention_maps, cross_attentions
 from erasure.backbone.base import layer_at
 from erasure.backbone.text import Text
-from erasure.methods.bank import DrawnBank
+from erasure.methods.bank import Bank, DrawnBank
 from erasure.methods.base import Count, Reference, Request, check_moved
 from erasure.methods.closed_form import encoded
 from erasure.methods.finetune import FineTune, Loss
@@ -159,23 +159,12 @@ class MACE(FineTune):
 
         return loss
 
-    @torch.no_grad()
     def masks(self, backbone: Backbone, bank: DrawnBank, text: Text, words: Tensor) -> Tensor:
         """``(n, h, w)`` at the size of the latents: 1 where the concept's words are attended to, 0 elsewhere."""
         side = bank.x.shape[-2:]
         if not self.masked:
             return torch.ones(len(bank), *side)
-        found = []
-        for rows in torch.arange(len(bank)).split(16):
-            maps = attention(backbone, bank, text, rows)
-            chosen = words[bank.prompt[rows]]
-            seen = [
-                F.interpolate(places_of(a, chosen, side).mean(1, keepdim=True), side, mode="bilinear") for a in maps
-            ]
-            mean = torch.stack(seen).mean(0)[:, 0].cpu()
-            low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
-            found.append(((mean - low) / (high - low).clamp(min=1e-12) > 0.5).float())
-        return torch.cat(found)
+        return masks_of(backbone, bank, text, words, above=0.5)
 
     # --- the third stage ----------------------------------------------------------------------------------------------
 
@@ -221,7 +210,7 @@ def fuse(w: Tensor, w1: Tensor, aims: Sequence[Tensor], moments: Sequence[Tensor
     return torch.linalg.lstsq(left, right.T, driver="gelsd").solution.T
 
 
-def attention(backbone: Backbone, bank: DrawnBank, text: Text, chosen: Tensor) -> list[Tensor]:
+def attention(backbone: Backbone, bank: Bank, text: Text, chosen: Tensor) -> list[Tensor]:
     """Attention maps ``(n, heads, places, tokens)`` of every cross-attention on chosen rows."""
     with attention_maps(backbone) as maps:
         x, t, rows = bank.inputs(backbone, text, chosen)
@@ -229,10 +218,32 @@ def attention(backbone: Backbone, bank: DrawnBank, text: Text, chosen: Tensor) -
         return list(maps.values())
 
 
+@torch.no_grad()
+def masks_of(backbone: Backbone, bank: Bank, text: Text, words: Tensor, *, above: float) -> Tensor:
+    """``(n, h, w)`` at the size of the latents: 1 where the prompts' words are attended to at each row of a bank.
+
+    Args:
+        words: ``(prompts, tokens)``, 1 at the words.
+        above: of the attention's mean over layers, scaled to 0..1 in each row.
+    """
+    side, found = bank.x.shape[-2:], []
+    for rows in torch.arange(len(bank)).split(16):
+        chosen = words[bank.prompt[rows]]
+        maps = [places_of(a, chosen, side).mean(1, keepdim=True) for a in attention(backbone, bank, text, rows)]
+        mean = torch.stack([F.interpolate(one, side, mode="bilinear") for one in maps]).mean(0)[:, 0].cpu()
+        low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
+        found.append(((mean - low) / (high - low).clamp(min=1e-12) > above).float())
+    return torch.cat(found)
+
+
+def height_of(places: int, side: Sequence[int]) -> int:
+    """Rows of so many places of a layer, for latents of size ``side``."""
+    return round(side[0] / (side[0] * side[1] / places) ** 0.5)
+
+
 def places_of(maps: Tensor, words: Tensor, side: Sequence[int]) -> Tensor:
     """``(n, heads, h, w)``: attention to words ``(n, tokens)`` by place, for latents of size ``side``."""
-    factor = (side[0] * side[1] / maps.shape[2]) ** 0.5
-    height = round(side[0] / factor)
+    height = height_of(maps.shape[2], side)
     return (maps * words.to(maps)[:, None, None]).sum(3).unflatten(2, (height, -1))
 
 
@@ -240,7 +251,7 @@ def masked_mass(maps: Sequence[Tensor], words: Tensor, masks: Tensor) -> Tensor:
     """Sum over layers of the Frobenius norm of the maps at words ``(n, tokens)`` and places of masks ``(n, h, w)``."""
     total = []
     for a in maps:
-        height = places_of(a[:1], words[:1], masks.shape[1:]).shape[2]
+        height = height_of(a.shape[2], masks.shape[1:])
         there = F.interpolate(masks[:, None], (height, a.shape[2] // height)).flatten(1).to(a)
         total.append((a * words.to(a)[:, None, None] * there[:, None, :, None]).norm())
     return torch.stack(total).sum()
@@ -258,4 +269,4 @@ def weight_of(backbone: Backbone, name: str) -> nn.Parameter:
     return getattr(layer_at(backbone, layer), own)
 
 
-__all__ = ["MACE", "fuse", "masked_mass", "places_of"]
+__all__ = ["MACE", "fuse", "height_of", "masked_mass", "masks_of", "places_of"]
