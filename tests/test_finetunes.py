@@ -224,6 +224,7 @@ TRAINED = [name for name in sorted(BUILT_IN) if issubclass(method_class(name), F
 SHORT = {"iterations": 3, "lr": 1e-2, **QUICK, "progress": False}
 
 
+SEARCH = {"rounds": 1, "search_iterations": 1, "attack_iterations": 1, "pictures_each": 1}  # STEREO's first stage
 ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow")]
 MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd", "eraseflow", "receler")]
 
@@ -231,7 +232,7 @@ MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd
 @pytest.mark.parametrize("name", first(ATTACKED, "esd", "concept-ablation", "adv-unlearn", "spm"))
 def test_every_fine_tune_trains_under_the_attack(name):
     pipe = tiny("sd1")
-    own = {"adv-unlearn": {"warmup_steps": 0}, "salun": {"saliency": None}}.get(name, {})
+    own = {"adv-unlearn": {"warmup_steps": 0}, "salun": {"saliency": None}, "stereo": SEARCH}.get(name, {})
     given = {"keep": ["wizard"], **SHORT, "attack_steps": 2, **own}
     off, on = (make(pipe, SUPERHERO, name, robust=robust, seed=1, **given) for robust in (False, True))
     assert set(off.tensors) == set(on.tensors) and not identical(off.tensors, on.tensors)
@@ -240,7 +241,8 @@ def test_every_fine_tune_trains_under_the_attack(name):
 @pytest.mark.parametrize("name", first(MASKED, "esd", "salun", "forget-me-not", "adv-unlearn"))
 def test_every_fine_tune_of_weights_takes_a_mask(name):
     pipe = tiny("sd1")
-    given = {"keep": ["wizard"], **SHORT, **({"warmup_steps": 0} if name == "adv-unlearn" else {})}
+    own = {"adv-unlearn": {"warmup_steps": 0}, "stereo": SEARCH}.get(name, {})
+    given = {"keep": ["wizard"], **SHORT, **own}
     edit = make(pipe, SUPERHERO, name, saliency=0.25, optimizer="adam", adapter="weights", **given)
     trained = method_class(name).preset(saliency=0.25).student(backbone_of(pipe)).parameters
     moved = sum(int((delta != 0).sum()) for delta in edit.tensors.values())

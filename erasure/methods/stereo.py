@@ -82,6 +82,8 @@ class STEREO(FineTune):
         "koushiksrivats/robust-concept-erasing",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # On Emoji World: the target was seen in 0 of 12 pictures by both classifiers (base: 12 and 11), neighbours were
+        # right in 10 and 12 of 12 (10 and 12), unrelated things in all (12 and 10). Nobody attacked it.
         "recommended": {
             **SMALL_BANK,
             "variant": "x-strict",
