@@ -164,7 +164,7 @@ def apply(
     if out is not None:
         check_writable(out)
     opened, names = _opened(register, base)
-    requests = {entry.id: entry.request for entry in opened.entries()}
+    ids = {entry.id: entry.request for entry in opened.entries()}
     for name in names:
         pipe = open_base(name, device, dtype, variant=variant)
         with quiet():
@@ -174,9 +174,8 @@ def apply(
             say(f"- served: {', '.join(entry.request for entry in done.served)}")
         for one in done.overruled:
             wanted = "keeps" if one.role == "keep" else "has as its anchor"
-            say(
-                f"- {requests[one.wanted_by]} {wanted} {one.word!r}, which {requests[one.erased_by]} erases: it is erased"
-            )
+            eraser = ids[one.erased_by]
+            say(f"- {ids[one.wanted_by]} {wanted} {one.word!r}, which {eraser} erases: it is erased")
         if done.hash:
             say(f"- SHA-256 {done.hash}", wrap=False)
     say(f"head of the log, to be kept elsewhere: {opened.head()}", wrap=False)
@@ -277,9 +276,9 @@ def log(
     """Print the log, or check that nothing in it was changed."""
     from erasure.register import Register
 
-    opened = Register(register)
     if head is not None and not check:
         raise ValueError(f"--head is compared by --check; got {head!r}; add --check")
+    opened = Register(register)
     if check:
         faults = opened.check(head=head)
         for fault in faults:

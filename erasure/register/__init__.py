@@ -8,6 +8,7 @@ modules, so that adding an entry takes no second.
 
 from erasure.register.chain import Event
 from erasure.register.entries import Entry, Subject
-from erasure.register.register import Base, Register, Settings
+from erasure.register.register import Register
+from erasure.register.rows import Base, Settings
 
 __all__ = ["Base", "Entry", "Event", "Register", "Settings", "Subject"]

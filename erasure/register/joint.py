@@ -17,7 +17,7 @@ from erasure.methods.closed_form import ClosedForm
 from erasure.register.entries import Entry, Subject
 
 if TYPE_CHECKING:
-    from erasure.register.register import Settings
+    from erasure.register.rows import Settings
 
 
 @dataclasses.dataclass(frozen=True)

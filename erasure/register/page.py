@@ -120,12 +120,12 @@ def sheet(
             "asks": "Reasonable technical measures against outputs that infringe copyright, and terms of use that "
             "forbid such uses.",
             "shown": [
-                f"{in_force} of {len(entries)} requests are in force: their names are suppressed on {_named(last)}, in "
+                f"In force: {in_force} of {len(entries)} requests. Their names are suppressed on {_named(last)}, in "
                 "one erasure made from the base.",
-                f"{len(checks)} verifications are recorded, {len(clean)} without a fault; the last one: "
+                f"Verifications recorded: {len(checks)}, without a fault: {len(clean)}, the last one: "
                 f"{_utc(checks[-1].time) if checks else 'never'}.",
-                f"{len(evaluated)} requests were evaluated by pictures; for {len(kept_out)} of them the evidence shows "
-                "that the target is kept out when it is asked for by name.",
+                f"Evaluated by pictures: {len(evaluated)} requests. Shown to be kept out when asked for by name: "
+                f"{len(kept_out)} of them.",
             ],
             "not_claimed": [
                 "That no output infringes: an evaluation has limits and error bars, and most requests may have none.",
@@ -140,10 +140,10 @@ def sheet(
             "asks": "A point of contact, a way for rightsholders to complain electronically, and complaints that are "
             "handled with care and within a reasonable time.",
             "shown": [
-                f"{len(entries)} requests with receipt, term and outcome: {count['in time']} closed in time, "
-                f"{count['late']} late, {count['open']} open, {count['overdue']} overdue.",
-                f"{sum(e.status == 'refused' for e in entries)} were refused and "
-                f"{sum(e.status == 'withdrawn' for e in entries)} withdrawn, each with its reason.",
+                f"Requests with receipt, term and outcome: {len(entries)}. Closed in time: {count['in time']}, closed "
+                f"late: {count['late']}, open: {count['open']}, overdue: {count['overdue']}.",
+                f"Refused: {sum(e.status == 'refused' for e in entries)}, withdrawn: "
+                f"{sum(e.status == 'withdrawn' for e in entries)}, each with its reason.",
                 "Every step is a row of a log whose rows hold the hash of the row before.",
             ],
             "not_claimed": [
@@ -176,10 +176,10 @@ def _row(entry: Entry, time: datetime.datetime, every: Sequence[Entry], last: Ma
         "entry": entry,
         "word": word,
         "clock": sentence,
-        "aliases": [] if subject is None else subject.concept.synonyms,
-        "languages": {} if subject is None else subject.languages,
+        "aliases": "" if subject is None else ", ".join(subject.concept.synonyms),
+        "languages": {} if subject is None else {code: ", ".join(names) for code, names in subject.languages.items()},
         "anchor": "" if subject is None else subject.concept.anchor,
-        "keep": [] if subject is None else [*subject.keep, *subject.concept.neighbours],
+        "keep": "" if subject is None else ", ".join((*subject.keep, *subject.concept.neighbours)),
         "overruled": _overruled(entry, every, last),
         "verdicts": _verdicts(entry),
         "method": "" if entry.settings is None else _method(entry.settings),
