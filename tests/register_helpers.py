@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import sqlite3
+import tempfile
 
 from erasure.register import Register, Settings
 from erasure.register.applying import prints_of
@@ -27,10 +28,19 @@ def prints():
     return prints_of(pipe())
 
 
+@functools.cache
+def new_file():
+    """The bytes of a register of the tiny base."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Register.create(f"{folder}/register.sqlite", QUICK)
+        made.add_base(BASE, prints())
+        return made.path.read_bytes()
+
+
 def new_register(folder):
-    made = Register.create(folder / "register.sqlite", QUICK)
-    made.add_base(BASE, prints())
-    return made
+    path = folder / "register.sqlite"
+    path.write_bytes(new_file())
+    return Register(path)
 
 
 def made_up(number):

@@ -56,7 +56,6 @@ def test_the_check_finds_what_was_changed_and_where(register, statements, fault)
     assert not register.check()
     raw(register, *statements)
     assert any(fault in found for found in register.check()), register.check()
-    assert fault.split("'")[0] in page(register)
 
 
 def test_rows_that_were_cut_off_cleanly_are_found_by_a_head_noted_before(register):
@@ -65,6 +64,8 @@ def test_rows_that_were_cut_off_cleanly_are_found_by_a_head_noted_before(registe
     raw(register, "DELETE FROM log WHERE id = 3", "DELETE FROM entries", "UPDATE sqlite_sequence SET seq = 2")
     assert not register.check()
     assert "no row has the hash" in register.check(head=head)[0]
+    raw(register, "UPDATE log SET detail = '{}' WHERE id = 1")
+    assert "The log does not hold: row 1 was changed" in page(register)
 
 
 def test_rows_of_the_log_cannot_be_changed_by_mistake(register):

@@ -45,14 +45,20 @@ def init(
     device: Device = None,
 ) -> None:
     """Make a register, or add bases to one and change its settings."""
+    from erasure.methods import method_class
     from erasure.register import Register, Settings
     from erasure.register.applying import prints_of
 
-    given = {"hours": hours, "method": method, "preset": preset, "settings": _settings(settings) if settings else None}
+    own = {key: parse_yaml(value) for key, value in _pairs(settings or (), "--set")}
+    for name in {*own} & {*method_class(method or "uce").files}:
+        own[name] = str(Path(str(own[name])).resolve())  # apply may run in another folder
+    given = {"hours": hours, "method": method, "preset": preset, "settings": own or None}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if register.exists():
         kept = Register(register)
         before = {} if method is not None else dataclasses.asdict(kept.settings)
+        if own and before:
+            changes["settings"] = {**before["settings"], **own}
         kept.configure(Settings(**{"hours": kept.settings.hours, **before, **changes}))
     else:
         kept = Register.create(register, Settings(**changes))
@@ -377,10 +383,6 @@ def _plain(entry: Entry) -> dict[str, Any]:
     if entry.redacted is not None:
         plain["subject"] = None
     return json.loads(json.dumps(plain, default=str))  # type: ignore[no-any-return]
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    return {key: parse_yaml(value) for key, value in _pairs(pairs, "--set")}
 
 
 def _languages(pairs: Sequence[str] | None) -> dict[str, list[str]]:

@@ -75,9 +75,7 @@ def apply(register: Register, pipe: Any, base: str, *, folder: Path | None = Non
     root = (folder or register.path.with_name(f"{register.path.stem}-erasures")) / folder_name(base)
     for _ in range(TRIES):
         entries = register.wanted(base)
-        settings = register.settings
-        method, preset, changes = recipe_of(settings)
-        recipe = {"method": method, "preset": preset, "settings": changes}
+        recipe = recipe_of(register.settings)
         key = key_of(entries, recipe, register.bases()[base].hash)
         whole, start = joint(entries), time.perf_counter()
         detail: dict[str, Any] = {"key": key, "settings": recipe, "folder": "", "files": {}, "hash": ""}
@@ -86,7 +84,7 @@ def apply(register: Register, pipe: Any, base: str, *, folder: Path | None = Non
             there = root / key
             if not _is_made(register, base, key, there):
                 check_readable(backbone, entries)
-                _make(pipe, whole, method, preset, changes, there)
+                _make(pipe, whole, recipe, there)
                 seconds = time.perf_counter() - start
             files = hashes_of(there)
             detail |= {"folder": _relative(there, register), "files": files, "hash": sha256_json(files)}
@@ -149,9 +147,10 @@ def check_readable(backbone: Backbone, entries: Sequence[Entry]) -> None:
                 )
 
 
-def _make(pipe: Any, whole: Joint, method: str, preset: str | None, changes: dict[str, Any], folder: Path) -> None:
+def _make(pipe: Any, whole: Joint, recipe: dict[str, Any], folder: Path) -> None:
+    chosen = {"preset": recipe["preset"], **recipe["settings"]}
     edit = erase(
-        pipe, whole.concepts, method, keep=whole.keep, preset=preset, name=NAME, apply=False, progress=False, **changes
+        pipe, whole.concepts, recipe["method"], keep=whole.keep, name=NAME, apply=False, progress=False, **chosen
     )
     edit.save_pretrained(folder)
 

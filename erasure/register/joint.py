@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from erasure.concept import Concept, folded, with_article
-from erasure.io import shown
+from erasure.io import sha256_file, shown
 from erasure.methods import method_class
 from erasure.methods.closed_form import ClosedForm
 from erasure.register.entries import Entry, Subject
@@ -95,11 +95,13 @@ def joint(entries: Sequence[Entry]) -> Joint:
     return Joint(tuple(concepts), tuple(keep.values()), tuple(overruled), tuple(owners))
 
 
-def recipe_of(settings: Settings) -> tuple[str, str | None, dict[str, Any]]:
-    """Method, preset and settings as :func:`erasure.erase` takes them. Synonyms are always erased.
+def recipe_of(settings: Settings) -> dict[str, Any]:
+    """``method``, ``preset`` and ``settings`` as :func:`erasure.erase` takes them, and ``files``: the SHA-256 of those
+    that the settings name. Synonyms are always erased.
 
     Raises:
         ValueError: they do not exist, or the method cannot erase a whole set from the base within seconds.
+        FileNotFoundError: a file that a setting names is not there.
     """
     kind = method_class(settings.method)
     if not issubclass(kind, ClosedForm):
@@ -110,8 +112,10 @@ def recipe_of(settings: Settings) -> tuple[str, str | None, dict[str, Any]]:
     if settings.settings.get("synonyms", True) is not True:
         raise ValueError("a register erases every alias; got synonyms=False; leave that setting out")
     changes = {**settings.settings, "synonyms": True}
-    kind.preset(settings.preset, **changes)
-    return settings.method, settings.preset, changes
+    chosen = kind.preset(settings.preset, **changes)
+    named = {name: getattr(chosen, name) for name in kind.files}
+    files = {name: sha256_file(path) for name, path in named.items() if path}
+    return {"method": settings.method, "preset": settings.preset, "settings": changes, "files": files}
 
 
 def _subject(entry: Entry) -> Subject:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from erasure.register.entries import (
     line_of,
     moment_of,
     now,
-    requester_of,
-    seal_of,
     subject_of,
 )
 from erasure.register.rows import (
@@ -46,6 +43,7 @@ from erasure.register.rows import (
     entry_at,
     forget,
     named_row,
+    new_row,
     next_request,
     note,
     settings_of,
@@ -172,31 +170,18 @@ class Register:
         Raises:
             ValueError: a field is wrong, the id is taken, or a base is unknown.
         """
-        subject = subject_of(concept, languages, keep).to_json()
         moment = now()
         came = moment if received is None else moment_of("received", received)
         if came > moment:
             raise ValueError(f"received must not lie in the future; got {iso(came)}; it is {iso(moment)} now")
-        salt = secrets.token_hex(16)
-        row: dict[str, Any] = {
-            "basis": line_of("the legal basis", basis),
-            "requester": requester_of(requester),
-            "received": iso(came),
-            "subject": subject,
-            "salt": salt,
-            "seal": seal_of(subject, salt),
-            "evidence": "{}",
-            "reviewer": line_of("the reviewer", reviewer, empty=True),
-            "status": "received",
-            "reason": "",
-        }
+        row = new_row(subject_of(concept, languages, keep), basis=basis, requester=requester, reviewer=reviewer)
         named = None if request is None else line_of("the id of a request", request, longest=100)
         with self._file.writing() as connection:
             term = datetime.timedelta(hours=settings_of(connection).hours)
             end = came + term if due is None else moment_of("due", due)
             if end < came:
                 raise ValueError(f"due must not lie before received; got {iso(end)} and {iso(came)}; correct one")
-            row |= {"due": iso(end), "bases": json.dumps(chosen(connection, bases))}
+            row |= {"received": iso(came), "due": iso(end), "bases": json.dumps(chosen(connection, bases))}
             row["request"] = named or next_request(connection)
             if connection.execute("SELECT 1 FROM entries WHERE request = ?", (row["request"],)).fetchone():
                 raise ValueError(f"there is a request {shown(row['request'])} already; give another id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,17 @@ from typing import Any
 from erasure.io import meant, parse_json, sha256_json, shown
 from erasure.register import chain
 from erasure.register.chain import Event
-from erasure.register.entries import COLUMNS, Entry, digest_of, entry_of, now, seal_of
+from erasure.register.entries import (
+    COLUMNS,
+    Entry,
+    Subject,
+    digest_of,
+    entry_of,
+    line_of,
+    now,
+    requester_of,
+    seal_of,
+)
 
 LONGEST_TERM = 24 * 366  # hours
 ENTRIES = f"SELECT {', '.join(COLUMNS)} FROM entries"
@@ -94,6 +105,22 @@ def next_request(connection: sqlite3.Connection) -> str:
         number += 1
         if not connection.execute("SELECT 1 FROM entries WHERE request = ?", (f"R{number}",)).fetchone():
             return f"R{number}"
+
+
+def new_row(subject: Subject, *, basis: str, requester: str, reviewer: str) -> dict[str, Any]:
+    """The columns of a new entry that need no other row; checked."""
+    text, salt = subject.to_json(), secrets.token_hex(16)
+    return {
+        "basis": line_of("the legal basis", basis),
+        "requester": requester_of(requester),
+        "subject": text,
+        "salt": salt,
+        "seal": seal_of(text, salt),
+        "evidence": "{}",
+        "reviewer": line_of("the reviewer", reviewer, empty=True),
+        "status": "received",
+        "reason": "",
+    }
 
 
 def row_of(connection: sqlite3.Connection, id: int) -> dict[str, Any]:

@@ -109,11 +109,11 @@ def _stale(register: Register, base: str, detail: dict[str, Any], entries: Seque
         found.append(f"withdrawn and still erased: {', '.join(gone)}; run `erasure register apply`")
     if missing := [entry.request for entry in entries if entry.id not in present]:
         found.append(f"not in force yet: {', '.join(missing)}; run `erasure register apply`")
-    method, preset, settings = recipe_of(register.settings)
-    recipe = {"method": method, "preset": preset, "settings": settings}
+    recipe = recipe_of(register.settings)
     if not found and key_of(entries, recipe, register.bases()[base].hash) != detail["key"]:
         found.append(
-            "the method, its settings or the library's version changed since it was made; run `erasure register apply`"
+            "the method, its settings or files, or the library's version changed since it was made; run `erasure "
+            "register apply`"
         )
     return found
 
