@@ -1,0 +1,119 @@
+"""The log of a register: rows that hold the hash of the row before, so that no change of an old one stays unseen.
+
+A chain shows that rows were not changed one by one. Whoever may write the file can write the whole chain anew, so keep
+the last hash (the *head*) elsewhere as well: on paper, in a mail to the requester, in another system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import sqlite3
+from typing import Any
+
+from erasure.io import parse_json, sha256_json
+from erasure.register.entries import iso
+
+START = "0" * 64  # stands before the first row
+FIELDS = "id, time, action, entry, detail, digest, previous, hash"
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A row of the log.
+
+    Attributes:
+        id: its number, from 1 on.
+        time, action: when, and what was done.
+        entry: number of the entry it was done to; None where it was done to all, or to the register.
+        detail: further facts. No names: a redaction must not need to change a row.
+        digest: SHA-256 of what it was done to, as that stands afterwards; "" where nothing changed.
+        previous, hash: of the row before, and its own.
+    """
+
+    id: int
+    time: datetime.datetime
+    action: str
+    entry: int | None
+    detail: dict[str, Any]
+    digest: str
+    previous: str
+    hash: str
+
+
+def append(
+    connection: sqlite3.Connection,
+    time: datetime.datetime,
+    action: str,
+    *,
+    entry: int | None = None,
+    detail: dict[str, Any] | None = None,
+    digest: str = "",
+) -> str:
+    """Add a row within the caller's transaction; returns its hash."""
+    last = connection.execute("SELECT id, hash FROM log ORDER BY id DESC LIMIT 1").fetchone()
+    id, previous = (last[0] + 1, last[1]) if last else (1, START)
+    text = json.dumps(detail or {}, ensure_ascii=False, sort_keys=True)
+    row = (id, iso(time), action, entry, text, digest, previous)
+    hash = sha256_json(row)
+    connection.execute(f"INSERT INTO log ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, hash))
+    return hash
+
+
+def events(connection: sqlite3.Connection, entry: int | None = None, *, action: str | None = None) -> list[Event]:
+    """The rows in their order: all, those of one entry, or those of one action."""
+    wanted = {"entry": entry, "action": action}
+    given = {column: value for column, value in wanted.items() if value is not None}
+    where = f" WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
+    rows = connection.execute(f"SELECT {FIELDS} FROM log{where} ORDER BY id", (*given.values(),))
+    return [_event(*row) for row in rows]
+
+
+def _event(id: int, time: str, action: str, entry: int | None, detail: str, *hashes: str) -> Event:
+    return Event(id, datetime.datetime.fromisoformat(time), action, entry, parse_json(detail), *hashes)
+
+
+def head(connection: sqlite3.Connection) -> str:
+    """The hash of the last row."""
+    last = connection.execute("SELECT hash FROM log ORDER BY id DESC LIMIT 1").fetchone()
+    return str(last[0]) if last else START
+
+
+def faults(connection: sqlite3.Connection, *, expected: str | None = None) -> list[str]:
+    """What is wrong with the rows, by their numbers; empty where they are as they were written.
+
+    Args:
+        expected: a head that was noted earlier; one of the rows must have it.
+    """
+    found: list[str] = []
+    before, hashes = START, set()
+    rows = connection.execute(f"SELECT {FIELDS} FROM log ORDER BY id").fetchall()
+    number = 0
+    for row in rows:
+        *content, previous, hash = row
+        if content[0] != number + 1:
+            found.append(_missing(number + 1, content[0] - 1))
+        elif previous != before:
+            found.append(f"row {content[0]} does not follow row {number}: one of the two was changed or moved")
+        if sha256_json((*content, previous)) != hash or not _is_json(content[4]):
+            found.append(f"row {content[0]} was changed: its hash is not that of its content")
+        number, before = content[0], hash
+        hashes.add(hash)
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
+    if last and last[0] > number:
+        found.append(_missing(number + 1, last[0]))
+    if expected is not None and expected not in hashes:
+        found.append(f"no row has the hash {expected[:80]}: rows were cut off or the log was written anew")
+    return found
+
+
+def _missing(first: int, last: int) -> str:
+    return f"row {first} is missing" if first >= last else f"rows {first} to {last} are missing"
+
+
+def _is_json(text: Any) -> bool:
+    try:
+        return isinstance(parse_json(text), dict)
+    except (ValueError, TypeError):
+        return False

@@ -1,0 +1,367 @@
+"""The register: one SQLite file with requests, base models and a log to which rows can only be added.
+
+Writers take turns, readers see the state of one moment, and a process that is killed leaves the state before its change
+or the one after it. The file must lie on a local disk: locks do not hold on network file systems.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.concept import Concept
+from erasure.io import meant, sha256_json, shown
+from erasure.io.sqlite import SqliteFile
+from erasure.register import chain
+from erasure.register.chain import Event
+from erasure.register.entries import (
+    LONGEST_REASON,
+    Entry,
+    Status,
+    iso,
+    line_of,
+    moment_of,
+    now,
+    subject_of,
+)
+from erasure.register.rows import (
+    Base,
+    Settings,
+    altered,
+    applied_in,
+    base_in,
+    bases_of,
+    change,
+    chosen,
+    configure,
+    entries_in,
+    entry_at,
+    forget,
+    named_row,
+    new_row,
+    next_request,
+    note,
+    settings_of,
+    wanted_in,
+)
+from erasure.register.tables import APPLICATION, MIGRATIONS
+
+
+class Register:
+    """Requests to take concepts out, and what was done about each.
+
+    May be used by several threads and processes at once.
+
+    Args:
+        path: the file; :meth:`create` makes one.
+        timeout: seconds to wait for another writer.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no register, or one of a newer version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
+        self._file = SqliteFile(path, noun="register", application=APPLICATION, migrations=MIGRATIONS, timeout=timeout)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], settings: Settings | None = None) -> Register:
+        """Make the file.
+
+        Raises:
+            ValueError: there is a register already, or the settings are wrong.
+        """
+        settings = (settings or Settings()).checked()
+        file = SqliteFile(
+            path,
+            noun="register",
+            application=APPLICATION,
+            migrations=MIGRATIONS,
+            create=lambda connection: configure(connection, settings),
+        )
+        if not file.made:
+            raise ValueError(f"{file.path} is a register already; open it, or give a new name")
+        return cls(path)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    # --- what holds for all ------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for every request from now on."""
+        with self._file.reading() as connection:
+            return settings_of(connection)
+
+    def configure(self, settings: Settings) -> None:
+        """Change what holds from now on. Due times of earlier requests stay; the next erasure has the new method."""
+        settings.checked()
+        with self._file.writing() as connection:
+            if settings != settings_of(connection):
+                configure(connection, settings)
+
+    def bases(self) -> dict[str, Base]:
+        """The base models by name."""
+        with self._file.reading() as connection:
+            return bases_of(connection)
+
+    def add_base(self, name: str, prints: Mapping[str, Mapping[str, Any]]) -> Base:
+        """Add a base model.
+
+        Args:
+            name: by which it is opened again: "emoji-world", a folder, a file, a hub id.
+            prints: fingerprints of its parts, from :func:`erasure.register.applying.prints_of`.
+
+        Raises:
+            ValueError: another model has this name.
+        """
+        name = line_of("the name of a base", name)
+        plain = {part: dict(facts) for part, facts in prints.items()}
+        base = Base(name, sha256_json(plain), plain)
+        with self._file.writing() as connection:
+            known = bases_of(connection).get(name)
+            if known is not None and known.hash != base.hash:
+                raise ValueError(
+                    f"the base {shown(name)} is registered with other weights ({known.hash[:12]}); got "
+                    f"{base.hash[:12]}; add it under another name, so that earlier entries stay true"
+                )
+            if known is None:
+                connection.execute("INSERT INTO bases VALUES (?, ?, ?)", (name, base.hash, json.dumps(plain)))
+                chain.append(connection, now(), "base", detail={"base": name}, digest=base.hash)
+        return base
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        concept: str | Concept,
+        *,
+        basis: str,
+        requester: str,
+        languages: Mapping[str, Sequence[str]] | None = None,
+        keep: Sequence[str] = (),
+        request: str | None = None,
+        received: str | datetime.datetime | None = None,
+        due: str | datetime.datetime | None = None,
+        bases: Sequence[str] = (),
+        reviewer: str = "",
+    ) -> Entry:
+        """Enter a request.
+
+        Args:
+            concept: a name, or a :class:`~erasure.Concept` with synonyms, neighbours and an anchor.
+            basis: legal basis, in your words.
+            requester: class of who asks; see :data:`erasure.register.entries.Requester`.
+            languages: language code to names in that language.
+            keep: prompts that must not change.
+            request: its id; the next of R1, R2 ... by default.
+            received: now by default. due: so many hours later as the register says, by default.
+            bases: names of base models; all of the register's by default.
+            reviewer: who decided.
+
+        Raises:
+            ValueError: a field is wrong, the id is taken, or a base is unknown.
+        """
+        moment = now()
+        came = moment if received is None else moment_of("received", received)
+        if came > moment:
+            raise ValueError(f"received must not lie in the future; got {iso(came)}; it is {iso(moment)} now")
+        row = new_row(subject_of(concept, languages, keep), basis=basis, requester=requester, reviewer=reviewer)
+        named = None if request is None else line_of("the id of a request", request, longest=100)
+        with self._file.writing() as connection:
+            term = datetime.timedelta(hours=settings_of(connection).hours)
+            end = came + term if due is None else moment_of("due", due)
+            if end < came:
+                raise ValueError(f"due must not lie before received; got {iso(end)} and {iso(came)}; correct one")
+            row |= {"received": iso(came), "due": iso(end), "bases": json.dumps(chosen(connection, bases))}
+            row["request"] = named or next_request(connection)
+            if connection.execute("SELECT 1 FROM entries WHERE request = ?", (row["request"],)).fetchone():
+                raise ValueError(f"there is a request {shown(row['request'])} already; give another id")
+            marks = ", ".join("?" * len(row))
+            found = connection.execute(f"INSERT INTO entries ({', '.join(row)}) VALUES ({marks})", (*row.values(),))
+            id = int(found.lastrowid or 0)
+            note(connection, "received", id, time=moment)
+            return entry_at(connection, id)
+
+    def entries(self, *, status: Status | None = None) -> list[Entry]:
+        """The requests in the order they were entered, all or those of one status."""
+        with self._file.reading() as connection:
+            return [one for one in entries_in(connection) if status in (None, one.status)]
+
+    def entry(self, request: str) -> Entry:
+        """A request by its id; case does not count.
+
+        Raises:
+            ValueError: there is none.
+        """
+        with self._file.reading() as connection:
+            return entry_at(connection, self._id(connection, request))
+
+    def withdraw(self, request: str, *, reason: str) -> Entry:
+        """Take a request back. It stays in the register; the next erasure is made without it.
+
+        Raises:
+            ValueError: there is none, it is over already, or there is no reason.
+        """
+        return self._end(request, "withdrawn", reason, ("received", "in force"))
+
+    def refuse(self, request: str, *, reason: str) -> Entry:
+        """Refuse a request that was not served.
+
+        Raises:
+            ValueError: there is none, it was served or is over already, or there is no reason.
+        """
+        return self._end(request, "refused", reason, ("received",))
+
+    def names(self, request: str) -> dict[str, str]:
+        """The id, subject, salt and seal of a request, for whoever must be able to prove later what it was about.
+
+        The seal, which stays in the register and in its log, is the SHA-256 of salt, line break and subject.
+
+        Raises:
+            ValueError: there is none, or its names are gone.
+        """
+        with self._file.reading() as connection:
+            row = named_row(connection, self._id(connection, request))
+            return {key: row[key] for key in ("request", "subject", "salt", "seal")}
+
+    def redact(self, request: str) -> Entry:
+        """Never show the names of a request again: lists and pages have its seal instead.
+
+        A request that is over loses its names for good. One that is not keeps them in the file until it is over, since
+        the next erasure needs them. :meth:`names` gives them out before.
+
+        Raises:
+            ValueError: there is none, or its names are gone already.
+        """
+        with self._file.writing() as connection:
+            id = named_row(connection, self._id(connection, request))["id"]
+            if entry_at(connection, id).redacted is None:
+                change(connection, id, "redacted", redacted=iso(now()))
+            forget(connection, id)
+            entry = entry_at(connection, id)
+        self._file.purge()
+        return entry
+
+    def _end(self, request: str, status: Status, reason: str, allowed: Sequence[str]) -> Entry:
+        text = line_of("the reason", reason, longest=LONGEST_REASON)
+        with self._file.writing() as connection:
+            id = self._id(connection, request)
+            entry = entry_at(connection, id)
+            if entry.status not in allowed:
+                hint = "withdraw it instead" if entry.status == "in force" else "nothing was changed"
+                raise ValueError(f"the request {shown(entry.request)} is {entry.status}; {hint}")
+            change(connection, id, status, status=status, ended=iso(now()), reason=text)
+            forgotten = forget(connection, id)
+            entry = entry_at(connection, id)
+        if forgotten:
+            self._file.purge()
+        return entry
+
+    # --- what is in force --------------------------------------------------------------------------------------------
+
+    def wanted(self, base: str) -> list[Entry]:
+        """What the next erasure of a base has: its requests that are received or in force, in their order.
+
+        Raises:
+            ValueError: the base is unknown.
+        """
+        with self._file.reading() as connection:
+            chosen(connection, [base])
+            return wanted_in(connection, base)
+
+    def applied(self, base: str) -> Event | None:
+        """The row of the log that says what is in force on a base; None before the first."""
+        with self._file.reading() as connection:
+            return applied_in(connection).get(base)
+
+    def put_in_force(self, base: str, entries: Sequence[Entry], detail: Mapping[str, Any]) -> list[Entry] | None:
+        """Record an erasure that was made of a set; returns the requests that are served by it.
+
+        A request is served when all its bases have it. None, and nothing is recorded, where the set is no longer what
+        the register wants: somebody changed it while the erasure was made.
+        """
+        with self._file.writing() as connection:
+            if [e.id for e in wanted_in(connection, base)] != [e.id for e in entries]:
+                return None
+            time = now()
+            facts = {**detail, "base": base, "entries": [e.id for e in entries]}
+            chain.append(connection, time, "applied", detail=facts)
+            having = {name: set(event.detail["entries"]) for name, event in applied_in(connection).items()}
+            served = []
+            settings = json.dumps(detail["settings"], sort_keys=True)
+            for entry in entries:
+                complete = all(entry.id in having.get(name, ()) for name in entry.bases)
+                if entry.status == "received" and complete:
+                    change(
+                        connection, entry.id, "in force", time=time, status="in force", served=iso(time),
+                        settings=settings,
+                    )  # fmt: skip
+                    served.append(entry_at(connection, entry.id))
+                elif entry.status == "in force" and json.dumps(entry.settings, sort_keys=True) != settings:
+                    change(connection, entry.id, "settings changed", time=time, settings=settings)
+            return served
+
+    def record_check(self, detail: Mapping[str, Any]) -> None:
+        """Record a verification of what is in force."""
+        with self._file.writing() as connection:
+            chain.append(connection, now(), "verified", detail=dict(detail))
+
+    def record_evidence(self, requests: Sequence[str], evidence: Mapping[str, Any]) -> None:
+        """Put an evaluation into entries: verdicts, path and SHA-256 of its report. It replaces an earlier one there.
+
+        Raises:
+            ValueError: there is no such request.
+        """
+        text = json.dumps(dict(evidence), ensure_ascii=False, sort_keys=True)
+        with self._file.writing() as connection:
+            for request in requests:
+                change(connection, self._id(connection, request), "evaluated", evidence=text)
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    def log(self, request: str | None = None) -> list[Event]:
+        """Every change, the oldest first, or those of one request."""
+        with self._file.reading() as connection:
+            return chain.events(connection, None if request is None else self._id(connection, request))
+
+    def head(self) -> str:
+        """The hash of the log's last row. Note it elsewhere: it shows later that nothing before it was changed."""
+        with self._file.reading() as connection:
+            return chain.head(connection)
+
+    def check(self, *, head: str | None = None) -> list[str]:
+        """What is wrong with the log, and where entries, bases and settings are not what it says; empty if nothing.
+
+        Args:
+            head: one that was noted earlier.
+        """
+        with self._file.reading() as connection:
+            found = chain.faults(connection, expected=head)
+            last: dict[Any, tuple[int, str]] = {}
+            rows = connection.execute(
+                "SELECT id, action, entry, detail, digest FROM log WHERE digest <> '' ORDER BY id"
+            )
+            for id, action, entry, detail, digest in rows:
+                last[entry if entry is not None else (action, base_in(detail))] = id, digest
+            return [*found, *altered(connection, last)]
+
+    def _id(self, connection: sqlite3.Connection, request: Any) -> int:
+        row = None
+        if isinstance(request, str):
+            row = connection.execute("SELECT id FROM entries WHERE request = ?", (request.strip(),)).fetchone()
+        if row is None:
+            known = [name for (name,) in connection.execute("SELECT request FROM entries ORDER BY id DESC LIMIT 1000")]
+            raise ValueError(
+                f"{self.path} has no request {shown(request)}{meant(request, known)}; `erasure register list` shows "
+                "them"
+            )
+        return int(row[0])

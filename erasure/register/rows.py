@@ -1,0 +1,201 @@
+"""The rows of a register's tables, read and changed within the caller's transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from erasure.io import meant, parse_json, sha256_json, shown
+from erasure.register import chain
+from erasure.register.chain import Event
+from erasure.register.entries import (
+    COLUMNS,
+    Entry,
+    Subject,
+    digest_of,
+    entry_of,
+    line_of,
+    now,
+    requester_of,
+    seal_of,
+)
+
+LONGEST_TERM = 24 * 366  # hours
+ENTRIES = f"SELECT {', '.join(COLUMNS)} FROM entries"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What holds for every request.
+
+    Attributes:
+        hours: from the receipt of a request until it is due; 48 is the term of the US TAKE IT DOWN Act.
+        method, preset, settings: of the closed form that erases everything in force together.
+    """
+
+    hours: float = 48.0
+    method: str = "uce"
+    preset: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def checked(self) -> Settings:
+        """Itself.
+
+        Raises:
+            ValueError: hours out of range, or a method, preset or setting that does not exist or cannot be used.
+        """
+        from erasure.register.joint import recipe_of  # torch: not needed to add an entry
+
+        if not isinstance(self.hours, int | float) or self.hours is True or not 0 < self.hours <= LONGEST_TERM:
+            raise ValueError(
+                f"hours must be above 0 and at most {LONGEST_TERM:,}; got {shown(self.hours)}; 48 is usual"
+            )
+        recipe_of(self)
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base model: its name, the fingerprints of its parts, and their hash."""
+
+    name: str
+    hash: str
+    prints: dict[str, dict[str, Any]]
+
+
+def settings_of(connection: sqlite3.Connection) -> Settings:
+    (text,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone()
+    return Settings(**parse_json(text))
+
+
+def configure(connection: sqlite3.Connection, settings: Settings) -> None:
+    plain = dataclasses.asdict(settings)
+    text = json.dumps(plain, sort_keys=True)
+    connection.execute("INSERT OR REPLACE INTO facts VALUES ('settings', ?)", (text,))
+    chain.append(connection, now(), "settings", detail=plain, digest=sha256_json(plain))
+
+
+def bases_of(connection: sqlite3.Connection) -> dict[str, Base]:
+    rows = connection.execute("SELECT name, hash, prints FROM bases ORDER BY rowid")
+    return {name: Base(name, hash, parse_json(prints)) for name, hash, prints in rows}
+
+
+def chosen(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
+    """Base to hash: those named, or all."""
+    known = bases_of(connection)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"unknown base; got {shown(name)}{meant(name, known)}; registered are {list(known)}; add it with "
+                "`erasure register init --base`"
+            )
+    if not known:
+        raise ValueError("the register has no base model; got none; add one with `erasure register init --base`")
+    return {name: known[name].hash for name in dict.fromkeys(names or known)}
+
+
+def next_request(connection: sqlite3.Connection) -> str:
+    (number,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    while True:
+        number += 1
+        if not connection.execute("SELECT 1 FROM entries WHERE request = ?", (f"R{number}",)).fetchone():
+            return f"R{number}"
+
+
+def new_row(subject: Subject, *, basis: str, requester: str, reviewer: str) -> dict[str, Any]:
+    """The columns of a new entry that need no other row; checked."""
+    text, salt = subject.to_json(), secrets.token_hex(16)
+    return {
+        "basis": line_of("the legal basis", basis),
+        "requester": requester_of(requester),
+        "subject": text,
+        "salt": salt,
+        "seal": seal_of(text, salt),
+        "evidence": "{}",
+        "reviewer": line_of("the reviewer", reviewer, empty=True),
+        "status": "received",
+        "reason": "",
+    }
+
+
+def row_of(connection: sqlite3.Connection, id: int) -> dict[str, Any]:
+    row = connection.execute(f"{ENTRIES} WHERE id = ?", (id,)).fetchone()
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def entry_at(connection: sqlite3.Connection, id: int) -> Entry:
+    return entry_of(row_of(connection, id))
+
+
+def named_row(connection: sqlite3.Connection, id: int) -> dict[str, Any]:
+    """The row of an entry whose names are still there."""
+    row = row_of(connection, id)
+    if row["subject"] is None:
+        raise ValueError(f"the names of the request {shown(row['request'])} are gone; it was redacted and is over")
+    return row
+
+
+def entries_in(connection: sqlite3.Connection) -> list[Entry]:
+    return [entry_of(dict(zip(COLUMNS, row, strict=True))) for row in connection.execute(f"{ENTRIES} ORDER BY id")]
+
+
+def wanted_in(connection: sqlite3.Connection, base: str) -> list[Entry]:
+    return [entry for entry in entries_in(connection) if entry.wanted and base in entry.bases]
+
+
+def applied_in(connection: sqlite3.Connection) -> dict[str, Event]:
+    """Base to the last row that says what is in force on it."""
+    return {event.detail["base"]: event for event in chain.events(connection, action="applied")}
+
+
+def change(
+    connection: sqlite3.Connection, id: int, action: str, *, time: datetime.datetime | None = None, **columns: Any
+) -> None:
+    connection.execute(f"UPDATE entries SET {' = ?, '.join(columns)} = ? WHERE id = ?", (*columns.values(), id))
+    note(connection, action, id, time=time)
+
+
+def note(connection: sqlite3.Connection, action: str, id: int, *, time: datetime.datetime | None = None) -> None:
+    row = row_of(connection, id)
+    facts = {"request": row["request"], "status": row["status"]}
+    chain.append(connection, time or now(), action, entry=id, detail=facts, digest=digest_of(row))
+
+
+def forget(connection: sqlite3.Connection, id: int) -> bool:
+    """Delete the names of a redacted entry that no erasure will need again."""
+    over = "id = ? AND redacted IS NOT NULL AND status IN ('withdrawn', 'refused')"
+    return connection.execute(f"UPDATE entries SET subject = NULL, salt = NULL WHERE {over}", (id,)).rowcount > 0
+
+
+def base_in(detail: str) -> Any:
+    try:
+        return parse_json(detail).get("base")
+    except (ValueError, AttributeError):
+        return None  # a changed row, which is reported as such
+
+
+def altered(connection: sqlite3.Connection, last: Mapping[Any, tuple[int, str]]) -> list[str]:
+    """Where the tables are not what the log says."""
+    nothing = (0, "")
+    found, seen = [], set()
+    (text,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone() or ("null",)
+    present: list[tuple[Any, str, str]] = [(("settings", None), "the settings", sha256_json(parse_json(text)))]
+    for name, hash, prints in connection.execute("SELECT name, hash, prints FROM bases"):
+        whole = hash if sha256_json(parse_json(prints)) == hash else ""
+        present.append((("base", name), f"the base {shown(name)}", whole))
+    for row in connection.execute(f"{ENTRIES} ORDER BY id"):
+        facts = dict(zip(COLUMNS, row, strict=True))
+        sealed = facts["subject"] is None or seal_of(facts["subject"], facts["salt"]) == facts["seal"]
+        present.append((facts["id"], f"the entry {shown(facts['request'])}", digest_of(facts) if sealed else ""))
+    for key, what, digest in present:
+        seen.add(key)
+        number, expected = last.get(key, nothing)
+        if digest != expected:
+            found.append(f"{what}: {f'not what row {number} of the log recorded' if number else 'not in the log'}")
+    gone = {key: number for key, (number, _) in last.items() if key not in seen}
+    return found + [f"row {number} of the log is about an entry or a base that is gone" for number in gone.values()]
