@@ -186,14 +186,14 @@ def test_the_first_stage_erases_the_last_word_from_the_last_model(monkeypatch):
 
 
 def test_it_is_made_resumed_and_leaves_the_model_alone(tmp_path, monkeypatch):
-    pipe = tiny_pipeline()
+    pipe, short = tiny_pipeline(), {**QUICK, "rounds": 1, "iterations": 1}
     before = weights(pipe)
-    edit = make(pipe, [HERO, CAT], "stereo", keep=["wizard"], retain=1.0, checkpoint=tmp_path, progress=False, **QUICK)
+    edit = make(pipe, [HERO, CAT], "stereo", keep=["wizard"], retain=1.0, checkpoint=tmp_path, progress=False, **short)
     assert edit.kind == "delta" and identical(before, weights(pipe))
     assert not any("attn2" in name for name in edit.tensors)
     assert edit.config.prompts == ["superhero", "cat", "a superhero", "a cat"]
     monkeypatch.setattr(STEREO, "search", lambda *args: pytest.fail("searched again"))
-    again = make(pipe, [HERO, CAT], "stereo", keep=["wizard"], retain=1.0, checkpoint=tmp_path, progress=False, **QUICK)
+    again = make(pipe, [HERO, CAT], "stereo", keep=["wizard"], retain=1.0, checkpoint=tmp_path, progress=False, **short)
     assert identical(edit.tensors, again.tensors)
 
 
