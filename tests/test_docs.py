@@ -54,6 +54,9 @@ def test_every_command_on_the_pages_parses(line):
     arguments = shlex.split(line, comments=True)[1:]
     command, name = get_command(app), "erasure"
     while hasattr(command, "commands"):
+        if arguments[0] not in command.commands:
+            assert name == "batch"  # whose first argument may be a recipe
+            arguments = ["run", *arguments]
         name, *arguments = arguments
         command = command.commands[name]
     context = command.make_context(name, arguments)  # raises on an unknown option or a missing argument

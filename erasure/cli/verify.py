@@ -1,0 +1,94 @@
+"""The command that asks a served model whether an erasure is really on; see docs/serving.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erasure.cli.options import Base, Device, Dtype, Variant, open_base, path
+from erasure.io import shown
+from erasure.terminal import PlainTable, console, say
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: [bold]erasure verify superhero-uce --engine http://localhost:8000[/bold]  |  "
+    "[bold]erasure verify hero --engine http://localhost:8188 --workflow workflow.json --base model.safetensors[/bold]"
+)
+def verify(
+    erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure that should be on.")],
+    engine: Annotated[str, typer.Option(help="Address of the served model.")],
+    workflow: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="ComfyUI: its workflow in API form, with %prompt% and %seed% in it."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Ask for the target with this; repeat. Eight sentences by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Pictures of each prompt.")] = 2,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="One more field of the request: size=512x512; repeat for more."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="ENGINE_KEY", help="Bearer token of the engine.")] = None,
+    base: Base = "emoji-world",
+    variant: Variant = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps, here and there.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Guidance, here and there.")] = None,
+    clip: Annotated[str, typer.Option(help="open_clip model/weights that compares pictures.")] = "ViT-B-32/openai",
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Draw with a served model and say whether an erasure is on there. Exits with 1 unless it is."""
+    from erasure.artifact import Erasure
+    from erasure.concept import WORLD
+    from erasure.pictures import usual_settings
+    from erasure.pipelines import OpenClipEmbedder
+    from erasure.pipelines.engines import ComfyUI, OpenAI, verify_engine
+
+    edit = Erasure.from_pretrained(erasure)
+    chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampler = {**usual_settings(base), **{name: value for name, value in chosen.items() if value is not None}}
+    asked: Any
+    if workflow is not None:
+        asked = ComfyUI(engine, workflow.read_text("utf-8"))
+    else:
+        same = {"steps": sampler["num_inference_steps"], "guidance": sampler["guidance_scale"]}
+        asked = OpenAI(engine, {**same, **_fields(field or [])}, key=key)
+    pipe = open_base(base, device, dtype, variant=variant)
+    if base == WORLD:
+        from erasure.eval.worldkit import detectors
+
+        judge: Any = detectors.clip()
+    else:
+        name, _, weights = clip.partition("/")
+        judge = OpenClipEmbedder.load(name, weights or None, device=str(pipe.device))
+    found = verify_engine(pipe, edit, asked, judge, prompts=prompt or (), seeds=range(seeds), **sampler)
+    table = PlainTable("prompt", "nearer to", "by")
+    for text, margin in found.margins.items():
+        table.add_row(text, "the erased model" if margin > 0 else "the base", f"{abs(margin):.3f}")
+    console.print(table)
+    say(str(found))
+    if found.verdict != "on":
+        raise typer.Exit(1)
+
+
+def _fields(given: list[str]) -> dict[str, Any]:
+    """Fields of the request: their values as JSON, or as text where they are none."""
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--field is key=value; got {shown(one)}; give steps=8, say")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+__all__ = ["commands"]
