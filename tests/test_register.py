@@ -9,11 +9,13 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from erasure import Concept, Erasure, Suite, erase
 from erasure.artifact import files
 from erasure.backbone import backbone_of
 from erasure.cli import main
+from erasure.cli.register import commands
 from erasure.eval.detectors import choice
 from erasure.methods.gram import Gram
 from erasure.register import Register, Settings, applying
@@ -411,6 +413,7 @@ def test_the_sheet_says_what_is_shown_and_what_is_not_claimed(register):
         "Verifications recorded: 1, without a fault: 1",
         "Closed in time: 2, closed late: 1",
         "Refused: 1, withdrawn: 0",
+        "no fault; on embeddings, without pictures, the layers&#39; outputs move: targets ",
         "That works are removed from the weights",
         "no legal advice",
     ):
@@ -514,6 +517,12 @@ def test_verify_draws_the_prompts_of_a_suite_and_keeps_the_verdicts(erasure, tmp
 def test_slips_are_one_line(erasure, arguments, message):
     code, _, err = erasure(*arguments)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in commands.registered_commands])
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(commands, [command, "--help"])
+    assert result.exit_code == 0 and f"erasure register {command}" in result.output
 
 
 def test_entering_a_request_needs_none_of_the_heavy_libraries():

@@ -18,6 +18,7 @@ from erasure.register.entries import CLOCK, Entry, now
 from erasure.register.register import Register
 
 TEMPLATES = Path(__file__).parent
+GROUPS = {"target": "targets", "neighbours": "kept prompts", "generic": "other prompts"}  # of a quick report
 LIMITS = (
     "An erasure suppresses: prompts that name the concept are led elsewhere. Whether the model still holds what it "
     "learnt is another question, which nothing here answers.",
@@ -220,8 +221,12 @@ def _in_force(base: str, last: Mapping[str, Event], log: Sequence[Event]) -> tup
     what = f"{len(event.detail['entries'])} requests since {_utc(event.time)}; SHA-256 {event.detail['hash'] or 'none'}"
     if not checks:
         return what, "not verified since"
-    wrong = len(checks[-1].detail["problems"])
-    return what, f"verified {_utc(checks[-1].time)}: {'no fault' if not wrong else f'{wrong} faults'}"
+    detail = checks[-1].detail
+    wrong = len(detail["problems"])
+    found = f"verified {_utc(checks[-1].time)}: {f'{wrong} faults' if wrong else 'no fault'}"
+    groups = detail["groups"].get("hidden", {})
+    moved = ", ".join(f"{GROUPS[name]} {100 * by:.0f} %" for name, by in groups.items())
+    return what, found + f"; on embeddings, without pictures, the layers' outputs move: {moved}" * bool(moved)
 
 
 def _by_month(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:

@@ -96,9 +96,15 @@ def verify(register: Register, pipe: Any, base: str, *, judge: Judge | None = No
         "hash": "" if last is None else last.detail["hash"],
         "problems": problems,
         "moved": {request: round(by, 4) for request, by in moved.items()},
+        "groups": {space: _groups(found) for space, found in report.items()},
     }
     register.record_check(detail)
     return Verification(base, folder, tuple(problems), tuple(notes), report, moved)
+
+
+def _groups(report: dict[str, Any]) -> dict[str, float]:
+    """How far the layers' outputs move for target, neighbours and other prompts, of a quick report."""
+    return {name: round(part["moved"], 4) for name, part in report.items() if isinstance(part, dict)}
 
 
 def _stale(register: Register, base: str, detail: dict[str, Any], entries: Sequence[Entry]) -> list[str]:
