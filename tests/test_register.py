@@ -9,17 +9,21 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from erasure import Concept, Erasure, erase
+from erasure import Concept, Erasure, Suite, erase
 from erasure.artifact import files
 from erasure.backbone import backbone_of
 from erasure.cli import main
+from erasure.cli.register import commands
+from erasure.eval.detectors import choice
 from erasure.methods.gram import Gram
 from erasure.register import Register, Settings, applying
 from erasure.register.applying import apply, hashes_of, prints_of
 from erasure.register.page import card, page
 from erasure.register.rows import Base
 from erasure.register.verifying import verify
+from tests.eval_helpers import PixelDetector
 from tests.register_helpers import BASE, FACTS, add, ago, made_up, new_register, pipe, prints, raw
 from tests.tiny import identical, tiny_pipeline, weights
 
@@ -203,12 +207,17 @@ def test_a_judge_has_its_say_and_evidence_is_kept_with_the_request(register):
     record = {"verdicts": {"asked": {"verdict": "shown", "number": "at most 3 %"}}, "report": "r.html", "sha256": "ab"}
 
     def judge(edit):
-        register.record_evidence(["R1"], record)
+        register.record_evidence(["R1"], BASE, record)
         return ["still drawn"] if edit.config.concepts[0]["name"] == "spiderman" else []
 
     assert verify(register, pipe(), BASE, judge=judge).problems == ("still drawn",)
-    assert register.entry("R1").evidence == record
-    assert "asked: shown (at most 3 %)" in page(register) and "asked: shown (at most 3 %)" in card(register)
+    done = register.applied(BASE).detail["hash"]
+    assert record.items() <= register.entry("R1").evidence.items()
+    assert register.entry("R1").evidence["erasure"] == done
+    assert "asked: shown (at most 3 %)" in card(register) and "earlier erasure" not in card(register)
+    add(register, "batman")
+    apply(register, pipe(), BASE)
+    assert "asked: shown (at most 3 %); of an earlier erasure" in card(register)
     assert not register.check()
 
 
@@ -404,6 +413,7 @@ def test_the_sheet_says_what_is_shown_and_what_is_not_claimed(register):
         "Verifications recorded: 1, without a fault: 1",
         "Closed in time: 2, closed late: 1",
         "Refused: 1, withdrawn: 0",
+        "no fault; on embeddings, without pictures, the layers&#39; outputs move: targets ",
         "That works are removed from the weights",
         "no legal advice",
     ):
@@ -477,6 +487,22 @@ def test_the_commands_from_init_to_report(erasure, tmp_path):
     assert code == 1 and "row 3 was changed" in out
 
 
+def test_verify_draws_the_prompts_of_a_suite_and_keeps_the_verdicts(erasure, tmp_path, monkeypatch):
+    concept = Concept("cat", neighbours=("dog",))
+    Suite(1, "one", concept, base="tiny", unrelated=("sun",), num_inference_steps=2).save("cat.yaml")
+    monkeypatch.setattr(choice, "detectors_for", lambda *_, **__: ([PixelDetector()], None))
+    erasure("init", "--base", "tiny", "--preset", "official-2025")
+    code, _, err = erasure("verify", "--suite", "cat.yaml")
+    assert code == 2 and "no request in force is about the target" in err
+    erasure("add", "CAT", "--basis", "copyright", "--requester", "authority")
+    erasure("apply")
+    code, out, err = erasure("verify", "--suite", "cat.yaml", "--draw", "1", "--out", "evaluation")
+    evidence = Register("register.sqlite").entry("R1").evidence
+    assert set(evidence["verdicts"]) == {"asked", "words", "attacked", "weights", "rest"}, err
+    assert evidence["sha256"] == hashlib.sha256((tmp_path / "evaluation" / "report.html").read_bytes()).hexdigest()
+    assert code == (evidence["verdicts"]["asked"]["verdict"] == "shown not")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -491,6 +517,12 @@ def test_the_commands_from_init_to_report(erasure, tmp_path):
 def test_slips_are_one_line(erasure, arguments, message):
     code, _, err = erasure(*arguments)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in commands.registered_commands])
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(commands, [command, "--help"])
+    assert result.exit_code == 0 and f"erasure register {command}" in result.output
 
 
 def test_entering_a_request_needs_none_of_the_heavy_libraries():

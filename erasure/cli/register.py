@@ -216,7 +216,7 @@ def verify(
     failed = False
     for name in names:
         pipe = open_base(name, device, dtype, variant=variant)
-        judge = None if suite is None else _judge(opened, pipe, suite, draw, out)
+        judge = None if suite is None else _judge(opened, name, pipe, suite, draw, out)
         with quiet():
             found = check(opened, pipe, name, judge=judge)
         failed |= bool(found.problems)
@@ -339,7 +339,9 @@ def _opened(file: Path, base: str | None) -> tuple[Register, list[str]]:
     return register, names
 
 
-def _judge(register: Register, pipe: Any, suite: str, draw: int | None, out: Path) -> Callable[[Any], Sequence[str]]:
+def _judge(
+    register: Register, base: str, pipe: Any, suite: str, draw: int | None, out: Path
+) -> Callable[[Any], Sequence[str]]:
     """Evaluates an erasure by the pictures of a suite, and puts the verdicts into the entries of its target."""
     from erasure.concept import Suite, folded
     from erasure.eval import evaluate, write_report
@@ -363,7 +365,7 @@ def _judge(register: Register, pipe: Any, suite: str, draw: int | None, out: Pat
         answers = next(c for c in found.claims() if c.model == edit.name).answers
         verdicts = {key: {"verdict": a.verdict, "number": a.number} for key, a in answers.items()}
         record = {"verdicts": verdicts, "report": str(path), "sha256": sha256_file(path)}
-        register.record_evidence([entry.request for entry in entries], record)
+        register.record_evidence([entry.request for entry in entries], base, record)
         for key, answer in answers.items():
             say(f"- {key}: {answer.word} {answer.number}".rstrip())
         say(f"report -> {path.resolve()}", wrap=False)

@@ -93,7 +93,8 @@ class Entry:
         seal: salted SHA-256 of the subject. It is what the log holds of it.
         bases: name of each base model to the hash of its fingerprints.
         settings: method, preset and settings that it is erased with; None before it is served.
-        evidence: the latest evaluation: verdicts, path and SHA-256 of its report; empty without one.
+        evidence: the latest evaluation: verdicts, path and SHA-256 of its report, and the erasure it is of; empty
+            without one.
         reviewer: who decided.
         status: "received", "in force", "withdrawn" or "refused".
         ended, reason: when and why it was withdrawn or refused.
@@ -163,11 +164,10 @@ def digest_of(row: Mapping[str, Any]) -> str:
 
 def entry_of(row: Mapping[str, Any]) -> Entry:
     """An entry from its row."""
-    times = {key: None if row[key] is None else datetime.datetime.fromisoformat(row[key]) for key in TIMES}
-    plain = {key: None if row[key] is None else json.loads(row[key]) for key in ("bases", "settings", "evidence")}
-    subject = None if row["subject"] is None else Subject.from_json(row["subject"])
-    rest = {key: row[key] for key in COLUMNS if key not in {*TIMES, *plain, *PRIVATE}}
-    return Entry(**rest, **times, **plain, subject=subject)
+    facts = {key: value for key, value in row.items() if key not in PRIVATE}
+    facts |= {key: datetime.datetime.fromisoformat(row[key]) for key in TIMES if row[key] is not None}
+    facts |= {key: json.loads(row[key]) for key in ("bases", "settings", "evidence") if row[key] is not None}
+    return Entry(**facts, subject=None if row["subject"] is None else Subject.from_json(row["subject"]))
 
 
 TIMES = ("received", "due", "served", "ended", "redacted")

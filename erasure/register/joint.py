@@ -68,7 +68,9 @@ def joint(entries: Sequence[Entry]) -> Joint:
         for phrase in subject.phrases:
             for form in (phrase, with_article(phrase)):
                 erased_by.setdefault(folded(form), id)
-    concepts, owners, overruled = [], [], []
+    concepts: list[Concept] = []
+    owners: list[tuple[int, ...]] = []
+    overruled: list[Overruled] = []
     place: dict[str, int] = {}  # of the concept that has a phrase
     keep: dict[str, str] = {}
     for id, subject in subjects:

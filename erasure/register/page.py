@@ -18,6 +18,7 @@ from erasure.register.entries import CLOCK, Entry, now
 from erasure.register.register import Register
 
 TEMPLATES = Path(__file__).parent
+GROUPS = {"target": "targets", "neighbours": "kept prompts", "generic": "other prompts"}  # of a quick report
 LIMITS = (
     "An erasure suppresses: prompts that name the concept are led elsewhere. Whether the model still holds what it "
     "learnt is another question, which nothing here answers.",
@@ -92,7 +93,7 @@ def card(register: Register, *, time: datetime.datetime | None = None) -> str:
             lines += ["| concept | request | since | evaluated |", "|---|---|---|---|"]
             for entry in entries:
                 since = _utc(entry.served) if entry.served else "not on all bases yet"
-                cells = (entry.name, entry.request, since, _verdicts(entry) or "not by pictures")
+                cells = (entry.name, entry.request, since, _verdicts(entry, last) or "not by pictures")
                 lines.append(f"| {' | '.join(markdown(cell) for cell in cells)} |")
         lines.append("")
     if not last:
@@ -111,7 +112,7 @@ def sheet(
     count = _counts(entries, time)
     checks = [event for event in log if event.action == "verified"]
     clean = [event for event in checks if not event.detail["problems"]]
-    evaluated = [entry for entry in entries if entry.evidence]
+    evaluated = [entry for entry in entries if _is_current(entry, last)]
     kept_out = [e for e in evaluated if e.evidence.get("verdicts", {}).get("asked", {}).get("verdict") == "shown"]
     in_force = sum(entry.status == "in force" for entry in entries)
     return [
@@ -124,8 +125,8 @@ def sheet(
                 "one erasure made from the base.",
                 f"Verifications recorded: {len(checks)}, without a fault: {len(clean)}, the last one: "
                 f"{_utc(checks[-1].time) if checks else 'never'}.",
-                f"Evaluated by pictures: {len(evaluated)} requests. Shown to be kept out when asked for by name: "
-                f"{len(kept_out)} of them.",
+                f"Evaluated by pictures, with what is in force now: {len(evaluated)} requests. Shown to be kept out "
+                f"when asked for by name: {len(kept_out)} of them.",
             ],
             "not_claimed": [
                 "That no output infringes: an evaluation has limits and error bars, and most requests may have none.",
@@ -181,7 +182,7 @@ def _row(entry: Entry, time: datetime.datetime, every: Sequence[Entry], last: Ma
         "anchor": "" if subject is None else subject.concept.anchor,
         "keep": "" if subject is None else ", ".join((*subject.keep, *subject.concept.neighbours)),
         "overruled": _overruled(entry, every, last),
-        "verdicts": _verdicts(entry),
+        "verdicts": _verdicts(entry, last),
         "method": "" if entry.settings is None else _method(entry.settings),
     }
 
@@ -199,12 +200,17 @@ def _method(recipe: Mapping[str, Any]) -> str:
     return f"{recipe['method']}, preset {recipe['preset'] or 'recommended'}, {changes}"
 
 
-def _verdicts(entry: Entry) -> str:
-    """The verdicts of its evaluation in a line; "" without one."""
+def _verdicts(entry: Entry, last: Mapping[str, Event]) -> str:
+    """The verdicts of its evaluation in a line, with a remark if another erasure is in force now; "" without one."""
     found = entry.evidence.get("verdicts", {})
-    return "; ".join(
-        f"{key}: {one['verdict']}" + f" ({one['number']})" * bool(one["number"]) for key, one in found.items()
-    )
+    parts = [f"{key}: {one['verdict']}" + f" ({one['number']})" * bool(one["number"]) for key, one in found.items()]
+    return "; ".join(parts) + "; of an earlier erasure" * bool(parts and not _is_current(entry, last))
+
+
+def _is_current(entry: Entry, last: Mapping[str, Event]) -> bool:
+    """Whether an entry's evaluation is of what is in force."""
+    event = last.get(entry.evidence.get("base", ""))
+    return event is not None and event.detail["hash"] == entry.evidence["erasure"]
 
 
 def _in_force(base: str, last: Mapping[str, Event], log: Sequence[Event]) -> tuple[str, str]:
@@ -215,8 +221,12 @@ def _in_force(base: str, last: Mapping[str, Event], log: Sequence[Event]) -> tup
     what = f"{len(event.detail['entries'])} requests since {_utc(event.time)}; SHA-256 {event.detail['hash'] or 'none'}"
     if not checks:
         return what, "not verified since"
-    wrong = len(checks[-1].detail["problems"])
-    return what, f"verified {_utc(checks[-1].time)}: {'no fault' if not wrong else f'{wrong} faults'}"
+    detail = checks[-1].detail
+    wrong = len(detail["problems"])
+    found = f"verified {_utc(checks[-1].time)}: {f'{wrong} faults' if wrong else 'no fault'}"
+    groups = detail["groups"].get("hidden", {})
+    moved = ", ".join(f"{GROUPS[name]} {100 * by:.0f} %" for name, by in groups.items())
+    return what, found + f"; on embeddings, without pictures, the layers' outputs move: {moved}" * bool(moved)
 
 
 def _by_month(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:

@@ -315,16 +315,24 @@ class Register:
         with self._file.writing() as connection:
             chain.append(connection, now(), "verified", detail=dict(detail))
 
-    def record_evidence(self, requests: Sequence[str], evidence: Mapping[str, Any]) -> None:
-        """Put an evaluation into entries: verdicts, path and SHA-256 of its report. It replaces an earlier one there.
+    def record_evidence(self, requests: Sequence[str], base: str, evidence: Mapping[str, Any]) -> None:
+        """Put an evaluation of what is in force on a base into entries. It replaces an earlier one there.
+
+        Args:
+            evidence: ``verdicts`` (question to ``verdict`` and ``number``), and ``report`` and ``sha256``, the path and
+                hash of its report. The base, the erasure's hash and the time are added.
 
         Raises:
-            ValueError: there is no such request.
+            ValueError: there is no such request, or nothing is in force on the base.
         """
-        text = json.dumps(dict(evidence), ensure_ascii=False, sort_keys=True)
         with self._file.writing() as connection:
+            last, time = applied_in(connection).get(base), now()
+            if last is None or not last.detail["hash"]:
+                raise ValueError(f"nothing is in force on {shown(base)}; there is nothing to evaluate; run apply first")
+            facts = {**evidence, "base": base, "erasure": last.detail["hash"], "time": iso(time)}
+            text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
             for request in requests:
-                change(connection, self._id(connection, request), "evaluated", evidence=text)
+                change(connection, self._id(connection, request), "evaluated", time=time, evidence=text)
 
     # --- the log -----------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,9 @@ def verify(register: Register, pipe: Any, base: str, *, judge: Judge | None = No
     check_base(register, backbone, base)
     problems, notes = register.check(), list[str]()
     last, entries = register.applied(base), register.wanted(base)
-    edit, folder, report, moved = None, None, {}, {}
+    edit, folder = None, None
+    report: dict[str, Any] = {}
+    moved: dict[str, float] = {}
     if last is None:
         problems.append("nothing was applied to this base yet; run `erasure register apply`")
     else:
@@ -94,9 +96,15 @@ def verify(register: Register, pipe: Any, base: str, *, judge: Judge | None = No
         "hash": "" if last is None else last.detail["hash"],
         "problems": problems,
         "moved": {request: round(by, 4) for request, by in moved.items()},
+        "groups": {space: _groups(found) for space, found in report.items()},
     }
     register.record_check(detail)
     return Verification(base, folder, tuple(problems), tuple(notes), report, moved)
+
+
+def _groups(report: dict[str, Any]) -> dict[str, float]:
+    """How far the layers' outputs move for target, neighbours and other prompts, of a quick report."""
+    return {name: round(part["moved"], 4) for name, part in report.items() if isinstance(part, dict)}
 
 
 def _stale(register: Register, base: str, detail: dict[str, Any], entries: Sequence[Entry]) -> list[str]:
@@ -156,10 +164,13 @@ def _report(backbone: Backbone, edit: Erasure) -> tuple[dict[str, Any], list[str
     if not isinstance(edit, OperatorErasure):
         return {}, [f"a {edit.kind} is not measured on embeddings; evaluate it by pictures (--suite)"]
     concepts = TypeAdapter(tuple[Concept, ...]).validate_python(edit.config.concepts)
-    report, remarks = {}, []
+    report: dict[str, Any] = {}
+    remarks: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for space, facts in edit.spaces.items():
+        for space in backbone.spaces:
+            if (facts := edit.spaces.get(space)) is None:
+                continue
             own = {site: edit.factors(site)[1] for site in facts["sites"] if f"{site}.v" in edit.tensors}
             u, v = edit.factors(facts["sites"][0])
             solution = Solution(u.double(), v.double(), float("nan"), own)
