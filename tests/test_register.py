@@ -134,6 +134,8 @@ def test_erasing_wins_over_keeping_and_over_anchors_and_is_written_down(register
     assert list(config.keep) == ["cat", "wizard"] and config.concepts[0]["anchor"] == ""
     assert register.applied(BASE).detail["overruled"] == [["anchor", 1, 2], ["keep", 1, 2], ["keep", 2, 1]]
     assert "a name that it keeps is erased by R2" in page(register)
+    register.redact("R2")
+    assert "a name that it keeps is erased by another request" in page(register)
     assert not verify(register, pipe(), BASE).problems
 
 

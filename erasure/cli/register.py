@@ -170,7 +170,7 @@ def apply(
     if out is not None:
         check_writable(out)
     opened, names = _opened(register, base)
-    ids = {entry.id: entry.request for entry in opened.entries()}
+    every = {entry.id: entry for entry in opened.entries()}
     for name in names:
         pipe = open_base(name, device, dtype, variant=variant)
         with quiet():
@@ -180,8 +180,9 @@ def apply(
             say(f"- served: {', '.join(entry.request for entry in done.served)}")
         for one in done.overruled:
             wanted = "keeps" if one.role == "keep" else "has as its anchor"
-            eraser = ids[one.erased_by]
-            say(f"- {ids[one.wanted_by]} {wanted} {one.word!r}, which {eraser} erases: it is erased")
+            eraser = "another request" if every[one.erased_by].redacted else every[one.erased_by].request
+            word = "a name" if every[one.wanted_by].redacted else repr(one.word)
+            say(f"- {every[one.wanted_by].request} {wanted} {word}, which {eraser} erases: it is erased")
         if done.hash:
             say(f"- SHA-256 {done.hash}", wrap=False)
     say(f"head of the log, to be kept elsewhere: {opened.head()}", wrap=False)

@@ -188,8 +188,8 @@ def _row(entry: Entry, time: datetime.datetime, every: Sequence[Entry], last: Ma
 
 
 def _overruled(entry: Entry, every: Sequence[Entry], last: Mapping[str, Event]) -> list[str]:
-    """What another request's erasure took from this one, by the log."""
-    requests = {one.id: one.request for one in every}
+    """What another request's erasure took from this one, by the log. A redacted one is not named: its name is here."""
+    requests = {one.id: "another request" if one.redacted else one.request for one in every}
     words = {"keep": "a name that it keeps is erased by", "anchor": "its anchor is erased by"}
     found = [one for event in last.values() for one in event.detail["overruled"]]
     return list(dict.fromkeys(f"{words[role]} {requests[by]}" for role, wanted, by in found if wanted == entry.id))
@@ -225,7 +225,7 @@ def _in_force(base: str, last: Mapping[str, Event], log: Sequence[Event]) -> tup
     wrong = len(detail["problems"])
     found = f"verified {_utc(checks[-1].time)}: {f'{wrong} faults' if wrong else 'no fault'}"
     groups = detail["groups"].get("hidden", {})
-    moved = ", ".join(f"{GROUPS[name]} {100 * by:.0f} %" for name, by in groups.items())
+    moved = ", ".join(f"{named} {100 * groups[name]:.0f} %" for name, named in GROUPS.items() if name in groups)
     return what, found + f"; on embeddings, without pictures, the layers' outputs move: {moved}" * bool(moved)
 
 
