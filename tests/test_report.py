@@ -101,6 +101,14 @@ def test_every_arm_has_its_pictures_in_every_block(page, evaluation):
             assert any(p.arm == arm.name and p.group == group for p in evaluation.pictures)
 
 
+def test_many_models_share_the_room_of_the_grid(evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr("erasure.eval.report.html.TILES", len(evaluation.pictures) // 2)
+    page = Page(written(evaluation, tmp_path / "report.html"))
+    images = sum(tag == "img" for tag, _ in page.tags) - 3 * len(evaluation.arms)
+    assert 2 * 3 * len(evaluation.arms) <= images < len(evaluation.pictures)
+    assert images % len(evaluation.arms) == 0  # every arm has the same prompts
+
+
 def test_numbers_are_those_of_the_evaluation(page, evaluation):
     for row in evaluation.rows():
         shown = f"{100 * row.rate.value:.1f}".removesuffix(".0")

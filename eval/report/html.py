@@ -42,6 +42,7 @@ QUALITY = 88  # of WebP: no visible difference at these sizes
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 FAR = 10.0  # a larger ratio has a denominator of about 0
 SHOWN = 6  # rows of a ranked list
+TILES = 220  # pictures of the grid: some 320 kB
 LONGEST = 16  # items of a setting that is a list
 
 
@@ -161,7 +162,9 @@ def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
 
 
 def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
-    """The grid: one block per group, one column per prompt, one row per arm."""
+    """The grid: a block per group, a column per prompt, a row per arm; fewer prompts where there are many arms."""
+    total = len({(p.group, p.prompt) for p in evaluation.pictures}) * len(evaluation.arms)
+    share = min(1.0, TILES / total) if total else 1.0
     seen = {(r.arm, r.prompt, r.seed): r.verdicts[first].top for r in evaluation.records} if first else {}
     blocks = []
     for group, (heading, note) in HEADINGS.items():
@@ -169,6 +172,7 @@ def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
         columns = list(dict.fromkeys((p.prompt, p.label) for p in members))
         if not columns:
             continue
+        columns = columns[: max(2, round(share * len(columns)))]
         at = {(p.arm, p.prompt): p for p in members}
         rows = []
         for arm in evaluation.arms:
