@@ -277,7 +277,7 @@ def test_pictures_are_saved_as_they_come(base, tmp_path, erasure, monkeypatch):
 
 
 def test_a_sheet_folds_and_long_titles_end_where_their_picture_does():
-    from erasure.cli.make import COLUMNS, sheet
+    from erasure.pictures import COLUMNS, sheet
 
     count, side = COLUMNS + 2, 192
     rows = {"before": [Image.new("RGB", (8, 8), "red")] * count, "after": [Image.new("RGB", (8, 8), "blue")] * count}
