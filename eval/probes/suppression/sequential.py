@@ -133,8 +133,8 @@ class Sequential(Probe):
         with context.open(drawn) as pipe:
             pictures = context.draw(pipe, drawn, texts, seeds=seeds, description=f"{self.code} {drawn.name}")
         for (label, request, one), images in zip(asked, pictures, strict=True):
-            asked = {"prompt": one.text, "template": one.template, "phrase": one.phrase, "label": label}
-            each: list[Mapping[str, Any]] = [{**asked, "request": request, **facts}] * len(seeds)
+            about = {"prompt": one.text, "template": one.template, "phrase": one.phrase, "label": label}
+            each: list[Mapping[str, Any]] = [{**about, "request": request, **facts}] * len(seeds)
             family, clusters = f"after {facts['after']}", [one.text] * len(seeds)
             found += context.observe(
                 model, images, family=family, clusters=clusters, seeds=seeds, label=label, facts=each
