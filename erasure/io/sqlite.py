@@ -84,8 +84,9 @@ class SqliteFile:
             (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise TimeoutError(
-                f"{self.path}: the change is made, but somebody has been reading the file for {self.timeout:g} s, so "
-                "that deleted bytes are still in its write-ahead log; end that reader and run the command again"
+                f"{self.path}: the change is made and every new request sees it, but somebody has been reading the "
+                f"file for {self.timeout:g} s, so that deleted bytes are still in its write-ahead log; end that reader "
+                "and run the command again, or call purge()"
             )
 
     @contextlib.contextmanager
@@ -154,7 +155,7 @@ class SqliteFile:
         newest = len(self._migrations)
         if application == self._application and version > newest:
             raise ValueError(
-                f"{self.path}: a {self.noun} of version {version}; this library reads up to {newest}; update it"
+                f"{self.path}: a {self.noun} of version {version}; this library reads up to {newest}; update the library"
             )
         if application == self._application and version >= 1:
             return int(version)
