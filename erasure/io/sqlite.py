@@ -155,7 +155,8 @@ class SqliteFile:
         newest = len(self._migrations)
         if application == self._application and version > newest:
             raise ValueError(
-                f"{self.path}: a {self.noun} of version {version}; this library reads up to {newest}; update the library"
+                f"{self.path}: a {self.noun} of version {version}; this library reads up to {newest}; update the "
+                "library"
             )
         if application == self._application and version >= 1:
             return int(version)
