@@ -14,6 +14,9 @@ from tests.slow import first
 from tests.tiny import identical, weights
 
 ALL = pytest.mark.parametrize("name", EVERY)
+# For what takes a second or more: one of each way in which text enters and guidance works; the others with -m slow.
+KINDS = ("sd1", "sdxl", "sd3", "flux", "qwen-image", "z-image", "wan2.2", "lumina2", "cogvideox", "kolors")
+SOME = pytest.mark.parametrize("name", first(EVERY, *KINDS))
 PROMPTS = ["a superhero", "a ninja"]
 ONE_STEP_IMPOSSIBLE = {"ltx": "its last sigma is not zero", "qwen-image": "its only sigma is NaN"}
 WITHOUT_LORA = {"pixart-sigma": "diffusers has no LoRA loader for PixArt"}
@@ -193,7 +196,7 @@ def test_the_guide_is_reached_and_what_is_kept_stays(models, name):
         assert ((stayed - kept) @ w.T).norm() <= 0.05 * (kept @ w.T).norm()
 
 
-@ALL
+@SOME
 def test_applied_attached_fused_and_removed(name, tmp_path):
     pipe = build(name)
     model = backbone(pipe, name)
@@ -220,7 +223,7 @@ def test_applied_attached_fused_and_removed(name, tmp_path):
     assert torch.equal(drawn(model), applied)
 
 
-@ALL
+@SOME
 @pytest.mark.parametrize("dtype", first([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_half_precision(models, name, dtype):
     _, exact = models(name)
@@ -239,7 +242,7 @@ def test_half_precision(models, name, dtype):
     assert identical(before, weights(pipe))
 
 
-@ALL
+@SOME
 def test_a_lora_export_gives_the_same_picture_under_the_pipelines_own_loader(name, tmp_path):
     if name in WITHOUT_LORA:
         pytest.skip(WITHOUT_LORA[name])

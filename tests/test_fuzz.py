@@ -60,7 +60,7 @@ def test_flipped_and_missing_bytes(kind, name, originals, tmp_path):
     raw = (folder / name).read_bytes()
     assert loads_equal_or_is_refused(folder, original)
     loaded = 0
-    for _ in range(60):
+    for _ in range(30):
         damaged = bytearray(raw)
         for _ in range(chance.choice((1, 1, 2, 8))):
             damaged[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
@@ -101,7 +101,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
     chance, original, pipe = random.Random(kind), Erasure.from_pretrained(originals / kind), tiny_pipeline()
     folder = shutil.copytree(originals / kind, tmp_path / "e")
     text, accepted = (folder / CONFIG).read_text(), 0
-    for i in range(150):
+    for i in range(70):
         config = mutations(json.loads(text), chance)
         if forged and isinstance(config.get("sha256"), dict):
             config["sha256"][CONFIG] = digest(config)
@@ -117,7 +117,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
             accepted += 1
         except REFUSED:
             pass
-    assert not forged or accepted > 3  # most hit a fingerprint, a number or a name; some reach past every check
+    assert not forged or accepted > 1  # most hit a fingerprint, a number or a name; some reach past every check
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
@@ -126,7 +126,7 @@ def test_forged_tensors(kind, originals, tmp_path):
     folder = shutil.copytree(originals / kind, tmp_path / "e")
     tensors = load_file(folder / WEIGHTS)
     shapes = [(0, 0), (32, 0), (1,), (), (32, 1, 1), (33, 1), (1, 33), (32, 3)]
-    for _ in range(60):
+    for _ in range(30):
         name = chance.choice([*tensors, "hidden.w", "pooled.u", "down_blocks.0.v"])
         made = torch.zeros(chance.choice(shapes), dtype=chance.choice([torch.float32, torch.int64, torch.bool]))
         save_file({**tensors, name: made}, folder / WEIGHTS)
