@@ -204,6 +204,7 @@ def compare(
         dtype=dtype or "float32",  # type: ignore[arg-type]
     )
     failed = run(plan, device=device, console=console)
+    _print_states(plan)
     for file in write_comparison(plan):
         say(f"{file.name} -> {file.resolve()}", wrap=False)
     follow("open comparison.png; every method's own report lies in its folder")
