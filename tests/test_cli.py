@@ -57,6 +57,7 @@ def test_help_needs_none_of_the_heavy_libraries():
         "export",
         "inspect",
         "diff",
+        "serve",
     ],
 )
 def test_every_command_has_help_with_an_example(command, erasure):
