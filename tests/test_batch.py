@@ -21,7 +21,7 @@ from erasure.batch.stages import within_memory
 from erasure.batch.worker import Worker, alone
 from erasure.cli import app
 from erasure.methods.gram import Gram
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny, tiny_pipeline
 
 QUIET = Console(quiet=True)
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -62,6 +62,16 @@ def test_every_cell_gets_an_erasure_and_a_result_and_is_not_run_again(recipe, mo
         assert result["status"] == "done" and (plan.out / cell.key / "erasure" / "erasure.safetensors").exists()
     monkeypatch.setattr("erasure.batch.stages.erase", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert run(plan, console=QUIET) == 0
+
+
+def test_an_erasure_without_figures_of_its_own_is_a_result_too(tmp_path):
+    tiny("sd1").save_pretrained(tmp_path / "base")
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nout: results\nbases: [base]\nevaluate: false\nconcepts: [{name: superhero}]\nmethods:\n"
+        "  - {name: receler, settings: {iterations: 2, trajectories: 2, num_inference_steps: 2, attack_steps: 1}}\n"
+    )
+    plan = Recipe.load(tmp_path / "recipe.yaml")
+    assert run(plan, console=QUIET) == 0 and [row.state for row in rows(plan)] == ["done"]
 
 
 def test_files_in_a_recipe_lie_beside_it_and_their_content_counts(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def make(pipe: Any, cell: Cell, folder: Path) -> tuple[Erasure, dict[str, Any]]:
     made = {
         "erasure": "erasure",
         "weights": {"sha256": sha256_file(file), "bytes": file.stat().st_size},
-        "report": edit.config["report"],
+        "report": edit.config.get("report") or {},  # not every kind has figures
         "cost": {**dataclasses.asdict(cost), "passes": cost.passes},
     }
     write_json(folder / MADE, made, default=str)

@@ -203,7 +203,7 @@ def compare(
         limit=limit,
         dtype=dtype or "float32",  # type: ignore[arg-type]
     )
-    failed = run(plan, device=device, console=console)
+    failed = run(plan, device=device, console=console, retry_failed=True)
     _print_states(plan)
     for file in write_comparison(plan):
         say(f"{file.name} -> {file.resolve()}", wrap=False)
