@@ -109,7 +109,7 @@ def picture(lines: Sequence[Line], file: Path) -> None:
             kept = statistics.mean(line.rates["neighbours"].value for line in own)
             points[method] = (kept, out, statistics.mean(line.passes for line in own), own)
     figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
+    axes, named = figure.subplots(), dict[tuple[float, float], list[str]]()
     for method, (kept, out, passes, own) in points.items():
         if len(own) == 1:
             near, far = own[0].rates["neighbours"], own[0].rates["target"]
@@ -118,10 +118,16 @@ def picture(lines: Sequence[Line], file: Path) -> None:
                           yerr=[[100 * v[0]] for v in bars[1]], color="#bbb", linewidth=0.8, zorder=1)  # fmt: skip
         colour = "#d1495b" if method_trains(method) else "#30638e"
         axes.scatter(100 * kept, 100 * out, s=25 + passes**0.5, color=colour, alpha=0.8, zorder=2)
-        axes.annotate(method, (100 * kept, 100 * out), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        named.setdefault((100 * kept, 100 * out), []).append(method)
+    for at, names in named.items():  # methods at one place share a label; slanted ones stand closer
+        label = ", ".join(names)
+        axes.annotate(
+            label, at, xytext=(3, 6), textcoords="offset points", fontsize=8, rotation=40, rotation_mode="anchor"
+        )
     front = best({method: (kept, out) for method, (kept, out, *_) in points.items()})
     ends = sorted((100 * points[m][0], 100 * points[m][1]) for m in front)
     axes.plot(*zip(*ends, strict=True), "--", color="#888", linewidth=1, zorder=0)
+    axes.margins(x=0.12, y=0.14)  # room for the labels
     axes.set_xlabel("neighbours drawn right, %")
     axes.set_ylabel("pictures of the target without it, %")
     axes.set_title("Kept out when asked by name, against neighbours kept\nred: trained, blue: not; larger: more passes")
