@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
 from erasure.artifact.hooks import Handles
+from erasure.artifact.residual import attention_misfits
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 from erasure.backbone.listen import named_arguments
@@ -55,16 +56,8 @@ class LocalizedErasure(HookErasure):
         return handles
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        found = []
-        for site in self.sites:
-            try:
-                width = layer_at(backbone, site).to_out[0].out_features
-            except (AttributeError, KeyError):
-                found.append(f"{site} is missing, or is no attention")
-                continue
-            if width != len(self.concepts_of(site)[0]["mean"]):
-                found.append(f"{site} has width {width}")
-        return found
+        widths = {site: len(self.concepts_of(site)[0]["mean"]) for site in self.sites}
+        return attention_misfits(backbone, widths)
 
     def check_tensors(self) -> None:
         count = len(self.config.concepts)

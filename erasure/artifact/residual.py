@@ -40,16 +40,7 @@ class ResidualErasure(HookErasure):
         return residual(modules, tensors, scale)
 
     def misfits(self, backbone: Backbone) -> list[str]:
-        found = []
-        for site in self.sites:
-            try:
-                width = layer_at(backbone, site).to_out[0].out_features
-            except (AttributeError, KeyError):
-                found.append(f"{site} is missing, or is no attention")
-                continue
-            if width != len(self.tensors[f"{site}.up"]):
-                found.append(f"{site} has width {width}")
-        return found
+        return attention_misfits(backbone, {site: len(self.tensors[f"{site}.up"]) for site in self.sites})
 
     def check_tensors(self) -> None:
         names = {f"{site}.{part}" for site in self.sites for part in PARTS}
@@ -64,6 +55,24 @@ class ResidualErasure(HookErasure):
         """Whether the four tensors of a site have shapes that belong together."""
         down, down_bias, up, up_bias = (tuple(self.tensors[f"{site}.{part}"].shape) for part in PARTS)
         return len(down) == 2 and 0 not in down and up == down[::-1] and (down_bias, up_bias) == (down[:1], down[1:])
+
+
+def attention_misfits(backbone: Backbone, widths: Mapping[str, int]) -> list[str]:
+    """What is missing, or gives back another width than an erasure's tensors have.
+
+    Args:
+        widths: name of an attention to the width that is needed.
+    """
+    found = []
+    for site, needed in widths.items():
+        try:
+            width = layer_at(backbone, site).to_out[0].out_features
+        except (AttributeError, KeyError):
+            found.append(f"{site} is missing, or is no attention")
+            continue
+        if width != needed:
+            found.append(f"{site} has width {width}")
+    return found
 
 
 def residual(
@@ -93,4 +102,4 @@ def residual(
     return Handles([module.register_forward_hook(hook(name)) for name, module in modules.items()])
 
 
-__all__ = ["PARTS", "ResidualErasure", "residual"]
+__all__ = ["PARTS", "ResidualErasure", "attention_misfits", "residual"]

@@ -60,16 +60,22 @@ def lines_of(recipe: Recipe) -> list[Line]:
 def _line(cell: Cell, result: dict[str, Any], folder: Path) -> Line:
     if result["status"] != "done":
         return Line(cell.method.name, cell.target, error=result["error"])
+    rates = rates_of(result.get("figures", ()))
+    size = sum(file.stat().st_size for file in (folder / "erasure").glob("*.safetensors"))
+    cost = result["cost"]
+    return Line(cell.method.name, cell.target, rates, cost["passes"], cost["seconds"], size)
+
+
+def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
+    """Group to its rate by the less flattering detector: the highest of the target, the lowest of what is kept."""
     rates = {}
     for group in GROUPS:
-        own = [row["rate"] for row in result.get("figures", ()) if row["group"] == group]
+        own = [row["rate"] for row in figures if row["group"] == group]
         own = [Rate(rate["value"], rate["low"], rate["high"]) for rate in own if rate["value"] is not None]
         if own:
             worst = max if group == "target" else min
             rates[group] = worst(own, key=lambda rate: rate.value)
-    size = sum(file.stat().st_size for file in (folder / "erasure").glob("*.safetensors"))
-    cost = result["cost"]
-    return Line(cell.method.name, cell.target, rates, cost["passes"], cost["seconds"], size)
+    return rates
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -9,17 +9,17 @@ import html
 import io
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from erasure.batch.comparison import GROUPS, rates_of, write_comparison
 from erasure.batch.recipe import Cell, Recipe
 from erasure.batch.stages import LOCK, MADE, RESULT, state_of
 from erasure.io import write_atomically
 
-GROUPS = ("target", "neighbours", "unrelated")
 COLUMNS = ("cell", "state", "base", "concept", "method", "seed", *GROUPS, "passes", "seconds", "note")
 
 
@@ -62,21 +62,12 @@ def rows(recipe: Recipe) -> Iterator[Row]:
         yield Row(
             cell,
             shown,
-            worst(result.get("figures", ())),
+            {group: rate.value for group, rate in rates_of(result.get("figures", ())).items()},
             cost.get("passes", 0),
             result.get("seconds", 0.0),
             size,
             result.get("error", ""),
         )
-
-
-def worst(figures: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Group to its rate: the highest of the target, the lowest of what is kept."""
-    found: dict[str, list[float]] = collections.defaultdict(list)
-    for figure in figures:
-        if figure["rate"]["value"] is not None:
-            found[figure["group"]].append(figure["rate"]["value"])
-    return {group: max(values) if group == "target" else min(values) for group, values in found.items()}
 
 
 def busy(folder: Path) -> bool:
@@ -108,10 +99,15 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
+    """How much of a recipe is left."""
+    return plan_of(rows(recipe))
+
+
+def plan_of(found: Iterable[Row]) -> Plan:
     """How much is left. A method's first finished cell says what the others will take, on the same machine."""
     done: dict[str, list[tuple[int, float, int]]] = collections.defaultdict(list)
     left, states = collections.Counter[str](), collections.Counter[str]()
-    for row in rows(recipe):
+    for row in found:
         states[row.state] += 1
         if row.state == "done":
             done[row.cell.method.name].append((row.passes, row.seconds, row.size))
@@ -131,8 +127,6 @@ def collect(recipe: Recipe) -> list[Path]:
     Raises:
         ValueError: no cell has been run.
     """
-    from erasure.batch.comparison import write_comparison
-
     found = list(rows(recipe))
     if not any(row.state in ("done", "failed") for row in found):
         raise ValueError(f"no cell of the recipe has a result in {recipe.out}; run it first")
@@ -205,4 +199,4 @@ def prune(folders: Sequence[Path]) -> None:
         shutil.rmtree(folder)
 
 
-__all__ = ["COLUMNS", "Plan", "Row", "busy", "collect", "page", "plan", "prunable", "prune", "rows", "worst"]
+__all__ = ["COLUMNS", "Plan", "Row", "busy", "collect", "page", "plan", "plan_of", "prunable", "prune", "rows"]

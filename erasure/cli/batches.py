@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,7 @@ def batch_run(
     Start it as often as you like, on every machine that sees the folder: each process takes cells that nobody is at.
     """
     from erasure.batch import Recipe, run
+    from erasure.batch.overview import rows
 
     plan = Recipe.load(recipe)
     if dry_run:
@@ -62,7 +64,7 @@ def batch_run(
         return
     check_writable(plan.out)
     failed = run(plan, device=device, console=console, retry_failed=retry_failed)
-    _print_states(plan)
+    _print_states(rows(plan))
     follow(f"erasure batch collect {shlex.quote(str(recipe))}")
     if failed:
         raise typer.Exit(1)
@@ -72,10 +74,11 @@ def batch_run(
 def batch_status(recipe: RecipeFile) -> None:
     """Say how many cells are done, failed, waiting, running or damaged, and what the others will take."""
     from erasure.batch import Recipe
+    from erasure.batch.overview import rows
 
-    plan = Recipe.load(recipe)
-    _print_states(plan)
-    _print_left(plan)
+    found = list(rows(Recipe.load(recipe)))  # every erasure is hashed, once
+    _print_states(found)
+    _print_left(found)
 
 
 @batch.command("collect", epilog="Example: [bold]erasure batch collect recipe.yaml[/bold]")
@@ -125,6 +128,8 @@ def batch_schema() -> None:
 
 
 def _print_plan(plan: Any) -> None:
+    from erasure.batch.overview import rows
+
     table = PlainTable("cell", "base", "concept", "method", "seed")
     cells = plan.cells()
     for cell in cells[:MOST]:
@@ -132,15 +137,13 @@ def _print_plan(plan: Any) -> None:
     console.print(table)
     if len(cells) > MOST:
         say(f"and {len(cells) - MOST} more")
-    _print_left(plan)
+    _print_left(rows(plan))
 
 
-def _print_states(plan: Any) -> None:
+def _print_states(found: Iterable[Any]) -> None:
     """A row for every cell, as far as they fit on a screen or two, and how many are in each state."""
-    from erasure.batch.overview import rows
-
     table, count = PlainTable("cell", "state", "seconds", "note"), Counter[str]()
-    for row in rows(plan):
+    for row in found:
         count[row.state] += 1
         if sum(count.values()) <= MOST or row.state in ("failed", "damaged"):
             shown = ", ".join(f"{group} {100 * rate:.0f} %" for group, rate in row.rates.items())
@@ -149,10 +152,10 @@ def _print_states(plan: Any) -> None:
     say(", ".join(f"{number} {state}" for state, number in count.items()))
 
 
-def _print_left(plan: Any) -> None:
-    from erasure.batch.overview import plan as left_of
+def _print_left(found: Iterable[Any]) -> None:
+    from erasure.batch.overview import plan_of
 
-    left = left_of(plan)
+    left = plan_of(found)
     if left.passes or left.seconds:
         say(
             f"left, going by finished cells: {left.passes:,} forward passes, {left.seconds / 3600:.1f} hours of one "
@@ -187,6 +190,7 @@ def compare(
     """Make and evaluate every method on one or more targets, unattended; one table and one picture."""
     from erasure.batch import Recipe, run
     from erasure.batch.comparison import write_comparison
+    from erasure.batch.overview import rows
     from erasure.concept import Suite
     from erasure.methods import available
 
@@ -204,7 +208,7 @@ def compare(
         dtype=dtype or "float32",  # type: ignore[arg-type]
     )
     failed = run(plan, device=device, console=console, retry_failed=True)
-    _print_states(plan)
+    _print_states(rows(plan))
     for file in write_comparison(plan):
         say(f"{file.name} -> {file.resolve()}", wrap=False)
     follow("open comparison.png; every method's own report lies in its folder")
