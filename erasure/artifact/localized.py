@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Handles
+from erasure.artifact.hooks import Handles, Installed
 from erasure.artifact.residual import attention_misfits
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
@@ -85,7 +85,7 @@ class LocalizedErasure(HookErasure):
         return True
 
 
-class Clock:
+class Clock(Installed):
     """Whether the current call of the denoiser is late enough. Each thread has its own call."""
 
     def __init__(self, backbone: Backbone, start: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Handles
+from erasure.artifact.hooks import Handles, Installed
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 
@@ -89,17 +90,23 @@ def residual(
         heard: is given the name and the addition, before the scale.
     """
 
-    def hook(name: str) -> Callable[..., Tensor]:
-        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            down, down_bias, up, up_bias = (tensors[f"{name}.{part}"] for part in PARTS)
-            more = F.linear(F.gelu(F.linear(output.to(down.dtype), down, down_bias)), up, up_bias)
-            if heard is not None:
-                heard(name, more)
-            return output + (scale * more).to(output.dtype)
+    hooks = {name: _Addition(name, tensors, scale, heard) for name in modules}
+    return Handles([module.register_forward_hook(hooks[name]) for name, module in modules.items()])
 
-        return add
 
-    return Handles([module.register_forward_hook(hook(name)) for name, module in modules.items()])
+@dataclasses.dataclass(frozen=True)
+class _Addition(Installed):
+    name: str
+    tensors: Mapping[str, Tensor]
+    scale: float
+    heard: Callable[[str, Tensor], None] | None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        down, down_bias, up, up_bias = (self.tensors[f"{self.name}.{part}"] for part in PARTS)
+        more = F.linear(F.gelu(F.linear(output.to(down.dtype), down, down_bias)), up, up_bias)
+        if self.heard is not None:
+            self.heard(self.name, more)
+        return output + (self.scale * more).to(output.dtype)
 
 
 __all__ = ["PARTS", "ResidualErasure", "attention_misfits", "residual"]
