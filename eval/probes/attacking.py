@@ -21,11 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly
 from erasure.eval.core.records import png_of
 from erasure.eval.probes.asking import everywhere, sentences
-from erasure.eval.probes.base import Access, Context, Evidence, Gate, Need, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Access, Context, Evidence, Gate, Model, Need, Observation, Probe, Roles, Rows
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.success import (
     ATTACK,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.records import Evaluation, Record
-from erasure.eval.probes.base import Context, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Missing, Model, Observation, Probe
 
 PICTURED = ("direct", "neighbours", "unrelated", "degeneracy")  # those of a plain evaluation; they have no settings
 

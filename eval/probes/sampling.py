@@ -22,7 +22,6 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly, noise_of
 from erasure.eval.probes.asking import everywhere, named, sentences
 from erasure.eval.probes.base import (
@@ -30,6 +29,7 @@ from erasure.eval.probes.base import (
     Context,
     Evidence,
     Level,
+    Model,
     Need,
     Observation,
     Probe,
@@ -38,7 +38,7 @@ from erasure.eval.probes.base import (
     Section,
 )
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.weigh import KNOWN, contrasts
+from erasure.eval.probes.weigh import contrasts
 
 LEAST_STEPS = 25  # DDIM needs more steps than the multistep samplers that suites draw with
 
@@ -258,13 +258,17 @@ class Shot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Probe):
-    """A probe of removal that samples with :class:`DDIM`."""
+    """A probe of removal that samples with :class:`DDIM`.
+
+    Class attribute ``along``: the word of a setting along which it samples; its families are "psi 0.3" and so on.
+    """
 
     section: ClassVar[Section] = "removal"
     level: ClassVar[Level] = "behaviour"
     access: ClassVar[Access] = "white_box"
     needs: ClassVar[tuple[Need, ...]] = ("base", "control")
     not_licensed = "knowledge in the weights, unless above a model that never saw the target"
+    along: ClassVar[str] = ""
 
     @abc.abstractmethod
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
@@ -278,14 +282,21 @@ class Sampled(Probe):
             found += context.observe(model, images, family=family, clusters=names, seeds=seeds, facts=each)
         return found
 
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        return contrasts(self.key, rows, models)
+
+    def family(self, dose: float) -> str:
+        return f"{self.along} {dose:g}"
+
+    def doses(self, rows: Rows, models: Roles, doses: Sequence[float], declared: float) -> list[Evidence]:
+        """Contrasts of the dose declared in advance, as those of the whole probe, then of every dose."""
+        each = [e for dose in doses for e in contrasts(self.key, rows, models, self.family(dose))]
+        return headline(self.key, rows, models, self.family(declared)) + each
+
 
 @dataclasses.dataclass(frozen=True)
 class FromPictures(Sampled):
-    """A probe that starts from real pictures of the target.
-
-    Attributes:
-        pictures: how many, which the base was not trained on. images_per_picture: seeds of each.
-    """
+    """A probe that starts from real pictures of the target, each with ``images_per_picture`` seeds."""
 
     needs = ("base", "material", "control")
     presets = {"smoke": {"pictures": 2}, "standard": {}, "full": {"pictures": 50, "images_per_picture": 2}}
@@ -298,12 +309,6 @@ class FromPictures(Sampled):
         examples = context.real("target", self.pictures)
         images = [example.image for example in examples for _ in range(self.images_per_picture)]
         return keys_of([example.key for example in examples], self.images_per_picture), images
-
-
-def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:
-    """Contrasts of every family, after those of the one declared in advance."""
-    each = [e for family in families for e in contrasts(probe, rows, models, family)]
-    return headline(probe, rows, models, declared) + each
 
 
 # --- what they ask with, and what they say --------------------------------------------------------------------------
@@ -324,7 +329,7 @@ def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
     return [(name, seed) for name in names for seed in range(seeds)]
 
 
-def headline(probe: str, rows: Rows, models: Roles, family: str, *, known: float = KNOWN) -> list[Evidence]:
+def headline(probe: str, rows: Rows, models: Roles, family: str) -> list[Evidence]:
     """Contrasts of the family declared in advance, as those of the whole probe: their family is ""."""
-    found = contrasts(probe, rows, models, family, known=known)
+    found = contrasts(probe, rows, models, family)
     return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from erasure.eval.core.models import Role
-from erasure.eval.probes.base import Evidence, Gate, Observation, Roles, Rows
+from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.stats import (
     Asked,
     Estimate,
@@ -24,7 +24,6 @@ KNOWN = 0.5  # the base must show the target in this share of pictures, or its a
 POWER = 0.2  # and exceed a model that never saw it by this much, or nothing can be said relative to that
 
 Key = tuple[str, str, int]
-Control = Literal["gold", "null"]
 Values = Sequence[float | None]
 
 
@@ -115,6 +114,13 @@ def share(rows: Sequence[Observation]) -> Estimate:
 def average(rows: Sequence[Observation]) -> Estimate:
     """The mean of the values, with clusters resampled."""
     return mean([row.value for row in rows], [row.cluster for row in rows])
+
+
+def within(rows: Sequence[Observation], first: str, second: str) -> Estimate:
+    """The change of one model from a family to another, paired by cluster and seed."""
+    asked = of_family(rows, second)
+    before, after = (values(rows, [(family, row.cluster, row.seed) for row in asked]) for family in (first, second))
+    return difference(before, after, units(asked))
 
 
 def at_least(low: float | None, least: float) -> Gate:

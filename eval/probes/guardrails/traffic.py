@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any, cast
 
 from erasure.concept import Prompt, same
-from erasure.eval.core.models import Model
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask, PromptProbe, named, sentences
-from erasure.eval.probes.base import Context, Missing
+from erasure.eval.probes.base import Context, Missing, Model
 from erasure.eval.probes.guardrails.curve import NAME
 from erasure.pipelines.filters import (
     AnyOf,

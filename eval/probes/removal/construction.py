@@ -11,12 +11,11 @@ from torch import Tensor
 
 from erasure.backbone.checks import parameters_of
 from erasure.backbone.text import Text, TooLong
-from erasure.eval.core.models import Kind, Model, denoisers_of, modules_of
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.core.models import Kind, denoisers_of, modules_of
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.weigh import average, of_family, share
-from erasure.eval.stats import Estimate
 
 WHOLE = "all parts"
 AUTOENCODER = "through the autoencoder"

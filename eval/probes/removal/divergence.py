@@ -11,12 +11,11 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import base_of, each_family, families, of_family, of_role
-from erasure.eval.stats import Estimate, mean, ratio
+from erasure.eval.stats import mean, ratio
 from erasure.io import sha256
 
 EMPTY = "target, empty prompt"

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model, opened, randomised
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.core.models import opened, randomised
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.sampling import DDIM
 from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, contrasts, each_family, of_family, of_role
-from erasure.eval.stats import Estimate, rate
+from erasure.eval.stats import rate
 
 INVERTED, RANDOM = "inverted", "random"  # families: the model itself; a denoiser with random weights
 

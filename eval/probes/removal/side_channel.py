@@ -11,12 +11,10 @@ from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.concept import same
-from erasure.eval.core.models import Model
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import supported
 from erasure.eval.probes.weigh import of_family
-from erasure.eval.stats import Estimate
 from erasure.methods.closed_form import rows as embeddings
 from erasure.methods.vocabulary import vocabulary
 

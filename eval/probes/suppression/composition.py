@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from erasure.concept import same, with_article
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.weigh import contrasts
 
 PAIR = "pair"

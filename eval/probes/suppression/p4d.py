@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, random_tokens
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
@@ -73,7 +72,7 @@ class P4D(Attack):
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
         named = [goal.named for goal in goals]
         with context.open(context.base) as pipe:
-            drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
+            drawn = context.draw(pipe, context.base, named)
             lesson = self.lesson(backbone_for(context.pipe), [row[0] for row in drawn], named)
         with context.open(model):
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import backbone_of
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, vocabulary, without_words
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.embedding import MARK, FreeWords
 
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from erasure.concept import with_article
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import Ask, PromptProbe
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.suppression.composition import beside, has, there
 
 FAMILIES = {1: "one neighbour", 2: "two neighbours"}

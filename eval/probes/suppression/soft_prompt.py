@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.success import (
@@ -24,7 +23,7 @@ from erasure.eval.probes.success import (
     succeeds,
     with_power,
 )
-from erasure.eval.probes.tuning import Lesson, learn, look, random_words, tuned
+from erasure.eval.probes.tuning import Lesson, learn, random_words, tuned
 from erasure.eval.probes.weigh import base_rows, of_family
 
 
@@ -46,12 +45,10 @@ class SoftPrompt(Probe):
     time, and more hits than those vectors.
 
     Attributes:
-        pictures: how many are attacked, one by one.
-        words: k.
+        pictures: attacked one by one. words: k.
         prompt: neutral, with ``<v>`` where the vectors are.
-        steps: of AdamW; 1,000 for Stable Diffusion.
+        steps, lr: 1,000 steps for Stable Diffusion. The gate "power" fails where they are too small.
         tries: checkpoints, evenly over the steps.
-        lr: of AdamW. The gate "power" fails where steps or rate are too small.
         batch_size: times and noises of the one picture per step.
         fresh: pictures drawn from other noise.
     """
@@ -101,9 +98,10 @@ class SoftPrompt(Probe):
             def drawn(family: str, vectors: Tensor, seeds: Sequence[int]) -> list[Observation]:
                 facts = {"prompt": self.prompt, "tries": self.tries, "steps": self.steps}
                 text = free.text(vectors).hidden.detach()
-                return look(
-                    context, model, keys, family=family, seeds=seeds, facts=facts, prompt_embeds=text, cache_dir=None
-                )
+                return context.ask(
+                    model, keys, family=family, seeds=seeds, facts=facts, pipe=context.pipe, cache_dir=None,
+                    prompt_embeds=text,
+                )  # fmt: skip
 
             control = random_like(learnt)
             for number in range(self.tries):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, generator_of, random_tokens, vocabulary
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from erasure.concept import Group
 from erasure.eval.core.records import Evaluation
-from erasure.eval.probes.base import Evidence, Observation, Roles, Rows
+from erasure.eval.probes.base import Estimate, Evidence, Observation, Roles, Rows
 from erasure.eval.probes.pictured import Pictured, observed, records
 from erasure.eval.probes.weigh import KNOWN, base_rows, contrasts, families, identical, key_of, unchanged, values
-from erasure.eval.stats import Estimate, lost_most
+from erasure.eval.stats import lost_most
 
 TENTH, FEWEST = 0.1, 3  # share of the labels, and how many at least: those that lost most
 
