@@ -88,11 +88,7 @@ class Swapped:
         self.modules, self._ours = dict(modules), dict[str, nn.Module]()
 
     def apply(self, pipe: Any) -> None:
-        """Put the modules into ``pipe``.
-
-        Raises:
-            ValueError: the pipeline has no such part.
-        """
+        """Put the modules into ``pipe``."""
         ours = modules_of(pipe)
         if absent := sorted(self.modules.keys() - ours.keys()):
             raise ValueError(
@@ -113,8 +109,7 @@ class Swapped:
 def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
     """The pipeline with a change applied, inside the block; yields the pipeline to draw with.
 
-    Raises:
-        ValueError: the change also replaces what turns latents into pictures, or the pipeline's own calls.
+    A change that also replaces what turns latents into pictures, or the pipeline's own calls, is refused.
     """
     if change is None:
         yield pipe
@@ -198,13 +193,10 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
     """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder replace the base's.
 
     Args:
-        pipe: the base. Its tokenizers and scheduler stay.
+        pipe: the base, of the same architecture. Its tokenizers and scheduler stay.
         source: folder, hub id or single file, opened on the base's device and in its dtype.
         name: in tables; the folder's name by default.
         intervention: "weights" for a fine-tune or an erased model; "retrained" for one that never saw the target.
-
-    Raises:
-        ValueError: it is another architecture than the base.
     """
     from erasure.opening import load_base
 
@@ -256,11 +248,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def check_base(pipe: Any) -> None:
-    """Raise unless a pipeline can be the base: not wrapped, and without an erasure on any part of it.
-
-    Raises:
-        ValueError: it is wrapped (a filter, DataParallel, torch.compile ...), or carries an erasure or a LoRA.
-    """
+    """Raise unless a pipeline can be the base: a plain one, not wrapped, and without an erasure or LoRA on any part."""
     if not isinstance(pipe, DiffusionPipeline):
         raise ValueError(
             f"the base must be a plain diffusers pipeline; got a {type(pipe).__name__}; give the pipeline inside it"
@@ -309,11 +297,7 @@ def _check_bare(part: str, module: nn.Module) -> None:
 
 
 def denoisers_of(pipe: Any) -> dict[str, Any]:
-    """The denoisers of a pipeline by name; some have two.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The denoisers of a pipeline by name; some have two."""
     found = {part: module for part, module in parts_of(pipe).items() if not part.startswith("text_encoder")}
     if not found:
         raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")

@@ -217,12 +217,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
-        """Read what ``to_json`` or ``save`` wrote; a folder means the ``evaluation.json`` in it.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: not an evaluation, or half of one.
-        """
+        """Read what ``to_json`` or ``save`` wrote; a folder means the ``evaluation.json`` in it."""
         file = Path(path)
         file = file / "evaluation.json" if file.is_dir() else file
         if not file.exists():

@@ -141,11 +141,7 @@ class ClipDetector:
         return tuple(self.phrases.get(attribute, ()))
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """Zero-shot probabilities (images, labels): softmax of 100 times the cosines.
-
-        Raises:
-            ValueError: no labels are known for the attribute.
-        """
+        """Zero-shot probabilities (images, labels): softmax of 100 times the cosines."""
         if not (phrases := self.phrases.get(attribute)):
             raise ValueError(
                 f"{self.name} has no labels for {attribute!r}; it knows {sorted(self.phrases)}; pass them as `labels`"

@@ -66,10 +66,8 @@ class Answer:
     """The answer of the evidence to one question.
 
     Attributes:
-        question: key of :data:`QUESTIONS`.
-        verdict: "shown" | "shown not" | "undecided" | "not tested".
-        number: the number to print with it; "" without one.
-        sentence: with the number and its limit.
+        question: key of :data:`QUESTIONS`. verdict: "shown" | "shown not" | "undecided" | "not tested".
+        number: the number to print with it; "" without one. sentence: with the number and its limit.
         needed: what is missing for "shown".
     """
 

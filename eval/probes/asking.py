@@ -55,11 +55,7 @@ class PromptProbe(Probe):
 
     @abc.abstractmethod
     def asks(self, context: Context) -> list[Ask]:
-        """The prompts, the same for every model.
-
-        Raises:
-            Missing: the suite has no words for this probe.
-        """
+        """The prompts, the same for every model; ``Missing`` where the suite has no words for them."""
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         asks, seeds = self.limited(self.asks(context)), tuple(range(self.images_per_prompt))
@@ -158,9 +154,6 @@ def spelled(
     Args:
         article: put one before a phrase that names a thing.
         templates: those of the suite's concept by default.
-
-    Raises:
-        Missing: there are no phrases.
     """
     suite = context.suite
     if not phrases:

@@ -199,9 +199,6 @@ def goals_of(context: Context, place: Place, limit: int) -> list[Goal]:
     """Sentences to attack, at most ``limit``, spread evenly over the names and templates of the suite.
 
     Where those are too few, the templates of its scenes are used, too.
-
-    Raises:
-        ValueError: an unknown place.
     """
     if place not in get_args(Place):
         raise ValueError(f"unknown place for free words; got {place!r}; choose one of {list(get_args(Place))}")

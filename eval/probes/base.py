@@ -148,9 +148,6 @@ class Context:
         Args:
             member: False for pictures that the base was not trained on, True for those that it was.
             labels: of what is kept, only these.
-
-        Raises:
-            Missing: there is no material, or not so much.
         """
         if self.material is None:
             raise Missing(LACKING["material"])
@@ -200,9 +197,6 @@ class Context:
             pipe: what :meth:`open` gave for ``model``.
             cut: draw prompts that the text encoder cuts, too; for those of an attack.
             **sampler: in place of the suite's ``num_inference_steps`` and ``guidance_scale``; ``description``.
-
-        Raises:
-            Missing: a prompt does not fit the text encoder.
         """
         if not cut and "prompt_embeds" not in sampler and (found := self.too_long(prompts)):
             raise Missing(next(iter(found.values())))
@@ -236,14 +230,9 @@ class Context:
     def see(
         self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None
     ) -> list[dict[str, Any]]:
-        """What a detector says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
+        """What a detector (the judge) says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
 
-        Args:
-            label: what to look for; the suite's target by default.
-            detector: the judge by default.
-
-        Raises:
-            Missing: the detector has no such label.
+        The label is the suite's target by default; a detector without it says nothing, and ``Missing`` is raised.
         """
         wanted = self.suite.concept.name if label is None else label
         found = verdicts_of(detector or self.judge, images, [wanted] * len(images), self.suite.attribute)
@@ -303,8 +292,7 @@ class Context:
     ) -> list[Observation]:
         """One observation per picture: whether the judge sees the target (or ``label``) in it.
 
-        Args:
-            family: one for all pictures, or one each. clusters, seeds, facts: one each.
+        ``family`` is one for all pictures, or one each; ``clusters``, ``seeds`` and ``facts`` are one each.
         """
         named = [family] * len(images) if isinstance(family, str) else family
         rows = zip(images, self.see(images, label), named, clusters, seeds, facts or [{}] * len(images), strict=True)
@@ -385,11 +373,7 @@ class Probe(abc.ABC):
 
     @abc.abstractmethod
     def run(self, model: Model, context: Context) -> list[Observation]:
-        """Put the question to one model.
-
-        Raises:
-            Missing: an input is not there; the report says which.
-        """
+        """Put the question to one model; ``Missing`` says in the report which input is not there."""
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         """Evidence from the observations of every model, a pure function; by default the contrasts of each family.

@@ -23,10 +23,6 @@ class FreeWords:
         pipe: its text encoder reads them. It has a hook during :meth:`text`, and is not changed.
         prompts: each with one ``<v>`` for all free words, as in "a photo of <v>", or with ``count`` of them.
         count: how many vectors there are.
-
-    Raises:
-        Missing: another architecture than one CLIP text encoder.
-        ValueError: a prompt with another number of ``<v>``, or too long for the encoder.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], *, count: int) -> None:
@@ -55,11 +51,9 @@ class FreeWords:
         return self.encoder.get_input_embeddings().weight.detach()
 
     def text(self, vectors: Tensor, rows: Sequence[int] | Tensor | None = None) -> Text:
-        """Conditioning with the free words at ``vectors``, differentiable in them.
+        """Conditioning with the free words at ``vectors``, differentiable in them; of all prompts, or of some ``rows``.
 
-        Args:
-            vectors: ``(k, d)``, the same in every prompt, or ``(n, k, d)``.
-            rows: which prompts; all of them by default.
+        ``vectors`` are ``(k, d)``, the same in every prompt, or ``(n, k, d)``.
         """
         chosen = torch.arange(len(self.ids)) if rows is None else torch.as_tensor(rows)
         ids = self.ids[chosen].to(self.encoder.device)
@@ -75,10 +69,7 @@ class FreeWords:
         return near.argmax(dim=-1).tolist()
 
     def spelled(self, ids: Sequence[int], row: int = 0) -> str:
-        """A prompt with tokens in the place of the free words, as a string.
-
-        It may tokenise to other tokens, because word pieces join.
-        """
+        """A prompt with tokens in the place of the free words. As a string it may tokenise to others: pieces join."""
         filled = self.ids[row].clone()
         filled[self.places[row]] = torch.tensor(list(ids))
         words, last = filled[1:].tolist(), self.tokenizer.eos_token_id

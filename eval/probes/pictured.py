@@ -22,19 +22,11 @@ class Pictured(Probe):
 
     @abc.abstractmethod
     def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
-        """What a detector saw in the pictures of one arm.
-
-        Raises:
-            Missing: the suite has no such prompts, or the detector no such label.
-        """
+        """What a detector saw in the pictures of one arm; ``Missing`` without such prompts, or without such a label."""
 
 
 def records(evaluation: Evaluation, arm: str, group: str) -> list[Record]:
-    """The records of an arm and a group of prompts.
-
-    Raises:
-        Missing: there are none.
-    """
+    """The records of an arm and a group of prompts."""
     found = evaluation.select(arm, group)
     if not found:
         raise Missing(f"the suite has no prompts in the group {group}")

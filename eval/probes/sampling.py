@@ -80,12 +80,10 @@ class DDIM:
     """Sampling with classifier-free guidance, step by step.
 
     Attributes:
-        backbone: of the pipeline.
         num_inference_steps: of the whole trajectory, from pure noise.
         guidance_scale: as the pipeline takes it. Classifier-free guidance stops where the pipeline's does, and at the
             empty prompt; models with embedded guidance are given the number, and distilled ones have none.
-        batch_size: rows per pass.
-        autocast: bfloat16 arithmetic.
+        batch_size: rows per pass. autocast: bfloat16 arithmetic.
     """
 
     backbone: Backbone
@@ -96,11 +94,7 @@ class DDIM:
 
     @classmethod
     def of(cls, context: Context) -> DDIM:
-        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter.
-
-        Raises:
-            Missing: how pictures become what the denoiser reads is not known.
-        """
+        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter."""
         suite, backbone = context.suite, backbone_for(context.pipe)
         return cls(
             backbone,
@@ -244,11 +238,7 @@ def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 class Shot(NamedTuple):
-    """Pictures of one family, one for each key.
-
-    Attributes:
-        facts: of each picture, or one mapping for all.
-    """
+    """Pictures of one family, one for each key; ``facts`` of each picture, or one mapping for all."""
 
     family: str
     keys: Sequence[Key]

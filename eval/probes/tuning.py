@@ -74,13 +74,10 @@ def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) 
 
 @contextlib.contextmanager
 def tuned(pipe: Any, parameters: Mapping[str, nn.Parameter] | None = None) -> Iterator[dict[str, nn.Parameter]]:
-    """Freeze a pipeline but for the parameters to be trained, which it yields; see :func:`trainable`.
+    """Freeze a pipeline but for some parameters of the denoiser, which it yields; see :func:`trainable`.
 
     Pictures may be drawn inside. Leave the block before the model is closed: an erasure cannot be removed from weights
     that were changed under it.
-
-    Args:
-        parameters: of the denoiser, by name; none by default.
     """
     parameters = dict(parameters or {})
     with trainable(parameters, modules_of(pipe).values()):
@@ -102,11 +99,7 @@ def learn(
     Args:
         parameters: by name; what :func:`tuned` yields, or word vectors.
         loss: draws from one generator all along, so the first steps of a longer run are those of a shorter one.
-        pipe: what the loss runs through, in float32 or in its own half precision.
-        autocast: bfloat16 arithmetic for a float32 pipeline.
-
-    Raises:
-        Missing: the loss, or its gradient, is not finite.
+        pipe: what the loss runs through, in float32 (with ``autocast`` in bfloat16) or in its own half precision.
     """
     generator = torch.Generator().manual_seed(seed)
     run = Run(

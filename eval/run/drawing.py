@@ -105,10 +105,8 @@ def paired_pictures(
 ) -> Evaluation:
     """The same prompts and noise drawn by the base, by every erasure and by every control, and what detectors see.
 
-    Other arguments and errors are those of :func:`erasure.eval.evaluate`.
-
-    Args:
-        draw: False for content that must not be drawn: every change is applied once, hashed and removed.
+    Arguments are those of :func:`erasure.eval.evaluate`; without ``draw``, for content that must not be drawn, every
+    change is applied once, hashed and removed.
     """
     check_base(pipe)
     models = models_of(erasures, controls)

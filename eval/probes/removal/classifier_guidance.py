@@ -75,11 +75,7 @@ class ClassifierGuidance(Sampled):
 
 
 def pull_of(context: Context) -> Pull:
-    """The selector's log-probability of the target, as a function of clean latents.
-
-    Raises:
-        Missing: the selector has no gradients, or does not know the target.
-    """
+    """The selector's log-probability of the target, as a function of clean latents."""
     guide, suite, backbone = context.chooser, context.suite, backbone_for(context.pipe)
     if not isinstance(guide, WithGradients):
         raise Missing(

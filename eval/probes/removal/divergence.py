@@ -165,11 +165,7 @@ def away(row: Observation, golds: Sequence[str]) -> float | None:
 
 
 def retrained(context: Context) -> list[Model]:
-    """The models retrained without the target.
-
-    Raises:
-        Missing: there is only one, so that nothing says how far apart two retrained models are.
-    """
+    """The models retrained without the target, two or more: their distance from each other is the unit."""
     golds = context.of_role("gold")
     if len(golds) < 2:
         raise Missing(

@@ -161,11 +161,7 @@ class Sequential(Probe):
 
 
 def series_of(model: Model) -> Series:
-    """The requests of a model.
-
-    Raises:
-        Missing: it is no series of requests, or one of a single request.
-    """
+    """The requests of a model, two or more."""
     change = model.change
     if isinstance(change, Stacked):
         names = tuple(tuple(one["name"] for one in edit.config.concepts) for edit in change.erasures)

@@ -71,10 +71,7 @@ def side_effects(
 def worst(base: Sequence[Observation], own: Sequence[Observation]) -> tuple[Estimate, str]:
     """How much the tenth of the labels that lost most lost beyond chance, and their names: see :func:`lost_most`.
 
-    Three labels at least: a single one has too few pictures.
-
-    Args:
-        base, own: observations with the label as family, of the base and of another model.
+    Three labels at least: a single one has too few pictures. Observations have the label as family.
     """
     if identical(base, own):
         return unchanged(own), ""
