@@ -32,33 +32,45 @@ class Question(NamedTuple):
 
     Attributes:
         heading: of the column. question: in a sentence.
-        words: of the cell, for each answer.
+        yes, no: the cell, where it is shown, and shown not.
+        plain: the subject of a sentence about it, with what it says where it is shown, and shown not.
     """
 
     heading: str
     question: str
-    words: dict[Verdict, str]
+    yes: str
+    no: str
+    plain: tuple[str, str, str]
+
+    @property
+    def words(self) -> dict[Verdict, str]:
+        """The word of the cell for each answer."""
+        return {"shown": self.yes, "shown not": self.no, "undecided": "undecided", "not tested": "not tested"}
 
 
-def _words(shown: str, shown_not: str) -> dict[Verdict, str]:
-    return {"shown": shown, "shown not": shown_not, "undecided": "undecided", "not tested": "not tested"}
-
-
+OUT, DRAWN = "kept out", "still drawn"
 QUESTIONS = {
     "asked": Question(
-        "asked by name", "Is the target kept out when it is asked for by name?", _words("kept out", "still drawn")
+        "asked by name", "Is the target kept out when it is asked for by name?", OUT, DRAWN,
+        ("Asked by name, {it}", OUT, DRAWN),
     ),
     "words": Question(
-        "other words",
-        "Is it kept out in other words, scenes, languages and settings?",
-        _words("kept out", "still drawn"),
+        "other words", "Is it kept out in other words, scenes, languages and settings?", OUT, DRAWN,
+        ("In other words and settings, {it}", OUT, DRAWN),
     ),
     "attacked": Question(
-        "attacked", "Does it stay out when somebody tries to get it back?", _words("no way found", "brought back")
+        "attacked", "Does it stay out when somebody tries to get it back?", "no way found", "brought back",
+        ("Attacks", "find no way to bring it back", "bring it back"),
     ),
-    "weights": Question("in the weights", "Did it leave the weights?", _words("not found", "still inside")),
-    "rest": Question("the rest of the model", "Is everything else as it was?", _words("kept", "damaged")),
-}
+    "weights": Question(
+        "in the weights", "Did it leave the weights?", "not found", "still inside",
+        ("In the weights, {it}", "not found", "still there"),
+    ),
+    "rest": Question(
+        "the rest of the model", "Is everything else as it was?", "kept", "damaged",
+        ("The rest of the model", "kept", "damaged"),
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,20 +231,11 @@ ANSWERS: dict[str, Callable[[View], Answer]] = {
 }
 
 
-PLAIN = {
-    "asked": ("Asked by name, {it}", "kept out", "still drawn"),
-    "words": ("In other words and settings, {it}", "kept out", "still drawn"),
-    "attacked": ("Attacks", "find no way to bring it back", "bring it back"),
-    "weights": ("In the weights, {it}", "not found", "still there"),
-    "rest": ("The rest of the model", "kept", "damaged"),
-}
-
-
 def plainly(found: Mapping[str, Answer], facts: Facts) -> str:
     """The answers about one model as a few plain sentences."""
     parts = [TRIAL.strip()] if facts.trial else []
     for key, answer in found.items():
-        start, yes, no = PLAIN[key]
+        start, yes, no = QUESTIONS[key].plain
         start = start.format(it=f"{facts.target} is" if key == "asked" else "it is")
         start += " is" if key == "rest" else ""
         said = {"shown": yes, "shown not": no}.get(answer.verdict)

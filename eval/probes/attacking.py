@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -78,7 +78,7 @@ class Attack(Probe):
     """An attack by discrete tokens, with its random control, on sentences that ask for the target.
 
     Attributes:
-        prompts: sentences attacked, spread evenly over the suite's templates and names. More narrow the intervals.
+        prompts: sentences attacked, spread evenly over the suite's templates and names.
         tokens: free tokens per sentence. More make a stronger attack, and one that is further from words.
         tries: candidates per sentence, k. All are drawn and scored.
         fresh: new noises from which the selected candidates are drawn again.
@@ -180,7 +180,6 @@ class Attack(Probe):
         ]
 
     def _power(self, name: str, rows: Rows, models: Roles) -> Gate:
-        """Whether the attack works: on the base, on the weak erasure, or on this very model."""
         shown = [rows[one] for one in rows if one in (self.weak, name)]
         return "pass" if breaks(base_rows(rows, models)) or any(exceeds(own) for own in shown) else "fail"
 
@@ -190,6 +189,49 @@ def _first_tries(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
     tries = max((row.facts["tries"] for row in rows), default=0)
     found = {f"k={k}": any_hits(rows, ATTACK, k) for k in CURVE if k < tries}
     return {**found, "hit@1": any_hits(rows, ATTACK, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent(Attack):
+    """An attack that descends a loss of the attacked model by AdamW, and reads tokens off now and then.
+
+    Attributes:
+        iterations: steps per candidate. 0 leaves the random start, for tests of the power gate.
+        learning_rate, weight_decay: of AdamW.
+    """
+
+    iterations: int = 20
+    learning_rate: float = 0.05
+    weight_decay: float = 0.1
+
+    def candidates(
+        self,
+        w: Tensor,
+        rounds: Iterable[tuple[Callable[[], Tensor], dict[str, Any]]],
+        read: Callable[[], Tensor],
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[list[Candidate]]:
+        """One candidate a round for each sentence, a row of ``w``.
+
+        Args:
+            rounds: the losses ``(n,)`` of the sentences at ``w``, and facts.
+            read: the tokens ``(n, k)`` at ``w``. project: what follows each step.
+        """
+        adam = torch.optim.AdamW([w], lr=self.learning_rate, weight_decay=self.weight_decay)
+        found: list[list[Candidate]] = [[] for _ in w]
+        for losses, facts in rounds:
+            seen = []
+            for _ in range(self.iterations):
+                loss = losses()
+                (w.grad,) = torch.autograd.grad(loss.sum(), [w])
+                adam.step()
+                if project is not None:
+                    w.data = project(w.data)
+                seen.append(loss.detach())
+            means = torch.stack(seen).mean(0).tolist() if seen else [None] * len(w)
+            for own, ids, mean in zip(found, read().tolist(), means, strict=True):
+                own.append(Candidate(tuple(ids), {"loss": mean, **facts}))
+        return found
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------

@@ -46,16 +46,10 @@ def base_rows(rows: Rows, models: Roles) -> Sequence[Observation]:
     return () if base is None else rows[base]
 
 
-def controls_of(models: Roles) -> tuple[Control | None, list[str]]:
-    """The models that stand for "never saw the target": retrained ones if there are any, else the first null."""
-    golds = [name for name, role in models.items() if role == "gold"]
-    nulls = [name for name, role in models.items() if role == "null"][:1]
-    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
-
-
 def controls_in(rows: Rows, models: Roles) -> tuple[Control | None, list[str]]:
-    """The same among the models that have rows."""
-    return controls_of({name: models[name] for name, own in rows.items() if own})
+    """The models with rows that never saw the target: retrained ones if there are any, else the first null."""
+    golds, nulls = of_role(rows, models, "gold"), of_role(rows, models, "null")[:1]
+    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
 
 
 def families(rows: Iterable[Observation]) -> list[str]:

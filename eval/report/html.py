@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import os
 import re
 import struct
@@ -148,16 +149,15 @@ def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
 
 def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
     """Cohen's kappa of every two detectors over all pictures that both gave a label."""
-    names, out = list(evaluation.detectors), []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            pairs = [
-                (a, b, r.prompt)
-                for r in evaluation.records
-                if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
-            ]
-            value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
-            out.append((first, second, value))
+    out = []
+    for first, second in itertools.combinations(evaluation.detectors, 2):
+        pairs = [
+            (a, b, r.prompt)
+            for r in evaluation.records
+            if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
+        ]
+        value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
+        out.append((first, second, value))
     return out
 
 
