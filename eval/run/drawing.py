@@ -74,6 +74,22 @@ class Comparison:
         check_restored(pipe, before, name, hash_weights=self.options["hash_weights"])
 
 
+def options_of(
+    pipe: Any,
+    *,
+    batch_size: int = 16,
+    autocast: bool | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    hash_weights: Callable[[Any], str] | None = None,
+) -> dict[str, Any]:
+    """How pictures are drawn; see :func:`erasure.eval.core.pictures.generate`."""
+    return {
+        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
+        "cache_dir": cache_dir, "progress": progress, "hash_weights": hash_weights or WeightHashes(),
+    }  # fmt: skip
+
+
 class Drawn(NamedTuple):
     """One model of an evaluation: the arm, what was seen in its pictures, and notes for the reader."""
 
@@ -96,12 +112,8 @@ def paired_pictures(
     images_per_prompt: int | None = None,
     limit: int | None = None,
     wide: int | None = None,
-    batch_size: int = 16,
-    autocast: bool | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-    hash_weights: Callable[[Any], str] | None = None,
     draw: bool = True,
+    **options: Any,
 ) -> Evaluation:
     """The same prompts and noise drawn by the base, by every erasure and by every control, and what detectors see.
 
@@ -112,13 +124,9 @@ def paired_pictures(
     models = models_of(erasures, controls)
     check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit)
     started = time.monotonic()
-    options = {
-        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
-        "cache_dir": cache_dir, "progress": progress, "hash_weights": hash_weights or WeightHashes(),
-    }  # fmt: skip
     seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt))) if draw else ()
     prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit) if draw else ()
-    job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options)
+    job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options_of(pipe, **options))
     notes = [*refuse_cut(pipe, [p.text for p in prompts]), *_notes(pipe, job, limit)] if draw else [NOTHING_DRAWN]
     before = job.options["hash_weights"](pipe)
     _rehearse(pipe, job, models[1:], before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.concept import same
+from erasure.eval.core.verdicts import among
 from erasure.eval.detectors.base import NOTHING
 from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import supported
@@ -74,7 +74,7 @@ class DeltaSideChannel(Probe):
         phrases = context.suite.concept.phrases
         found = []
         for word, value in zip(asked, moved, strict=True):
-            family = TARGET if any(same(word, phrase) for phrase in phrases) else OTHERS
+            family = TARGET if among(word, phrases) else OTHERS
             found.append(Observation(model.name, family, word, 0, float(f"{value:.5g}")))
         return found
 

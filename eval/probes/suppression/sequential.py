@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from erasure.artifact import OperatorErasure
-from erasure.concept import same
 from erasure.eval.core.models import Applied
 from erasure.eval.core.pictures import evenly
 from erasure.eval.core.stacked import Stacked
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.asking import Sentence, spelled
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.weigh import KNOWN, POWER, at_least, units
@@ -88,7 +88,8 @@ class Sequential(Probe):
         count = len(series.names)
         marks = evenly(range(1, count + 1), self.looks)
         asked, found = self.asks(series, marks, context), []
-        unknown = [label for label in dict.fromkeys(label for label, _, _ in asked) if not knows(context, label)]
+        known = context.judge.labels(context.suite.attribute)
+        unknown = [label for label in dict.fromkeys(label for label, _, _ in asked) if not among(label, known)]
         for label in unknown:
             reason = f"{context.judge.name} has no label {label!r}"
             found.append(Observation(model.name, "", label, 0, None, reason))
@@ -108,7 +109,7 @@ class Sequential(Probe):
         kept = [
             (p.label, 0, Sentence(p.text, p.template, p.phrase))
             for p in context.suite.prompts()
-            if p.group != "target" and not any(same(p.label, name) for name in gone)
+            if p.group != "target" and not among(p.label, gone)
         ]
         return found + evenly(kept, self.kept)
 
@@ -185,11 +186,6 @@ def at(model: Model, series: Series, k: int, context: Context) -> Model:
     if k in (0, len(series.names)):
         return model if k else context.base
     return Model(f"{model.name}, {k} of {len(series.names)}", "erased", series.after(k))
-
-
-def knows(context: Context, label: str) -> bool:
-    """Whether the judge has a label."""
-    return any(same(label, name) for name in context.judge.labels(context.suite.attribute))
 
 
 def of(rows: Iterable[Observation], requests: Sequence[int]) -> list[Observation]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erasure.concept import same, with_article
+from erasure.concept import with_article
 from erasure.eval.core.pictures import image_hash
+from erasure.eval.core.verdicts import among
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
@@ -103,7 +104,7 @@ def things(context: Context) -> list[str]:
     words = suite.subjects or (*suite.neighbours, *suite.unrelated, *suite.words.beside)
     bare = [word.removeprefix("a ").removeprefix("an ") for word in words]
     others = [label for label in context.judge.labels("concept") if label != NOTHING]
-    return [label for label in others if any(same(label, word) for word in (*bare, *words))]
+    return [label for label in others if among(label, (*bare, *words))]
 
 
 def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
@@ -115,7 +116,7 @@ def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
     ]
     found = choose(pairs, count, seed)
     for attribute, sentence in {"style": "{} in {} style", "background": "{} on a {} background"}.items():
-        labels = [x for x in context.judge.labels(attribute) if not any(same(x, target) for target in targets)]
+        labels = [x for x in context.judge.labels(attribute) if not among(x, targets)]
         found += choose(
             [
                 Composed(sentence.format(with_article(a), label), attribute, {"concept": (a,), attribute: (label,)})

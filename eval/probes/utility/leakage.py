@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from erasure.concept import same
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.binding import beside, looked_at
 from erasure.eval.probes.utility.neighbours import side_effects
@@ -56,9 +56,7 @@ class Leakage(Probe):
             "target": [concept.name for concept in context.suite.concepts],
             "anchor": [concept.anchor for concept in context.suite.concepts if concept.anchor],
         }
-        intruders = {
-            who: [label for label in known if any(same(label, name) for name in given)] for who, given in names.items()
-        }
+        intruders = {who: [label for label in known if among(label, given)] for who, given in names.items()}
         found = []
         for who, labels in intruders.items():
             if labels:
@@ -73,7 +71,7 @@ class Leakage(Probe):
         records = [] if context.evaluation is None else context.evaluation.select(model.name)
         found = []
         for record in records:
-            if record.group == "target" or any(same(record.label, label) for label in labels):
+            if record.group == "target" or among(record.label, labels):
                 continue
             verdict = record.verdicts[context.judge.name]
             value = None if verdict.top is None else float(verdict.top in labels)

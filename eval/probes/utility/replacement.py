@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from erasure.concept import same
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.pictured import observed, records
 from erasure.eval.probes.weigh import controls_in, share
@@ -44,7 +45,7 @@ class Replacement(Probe):
             value, reason = None if top is None else float(same(top, anchor)), seen.reason
             if not anchor:
                 value, reason = None, "the suite names no anchor"
-            elif not any(same(anchor, label) for label in known):
+            elif not among(anchor, known):
                 value, reason = None, f"{judge.name} has no label {anchor!r}"
             facts = {**seen.facts, "anchor": anchor}
             found.append(dataclasses.replace(seen, value=value, reason=reason, facts=facts))

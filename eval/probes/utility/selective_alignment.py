@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from erasure.concept import same, with_article
+from erasure.concept import with_article
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.utility.binding import Binding, Composed, choose, looked_at, things
 from erasure.eval.probes.utility.neighbours import side_effects
@@ -64,7 +65,7 @@ def with_others(context: Context, count: int, *, seed: int) -> list[Composed]:
     """At most ``count`` prompts that name the target, another thing, a style and a background."""
     suite, named = context.suite, things(context)
     labels = {
-        attribute: [x for x in context.judge.labels(attribute) if not any(same(x, name) for name in suite.phrases)]
+        attribute: [x for x in context.judge.labels(attribute) if not among(x, suite.phrases)]
         for attribute in ("style", "background")
         if attribute != suite.attribute
     }
