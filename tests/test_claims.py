@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from erasure.eval.judge import QUESTIONS, Audit, Facts, Margins
+from erasure.eval.judge.findings import SEARCHES, VARIATIONS
 from erasure.eval.judge.licences import (
     BY_CONSTRUCTION,
     LADDER,
@@ -23,7 +24,7 @@ from erasure.eval.judge.licences import (
 )
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.judge.readings import READINGS
-from erasure.eval.judge.rules import OPTIONAL, SEARCHES, VARIATIONS
+from erasure.eval.judge.rules import OPTIONAL
 from erasure.eval.judge.view import View
 from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence

@@ -177,15 +177,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. ``summary`` is for readers and is not read back."""
-        raw = {
-            "format": FORMAT,
-            "summary": {
-                "rows": [dataclasses.asdict(row) for row in self.rows()],
-                "quality": [dataclasses.asdict(row) for row in self.quality()],
-            },
-        }
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return raw | {name: _plain(value) for name, value in fields.items()}
+        summary = {"rows": self.rows(), "quality": self.quality()}
+        tables = {name: [dataclasses.asdict(row) for row in rows] for name, rows in summary.items()}
+        return {"format": FORMAT, "summary": tables, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Evaluation:
@@ -245,14 +239,3 @@ def _distance(raw: Mapping[str, Any]) -> Distance:
 def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits of the hash of plain data."""
     return sha256_json(value, default=str, spaced=True)[:16]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as plain data."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -139,11 +139,6 @@ def named_in(keep: Iterable[object], names: Sequence[str]) -> int:
     return sum(folded(name) in kept for name in names)
 
 
-def limited(evaluation: Evaluation) -> bool:
-    """Whether only some of the suite's prompts were drawn, for trying things out."""
-    return evaluation.settings.get("limit") is not None
-
-
 def hits_of(records: list[Record], detector: str) -> list[bool | None]:
     return [r.verdicts[detector].hit for r in records]
 

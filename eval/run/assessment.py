@@ -204,7 +204,7 @@ class Assessment:
             ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
             missing=self.missing,
             margins=Margins.of(self.preset, **({} if self.policy is None else {"ceiling": self.policy.ceiling})),
-            limited=tables.limited(self.evaluation),
+            limited=self.evaluation.settings.get("limit") is not None,
         )
 
     @property
