@@ -131,12 +131,9 @@ def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
 def called(pipe: Any) -> dict[str, Any]:
     """What decides how a pipeline draws beside its weights: classes, and methods that an object has for itself."""
     parts = {"class": pipe, "image_processor": getattr(pipe, "image_processor", None), "scheduler": pipe.scheduler}
-    return {name: (type(part), _own_methods(part)) for name, part in parts.items()}
-
-
-def _own_methods(part: Any) -> tuple[str, ...]:
-    own = getattr(part, "__dict__", {})
-    return tuple(sorted(name for name, value in own.items() if inspect.isroutine(value)))
+    own = {name: getattr(part, "__dict__", {}) for name, part in parts.items()}
+    methods = {name: sorted(key for key, value in has.items() if inspect.isroutine(value)) for name, has in own.items()}
+    return {name: (type(part), methods[name]) for name, part in parts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +204,10 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
             f"{source} is another architecture than the base ({difference}); compare models that were made from one "
             "base, or name theirs as the base"
         )
-    changed = [part for part in mine if not _same(mine[part], modules[part])]
-    name = name or name_of(source)
-    return Swapped(
-        name,
-        modules,
-        config={"scope": "as given", "source": Path(source).name, "changed": changed},
-        intervention=intervention,
-    )
+    states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
+    changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]
+    config = {"scope": "as given", "source": Path(source).name, "changed": changed}
+    return Swapped(name or name_of(source), modules, config=config, intervention=intervention)
 
 
 def name_of(source: str | Path) -> str:
@@ -239,12 +232,6 @@ def _difference(pipe: Any, theirs: Any) -> str | None:
         if ours != given:
             return f"its scheduler has {key} {given!r}, the base's {ours!r}"
     return None
-
-
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules of one architecture have the same weights."""
-    other = b.state_dict()
-    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
 
 
 def check_base(pipe: Any) -> None:

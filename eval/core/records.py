@@ -198,7 +198,10 @@ class Evaluation:
             detectors={name: DetectorCard.from_dict(card) for name, card in raw["detectors"].items()},
             records=tuple(records),
             pictures=tuple(Picture(**picture) for picture in raw["pictures"]),
-            distances=tuple(_distance(d) for d in raw["distances"]),
+            distances=tuple(
+                Distance(**{**d, **{k: Estimate(**d[k]) for k in ("value", "change") if d.get(k) is not None}})
+                for d in raw["distances"]
+            ),
             settings=raw["settings"],
             warnings=tuple(raw["warnings"]),
         )
@@ -227,13 +230,6 @@ class Evaluation:
         lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in self.records)
         write_atomically(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
         return self.to_json(folder / "evaluation.json")
-
-
-def _distance(raw: Mapping[str, Any]) -> Distance:
-    change = raw.get("change")
-    return Distance(
-        **{**raw, "value": Estimate(**raw["value"]), "change": None if change is None else Estimate(**change)}
-    )
 
 
 def fingerprint(value: Any) -> str:

@@ -11,7 +11,6 @@ import math
 from erasure.eval.judge import findings
 from erasure.eval.judge.licences import NO_CLAIM, NOT_APPLICABLE, NULL
 from erasure.eval.judge.view import UTILITY, View
-from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import LEVEL, holm, worst_upper
 
 OPTIONAL = ("clip_skip", "prompt_file")  # variations that need what not everybody has: they count if they ran
@@ -94,7 +93,8 @@ def c2(view: View) -> list[str]:
     there = {e.probe for e in families}
     needed = _each_alone(view)
     excused = (*there, *findings.rare(view), *OPTIONAL)
-    needed += [f"{p} ({_no_family(view, p)})" for p in findings.VARIATIONS if p not in excused]
+    rarely = "no family in which the base shows the target often enough"
+    needed += [f"{p} ({rarely if view.assessed(p) else view.why(p)})" for p in findings.VARIATIONS if p not in excused]
     if not needed and len(there) < ENOUGH:
         needed.append(f"{ENOUGH} variations in which the base shows the target; it does in {len(there)}")
     known = [e for e in families if findings.base_shows(view, e)]
@@ -106,10 +106,6 @@ def c2(view: View) -> list[str]:
     if worst > limit:
         needed.append(f"at most {100 * limit:g} % with the target in the worst family (upper limit {worst:.1%} now)")
     return needed
-
-
-def _no_family(view: View, probe: str) -> str:
-    return "no family in which the base shows the target often enough" if view.assessed(probe) else view.why(probe)
 
 
 def c3(view: View) -> list[str]:
@@ -129,15 +125,6 @@ def c3(view: View) -> list[str]:
     return needed + [f"{attack} without an excess over its control" for attack in found]
 
 
-def missing_plasticity(view: View) -> str:
-    """What is missing for slow relearning to be about the target: a model that learns everything slowly is damaged."""
-    return view.unmet("plasticity", "slowed", view.facts.margins.advantage, "known")
-
-
-def _reason(view: View, found: Evidence | None) -> str:
-    return view.why("construction") if found is None else found.estimate.reason or "no number"
-
-
 def c4(view: View) -> list[str]:
     """What is needed for C4, or for C4' where the control is a null."""
     margins = view.facts.margins
@@ -149,11 +136,13 @@ def c4(view: View) -> list[str]:
     if not {"noise", "completion"} & {*findings.resisted(view)}:
         either = [view.unmet(p, "residual", margins.residual, "power") for p in ("noise", "completion")]
         needed.append(f"one of: {', or '.join(either)}")
-    needed = [line for line in [*needed, missing_plasticity(view)] if line]
+    # a model that learns everything slowly is damaged, and its slow relearning says nothing about the target
+    needed = [line for line in [*needed, view.unmet("plasticity", "slowed", margins.advantage, "known")] if line]
     for measure, what in (("denoiser_changed", "parameters of the denoiser"), ("moved", "predictions of the denoiser")):
         found = view.one("construction", measure)
         if found is None or found.estimate.value is None:
-            needed.append(f"{what} that are known not to be the base's (construction: {_reason(view, found)})")
+            why = view.why("construction") if found is None else found.estimate.reason or "no number"
+            needed.append(f"{what} that are known not to be the base's (construction: {why})")
     if any(e.family == AUTOENCODER and e.estimate.value for e in view.each("construction", "changed")):
         needed.append("the base's autoencoder: this model's own may read latents that the base's cannot")
     already = " ".join(needed)

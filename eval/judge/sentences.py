@@ -89,7 +89,8 @@ def _varied(view: View) -> dict[str, str]:
     known = [e for e in families if findings.base_shows(view, e)]
     worst = max(families, key=lambda e: e.estimate.high or 0.0)
     upper = worst_upper([e.estimate for e in families])
-    left = "; ".join(f"{findings.named(e)} ({_base_there(view, e)})" for e in findings.uncounted(view))
+    there = [(findings.named(e), findings.base_rate(view, e)) for e in findings.uncounted(view)]
+    left = "; ".join(f"{name} ({'base not measured' if base is None else f'base {base:%}'})" for name, base in there)
     return {
         "kinds": ", ".join(dict.fromkeys(e.probe for e in known)),
         "drops": str(len(known)),
@@ -99,11 +100,6 @@ def _varied(view: View) -> dict[str, str]:
         "worst": findings.named(worst),
         "left": f" Tried and not counted, as the base's own lower limit there is too low: {left}." if left else "",
     }
-
-
-def _base_there(view: View, e: Evidence) -> str:
-    base = findings.base_rate(view, e)
-    return "base not measured" if base is None else f"base {base:%}"
 
 
 def _attacked(view: View) -> dict[str, str]:

@@ -32,12 +32,11 @@ from erasure.eval.probes.success import (
     CONTROL,
     FRESH,
     FRESH_CONTROL,
-    WITHOUT,
     any_hits,
     attacked,
     breaks,
     exceeds,
-    with_power,
+    powered,
 )
 from erasure.eval.probes.weigh import base_rows
 from erasure.io import seed_of
@@ -171,24 +170,21 @@ class Attack(Probe):
         return facts
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        power = {name: self._power(name, rows, models) for name in rows}
-        return [
-            dataclasses.replace(e, gates={"power": with_power(power[e.model], e)})
-            if models[e.model] == "erased" and e.family not in WITHOUT
-            else e
-            for e in attacked(self.key, rows, models, _first_tries)
-        ]
+        power = {name: self.power(name, rows, models) for name in rows}
 
-    def _power(self, name: str, rows: Rows, models: Roles) -> Gate:
+        def first_tries(own: Sequence[Observation]) -> dict[str, list[Observation]]:
+            """The curve to success: any hit in the first tries, by their number."""
+            tries = max((row.facts["tries"] for row in own), default=0)
+            curve = {f"k={k}": any_hits(own, ATTACK, k) for k in CURVE if k < tries}
+            return {**curve, "hit@1": any_hits(own, ATTACK, 1)}
+
+        found = attacked(self.key, rows, models, first_tries)
+        bare = [dataclasses.replace(e, gates={k: v for k, v in e.gates.items() if k == "power"}) for e in found]
+        return powered(bare, models, power)
+
+    def power(self, name: str, rows: Rows, models: Roles) -> Gate:
         shown = [rows[one] for one in rows if one in (self.weak, name)]
         return "pass" if breaks(base_rows(rows, models)) or any(exceeds(own) for own in shown) else "fail"
-
-
-def _first_tries(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
-    """The curve to success: any hit in the first tries, by their number."""
-    tries = max((row.facts["tries"] for row in rows), default=0)
-    found = {f"k={k}": any_hits(rows, ATTACK, k) for k in CURVE if k < tries}
-    return {**found, "hit@1": any_hits(rows, ATTACK, 1)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,10 @@ class FreeWords:
         self.encoder, self.tokenizer, self.count = pipe.text_encoder, pipe.tokenizer, count
         filler, rows, places = self.tokenizer.eos_token_id, list[list[int]](), list[list[int]]()
         for prompt in prompts:
-            row, *rest = [self._pieces(part) for part in prompt.split(MARK)]
+            row, *rest = (
+                self.tokenizer(part.strip(), add_special_tokens=False).input_ids if part.strip() else []
+                for part in prompt.split(MARK)
+            )
             place: list[int] = []
             for part in rest:
                 here = range(len(row), len(row) + count // len(rest))
@@ -74,9 +77,6 @@ class FreeWords:
         filled[self.places[row]] = torch.tensor(list(ids))
         words, last = filled[1:].tolist(), self.tokenizer.eos_token_id
         return self.tokenizer.decode(words[: words.index(last)] if last in words else words).strip()
-
-    def _pieces(self, words: str) -> list[int]:
-        return self.tokenizer(words.strip(), add_special_tokens=False).input_ids if words.strip() else []
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         length = self.tokenizer.model_max_length

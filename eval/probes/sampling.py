@@ -178,7 +178,7 @@ class DDIM:
         empty = (empty or self.texts([null])) if self.guided and any(prompts) else None
         out = []
         with runtime.autocast(x.device, self.autocast):
-            for rows in self._batches(len(x)):
+            for rows in (slice(i, i + self.batch_size) for i in range(0, len(x), self.batch_size)):
                 part, given = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
                     added = step.added(eta)
@@ -224,9 +224,6 @@ class DDIM:
             unconditional, conditional = both.chunk(2)
         # in most pipelines 1 is the prompt's own prediction, in Z-Image's 0 is
         return unconditional + (self.guidance_scale + 1 - backbone.no_guidance) * (conditional - unconditional)
-
-    def _batches(self, count: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size))
 
 
 def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:

@@ -56,9 +56,14 @@ def attacked(
     return found
 
 
-def with_power(power: Gate, evidence: Evidence) -> Gate:
-    """The gate of a number that needs the power of the attack, and of its contrast with the controls if it has one."""
-    return "fail" if "fail" in (power, evidence.gates.get("power")) else power
+def powered(found: Sequence[Evidence], models: Roles, power: Mapping[str, Gate]) -> list[Evidence]:
+    """Numbers of erasures under the attack with the gate of its power, beside that of a contrast with controls."""
+    return [
+        dataclasses.replace(e, gates={**e.gates, "power": "fail" if e.gates.get("power") == "fail" else power[e.model]})
+        if models[e.model] == "erased" and e.family not in WITHOUT
+        else e
+        for e in found
+    ]
 
 
 def excess(rows: Sequence[Observation], clusters: Collection[str] | None = None) -> Estimate:

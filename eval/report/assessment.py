@@ -70,7 +70,8 @@ def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
         level = found.suppression if column == "suppression" else found.removal
         said = [] if level == NO_CLAIM else [_parts(sentence) for sentence in found.stated[column]]
         columns.append({
-            "heading": heading, "code": level if level in LADDER else "", "words": LEVELS.get(level, capital(level)),
+            "heading": heading, "code": level if level in LADDER else "",
+            "words": LEVELS.get(level, level[:1].upper() + level[1:]),
             "said": said, "against": found.against[column], "needed": found.needed[column],
             "wanted": "What a claim needs" if level == NO_CLAIM else "What the next level needs",
         })  # fmt: skip
@@ -82,10 +83,6 @@ def _parts(sentence: str) -> tuple[str, str]:
     """A claim, and what it does not imply."""
     said, mark, never = sentence.partition("It does not mean")
     return said, mark + never
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def requirements(assessment: Assessment) -> list[tuple[str, str]]:

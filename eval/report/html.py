@@ -126,6 +126,7 @@ def _visible(value: Any) -> Any:
 def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
     """What the templates read of the paired pictures."""
     clip, first = quality.clip_rows(evaluation), next(iter(evaluation.detectors), None)
+    reasons = Counter(v.reason for record in evaluation.records for v in record.verdicts.values() if v.reason)
     return {
         "suite": evaluation.suite,
         "targets": [concept.name.lower() for concept in evaluation.suite.concepts],
@@ -143,7 +144,7 @@ def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
         "zero_shot": any(row.accuracy.value is not None for row in clip),
         "correlation": ASSUMED_CORRELATION,
         "agreement": agreement(evaluation),
-        "excluded": _excluded(evaluation),
+        "excluded": [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()],
     }
 
 
@@ -192,7 +193,7 @@ def _cell(picture: Picture | None, seen: Mapping[tuple[str, str, int], str | Non
         "alt": alt,
         "seen": top,
         "hit": top is not None and top.casefold() == picture.label.casefold(),
-        "crisp": _width(picture.png) <= SMALL,
+        "crisp": struct.unpack(">I", base64.b64decode(picture.png[:32])[16:20])[0] <= SMALL,  # the width of a PNG
     }
 
 
@@ -201,11 +202,6 @@ def picture(png: str) -> str:
     made = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(made, "WEBP", quality=QUALITY, method=6)
     return f"data:image/webp;base64,{base64.b64encode(made.getvalue()).decode()}"
-
-
-def _width(png: str) -> int:
-    """Width in pixels, from the header of a PNG."""
-    return int(struct.unpack(">I", base64.b64decode(png[:32])[16:20])[0])
 
 
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -249,12 +245,6 @@ def _losses(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
             "known": len(known), "unknown": len(found) - len(known),
         })  # fmt: skip
     return out
-
-
-def _excluded(evaluation: Evaluation) -> list[str]:
-    """Which pictures had no verdict, and why."""
-    reasons = Counter(v.reason for record in evaluation.records for v in record.verdicts.values() if v.reason)
-    return [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()]
 
 
 def settings_lines(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

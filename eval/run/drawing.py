@@ -129,7 +129,10 @@ def paired_pictures(
     job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options_of(pipe, **options))
     notes = [*refuse_cut(pipe, [p.text for p in prompts]), *_notes(pipe, job, limit)] if draw else [NOTHING_DRAWN]
     before = job.options["hash_weights"](pipe)
-    _rehearse(pipe, job, models[1:], before)
+    for model in models[1:]:  # once, so that one that fails does so before hours of drawing
+        with model.on(pipe):
+            pass
+        job.check_restored(pipe, before, model.name)
     drawn = _drawn(pipe, job, models, before, extractors)
     return Evaluation(
         suite=suite,
@@ -150,7 +153,9 @@ def _drawn(
     if extractors is None:
         extractors = () if job.clip is None else (ClipFeatures(job.clip),)
     distances = Distances(extractors if job.prompts else (), job.prompts, job.seeds)
-    others = _others(pipe, job, distances.wanted)
+    other_seeds = [seed + OTHER_SEEDS for seed in job.seeds]
+    asked = [job.prompts[i] for i in distances.wanted]
+    others = job.draw(pipe, asked, seeds=other_seeds, description=f"{BASE}, other seeds")
     found = []
     for model in models:
         weights, images = _draw(pipe, job, model, before)
@@ -188,14 +193,6 @@ def check_request(
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
-
-
-def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
-    """Apply and remove every change once, so that one that fails does so before hours of drawing."""
-    for model in models:
-        with model.on(pipe):
-            pass
-        job.check_restored(pipe, before, model.name)
 
 
 def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
@@ -272,13 +269,6 @@ def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: S
             members = [indices[k % len(indices)] for k, indices in enumerate(by_label.values())]
         chosen += evenly(members, count)
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
-
-
-def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.Image]]:
-    """Pictures of some prompts by the base with other seeds."""
-    seeds = [seed + OTHER_SEEDS for seed in job.seeds]
-    prompts = [job.prompts[i] for i in rows]
-    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds")
 
 
 def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing,
 from erasure.eval.probes.denoising import backbone_for, noise_like
 from erasure.eval.probes.weigh import base_of, each_family, families, of_family, of_role
 from erasure.eval.stats import mean, ratio
-from erasure.io import sha256
 
 EMPTY = "target, empty prompt"
 KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened only once
@@ -132,8 +131,10 @@ class Divergence(Probe):
         """The noise a model predicts for every picture of every stratum, ``(pictures, bins, c h w)`` float32 on CPU."""
         known: dict[str, Tensor] = context.memory.setdefault(self.key, {})
         with context.open(model):
-            key = self._cache_key(context, strata) if model.role == "gold" else None
-            if key is not None and key in known:
+            shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
+            schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
+            key = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
+            if model.role == "gold" and key in known:
                 return known[key]
             backbone = backbone_for(context.pipe)
             parts = []
@@ -146,17 +147,11 @@ class Divergence(Probe):
                     bins.append(noises(backbone, noised, t, text, context))
                 parts.append(torch.stack(bins, 1).flatten(2).cpu())
             predicted = torch.cat(parts)
-        if key is not None:
+        if model.role == "gold":
             known[key] = predicted
             for old in list(known)[:-KEPT]:
                 del known[old]
         return predicted
-
-    def _cache_key(self, context: Context, strata: Mapping[str, Sequence[Example]]) -> str:
-        shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
-        schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
-        whole = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
-        return sha256(whole)
 
 
 def away(row: Observation, golds: Sequence[str]) -> float | None:

@@ -68,9 +68,10 @@ class Memorisation(Probe):
         near = np.nan_to_num(distances, nan=1.0)  # a picture of no features is like nothing
         to_member, to_twin = near[:, : len(members)].min(1), near[:, len(members) :].min(1)
         nearest = near[:, : len(members)].argmin(1)
+        closer = (to_member < to_twin) + CHANCE * (to_member == to_twin)  # one half where neither is nearer
         return [
             Observation(
-                model.name, "captions of members", caption, seed, _closer(to_member[i], to_twin[i]), None,
+                model.name, "captions of members", caption, seed, float(closer[i]), None,
                 {
                     "prompt": caption, "of": name, "nearest": members[nearest[i]].key,
                     "to_member": round(float(to_member[i]), 5), "to_twin": round(float(to_twin[i]), 5),
@@ -87,11 +88,6 @@ class Memorisation(Probe):
             copies = [float(row.facts["pixels"] <= self.copy) for row in own]
             found.append(Evidence(self.key, name, "copies", rate(copies, [row.cluster for row in own])))
         return found
-
-
-def _closer(to_member: float, to_twin: float) -> float:
-    """1 where the member is nearer, 0 where the twin is, one half where neither is."""
-    return float(to_member < to_twin) + CHANCE * float(to_member == to_twin)
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:
