@@ -7,7 +7,8 @@ report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`
 
 from __future__ import annotations
 
-from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
+from erasure.eval.probes.weigh import contrasts
 from erasure.io import meant
 from erasure.registry import Registry
 
@@ -99,4 +100,7 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
     return [probe for probe in found.values() if probe is not None]
 
 
-__all__ = ["PRESETS", "Context", "Evidence", "Missing", "Observation", "Probe", "names", "probe_class", "probes_of"]
+__all__ = [
+    "PRESETS", "Context", "Evidence", "Missing", "Model", "Observation", "Probe", "Roles", "Rows", "contrasts", "names",
+    "probe_class", "probes_of",
+]  # fmt: skip
