@@ -131,10 +131,12 @@ class Divergence(Probe):
         """The noise a model predicts for every picture of every stratum, ``(pictures, bins, c h w)`` float32 on CPU."""
         known: dict[str, Tensor] = context.memory.setdefault(self.key, {})
         with context.open(model):
-            shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
-            schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
-            key = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
-            if model.role == "gold" and key in known:
+            key = ""
+            if model.role == "gold":
+                shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
+                schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
+                key = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
+            if key in known:
                 return known[key]
             backbone = backbone_for(context.pipe)
             parts = []
@@ -147,7 +149,7 @@ class Divergence(Probe):
                     bins.append(noises(backbone, noised, t, text, context))
                 parts.append(torch.stack(bins, 1).flatten(2).cpu())
             predicted = torch.cat(parts)
-        if model.role == "gold":
+        if key:
             known[key] = predicted
             for old in list(known)[:-KEPT]:
                 del known[old]
