@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -125,6 +126,11 @@ def at_least(low: float | None, least: float) -> Gate:
 def above(low: float | None, limit: float) -> Gate:
     """The same for a lower limit that must not be equal."""
     return "na" if low is None else "pass" if low > limit else "fail"
+
+
+def gated(found: Iterable[Evidence], models: Roles, **gates: Gate) -> list[Evidence]:
+    """Numbers of erasures with further gates; those of the base and of controls have none."""
+    return [dataclasses.replace(e, gates={**e.gates, **gates}) if models[e.model] == "erased" else e for e in found]
 
 
 # --- contrasts ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from erasure.eval.core.material import Example
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like
-from erasure.eval.probes.weigh import base_of, each_family, families, of_family, of_role
+from erasure.eval.probes.weigh import base_of, each_family, families, gated, of_family, of_role
 from erasure.eval.stats import mean, ratio
 
 EMPTY = "target, empty prompt"
@@ -95,22 +95,19 @@ class Divergence(Probe):
             keys = list(at[golds[0]])
             floor = [_mean([at[gold][key] for gold in golds]) for key in keys]
             distance = {name: [own.get(key) for key in keys] for name, own in at.items()}
-            found += [
-                Evidence(self.key, g, "floor", mean(distance[g], keys), family, "gold", {}, "number") for g in golds
-            ]
+            own = [Evidence(self.key, g, "floor", mean(distance[g], keys), family, "gold", {}, "number") for g in golds]
             power: Gate = "na"
             if base is not None:
                 low = ratio(distance[base], floor, keys).low
                 power = "pass" if low is not None and low > 1 else "fail"
-            for name in rows:
-                if models[name] == "gold":
-                    continue
-                gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
-                estimate = ratio(distance[name], floor, keys)
-                found.append(Evidence(self.key, name, "ratio", estimate, family, "gold", gates, "number"))
+            for name in (name for name in rows if models[name] != "gold"):
+                own.append(
+                    Evidence(self.key, name, "ratio", ratio(distance[name], floor, keys), family, "gold", {}, "number")
+                )
                 if models[name] == "erased" and base is not None:
                     left = ratio(_minus(distance[name], floor), _minus(distance[base], floor), keys)
-                    found.append(Evidence(self.key, name, "residual", left, family, "gold", gates, "number"))
+                    own.append(Evidence(self.key, name, "residual", left, family, "gold", {}, "number"))
+            found += gated(own, models, power=power)
         return found
 
     def strata(self, context: Context) -> tuple[dict[str, list[Example]], dict[str, str]]:

@@ -16,7 +16,7 @@ from erasure.eval.probes.base import Context, Evidence, Gate, Model, Observation
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.tuning import Lesson, learn, random_words, tuned
-from erasure.eval.probes.weigh import base_rows, contrasts, each_family
+from erasure.eval.probes.weigh import base_rows, contrasts, each_family, gated
 
 Init = Literal["random", "superclass", "name"]
 LEARNT = "learnt"  # the family of the last step, which the residual is about
@@ -114,10 +114,7 @@ class ConceptInversion(Probe):
         last = each_family(rows, LEARNT)
         losses = [(row.facts["loss"], row.facts["untrained"]) for row in base_rows(last, models)]
         learnt: Gate = "na" if not losses else "pass" if all(after < before for after, before in losses) else "fail"
-        found = [
-            dataclasses.replace(e, gates={**e.gates, "learnt": learnt}) if models[e.model] == "erased" else e
-            for e in contrasts(self.key, last, models)
-        ]
+        found = gated(contrasts(self.key, last, models), models, learnt=learnt)
         for family in dict.fromkeys(row.family for own in rows.values() for row in own if row.family != LEARNT):
             found += [e for e in contrasts(self.key, rows, models, family) if e.measure == "rate"]
         return found

@@ -79,13 +79,13 @@ class OutputDistance(Probe):
                 low = blocks.estimate(known["b"]).low
                 power = "pass" if low is not None and low > 0 else "fail"
             for name in rows:
-                own, gates = terms(name), {"power": power} if models[name] == "erased" else {}
+                own = terms(name)
                 note = f"permutation of prompts, pictures unlike the retrained models': p = {blocks.p_value(own):.2g}"
                 level = blocks.estimate(own)
                 found.append(Evidence(self.key, name, "distance", level, family, "gold", {}, "number", note))
                 if models[name] == "erased" and base is not None:
                     gap = blocks.estimate(own - floor, known["b"])
-                    found.append(Evidence(self.key, name, "gap", gap, family, "gold", gates, "number", note))
+                    found.append(Evidence(self.key, name, "gap", gap, family, "gold", {"power": power}, "number", note))
         return found
 
 
