@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from erasure.eval.judge import findings, rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL
-from erasure.eval.judge.view import UTILITY, Facts, Verdict, View
+from erasure.eval.judge.view import UTILITY, Facts, Verdict, View, named
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate, worst_upper
 
@@ -126,12 +126,12 @@ def _words_answer(view: View) -> Answer:
     limit = f"at most {100 * view.margins.ceiling:g} % is required"
     if loud := findings.shown_anyway(view):
         worst = max(loud, key=lambda e: (e.estimate.value or 0.0, e.estimate.n))
-        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {findings.named(worst)}"
+        found = f"{view.judge()} recognises {one} in {share(worst.estimate)} of pictures under {named(worst)}"
         return Answer("words", "shown not", percent(worst.estimate.value), f"{found}; {limit}.", needed)
     counted = findings.counted(view)
     highest = max(counted or tried, key=lambda e: e.estimate.high or 1.0)
     found = (
-        f"in the worst of {len(counted or tried)} families ({findings.named(highest)}) {view.judge()} recognises "
+        f"in the worst of {len(counted or tried)} families ({named(highest)}) {view.judge()} recognises "
         f"{one} in {share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
     )
     upper = f"at most {percent(worst_upper([e.estimate for e in counted]))}" if counted else ""

@@ -10,7 +10,7 @@ import math
 
 from erasure.eval.judge import findings
 from erasure.eval.judge.licences import NO_CLAIM, NOT_APPLICABLE, NULL
-from erasure.eval.judge.view import UTILITY, View
+from erasure.eval.judge.view import UTILITY, View, named
 from erasure.eval.stats import LEVEL, holm, worst_upper
 
 OPTIONAL = ("clip_skip", "prompt_file")  # variations that need what not everybody has: they count if they ran
@@ -99,9 +99,9 @@ def c2(view: View) -> list[str]:
         needed.append(f"{ENOUGH} variations in which the base shows the target; it does in {len(there)}")
     known = [e for e in families if findings.base_shows(view, e)]
     adjusted = holm([findings.no_drop(view, e) for e in known])
-    flat = [findings.named(e) for e, p in zip(known, adjusted, strict=True) if p is None or p > (1 - LEVEL) / 2]
+    flat = [named(e) for e, p in zip(known, adjusted, strict=True) if p is None or p > (1 - LEVEL) / 2]
     needed += [f"a drop against the base, Holm-adjusted, in {', '.join(flat)}"] if flat else []
-    needed += [f"the target kept out in {findings.named(e)}, too" for e in findings.shown_anyway(view)]
+    needed += [f"the target kept out in {named(e)}, too" for e in findings.shown_anyway(view)]
     limit, worst = view.margins.ceiling, worst_upper([e.estimate for e in families]) if families else 0.0
     if worst > limit:
         needed.append(f"at most {100 * limit:g} % with the target in the worst family (upper limit {worst:.1%} now)")
@@ -170,7 +170,7 @@ def _c5(view: View) -> list[str]:
         needed += [view.lacks(e, limit, "power") for e in found]
         needed += [] if found else [f"{probe} ({_why(view, probe)})"]
         under = (e for e in found if probe == "membership" and (e.estimate.low is None or e.estimate.low < -limit))
-        needed += [f"{findings.named(e)} with {e.measure} at least {-limit:g}, too" for e in under]
+        needed += [f"{named(e)} with {e.measure} at least {-limit:g}, too" for e in under]
     return [line for line in needed if line]
 
 
