@@ -134,10 +134,10 @@ def load(
             "as another set of prompts"
         )
     found = PromptFile(rows, sha256(data), kind)
-    for guidance, wanted in known.guidances.items() if expected == "published" else ():
-        if (there := found.guidances().get(guidance, 0)) != wanted:
+    for guidance, published in known.guidances.items() if expected == "published" else ():
+        if (there := found.guidances().get(guidance, 0)) != published:
             raise ValueError(
-                f"{kind!r} has guidance {guidance:g} in {wanted} rows; got {there}; this is another file: pass "
+                f"{kind!r} has guidance {guidance:g} in {published} rows; got {there}; this is another file: pass "
                 "expected=None to use it all the same"
             )
     return found
