@@ -176,7 +176,6 @@ def _weights(prompts: int, draws: int) -> np.ndarray:
 
 
 def _features(images: Pictures, extractor: Any) -> np.ndarray:
-    """Features ``(prompts, pictures, d)``."""
     flat = features_of([image for row in images for image in row], extractor)
     return flat.reshape(len(images), -1, flat.shape[-1])
 

@@ -227,7 +227,6 @@ def _rows(data: bytes, kind: Kind, columns: Mapping[str, str], file: str) -> tup
 
 
 def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:
-    """Role to column name."""
     if unknown := sorted(set(given) - set(ROLES)):
         raise ValueError(f"columns are named by what they hold; got {unknown}; use {', '.join(ROLES)}")
     roles = kind.roles() | {role: (name,) for role, name in given.items()}

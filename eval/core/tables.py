@@ -70,7 +70,6 @@ def _p_value(evaluation: Evaluation, line: Row) -> float | None:
 
 
 def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
-    """One cell of the comparison."""
     after = evaluation.select(arm, group)
     hits, drawn = hits_of(after, detector), _drawn(after)
     level, reasons = rate(hits, drawn), dict.fromkeys(r.verdicts[detector].reason for r in after)

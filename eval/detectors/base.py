@@ -40,7 +40,6 @@ class DetectorCard:
     notes: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -43,7 +43,6 @@ class Judges:
         self._opened: dict[bool, tuple[list[Detector], ClipDetector]] = {}
 
     def __call__(self, suite: Suite) -> tuple[list[Detector], ClipDetector]:
-        """As :func:`detectors_for` returns them."""
         world = suite.base == WORLD
         if world not in self._opened:
             self._opened[world] = detectors_for(suite, clip=self._clip, device=self._device)

@@ -87,7 +87,6 @@ def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Fact
 
 
 def _report(view: View) -> ClaimReport:
-    """Everything that may be said about one model."""
     (suppressed, next_suppression), (left, next_removal) = rules.suppression(view), rules.removal(view)
     kept = {group: findings.utility(view, group) for group in UTILITY}
     said = {

@@ -91,7 +91,6 @@ class Answer:
 
     @property
     def word(self) -> str:
-        """The word in a table."""
         return QUESTIONS[self.question].words[self.verdict]
 
 

@@ -220,7 +220,6 @@ def carriers(view: View) -> list[Evidence]:
 
 
 def controls(view: View) -> set[str | None]:
-    """The controls of these numbers."""
     return {e.control for e in carriers(view)}
 
 

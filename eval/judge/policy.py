@@ -88,7 +88,6 @@ def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
 
 
 def _open(report: ClaimReport, column: Column, least: str) -> list[str]:
-    """Why one column of one report does not meet a requirement."""
     start = f"{report.model}: {column} is required"
     against = [f"{start}, and evidence speaks against it: {line}" for line in report.against[column]]
     level = report.level(column)

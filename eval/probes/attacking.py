@@ -269,7 +269,6 @@ def generator_of(*key: str | int) -> torch.Generator:
 
 
 def vocabulary(tokenizer: Any) -> Tensor:
-    """All token ids but the special ones."""
     return torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
 
 

@@ -26,7 +26,6 @@ class Pictured(Probe):
 
 
 def records(evaluation: Evaluation, arm: str, group: str) -> list[Record]:
-    """The records of an arm and a group of prompts."""
     found = evaluation.select(arm, group)
     if not found:
         raise Missing(f"the suite has no prompts in the group {group}")

@@ -292,7 +292,6 @@ class FromPictures(Sampled):
     images_per_picture: int = 1
 
     def real(self, context: Context) -> tuple[list[Key], list[Image.Image]]:
-        """Every picture with every seed."""
         examples = context.real("target", self.pictures)
         images = [example.image for example in examples for _ in range(self.images_per_picture)]
         return keys_of([example.key for example in examples], self.images_per_picture), images
@@ -312,7 +311,6 @@ def target_prompts(context: Context, limit: int) -> list[str]:
 
 
 def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
-    """Every name with every seed."""
     return [(name, seed) for name in names for seed in range(seeds)]
 
 

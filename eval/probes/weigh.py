@@ -216,7 +216,6 @@ def contrasts(
 
 
 def _gap(pairs: Sequence[tuple[Values, Values]], clusters: Sequence[Hashable], *, shares: bool) -> Estimate:
-    """The mean change over pairs of models (before, after) that drew the same pictures."""
     before, after = ([value for pair in pairs for value in pair[side]] for side in (0, 1))
     many = [*clusters] * len(pairs)
     if shares:

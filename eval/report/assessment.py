@@ -64,7 +64,6 @@ def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, An
 
 
 def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
-    """One erasure: its answers in plain words, and two columns that are never merged."""
     columns = []
     for column, heading in COLUMNS.items():
         level = found.suppression if column == "suppression" else found.removal
@@ -80,7 +79,6 @@ def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
 
 
 def _parts(sentence: str) -> tuple[str, str]:
-    """A claim, and what it does not imply."""
     said, mark, never = sentence.partition("It does not mean")
     return said, mark + never
 
@@ -115,7 +113,6 @@ def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[s
 
 
 def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, Any]]:
-    """Per erasure and attack: sentences with a hit, those with a hit of random tries, and prompts."""
     erased = [model.name for model in assessment.models if model.role == "erased"]
     found = []
     for model, probe in itertools.product(erased, list(probes)):

@@ -232,7 +232,6 @@ def _row(
 
 
 def _against(measure: str, e: Evidence) -> str:
-    """``−80 points (−90 to −71) against the base``, or the reason why that is not known."""
     against = f"against {'the base' if measure == 'change' else AGAINST[e.control or 'null']}"
     kind: Literal["points", "number"] = "points" if e.unit == "share" else "number"
     if e.estimate.value is None:

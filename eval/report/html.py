@@ -205,7 +205,6 @@ def picture(png: str) -> str:
 
 
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One line per detector and arm, with a cell per group, and the base's rate as a mark."""
     rows = {(row.detector, row.arm, row.group): row for row in evaluation.rows()}
     lines = []
     for detector in evaluation.detectors:

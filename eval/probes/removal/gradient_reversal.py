@@ -124,7 +124,6 @@ class Reversal(Teaches):
     batch_size: int
 
     def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
-        """The objective on one batch, its mean; differentiable."""
         chosen = self.bank.pick(rows or self.batch_size, generator)
         x, t, text = self.bank.inputs(self.backbone, self.text, chosen)
         predicted = self.backbone.predict(x, t, text, guidance=self.backbone.plain_guidance).float()

@@ -179,7 +179,6 @@ def t_error(
     """
 
     def moved(x: Tensor, s: int, t: int) -> Tensor:
-        """One deterministic step from time s to time t (Song et al. 2020)."""
         eps = predicted(x, s)
         return noise.mix(noise.clean(x, eps, thousandth(noise, s, x)), eps, thousandth(noise, t, x))
 

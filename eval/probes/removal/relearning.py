@@ -100,7 +100,6 @@ def check_steps(steps: Sequence[int], *, example: Sequence[int], least: int = 1)
 
 
 def points(probe: str, rows: Rows) -> list[Evidence]:
-    """The points of every model's curve: its rate at each step."""
     found = []
     for name, own in rows.items():
         for family in families(own):

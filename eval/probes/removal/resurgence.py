@@ -102,7 +102,6 @@ class Resurgence(Learning):
 
 
 def level(rows: Sequence[Observation], family: str) -> Estimate:
-    """The rate in one family."""
     at = of_family(rows, family)
     return rate([row.value for row in at], units(at))
 

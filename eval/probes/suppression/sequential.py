@@ -132,7 +132,6 @@ class Sequential(Probe):
         return [evidence for name, own in rows.items() for evidence in self.of_one(name, own)]
 
     def of_one(self, name: str, rows: Sequence[Observation]) -> list[Evidence]:
-        """Everything about one model."""
         rows = [row for row in rows if row.value is not None]
         marks = sorted({row.facts["after"] for row in rows})
         requests = sorted({row.facts["request"] for row in rows} - {0})
