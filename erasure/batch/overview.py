@@ -52,22 +52,26 @@ class Row:
 
 
 def rows(recipe: Recipe) -> Iterator[Row]:
-    """The cells of a recipe one by one, in its order."""
+    """The cells of a recipe one by one, in its order. Every finished erasure is read and hashed."""
     for cell in recipe.cells():
         state, result = state_of(recipe, cell)
-        folder = recipe.out / cell.key
-        shown = "running" if state != "done" and busy(folder) else state
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if state == "done" else 0
-        cost = result.get("cost", {})
-        yield Row(
-            cell,
-            shown,
-            {group: rate.value for group, rate in rates_of(result.get("figures", ())).items()},
-            cost.get("passes", 0),
-            result.get("seconds", 0.0),
-            size,
-            result.get("error", ""),
-        )
+        at = state != "done" and busy(recipe.out / cell.key)
+        yield row_of(recipe, cell, "running" if at else state, result)
+
+
+def row_of(recipe: Recipe, cell: Cell, state: str, result: dict[str, Any]) -> Row:
+    """A cell for people, from a state and a result that are known."""
+    folder = recipe.out / cell.key
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if state == "done" else 0
+    return Row(
+        cell,
+        state,
+        {group: rate.value for group, rate in rates_of(result.get("figures", ())).items()},
+        result.get("cost", {}).get("passes", 0),
+        result.get("seconds", 0.0),
+        size,
+        result.get("error", ""),
+    )
 
 
 def busy(folder: Path) -> bool:
@@ -199,4 +203,17 @@ def prune(folders: Sequence[Path]) -> None:
         shutil.rmtree(folder)
 
 
-__all__ = ["COLUMNS", "Plan", "Row", "busy", "collect", "page", "plan", "plan_of", "prunable", "prune", "rows"]
+__all__ = [
+    "COLUMNS",
+    "Plan",
+    "Row",
+    "busy",
+    "collect",
+    "page",
+    "plan",
+    "plan_of",
+    "prunable",
+    "prune",
+    "row_of",
+    "rows",
+]
