@@ -57,7 +57,7 @@ def run_on_ray(
         raise ValueError("ray starts the workers itself; got a process of torchrun, accelerate or SLURM; run it alone")
     cells = recipe.cells()
     retried = failures(recipe, cells) if retry_failed else {}
-    with connected(workers) as ray, Progress(recipe, cells, console or Console(), each=each) as progress:
+    with connected(workers) as ray, Progress(recipe, cells, console or Console(), each=each, others=True) as progress:
         crew = _Crew(ray, recipe, workers, {"device": device, "retried": retried, "poll": poll})
         progress.say(f"{crew.size} workers on ray")
         try:
@@ -65,6 +65,7 @@ def run_on_ray(
         except BaseException:
             crew.stop()
             raise
+        progress.look(at_once=True)
         for cell in cells:
             progress.ended(row_of(recipe, cell, *state_of(recipe, cell)))
     return progress.failed

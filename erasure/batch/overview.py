@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from erasure.batch.comparison import GROUPS, rates_of, write_comparison
+from erasure.batch.comparison import GROUPS, rates_of, replacing, write_comparison
 from erasure.batch.recipe import Cell, Recipe
 from erasure.batch.stages import LOCK, MADE, RESULT, state_of
 from erasure.io import write_atomically
@@ -75,7 +75,7 @@ def row_of(recipe: Recipe, cell: Cell, state: str, result: dict[str, Any]) -> Ro
 
 
 def busy(folder: Path) -> bool:
-    """Whether a process is at a cell."""
+    """Whether a process is at a cell; False where that cannot be seen, in a folder that may only be read."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -83,6 +83,8 @@ def busy(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +140,9 @@ def collect(recipe: Recipe) -> list[Path]:
     writer = csv.writer(text)
     writer.writerows([COLUMNS, *([_plain(value) for value in row.values()] for row in found)])
     files = [recipe.out / "cells.csv", recipe.out / "index.html"]
-    write_atomically(files[0], text.getvalue())
-    write_atomically(files[1], page(found))
+    with replacing(*files):
+        write_atomically(files[0], text.getvalue())
+        write_atomically(files[1], page(found))
     return [*files, *write_comparison(recipe)]
 
 

@@ -21,7 +21,8 @@ from erasure.terminal import PlainTable, say
 
 LOOK = 5.0  # seconds between looks at what other processes have done
 AT_ONCE = 8  # cells that are listed while processes are at them
-STATES = ("done", "failed", "running", "waiting")
+FINISHED = ("done", "failed")
+STATES = (*FINISHED, "running", "waiting")
 
 
 class Progress:
@@ -31,6 +32,7 @@ class Progress:
 
     Args:
         each: called with the row of every cell that is done or has failed, as soon as that is known.
+        others: also print a line for each cell that another process finishes; the table counts them anyway.
         clock: seconds that never run backwards.
     """
 
@@ -41,10 +43,11 @@ class Progress:
         console: Console,
         *,
         each: Callable[[Row], Any] | None = None,
+        others: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recipe, self._cells, self._console = recipe, {cell.key: cell for cell in cells}, console
-        self._each, self._clock, self._began = each, clock, clock()
+        self._each, self._tell, self._clock, self._began = each, others, clock, clock()
         self._states: dict[str, str] = {}  # of cells that are done or have failed
         self._others: dict[str, str] = {}  # what the folder says of those that this process has not come to
         self._running: dict[str, float] = {}  # this process's own, and when it began
@@ -94,7 +97,9 @@ class Progress:
             return
         self._looked = self._clock()
         with contextlib.suppress(OSError, RuntimeError):  # a folder that is just being written, or another thread
-            self._others = {key: state for key in self._cells if (state := self._state_of(key)) is not None}
+            before, self._others = self._others, self._found()
+            if self._tell and self._before is not None and not self._console.is_terminal:
+                self._say_what_is_new(before)
         if self._before is None:
             self._before = self.finished
 
@@ -141,16 +146,25 @@ class Progress:
             f", about {_duration(3600 * left / rate)} at {rate:,.0f} cells an hour" if rate else ""
         )
 
+    def _found(self) -> dict[str, str]:
+        return {key: state for key in self._cells if (state := self._state_of(key)) is not None}
+
+    def _say_what_is_new(self, before: dict[str, str]) -> None:
+        new = [key for key, state in self._others.items() if state in FINISHED and before.get(key) not in FINISHED]
+        for number, key in enumerate(new, self.finished - len(new) + 1):
+            end = f"; {self._left()}" if key == new[-1] else ""
+            say(f"[{number}/{len(self._cells)}] {key}: {self._others[key]}{end}", on=self._console)
+
     def _state_of(self, key: str) -> str | None:
         """What the folder says of a cell of others. Nothing is hashed: whoever comes to the cell does that."""
         if key in self._states or key in self._running:
             return None
         folder, cell, known = self._recipe.out / key, self._cells[key], self._others.get(key)
-        if known in ("done", "failed"):
+        if known in FINISHED:
             return known
         if (folder / RESULT).exists():
             status = (result_of(self._recipe, cell) or {}).get("status")
-            return status if status in ("done", "failed") else None
+            return status if status in FINISHED else None
         return "running" if (folder / STARTED).exists() and busy(folder) else None
 
 

@@ -31,27 +31,28 @@ class MethodChoice:
 
     @model_validator(mode="after")
     def _check(self) -> MethodChoice:
-        from erasure.methods import method_class
-
-        method_class(self.name).preset(self.preset, **self.settings)
+        self.method.preset(self.preset, **self.settings)
         if "seed" in self.settings:
             raise ValueError(f"{self.name}: a seed in its settings; list it under `seeds` of the recipe instead")
         return self
 
+    @functools.cached_property
+    def method(self) -> Any:
+        """The class of the method. Found once: installed packages are searched for it, and a recipe has many cells."""
+        from erasure.methods import method_class
+
+        return method_class(self.name)
+
     @property
     def files(self) -> dict[str, Path]:
         """The settings that name a file."""
-        from erasure.methods import method_class
-
-        named = method_class(self.name).files
+        named = self.method.files
         return {name: Path(path) for name, path in self.settings.items() if name in named and path}
 
     @property
     def seeded(self) -> bool:
         """Whether the method draws random numbers."""
-        from erasure.methods import method_class
-
-        return "seed" in {field.name for field in dataclasses.fields(method_class(self.name))}
+        return "seed" in {field.name for field in dataclasses.fields(self.method)}
 
     def beside(self, folder: Path) -> MethodChoice:
         """The same with its files taken relative to a folder.

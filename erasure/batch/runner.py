@@ -133,8 +133,8 @@ class _Job:
             with started(folder, cache=self._recipe.out / "cache"):
                 outcome = {"status": "done", **self._stages(cell)}
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FOR_ALL:
-                raise
+            if (stops := _for_all(error)) is not None:
+                raise stops from error
             outcome = {
                 "status": "failed",
                 "error": printable(error, limit=2000),
@@ -164,6 +164,17 @@ class _Job:
 
             self._judges = Judges(device=str(self._pipe.device))
         return self._judges(suite)
+
+
+def _for_all(error: BaseException | None) -> OSError | None:
+    """What would fail every cell, if that is what is behind an error."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
+        if isinstance(error, OSError) and error.errno in FOR_ALL:
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def attempts_in(result: Mapping[str, Any]) -> int:

@@ -41,7 +41,7 @@ RecipeFile = Annotated[Path, typer.Argument(parser=path, help="YAML recipe; see 
 @batch.command(
     "run",
     epilog="Examples: [bold]erasure batch recipe.yaml[/bold]  |  "
-    "[bold]accelerate launch --num_processes 2 -m erasure batch recipe.yaml[/bold]  |  "
+    "[bold]accelerate launch --num_processes 2 -m erasure.cli batch recipe.yaml[/bold]  |  "
     "[bold]erasure batch recipe.yaml --engine ray[/bold]",
 )
 def batch_run(
