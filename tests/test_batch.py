@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import erasure.batch.stages
+import erasure.registry
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.losses import DEATHS
@@ -327,6 +328,17 @@ def test_a_base_goes_by_its_content_and_not_by_when_it_was_written(recipe, tmp_p
     assert before == [cell.key for cell in recipe().cells()]
 
 
+@pytest.mark.parametrize("base", ["/", ".", "results"])
+def test_a_folder_that_is_no_model_is_refused_and_not_searched(recipe, tmp_path, base, monkeypatch):
+    recipe()
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(tmp_path / "base"), base))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it was searched"))
+    with pytest.raises(ValueError, match="bases: the folder .* has no model_index.json"):
+        Recipe.load(path).cells()
+
+
 def test_another_version_of_the_library_makes_other_cells(recipe, monkeypatch):
     before = {cell.key for cell in recipe().cells()}
     monkeypatch.setattr("erasure.batch.recipe.__version__", "99.0")
@@ -339,6 +351,16 @@ def test_a_method_without_a_seed_has_one_cell(recipe, tmp_path):
     path.write_text(path.read_text().replace("seeds: [0]", "seeds: [0, 1, 2]"))
     count = [cell.method.name for cell in Recipe.load(path).cells()]
     assert (count.count("uce"), count.count("esd")) == (2, 6)
+
+
+def test_installed_packages_are_not_searched_for_every_cell(recipe, tmp_path, monkeypatch):
+    recipe()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("seeds: [0]", f"seeds: {list(range(50))}"))
+    searched, real = [], erasure.registry.entry_points
+    monkeypatch.setattr("erasure.registry.entry_points", lambda **group: (searched.append(group), real(**group))[1])
+    assert len({cell.key for cell in Recipe.load(path).cells()}) == 102
+    assert len(searched) < 10
 
 
 def test_the_plan_counts_what_is_left_and_says_what_it_does_not_know(recipe):
@@ -487,24 +509,16 @@ def test_a_rate_that_nothing_is_known_of_is_not_made_up(recipe):
 # --- processes that die -----------------------------------------------------------------------------------------------
 
 
-def dies(path, at):
-    """A process that is killed while it makes an erasure, as one without memory is; or after its first cell."""
-    real, made = erasure.batch.stages.erase, []
-
-    def erase(*args, **kwargs):
-        if len(made) == at:
-            os._exit(9)
-        made.append(1)
-        return real(*args, **kwargs)
-
-    erasure.batch.stages.erase = erase
+def dies(path):
+    """A process that is killed while it makes an erasure, as one without memory is."""
+    erasure.batch.stages.erase = lambda *args, **kwargs: os._exit(9)
     process(path)
 
 
 def test_a_cell_at_which_processes_die_is_given_up_and_stops_nothing(recipe, tmp_path):
     plan = recipe()
     for _ in range(DEATHS):
-        worker = PROCESSES.Process(target=dies, args=(tmp_path / "recipe.yaml", 0))
+        worker = PROCESSES.Process(target=dies, args=(tmp_path / "recipe.yaml",))
         worker.start()
         worker.join(120)
         assert worker.exitcode == 9

@@ -16,8 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from erasure import __version__
 from erasure.concept import STRICT, WORLD, Concept, Count, Suite
-from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json
+from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json, shown
 
+INDEX = "model_index.json"  # of a diffusers folder
 PIECES, PIECE = 16, 65_536  # of a large file that are hashed, and their bytes
 
 
@@ -115,12 +116,17 @@ def base_print(base: str) -> str:
 
     Small files count whole. Of a large one sixteen pieces do, spread over it: two trainings of one architecture differ
     in every one, and hashing gigabytes for each recipe would take minutes.
+
+    Raises:
+        ValueError: a folder that is no model; it might be a whole disk.
     """
-    path = Path(base)
+    path = Path(base).expanduser()
     if path.is_file():
         return sha256(_sample(path))
     if not path.is_dir():
         return base
+    if not (path / INDEX).is_file():
+        raise ValueError(f"bases: the folder {shown(base)} has no {INDEX}; give a diffusers folder, or a hub id")
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sha256_json([[str(file.relative_to(path)), sha256(_sample(file))] for file in files])
 

@@ -6,23 +6,21 @@ import collections
 import dataclasses
 import errno
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from erasure.batch.losses import STARTED, started
+from erasure.batch.losses import started
 from erasure.batch.overview import Row, row_of
 from erasure.batch.progress import Progress
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.stages import LOCK, MADE, RESULT, judge, make, result_of, state_of
+from erasure.batch.stages import LOCK, RESULT, judge, make, result_of, state_of
 from erasure.batch.worker import Worker, alone
-from erasure.io import printable, remove_partial, write_json
+from erasure.io import printable, remove_partials, write_json
 from erasure.opening import load_base
 
 POLL = 5.0  # seconds between looks at cells that other processes are at
@@ -58,8 +56,10 @@ def run(
         OSError: the disk is full, which would fail every cell.
     """
     worker, cells = worker or Worker.of(os.environ), recipe.cells()
-    retried = failures(recipe, cells) if retry_failed else {}
-    with Progress(recipe, cells, console or Console(), each=each) as progress:
+    retried, console = failures(recipe, cells) if retry_failed else {}, console or Console()
+    if worker.rank and console.is_terminal:
+        console = Console(quiet=True)  # the first of several has the table, which counts everybody's cells
+    with Progress(recipe, cells, console, each=each) as progress:
         work(recipe, cells, worker=worker, device=device, retried=retried, poll=poll, progress=progress)
     return progress.failed
 
@@ -128,7 +128,7 @@ class _Job:
         """Do the stages of a cell that are not done, and write its result."""
         folder, began = self._recipe.out / cell.key, time.perf_counter()
         attempts = attempts_in(result_of(self._recipe, cell) or {}) + 1
-        tidy(folder)
+        remove_partials(folder)
         try:
             with started(folder, cache=self._recipe.out / "cache"):
                 outcome = {"status": "done", **self._stages(cell)}
@@ -183,14 +183,6 @@ def attempts_in(result: Mapping[str, Any]) -> int:
     return attempts if isinstance(attempts, int) else 1
 
 
-def tidy(folder: Path) -> None:
-    """Delete what killed processes left half-written in a cell's folder. Only for who holds its lock."""
-    for name in (RESULT, MADE, STARTED):
-        remove_partial(folder / name)
-    for left in folder.glob(".erasure.*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
 def _lock(recipe: Recipe, cell: Cell) -> str:
     folder = recipe.out / cell.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,4 +194,4 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {"base": cell.base, "concept": cell.target, "method": method, "seed": cell.seed}
 
 
-__all__ = ["attempts_in", "failures", "run", "tidy", "work"]
+__all__ = ["attempts_in", "failures", "run", "work"]

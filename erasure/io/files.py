@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,18 @@ def remove_partial(path: str | os.PathLike[str]) -> None:
         if file.name.startswith(begin) and file.name.endswith(end):
             if re.fullmatch(f"[0-9a-f]{{{2 * TOKEN}}}", file.name[len(begin) : len(file.name) - len(end)]):
                 file.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """The same for everything in a folder, temporary folders of :func:`writing_folder` too. Only with one writer."""
+    for path in [*folder.rglob(".*")]:
+        random = r"[a-z0-9_]{8}" if path.is_dir() else rf"[0-9a-f]{{{2 * TOKEN}}}(\.[^.]+)?"
+        if not re.fullmatch(rf"\..+\.{random}", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, durable: bool = True) -> None:
@@ -202,6 +215,7 @@ __all__ = [
     "check_writable",
     "named",
     "remove_partial",
+    "remove_partials",
     "write_atomically",
     "write_json",
     "writing",
