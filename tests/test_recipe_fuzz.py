@@ -81,11 +81,7 @@ def any_value_anywhere(folder, place, value):
     assert line is None or str(place[0]) in line or "YAML" in line, f"{place} is not named: {line}"
 
 
-def any_text(folder, raw):
-    loaded(folder, raw)
-
-
-@fuzzed(60)
+@fuzzed(40)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_value_at_any_place_is_taken_or_refused_by_its_key(tmp_path, place, value):
     any_value_anywhere(tmp_path, place, value)
@@ -104,10 +100,10 @@ MUTATED = st.tuples(
 RAW = yaml.safe_dump(VALID).encode()
 
 
-@fuzzed(60)
+@fuzzed(40)
 @given(raw=st.one_of(VALUES.map(lambda value: yaml.safe_dump(value).encode()), MUTATED.map(lambda cut: cut(RAW))))
 def test_any_file_is_a_recipe_or_refused_in_one_line(tmp_path, raw):
-    any_text(tmp_path, raw)
+    loaded(tmp_path, raw)
 
 
 @pytest.mark.slow
@@ -121,4 +117,4 @@ def test_any_file_is_a_recipe_or_refused_in_one_line(tmp_path, raw):
     )
 )
 def test_any_of_many_files_is_a_recipe_or_refused_in_one_line(tmp_path, raw):
-    any_text(tmp_path, raw)
+    loaded(tmp_path, raw)
