@@ -33,7 +33,7 @@ from tests.register_helpers import BASE, add, new_register, pipe
 
 UCE = "{name: uce, preset: official-2025}"
 ESD = "{name: esd, preset: official-2025-x, settings: {iterations: 1, trajectories: 1, num_inference_steps: 2}}"
-KINDS = ("kill", "error", "full")
+KINDS = ("kill", "error", "full", "interrupt")
 
 
 class Job:
@@ -236,11 +236,11 @@ def both_at_once(folder: Path) -> None:
 
 
 def _with(job: Job, faults: Faults, *, stops: bool = False) -> list[str]:
-    """Do a job with faults; only an OSError may stop it."""
+    """Do a job with faults; only an OSError or Ctrl-C may stop it."""
     with put(faults):
         try:
             job.do()
-        except OSError:
+        except (OSError, KeyboardInterrupt):
             if not stops:
                 raise
     return faults.seen

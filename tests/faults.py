@@ -25,7 +25,8 @@ class Faults:
 
     Args:
         kind: ``count`` (nothing), ``error`` (one change raises EIO), ``full`` (from one change on nothing has room),
-            ``read-only`` (no change is allowed from the beginning) or ``kill`` (the process dies before one change, or
+            ``read-only`` (no change is allowed from the beginning), ``interrupt`` (Ctrl-C at one change, and again at
+            the next one, which is that of whoever cleans up), or ``kill`` (the process dies before one change, or
             half-way through a write).
         at: which change, from 0.
 
@@ -50,6 +51,9 @@ class Faults:
         if self.kind == "error" and now == self.at:
             half()
             raise OSError(errno.EIO, "Input/output error", where)
+        if self.kind == "interrupt" and now in (self.at, self.at + 1):
+            half()
+            raise KeyboardInterrupt
         if self.kind == "full" and now >= self.at and what in NEEDS_ROOM:
             half()
             raise OSError(errno.ENOSPC, "No space left on device", where)

@@ -156,8 +156,9 @@ def test_a_lost_worker_of_ray_is_replaced_and_the_bytes_are_the_same(recipe, tmp
     shared = Recipe.load(path)
     command = [sys.executable, "-m", "erasure.cli", "batch", "recipe.yaml", "--engine", "ray", "--workers", "2"]
     driver = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=os.environ | {"RAY_worker_niceness": "0"},  # 15 by default: on a busy machine they would never start
+    )  # fmt: skip
     try:
         while not list(shared.out.glob("*/.started")) and driver.poll() is None:
             time.sleep(0.05)

@@ -32,7 +32,8 @@ def in_a_process(tmp_path, work, *arguments):
     ("job", "kinds", "every"),
     [
         ("training", ("kill",), 1),
-        ("closed forms", ("kill",), 6),
+        ("training", ("interrupt",), 3),
+        ("closed forms", ("kill", "interrupt"), 12),
         pytest.param("training", KINDS, 1, marks=pytest.mark.slow),
         pytest.param("closed forms", KINDS, 1, marks=pytest.mark.slow),
         pytest.param("batch", KINDS, 1, marks=pytest.mark.slow),
@@ -43,15 +44,8 @@ def test_a_run_that_is_broken_off_at_any_change_ends_with_the_same_bytes(tmp_pat
     in_a_process(tmp_path, fault_worker.at_every_change, job, tmp_path, kinds, every)
 
 
-@pytest.mark.parametrize(
-    ("job", "times"),
-    [
-        ("training", 2),
-        pytest.param("closed forms", 12, marks=pytest.mark.slow),
-        pytest.param("batch", 12, marks=pytest.mark.slow),
-        pytest.param("register", 12, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "times"), [("training", 12), ("closed forms", 12), ("batch", 12), ("register", 12)])
 def test_ctrl_c_twice_at_any_time_leaves_something_to_go_on_from(tmp_path, job, times):
     in_a_process(tmp_path, fault_worker.interrupted_twice, job, tmp_path, times)
 

@@ -88,7 +88,7 @@ def test_any_value_at_any_place_is_taken_or_refused_by_its_key(tmp_path, place, 
 
 
 @pytest.mark.slow
-@fuzzed(3000)
+@fuzzed(1000)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_of_many_values_at_any_place_is_taken_or_refused_by_its_key(tmp_path, place, value):
     any_value_anywhere(tmp_path, place, value)
@@ -107,7 +107,7 @@ def test_any_file_is_a_recipe_or_refused_in_one_line(tmp_path, raw):
 
 
 @pytest.mark.slow
-@fuzzed(3000)
+@fuzzed(1000)
 @given(
     raw=st.one_of(
         st.binary(max_size=200),
