@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.stages import result_of
-from erasure.io import write_atomically, write_json
+from erasure.batch.stages import LOCK, result_of
+from erasure.io import remove_partial, write_atomically, write_json, writing
 from erasure.methods import method_class
 
 GROUPS = ("target", "neighbours", "unrelated")
@@ -165,18 +168,30 @@ def write_comparison(recipe: Recipe) -> list[Path]:
     lines = lines_of(recipe)
     if not lines:
         raise ValueError(f"no cell of the recipe has a result in {recipe.out}; run it first")
-    files = [recipe.out / "comparison.json", recipe.out / "comparison.md"]
-    write_json(files[0], [dataclasses.asdict(line) for line in lines])
+    files = [recipe.out / f"comparison.{kind}" for kind in ("json", "md", "png")]
     note = (
         "Shown and right: shares of pictures with 95 % intervals, by the less flattering detector. This says what is "
         "drawn when the target is asked for by name; it says nothing about attacks or about the weights. Seconds "
         "compare within this run only."
     )
-    write_atomically(files[1], f"{table(lines)}\n\n{note}\n".encode())
-    if any(line.rates for line in lines):
-        files.append(recipe.out / "comparison.png")
-        picture(lines, files[2])
+    with replacing(*files):
+        write_json(files[0], [dataclasses.asdict(line) for line in lines])
+        write_atomically(files[1], f"{table(lines)}\n\n{note}\n".encode())
+        if not any(line.rates for line in lines):
+            return files[:2]
+        with writing(files[2]) as partial:
+            picture(lines, partial)
     return files
 
 
-__all__ = ["Line", "Rate", "best", "lines_of", "picture", "table", "write_comparison"]
+@contextlib.contextmanager
+def replacing(*files: Path) -> Iterator[None]:
+    """Files of a recipe's folder that one process at a time writes anew; what killed ones left of them is deleted."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(files[0].parent / LOCK)):
+        for file in files:
+            remove_partial(file)
+        yield
+
+
+__all__ = ["Line", "Rate", "best", "lines_of", "picture", "replacing", "table", "write_comparison"]

@@ -112,7 +112,7 @@ def generate(
             for i, image in zip(batch, _draw(pipe, [jobs[i] for i in batch], **sampler), strict=True):
                 images[i] = image
                 if (file := jobs[i].file) is not None:
-                    write_atomically(file, _png(image))
+                    write_atomically(file, _png(image), durable=False)  # a corrupt one is drawn again
             bar.update(len(batch))
     done = [image for image in images if image is not None]  # all of them
     return [done[i : i + len(seeds)] for i in range(0, len(done), len(seeds))]
