@@ -49,7 +49,7 @@ SETTINGS = {
     "lr": 1e-3, "schedule": "constant", "precision": "float32",
 }  # fmt: skip
 PROBES: tuple[Probe, ...] = (
-    Relearning(steps=(0, 5, 10, 20, 40), runs=2, prompts=12, images_per_prompt=1),
+    Relearning(steps=(0, 5, 10, 20, 40), runs=3, prompts=12, images_per_prompt=1),
     Plasticity(steps=(0, 20, 40, 80), runs=1, prompts=8, images_per_prompt=1),
     Completion(psis=(0.3,), prompts=12),
     Divergence(images=12, bins=4),

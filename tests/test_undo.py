@@ -99,6 +99,18 @@ def test_the_student_begins_as_a_mixture_of_the_teacher_and_fresh_weights(share)
             assert all(torch.equal(p, begun[name]) for name, p in again.parameters.items())
 
 
+def test_fresh_weights_are_not_those_that_a_model_was_started_with():
+    method = UNDO(share=1.0, **QUICK)
+    for seed in (0, 1):
+        pipe = tiny_pipeline(seed=seed)  # made under torch.manual_seed(seed), as Emoji World was
+        base, student = weights(pipe), dataclasses.replace(method, seed=seed).student(backbone_of(pipe))
+        student.teacher = {}
+        with trainable(student.parameters, student.modules):
+            dataclasses.replace(method, seed=seed).begin(student)
+            alike = [n for n, p in student.parameters.items() if torch.allclose(p, base[f"unet.{n}"], atol=1e-4)]
+        assert not alike
+
+
 def test_the_seed_chooses_the_fresh_weights():
     one, two, other = (
         make(tiny("sd1"), SUPERHERO, "undo", keep=list(KEEP), seed=s, **SHORT).tensors for s in (0, 0, 1)

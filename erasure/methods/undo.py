@@ -21,6 +21,8 @@ from erasure.methods.speed import read_texts, without
 from erasure.methods.students import Student, Weights, swapped
 from erasure.train import Checkpoint, Draw, Training
 
+FRESH = 2**40  # of the seeds of fresh weights: from 0 or 1 come the very numbers that many a model was started with
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNDO(FineTune):
@@ -194,7 +196,7 @@ class UNDO(FineTune):
 
     def begin(self, student: Student) -> None:
         assert isinstance(student, Mixed)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(FRESH + self.seed)
         with torch.no_grad():
             for name, parameter in student.parameters.items():
                 start = student.teacher.get(name, parameter).to(parameter.dtype)
