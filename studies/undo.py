@@ -2,6 +2,7 @@
 
     python -m studies.undo train runs/undo 0.7      # hours of one core; the share of fresh weights; resumes
     python -m studies.undo measure runs/undo        # resumes; writes undo.json and prints the tables
+    python -m studies.undo quick runs/undo          # pictures and one run of relearning, in a folder of their own
 
 ``train`` writes captions of Emoji World without the superhero, as its grammar makes them, and runs the method ``undo``
 on them. ``measure`` compares the result with UCE, which it began with, with two models retrained without the superhero
@@ -24,7 +25,7 @@ import torch
 import erasure
 from erasure.concept import Suite
 from erasure.eval.core.models import Model, models_of
-from erasure.eval.core.pictures import generate
+from erasure.eval.core.pictures import generate, limited
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.probes.base import Context, Observation, Probe
 from erasure.eval.probes.removal.completion import Completion
@@ -55,6 +56,8 @@ PROBES: tuple[Probe, ...] = (
     Divergence(images=12, bins=4),
     ConceptInversion(**ConceptInversion.presets["quick"]),
 )
+QUICK: tuple[Probe, ...] = (Relearning(steps=(0, 5, 10, 20, 40), runs=1, prompts=12, images_per_prompt=1),)
+LIMIT = 20  # pictures of a group in a quick look
 
 
 def train(out: Path, share: float = SHARE, iterations: int = ITERATIONS) -> None:
@@ -78,14 +81,16 @@ def captions(count: int) -> list[str]:
     return list(dict.fromkeys(filter(None, (sample_caption(scene, rng) for scene in scenes))))[:count]
 
 
-def measure(out: Path) -> dict[str, Any]:
-    """Every probe on every model; what was measured before is read."""
+def measure(out: Path, names: Sequence[str] = (), *, quick: bool = False) -> dict[str, Any]:
+    """Every probe on every model, or on the named ones; what was measured before is read."""
     pipe, suite = erasure.world.load(), Suite.load(TARGET)
     pipe.set_progress_bar_config(disable=True)
     erased = {"UCE": erasure.erase(pipe, suite.concepts, method="uce", keep=suite.kept, apply=False)}
     if (out / "erasure").exists():
         erased[UNDO] = erasure.Erasure.from_pretrained(out / "erasure")
     models = models_of(erased, [m for m in controls_for(suite, pipe, "quick") if m.role != "null"])
+    models = [model for model in models if model.name in names or model.role == "base" or not names]
+    out = out / "quick" if quick else out
     both = detectors()
     context = Context(
         pipe, {model.name: model for model in models}, suite, both[0], both[1],
@@ -93,8 +98,8 @@ def measure(out: Path) -> dict[str, Any]:
     )  # fmt: skip
     found: dict[str, Any] = {"pictures": {}, "evidence": []}
     for model in models:
-        found["pictures"][model.name] = pictures(model, context, out)
-    for probe in PROBES:
+        found["pictures"][model.name] = pictures(model, context, out, limit=LIMIT if quick else None)
+    for probe in QUICK if quick else PROBES:
         rows = {model.name: observed(probe, model, context, out) for model in models if asked(probe, model)}
         roles = {model.name: model.role for model in models if model.name in rows}
         found["evidence"] += [dataclasses.asdict(one) for one in probe.weigh(rows, roles)]
@@ -121,10 +126,10 @@ def observed(probe: Probe, model: Model, context: Context, out: Path) -> tuple[O
     return cell.rows
 
 
-def pictures(model: Model, context: Context, out: Path) -> dict[str, Any]:
+def pictures(model: Model, context: Context, out: Path, *, limit: int | None = None) -> dict[str, Any]:
     """Of the suite's prompts, one picture each: how many show what is asked for, by each classifier."""
     suite, found = context.suite, dict[str, Any]()
-    prompts = suite.prompts()
+    prompts = limited(suite.prompts(), limit)
     with model.on(context.pipe) as pipe:
         drawn = generate(
             pipe, [p.text for p in prompts], num_inference_steps=suite.num_inference_steps,
@@ -176,14 +181,14 @@ def written(evidence: dict[str, Any] | None) -> str:
     return f"{estimate['value']:.2f} ({low} to {high}, n = {estimate['n']})"
 
 
-def main(command: str, out: Path, *numbers: str) -> None:
+def main(command: str, out: Path, *rest: str) -> None:
     torch.set_num_threads(1)  # so that the same call gives the same bits
     if command == "train":
-        train(out, *map(float, numbers[:1]), *map(int, numbers[1:2]))
-    elif command == "measure":
-        print("\n".join(tables(measure(out))))
+        train(out, *map(float, rest[:1]), *map(int, rest[1:2]))
+    elif command in ("measure", "quick"):
+        print("\n".join(tables(measure(out, rest, quick=command == "quick"))))
     else:
-        raise SystemExit(f"train or measure; got {command!r}")
+        raise SystemExit(f"train, measure or quick; got {command!r}")
 
 
 if __name__ == "__main__":
