@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
+from erasure.batch.judging import within_memory
 from erasure.batch.overview import collect, plan, prunable, rows
-from erasure.batch.stages import within_memory
 from erasure.batch.worker import Worker, alone
 from erasure.cli import app
 from erasure.methods.gram import Gram

@@ -69,6 +69,7 @@ def assess(
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     batch_size: int = 16,
     autocast: bool | None = None,
     progress: bool = True,
@@ -90,6 +91,7 @@ def assess(
         policy: what is required, and by whom; the report compares.
         probes: keys, to run fewer than the preset has.
         out: folder for the cells; the same call continues there. None stores nothing.
+        cache_dir: of pictures, for several assessments that share a base; ``cache`` in ``out`` by default.
 
     A probe that lacks an input, or fails, leaves its reason and no number; ``ERASURE_DEBUG=1`` raises a failure.
 
@@ -102,7 +104,7 @@ def assess(
     started, folder = time.monotonic(), None if out is None else Path(out)
     shared: dict[str, Any] = {
         "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
-        "cache_dir": None if folder is None else folder / "cache", "progress": progress, "hash_weights": WeightHashes(),
+        "cache_dir": cache_dir or (None if folder is None else folder / "cache"), "progress": progress, "hash_weights": WeightHashes(),
     }  # fmt: skip
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
