@@ -211,6 +211,9 @@ def _wanted(place: str, row: dict[str, str]) -> Wanted:
         for name in LISTS
         if name in facts
     }
+    for name, field in row.items():
+        if not field.strip().isprintable():
+            raise ValueError(f"{place}: {name} holds what cannot be printed; got {shown(field)}; take it out")
     keep = facts.pop("keep", ())
     try:
         concept = TypeAdapter(Concept).validate_python({"name": "", **facts})

@@ -97,7 +97,8 @@ def bases_of(base: str) -> list[Base]:
         return [Base("unet", True), Base("unet", False), Base("transformer", False)]
     if not isinstance(parts, dict) or "unet" not in parts:
         return [Base("transformer", False)]
-    return [Base("unet", "text_encoder_2" not in parts and "image_encoder" not in parts)]
+    kind = str(parts.get("_class_name"))
+    return [Base("unet", kind.startswith("StableDiffusion") and "XL" not in kind)]
 
 
 def refusal(output: Output, method: MethodChoice, base: str) -> str:
@@ -183,7 +184,7 @@ def _weights_only(kind: str) -> str:
         return ""
     if kind == "gated":
         return "its adapter acts as far as the prompt resembles the concept, and a file of weights acts on every prompt"
-    return f"it leaves a {kind}, which changes no weight; only the erasure itself holds it"
+    return f"its erasure is of the kind {kind}, which changes no weight; only the erasure itself holds it"
 
 
 def _no_lora(kind: str, part: str, base: Base, rank: int | None) -> str:

@@ -47,7 +47,8 @@ class Push:
         example = self.repository.format(**dict.fromkeys(FIELDS, "a"))
         if not REPOSITORY.fullmatch(example) or "--" in example or ".." in example:
             raise ValueError(
-                f"a repository is 'organisation/name' of letters, digits, '-', '_' and '.'; got {shown(self.repository)}"
+                f"a repository is 'organisation/name' of letters, digits, '-', '_' and '.'; got "
+                f"{shown(self.repository)}"
             )
         return self
 

@@ -20,7 +20,7 @@ from erasure.batch.judging import Judging
 from erasure.batch.outputs import Output, refusal
 from erasure.batch.publishing import Push, check_apart
 from erasure.concept import STRICT, WORLD, Concept, Count, Suite
-from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json
+from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json, shown
 
 if TYPE_CHECKING:
     from erasure.methods.base import Method
@@ -174,10 +174,13 @@ def _judging(value: Any) -> Any:
     """`true` is a plain evaluation, `false` none, a name is a preset."""
     if isinstance(value, bool):
         return {} if value else None
+    if not isinstance(value, str | dict | Judging | None):
+        raise ValueError(f"true, false, a preset or a mapping with `preset`; got {shown(value)}")
     return {"preset": value} if isinstance(value, str) else value
 
 
 def _push(value: Any) -> Any:
+    """A repository's name as a mapping."""
     return {"repository": value} if isinstance(value, str) else value
 
 
@@ -254,7 +257,10 @@ class Recipe:
             bases=tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases),
             methods=tuple(method.beside(path.parent) for method in recipe.methods),
         )
-        recipe.check()
+        try:
+            recipe.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return recipe
 
     def check(self) -> None:

@@ -104,7 +104,8 @@ def assess(
     started, folder = time.monotonic(), None if out is None else Path(out)
     shared: dict[str, Any] = {
         "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
-        "cache_dir": cache_dir or (None if folder is None else folder / "cache"), "progress": progress, "hash_weights": WeightHashes(),
+        "cache_dir": cache_dir or (None if folder is None else folder / "cache"),
+        "progress": progress, "hash_weights": WeightHashes(),
     }  # fmt: skip
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
