@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT, Suite
 from erasure.io import folder_name, sha256_json, shown, write_atomically
+from erasure.opening import quiet
 
 if TYPE_CHECKING:
     from erasure.artifact import Erasure
@@ -100,7 +101,8 @@ def _by_preset(pipe: Any, edits: Any, cell: Cell, recipe: Recipe, judges: Any, b
 
     assert cell.suite is not None and recipe.evaluate is not None and recipe.evaluate.preset is not None
     detectors, clip = judges
-    controls = controls_for(cell.suite, pipe, recipe.evaluate.preset)
+    with quiet():
+        controls = controls_for(cell.suite, pipe, recipe.evaluate.preset)
     folder, shared = recipe.out / cell.key, recipe.out / SHARED / shared_name(cell)
     models = ["base", *(model.name for model in controls)]
     copy(shared, folder, models)
@@ -148,8 +150,11 @@ def _cells(folder: Path, models: Sequence[str]) -> Iterator[Path]:
 
 def _is_wanted(e: Any) -> bool:
     """Numbers about the weights, against models that never saw the target, and about the kept groups."""
-    inside = e.measure in ("residual", "advantage") and not e.family
-    return inside or (e.probe in ("neighbours", "unrelated") and e.measure == "change")
+    from erasure.eval.probes import probe_class
+
+    inside = e.measure in ("residual", "advantage") and probe_class(e.probe).section == "removal"
+    kept = e.measure == "change" and e.probe in ("neighbours", "unrelated")
+    return not e.family and (inside or kept)
 
 
 def _number(e: Any) -> dict[str, Any]:

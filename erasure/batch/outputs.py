@@ -16,6 +16,7 @@ from erasure.artifact.export import Layout, base_weights
 from erasure.backbone import backbone_of
 from erasure.concept import STRICT, WORLD, Count
 from erasure.io import meant, read_json, sha256_file, shown
+from erasure.opening import quiet
 
 if TYPE_CHECKING:
     from erasure.batch.recipe import MethodChoice
@@ -121,7 +122,8 @@ def write(output: Output, edit: Erasure, pipe: Any, folder: Path) -> dict[str, A
     path = folder / output.place
     for left in [path, *folder.glob(f".{path.stem}.*")]:  # damaged, or half written when its process was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    FORMATS[output.name].write(edit, pipe, path, output.rank)
+    with quiet():  # diffusers draws a bar for each model
+        FORMATS[output.name].write(edit, pipe, path, output.rank)
     return {str(file.relative_to(folder)): facts(file) for file in _files(path)}
 
 
