@@ -1,4 +1,4 @@
-"""The whole edited denoiser, or the whole edited pipeline, as a folder of its own."""
+"""The whole edited denoiser, or pipeline, as a folder of its own."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
 
 
 def save_pipeline(pipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write the whole pipeline as it is now, erasures included; ``DiffusionPipeline.from_pretrained`` opens it.
+    """Write a whole pipeline as it is now, erasures included, into a new folder; completely or not at all.
 
     Raises:
-        ValueError: the folder holds something, or is the one that the pipeline was loaded from; or erasures are
-            attached, which are in no weight. Nothing in the folder is touched.
+        ValueError: the folder is there and not empty, or erasures are attached, which are in no weight.
     """
     folder = named(folder)
     refuse_attached(pipe)

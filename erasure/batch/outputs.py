@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from erasure.batch.recipe import MethodChoice
 
 WEIGHTS_KINDS = ("operator", "lora", "delta")  # of the library's own; the others change no weight
+FOLDERS = ("diffusers", "peft")  # layouts of LoRAs that are folders; the others are files
 LORAS = {"lora" if layout == "diffusers" else layout: layout for layout in get_args(Layout)}
 
 
@@ -145,6 +146,10 @@ def _files(path: Path) -> Iterator[Path]:
     yield from [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
+def _suffix(layout: str) -> str:
+    return "" if layout in FOLDERS else ".safetensors"
+
+
 def _lora(layout: Any) -> Callable[[Erasure, Any, Path, int | None], Any]:
     def write(edit: Erasure, pipe: Any, path: Path, rank: int | None) -> Path:
         return export_lora(edit, pipe, path, layout=layout, rank=rank if edit.kind == "delta" else None)
@@ -224,7 +229,7 @@ def _no_single_file(kind: str, part: str, base: Base, rank: int | None) -> str:
 
 FORMATS: dict[str, Format] = {
     **{
-        name: Format(_lora(layout), _no_kohya if name == "kohya" else _no_lora, ".safetensors" * (name == "kohya"))
+        name: Format(_lora(layout), _no_kohya if name == "kohya" else _no_lora, _suffix(layout))
         for name, layout in LORAS.items()
     },
     "delta": Format(_delta, _no_delta),

@@ -88,7 +88,7 @@ def described(edit: Erasure, answers: dict[str, Any]) -> Erasure:
     from erasure.eval.judge import QUESTIONS
 
     rows = [
-        {"question": QUESTIONS[key].question, "answer": f"{one['word']} {one['number']}".strip()}
+        {"question": QUESTIONS[key].question, "answer": one["word"], "number": one["number"], "verdict": one["verdict"]}
         for key, one in answers.items()
         if key in QUESTIONS
     ]

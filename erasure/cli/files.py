@@ -6,13 +6,13 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from tqdm.auto import tqdm
 
 from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
-from erasure.io import check_file, check_writable, sha256_file
+from erasure.io import check_file, check_writable, sha256_file, writing_folder
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
@@ -45,7 +45,7 @@ def export(
     dtype: Dtype = None,
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
-    from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser, save_pipeline
+    from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
     from erasure.artifact.stack import check_scale
 
     edit = Erasure.from_pretrained(erasure)
@@ -67,7 +67,7 @@ def export(
         written = export_single_file(pipe, out, edit)
     else:
         edit.apply(pipe, strength)
-        written = save_denoiser(pipe, out) if format == "unet" else save_pipeline(pipe, out)
+        written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
     say(f"{edit.name} as {format} -> {written}", wrap=False)
     follow(LOADED[format].format(out=written, base=base or edit.config["base"]["name"]))
 
@@ -214,6 +214,16 @@ def _check_place(out: Path, format: Format) -> None:
         check_writable(out)
     if format == "pipeline" and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is there and not empty; give a new folder")
+
+
+def _save_pipeline(pipe: Any, out: Path) -> Path:
+    """Write a whole pipeline into a new folder, completely or not at all."""
+    from erasure.artifact.provenance import records_of, write_beside
+
+    with writing_folder(out, last="model_index.json") as temporary:
+        pipe.save_pretrained(temporary)
+        write_beside(temporary, records_of(pipe))
+    return out
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:
