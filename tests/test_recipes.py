@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.probe_helpers import SUITE
 from tests.register_helpers import add, new_register
 from tests.tiny import tiny_pipeline, weights
 
+DOCS = Path(__file__).parents[1] / "docs"
 QUIET = Console(quiet=True)
 ALL = "[{name: lora, rank: 2}, kohya, delta, denoiser, pipeline, single_file]"
 WEIGHTS = Path("erasure", "erasure.safetensors")
@@ -218,6 +220,22 @@ def test_the_schema_has_every_form_that_a_recipe_may_take():
     text = json.dumps(schema["properties"])
     assert {"outputs", "evaluate", "push"} <= set(schema["properties"])
     assert '{"type": "boolean"}' in text and "FromRegister" in text and '{"type": "string"}' in text
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_in_the_documentation_are_valid(path):
+    assert Recipe.load(path).cells()
+
+
+def test_the_recipe_on_the_page_is_valid(tmp_path):
+    page = (DOCS / "batch.md").read_text("utf-8")
+    (tmp_path / "recipe.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    (tmp_path / "characters.csv").write_text(re.search(r"```\n(name,.*?)```", page, re.DOTALL)[1])
+    SUITE.save(tmp_path / "my-suite.yaml")
+    add(new_register(tmp_path), "owl")
+    (tmp_path / "register.sqlite").rename(tmp_path / "desk.sqlite")
+    plan = Recipe.load(tmp_path / "recipe.yaml")
+    assert [cell.target for cell in plan.cells()[::2]] == ["superhero", "cat", "rose", "superhero", "taxi", "owl"]
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
