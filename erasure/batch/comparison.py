@@ -33,15 +33,12 @@ class Rate:
     high: float | None
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{100 * self.value:.0f} %"
-        return f"{100 * self.value:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
+        return self.written("{:.0f}", 100, " %")
 
-    @property
-    def plainly(self) -> str:
-        """Not as per cent."""
-        low, high = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
-        return f"{self.value:.2f} ({low} to {high})"
+    def written(self, form: str, factor: float = 1, unit: str = "") -> str:
+        """The number, times a factor, with its interval; an open end is a question mark."""
+        value, low, high = ("?" if x is None else form.format(factor * x) for x in (self.value, self.low, self.high))
+        return f"{value}{unit} ({low} to {high})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +206,11 @@ def mean(rates: Sequence[Rate], *, within: tuple[float, float] = ANY) -> Rate:
     Args:
         within: the range of such numbers, where the interval ends.
     """
+    if len(rates) == 1:
+        return rates[0]
     values, n = [rate.value for rate in rates], len(rates)
     middle = statistics.mean(values)
-    between = t_half_width(values) if n > 1 else 0.0
+    between = t_half_width(values)
 
     def end(ends: Sequence[float | None], sign: int, limit: float) -> float | None:
         if any(one is None for one in ends):
@@ -251,8 +250,8 @@ def verdicts(lines: Sequence[Line]) -> str:
     names = ["method", "on", *headings, *INSIDE.values(), *([] if single else ["the rest, against the base"])]
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for line in sorted((line for line in lines if line.error is None), key=_order):
-        inside = [line.inside[measure].plainly if measure in line.inside else "" for measure in INSIDE]
-        rest = [] if single else ["" if line.rest is None else str(line.rest)]
+        inside = [line.inside[measure].written("{:.2f}") if measure in line.inside else "" for measure in INSIDE]
+        rest = [] if single else ["" if line.rest is None else line.rest.written("{:+.0f}", 100, " points")]
         answers = [line.answers.get(key, "") for key in QUESTIONS] if single else []
         rows.append(f"| {' | '.join([f'`{line.label}`', line.suite, *answers, *inside, *rest])} |")
     return "\n".join(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,7 +126,22 @@ def write(output: Output, edit: Erasure, pipe: Any, folder: Path) -> dict[str, A
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     with quiet():  # diffusers draws a bar for each model
         FORMATS[output.name].write(edit, pipe, path, output.rank)
+    for file in _files(path):
+        if file.suffix == ".safetensors":
+            settle(file)
     return {str(file.relative_to(folder)): facts(file) for file in _files(path)}
+
+
+def settle(file: Path) -> None:
+    """Put the metadata of a safetensors file into the order of their names: its writer's is another one every time."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(header["__metadata__"]) > 1 and len(raw) <= length:
+            opened.seek(8)
+            opened.write(raw.ljust(length))
 
 
 def facts(file: Path) -> dict[str, Any]:

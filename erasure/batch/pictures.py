@@ -57,7 +57,10 @@ def still_inside(lines: Sequence[Line], file: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("kept pictures drawn right, points against the base")
         axes.set_ylabel(INSIDE[name])
-    figure.suptitle(f"Still in the weights, against the rest of the model{_on(lines)}; dotted: never saw the target")
+    figure.suptitle(
+        f"Still in the weights, against the rest of the model{_on(lines)}\n"
+        "red: trained, blue: not; larger: more passes; dotted: a model that never saw the target"
+    )
     figure.savefig(file, dpi=110)
 
 
@@ -117,7 +120,9 @@ def _arms(rate: Rate) -> list[list[float]]:
 
 def _on(lines: Sequence[Line]) -> str:
     suites = list(dict.fromkeys(line.suite for line in lines if line.error is None))
-    return f"; {suites[0]}" if len(suites) == 1 else "; means over targets"
+    if len(suites) != 1:
+        return "; means over targets"
+    return f"; means over {suites[0]}" if suites[0].endswith(" targets") else f"; {suites[0]}"
 
 
 __all__ = ["best", "kept_out", "method_trains", "still_inside"]
