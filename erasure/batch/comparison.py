@@ -124,7 +124,7 @@ def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
 def answers_of(result: Mapping[str, Any]) -> dict[str, str]:
     """The five verdicts of an evaluation as a table has them: the word and its number."""
     answers = result.get("answers") or {}
-    return {key: f"{answers[key]['word']} {answers[key]['number']}".strip() for key in QUESTIONS if key in answers}
+    return {key: f"{answers[key]['word']} {answers[key]['number']}".strip() for key in QUESTIONS if answers.get(key)}
 
 
 def inside_of(evidence: Sequence[dict[str, Any]]) -> dict[str, Rate]:

@@ -35,12 +35,14 @@ class Wanted:
         keep: prompts that must not change; None leaves them to the neighbours of the concepts.
         suite: it is evaluated on; None for concepts by themselves.
         title: what folders and tables call it where that is not the concepts' names.
+        hidden: whether a name in it was redacted, and must not be published.
     """
 
     concepts: tuple[Concept, ...]
     keep: tuple[str, ...] | None = None
     suite: Suite | None = None
     title: str = ""
+    hidden: bool = False
 
     @property
     def target(self) -> str:
@@ -100,7 +102,7 @@ class FromRegister:
             return [_of_entry(entry) for entry in entries]
         whole = joint(entries)
         hidden = any(entry.redacted is not None for entry in entries)
-        return [Wanted(whole.concepts, whole.keep, title=self.register.stem if hidden else "")]
+        return [Wanted(whole.concepts, whole.keep, title=self.register.stem if hidden else "", hidden=hidden)]
 
 
 Source = Csv | FromRegister
@@ -123,7 +125,8 @@ def _of_entry(entry: Entry) -> Wanted:
     first, *others = subject.phrases
     concept = dataclasses.replace(subject.concept, name=first, synonyms=tuple(others))  # type: ignore[type-var]
     keep = tuple(dict.fromkeys((*concept.neighbours, *subject.keep)))
-    return Wanted((concept,), keep or None, title=entry.name if entry.redacted is not None else "")
+    hidden = entry.redacted is not None
+    return Wanted((concept,), keep or None, title=entry.name if hidden else "", hidden=hidden)
 
 
 def joined(parts: Sequence[Wanted], title: str) -> list[Wanted]:

@@ -66,10 +66,15 @@ class Push:
         return f"{owner}/{name[:LONGEST].strip('-.')}"
 
 
-def check_apart(push: Push, cells: list[Cell]) -> None:
-    """Raise ValueError where two cells would go to one repository."""
+def check_cells(push: Push, cells: list[Cell]) -> None:
+    """Raise ValueError where two cells would go to one repository, or a redacted name would be published."""
     taken: dict[str, str] = {}
     for cell in cells:
+        if cell.wanted.hidden:
+            raise ValueError(
+                f"push: {cell.key} has a redacted name, and its card would publish that; leave `push` out, or the "
+                "register"
+            )
         repository = push.repository_of(cell)
         if taken.setdefault(repository, cell.key) != cell.key:
             raise ValueError(
@@ -100,4 +105,4 @@ def digest_of(edit: Erasure, weights: str) -> str:
     return sha256_json([weights, edit.name, edit.kind, edit.config.plain(), edit.card()])
 
 
-__all__ = ["FIELDS", "Push", "check_apart", "described", "digest_of"]
+__all__ = ["FIELDS", "Push", "check_cells", "described", "digest_of"]

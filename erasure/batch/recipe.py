@@ -18,7 +18,7 @@ from erasure import __version__
 from erasure.batch.concepts import Csv, FromRegister, Wanted, wanted_of
 from erasure.batch.judging import Judging
 from erasure.batch.outputs import Output, refusal
-from erasure.batch.publishing import Push, check_apart
+from erasure.batch.publishing import Push, check_cells
 from erasure.concept import STRICT, WORLD, Concept, Count, Suite
 from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json, shown
 
@@ -264,12 +264,12 @@ class Recipe:
         return recipe
 
     def check(self) -> None:
-        """Raise ValueError where an output cannot be what is asked for, or two cells would go to one repository."""
+        """Raise ValueError where an output cannot be what is asked for, or a push would go wrong."""
         for output, method, base in itertools.product(self.outputs, self.methods, self.bases):
             if reason := refusal(output, method, base):
                 raise ValueError(f"outputs: {reason}")
         if self.push is not None:
-            check_apart(self.push, self.cells())
+            check_cells(self.push, self.cells())
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""

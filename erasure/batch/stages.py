@@ -8,6 +8,7 @@ then: a LoRA that a recipe asks for later costs no second training.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,8 @@ def finish(pipe: Any, cell: Cell, recipe: Recipe, judges: Any) -> dict[str, Any]
         try:
             found |= stage()
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise  # no room, or nothing may be written: it would fail every stage
             error.add_note(f"stage: {name}")
             failures.append(error)
     if failures:
