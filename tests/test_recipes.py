@@ -366,7 +366,7 @@ def test_a_preset_gives_five_verdicts_and_asks_the_base_and_controls_once(judged
     monkeypatch.setattr(probe_class("direct"), "run", counted)
     plan = judged()
     assert run(plan, console=QUIET) == 0 and states(plan) == ["done", "done"]
-    assert sorted(asked) == ["UCE", "UCE", "base"]
+    assert sorted(asked) == ["UCE", "UCE", "base", "random"]
     assert list((plan.out / SHARED).glob("*/probes/direct/base.jsonl"))
     for cell in plan.cells():
         folder = plan.out / cell.key

@@ -102,7 +102,8 @@ def described(edit: Erasure, answers: dict[str, Any]) -> Erasure:
 
 def digest_of(edit: Erasure, weights: str) -> str:
     """What would be pushed, as a hash: numbers, facts and card."""
-    return sha256_json([weights, edit.name, edit.kind, edit.config.plain(), edit.card()])
+    facts = {key: value for key, value in edit.config.plain().items() if key != "system"}  # which is not saved with it
+    return sha256_json([weights, edit.name, edit.kind, facts, edit.card()])
 
 
 __all__ = ["FIELDS", "Push", "check_cells", "described", "digest_of"]
