@@ -8,16 +8,21 @@
 SHELL  := /bin/bash
 PYTHON ?= python3.11
 BIN    := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 FILES  := $(shell find erasure pipelines eval -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types pytest notebooks docs wheel gpu-check clean
+.PHONY: demo test others lint types pytest notebooks docs wheel gpu-check clean $(NOTEBOOKS)
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
 	$(BIN)/erasure demo
 
-test: lint types pytest notebooks docs wheel
+test: others pytest
+
+# Two at a time: most of these keep one core busy. What they all need is made before.
+others: .venv/installed-test build/installed
+	printf '%s\n' lint types docs wheel $(NOTEBOOKS) | xargs -P 2 -n 1 $(MAKE) --no-print-directory
 
 # torch and torchvision come out of one plain command, from one place, so that they fit each other.
 .venv/installed: setup.cfg
@@ -36,10 +41,11 @@ lint: .venv/installed-test
 pytest: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# In their tiny form, and not written back; two at a time, each with one thread.
-notebooks: .venv/installed-test
-	ls notebooks/*.ipynb | OMP_NUM_THREADS=1 ERASURE_TINY=1 xargs -t -P 2 -n 1 \
-	    $(BIN)/jupyter-execute --kernel_name=python3 --timeout=900
+# In their tiny form, and not written back.
+notebooks: $(NOTEBOOKS)
+
+$(NOTEBOOKS): .venv/installed-test
+	OMP_NUM_THREADS=1 ERASURE_TINY=1 $(BIN)/jupyter-execute --kernel_name=python3 --timeout=900 $@
 
 # The site, in build/site; a dead link or a name that is not there is an error. The three folders are laid out as they are
 # installed, where the reference pages read them; nothing is imported.

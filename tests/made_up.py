@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from erasure.eval.judge import ClaimReport, Facts, claims
-from erasure.eval.judge.rules import SEARCHES, VARIATIONS
+from erasure.eval.judge.findings import SEARCHES, VARIATIONS
 from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
+import erasure.registry
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.judging import within_memory
@@ -42,8 +44,8 @@ evaluate: false
 """
 
 
-@pytest.fixture
-def recipe(tmp_path):
+@pytest.fixture(name="recipe")
+def recipe_fixture(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "base")
 
     def write(second="wizard"):
@@ -317,6 +319,17 @@ def test_a_base_goes_by_its_content_and_not_by_when_it_was_written(recipe, tmp_p
     assert before == [cell.key for cell in recipe().cells()]
 
 
+@pytest.mark.parametrize("base", ["/", ".", "results"])
+def test_a_folder_that_is_no_model_is_refused_and_not_searched(recipe, tmp_path, base, monkeypatch):
+    recipe()
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(tmp_path / "base"), base))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it was searched"))
+    with pytest.raises(ValueError, match="bases: the folder .* has no model_index.json"):
+        Recipe.load(path).cells()
+
+
 def test_another_version_of_the_library_makes_other_cells(recipe, monkeypatch):
     before = {cell.key for cell in recipe().cells()}
     monkeypatch.setattr("erasure.batch.recipe.__version__", "99.0")
@@ -329,6 +342,16 @@ def test_a_method_without_a_seed_has_one_cell(recipe, tmp_path):
     path.write_text(path.read_text().replace("seeds: [0]", "seeds: [0, 1, 2]"))
     count = [cell.method.name for cell in Recipe.load(path).cells()]
     assert (count.count("uce"), count.count("esd")) == (2, 6)
+
+
+def test_installed_packages_are_not_searched_for_every_cell(recipe, tmp_path, monkeypatch):
+    recipe()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("seeds: [0]", f"seeds: {list(range(50))}"))
+    searched, real = [], erasure.registry.entry_points
+    monkeypatch.setattr("erasure.registry.entry_points", lambda **group: (searched.append(group), real(**group))[1])
+    assert len({cell.key for cell in Recipe.load(path).cells()}) == 102
+    assert len(searched) < 10
 
 
 def test_the_plan_counts_what_is_left_and_says_what_it_does_not_know(recipe):
@@ -396,3 +419,15 @@ def test_a_full_disk_stops_the_run(recipe, monkeypatch):
     with pytest.raises(OSError, match="No space left"), contextlib.suppress(KeyboardInterrupt):
         run(plan, console=QUIET)
     assert {row.state for row in rows(plan)} == {"waiting"}
+
+
+def test_a_full_disk_behind_another_error_stops_the_run_too(recipe, monkeypatch):
+    def full(*args, **kwargs):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise ValueError("the writer of weights gave up") from None
+
+    monkeypatch.setattr("erasure.batch.stages.erase", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(recipe(), console=QUIET)

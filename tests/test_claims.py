@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from erasure.eval.judge import QUESTIONS, Audit, Facts, Margins
+from erasure.eval.judge.findings import SEARCHES, VARIATIONS
 from erasure.eval.judge.licences import (
     BY_CONSTRUCTION,
     LADDER,
@@ -21,9 +22,9 @@ from erasure.eval.judge.licences import (
     SAME_DENOISER,
     SAME_PREDICTIONS,
 )
-from erasure.eval.judge.policy import NECESSARY, SUFFICIENT, Policy, check
+from erasure.eval.judge.policy import Policy, check
 from erasure.eval.judge.readings import READINGS
-from erasure.eval.judge.rules import OPTIONAL, SEARCHES, VARIATIONS
+from erasure.eval.judge.rules import OPTIONAL
 from erasure.eval.judge.view import View
 from erasure.eval.probes import names
 from erasure.eval.probes.base import Evidence
@@ -495,7 +496,7 @@ def grid():
 BANNED = re.compile(
     r"\b(eras(e|es|ed|ing)|forg[eo]t\w*|unlearned|removed|safe|safely|safety|guarantee\w*|proves?|proven)\b", re.I
 )
-TABLES = [text for row in LADDER.values() for text in row[1:]] + [text for row in LICENCES.values() for text in row]
+TABLES = [text for row in LADDER.values() for text in row] + [text for row in LICENCES.values() for text in row]
 
 
 def test_no_sentence_says_more_than_it_may():
@@ -585,11 +586,6 @@ def test_policies_are_read_strictly(tmp_path):
         Policy.load(file)
 
 
-def test_the_tables_answer_sufficient_with_maybe_or_no():
-    assert {row.answer for row in SUFFICIENT} == {"maybe", "no"}
-    assert {row.answer for row in NECESSARY} == {"yes", "no"}
-
-
 def worked_example() -> str:
     """What ``docs/claims.md`` shows, made from fabricated evidence."""
     shown = but(good(), "negation", "rate", share(0.12), family="two")
@@ -623,16 +619,10 @@ def licence_table() -> str:
     return "\n".join(["| evidence | licences | does not licence |\n|---|---|---|", *rows])
 
 
-def policy_table() -> str:
-    rows = [f"| {row.question} | {row.answer} | {row.example} |" for row in (*NECESSARY, *SUFFICIENT)]
-    return "\n".join(["| question | answer | example |\n|---|---|---|", *rows])
-
-
 BLOCKS = {
     "questions": questions_table,
     "ladder": ladder_table,
     "licences": licence_table,
-    "policy": policy_table,
     "example": lambda: f"```text\n{worked_example()}\n```",
 }
 

@@ -20,6 +20,7 @@ from erasure.io import (
     parse_yaml,
     printable,
     read_json,
+    remove_partials,
     sha256,
     sha256_file,
     sha256_json,
@@ -107,6 +108,41 @@ def test_the_file_that_completes_a_folder_is_replaced_last(tmp_path, monkeypatch
         for name in "bac":
             (folder / name).write_text("new")
     assert order == ["b", "c", "a"]
+
+
+def test_what_killed_writers_left_in_a_folder_is_deleted_and_nothing_else(tmp_path):
+    deep = tmp_path / "probes"
+    deep.mkdir()
+    left = [
+        tmp_path / ".result.0123456789ab.json", deep / ".a.b.0123456789ab.jsonl", tmp_path / ".no-suffix.0123456789ab"
+    ]  # fmt: skip
+    kept = [tmp_path / ".lock", tmp_path / ".result.json", tmp_path / "a.0123456789ab.json", deep / ".hidden.txt"]
+    for file in (*left, *kept):
+        file.touch()
+    (tmp_path / ".erasure.x7_abc12" / "new").mkdir(parents=True)
+    (tmp_path / ".erasure.x7_abc12" / "new" / "file").touch()
+    remove_partials(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert {path for path in tmp_path.rglob("*") if path.is_dir()} == {deep}
+
+
+def test_what_is_to_last_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """The order that a loss of power leaves no hole in: content, name, the folder's list of names."""
+    order, real = [], (os.fsync, os.replace)
+    name = lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append(("sync", name(descriptor))), real[0](descriptor)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("name", str(b))), real[1](a, b)))
+    write_json(tmp_path / "a.json", 1)
+    assert [what for what, _ in order] == ["sync", "name", "sync"]
+    assert order[0][1] != order[1][1] == str(tmp_path / "a.json") and order[2][1] == str(tmp_path)
+    order.clear()
+    write_atomically(tmp_path / "b", "cached", durable=False)
+    assert [what for what, _ in order] == ["name"]
+    order.clear()
+    with writing_folder(tmp_path / "f") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text("x")
+    assert [Path(where).name for _, where in order] == ["file", "part", "new", tmp_path.name]
 
 
 def test_nothing_else_in_the_library_writes_or_hashes_by_hand():

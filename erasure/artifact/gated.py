@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import threading
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Factors, Handles, Installed, low_rank
+from erasure.artifact.hooks import Factors, Handles, Listener, low_rank
 from erasure.artifact.lora import paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
-from erasure.backbone.listen import named_arguments
 
 # A prompt this near to the empty one, as a share of the concept's distance from it, is the empty one: encoded in
 # another batch or in half precision it differs by rounding, whose direction means nothing.
@@ -51,7 +50,7 @@ class GatedErasure(HookErasure):
         factors = {site: tuple(f.to(layer.weight.device) for f in self.factors(site)) for site, layer in layers.items()}
         gate = Gate(self, backbone, scale)
         handles = low_rank(layers, factors, gate)  # type: ignore[arg-type]
-        handles.hooks += gate.listen()
+        handles.hooks += gate.listen(backbone.denoiser_parts.values())
         return handles
 
     def misfits(self, backbone: Backbone) -> list[str]:
@@ -81,24 +80,16 @@ class GatedErasure(HookErasure):
             )
 
 
-class Gate(Installed):
-    """How far each row of the current denoiser call resembles the concept. Each thread has its own call."""
+class Gate(Listener):
+    """How far each row of the current denoiser call resembles the concept."""
 
     def __init__(self, edit: GatedErasure, backbone: Backbone, scale: float) -> None:
+        super().__init__()
         self.backbone, self.scale = backbone, scale
         self.concept, self.empty = edit.tensors["gate.concept"], edit.tensors["gate.empty"]
-        self.current = threading.local()
 
-    def listen(self) -> list[Any]:
-        """Hooks that read the text of every call."""
-        return [
-            module.register_forward_pre_hook(self._hear, with_kwargs=True)
-            for module in self.backbone.denoiser_parts.values()
-        ]
-
-    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        texts = self.backbone.text_of(named_arguments(module, args, kwargs))
-        self.current.rows = torch.stack([self.resemblance(row) for row in texts])
+    def hear(self, call: Mapping[str, Any]) -> None:
+        self.current.rows = torch.stack([self.resemblance(row) for row in self.backbone.text_of(call)])
 
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from erasure.backbone.listen import named_arguments
 
 Factors = tuple[Tensor, Tensor]  # B (out, r, ...) and A (r, in, ...)
 Gate = Callable[[Tensor], Tensor | float]  # output of a layer -> what the addition is multiplied by
@@ -24,6 +27,24 @@ class Installed:
             "erasures stand on this model in hooks, and a copy would not have them as its own; take them off first "
             "(their handle's remove(), or remove(pipe)), copy or pickle the model, and put them on both"
         )
+
+
+class Listener(Installed):
+    """What hooks must know of the denoiser's current call. ``current`` is of one thread: each has its own call."""
+
+    def __init__(self) -> None:
+        self.current = threading.local()
+
+    def listen(self, denoisers: Iterable[nn.Module]) -> list[Any]:
+        """Hooks that :meth:`hear` every call of some denoisers."""
+        return [denoiser.register_forward_pre_hook(self._hear, with_kwargs=True) for denoiser in denoisers]
+
+    def _hear(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.hear(named_arguments(denoiser, args, kwargs))
+
+    def hear(self, call: Mapping[str, Any]) -> None:
+        """Keep what is needed of one call's arguments, by name."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass
@@ -81,4 +102,4 @@ def factor_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[i
     return (out, rank, *ones), (rank, width, *kernel)
 
 
-__all__ = ["Factors", "Gate", "Handles", "Installed", "factor_shapes", "low_rank", "product"]
+__all__ = ["Factors", "Gate", "Handles", "Installed", "Listener", "factor_shapes", "low_rank", "product"]

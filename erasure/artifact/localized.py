@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Handles, Installed
+from erasure.artifact.hooks import Handles, Listener
 from erasure.artifact.residual import attention_misfits
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
-from erasure.backbone.listen import named_arguments
 
 START = "start"
 
@@ -48,8 +46,8 @@ class LocalizedErasure(HookErasure):
 
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)
-        clock = Clock(backbone, float(self.tensors[START]))
-        handles = Handles(clock.listen())
+        clock = Clock(backbone.time_argument, float(self.tensors[START]))
+        handles = Handles(clock.listen(backbone.denoiser_parts.values()))
         for site in self.sites:
             own = [{k: part.to(backbone.device) for k, part in one.items()} for one in self.concepts_of(site)]
             handles.hooks.append(layer_at(backbone, site).register_forward_hook(hook(own, scale, clock)))
@@ -85,22 +83,15 @@ class LocalizedErasure(HookErasure):
         return True
 
 
-class Clock(Installed):
-    """Whether the current call of the denoiser is late enough. Each thread has its own call."""
+class Clock(Listener):
+    """Whether the current call of the denoiser is late enough."""
 
-    def __init__(self, backbone: Backbone, start: float) -> None:
-        self.backbone, self.start = backbone, start
-        self.current = threading.local()
+    def __init__(self, time_argument: str, start: float) -> None:
+        super().__init__()
+        self.time_argument, self.start = time_argument, start
 
-    def listen(self) -> list[Any]:
-        """Hooks that read the time of every call."""
-        return [
-            module.register_forward_pre_hook(self._hear, with_kwargs=True)
-            for module in self.backbone.denoiser_parts.values()
-        ]
-
-    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        t = torch.as_tensor(named_arguments(module, args, kwargs)[self.backbone.time_argument])
+    def hear(self, call: Mapping[str, Any]) -> None:
+        t = torch.as_tensor(call[self.time_argument])
         self.current.late = float(t.reshape(-1)[0]) <= self.start
 
     def late(self) -> bool:

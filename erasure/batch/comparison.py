@@ -5,18 +5,21 @@ Made from a recipe's results. Pictures of it are in :mod:`erasure.batch.pictures
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.stages import result_of
+from erasure.batch.stages import LOCK, result_of
 from erasure.eval.judge import QUESTIONS
 from erasure.eval.stats.resample import t_half_width
-from erasure.io import write_atomically, write_json
+from erasure.io import remove_partial, write_atomically, write_json, writing
 
 GROUPS = ("target", "neighbours", "unrelated")
 TARGETS = ("superhero", "cat", "rose", "violin", "taxi")  # shipped suites of Emoji World, for `--targets`
@@ -304,18 +307,32 @@ def write_comparison(recipe: Recipe) -> list[Path]:
     lines = lines_of(recipe)
     if not lines:
         raise ValueError(f"no cell of the recipe has a result in {recipe.out}; run it first")
-    files = [recipe.out / "comparison.json", recipe.out / "comparison.md"]
-    write_json(files[0], [dataclasses.asdict(line) for line in (*lines, *means(lines))])
-    write_atomically(files[1], page(lines))
-    shown = averaged(lines)
-    for name, picture, measured in (
-        ("comparison.png", kept_out, any({"target", "neighbours"} <= line.rates.keys() for line in shown)),
-        ("weights.png", still_inside, any(line.inside and line.rest for line in shown)),
-    ):
-        if measured:
-            picture(shown, recipe.out / name)
-            files.append(recipe.out / name)
+    text, table_, kept, inside = (
+        recipe.out / name for name in ("comparison.json", "comparison.md", "comparison.png", "weights.png")
+    )
+    shown, files = averaged(lines), [text, table_]
+    with replacing(text, table_, kept, inside):
+        write_json(text, [dataclasses.asdict(line) for line in (*lines, *means(lines))])
+        write_atomically(table_, page(lines))
+        for file, picture, measured in (
+            (kept, kept_out, any({"target", "neighbours"} <= line.rates.keys() for line in shown)),
+            (inside, still_inside, any(line.inside and line.rest for line in shown)),
+        ):
+            if measured:
+                with writing(file) as partial:
+                    picture(shown, partial)
+                files.append(file)
     return files
+
+
+@contextlib.contextmanager
+def replacing(*files: Path) -> Iterator[None]:
+    """Files of a recipe's folder that one process at a time writes anew; what killed ones left of them is deleted."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(files[0].parent / LOCK)):
+        for file in files:
+            remove_partial(file)
+        yield
 
 
 __all__ = [
@@ -327,6 +344,7 @@ __all__ = [
     "mean",
     "means",
     "page",
+    "replacing",
     "table",
     "verdicts",
     "write_comparison",

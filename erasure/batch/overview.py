@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from erasure.batch.comparison import GROUPS, answers_of, rates_of, write_comparison
+from erasure.batch.comparison import GROUPS, answers_of, rates_of, replacing, write_comparison
 from erasure.batch.recipe import Cell, Recipe
 from erasure.batch.stages import LOCK, MADE, RESULT, state_of
 from erasure.eval.judge import QUESTIONS
@@ -59,27 +59,31 @@ class Row:
 
 
 def rows(recipe: Recipe) -> Iterator[Row]:
-    """The cells of a recipe one by one, in its order."""
+    """The cells of a recipe one by one, in its order. Every finished erasure is read and hashed."""
     for cell in recipe.cells():
         state, result = state_of(recipe, cell)
-        folder = recipe.out / cell.key
-        shown = "running" if state != "done" and busy(folder) else state
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if state == "done" else 0
-        cost = result.get("cost", {})
-        yield Row(
-            cell,
-            shown,
-            {group: rate.value for group, rate in rates_of(result.get("figures", ())).items()},
-            cost.get("passes", 0),
-            result.get("seconds", 0.0),
-            size,
-            result.get("error") or (result.get("pushed") or {}).get("repository", ""),
-            answers_of(result),
-        )
+        at = state != "done" and busy(recipe.out / cell.key)
+        yield row_of(recipe, cell, "running" if at else state, result)
+
+
+def row_of(recipe: Recipe, cell: Cell, state: str, result: dict[str, Any]) -> Row:
+    """A cell for people, from a state and a result that are known."""
+    folder = recipe.out / cell.key
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if state == "done" else 0
+    return Row(
+        cell,
+        state,
+        {group: rate.value for group, rate in rates_of(result.get("figures", ())).items()},
+        result.get("cost", {}).get("passes", 0),
+        result.get("seconds", 0.0),
+        size,
+        result.get("error") or (result.get("pushed") or {}).get("repository", ""),
+        answers_of(result),
+    )
 
 
 def busy(folder: Path) -> bool:
-    """Whether a process is at a cell."""
+    """Whether a process is at a cell; False where that cannot be seen, in a folder that may only be read."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -87,6 +91,8 @@ def busy(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +148,9 @@ def collect(recipe: Recipe) -> list[Path]:
     writer = csv.writer(text)
     writer.writerows([COLUMNS, *([_plain(value) for value in row.values()] for row in found)])
     files = [recipe.out / "cells.csv", recipe.out / "index.html"]
-    write_atomically(files[0], text.getvalue())
-    write_atomically(files[1], page(found))
+    with replacing(*files):
+        write_atomically(files[0], text.getvalue())
+        write_atomically(files[1], page(found))
     return [*files, *write_comparison(recipe)]
 
 
@@ -207,4 +214,17 @@ def prune(folders: Sequence[Path]) -> None:
         shutil.rmtree(folder)
 
 
-__all__ = ["COLUMNS", "Plan", "Row", "busy", "collect", "page", "plan", "plan_of", "prunable", "prune", "rows"]
+__all__ = [
+    "COLUMNS",
+    "Plan",
+    "Row",
+    "busy",
+    "collect",
+    "page",
+    "plan",
+    "plan_of",
+    "prunable",
+    "prune",
+    "row_of",
+    "rows",
+]

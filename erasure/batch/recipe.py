@@ -25,6 +25,7 @@ from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json,
 if TYPE_CHECKING:
     from erasure.methods.base import Method
 
+INDEX = "model_index.json"  # of a diffusers folder
 PIECES, PIECE = 16, 65_536  # of a large file that are hashed, and their bytes
 
 
@@ -43,26 +44,27 @@ class MethodChoice:
             raise ValueError(f"{self.name}: a seed in its settings; list it under `seeds` of the recipe instead")
         return self
 
-    def chosen(self) -> Method:
-        """The method with all its settings."""
+    @functools.cached_property
+    def method(self) -> Any:
+        """The class of the method. Found once: installed packages are searched for it, and a recipe has many cells."""
         from erasure.methods import method_class
 
-        return method_class(self.name).preset(self.preset, **self.settings)
+        return method_class(self.name)
+
+    def chosen(self) -> Method:
+        """The method with all its settings."""
+        return self.method.preset(self.preset, **self.settings)
 
     @property
     def files(self) -> dict[str, Path]:
         """The settings that name a file."""
-        from erasure.methods import method_class
-
-        named = method_class(self.name).files
+        named = self.method.files
         return {name: Path(path) for name, path in self.settings.items() if name in named and path}
 
     @property
     def seeded(self) -> bool:
         """Whether the method draws random numbers."""
-        from erasure.methods import method_class
-
-        return "seed" in {field.name for field in dataclasses.fields(method_class(self.name))}
+        return "seed" in {field.name for field in dataclasses.fields(self.method)}
 
     def beside(self, folder: Path) -> MethodChoice:
         """The same with its files taken relative to a folder.
@@ -135,12 +137,17 @@ def base_print(base: str) -> str:
 
     Small files count whole. Of a large one sixteen pieces do, spread over it: two trainings of one architecture differ
     in every one, and hashing gigabytes for each recipe would take minutes.
+
+    Raises:
+        ValueError: a folder that is no model; it might be a whole disk.
     """
-    path = Path(base)
+    path = Path(base).expanduser()
     if path.is_file():
         return sha256(_sample(path))
     if not path.is_dir():
         return base
+    if not (path / INDEX).is_file():
+        raise ValueError(f"bases: the folder {shown(base)} has no {INDEX}; give a diffusers folder, or a hub id")
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sha256_json([[str(file.relative_to(path)), sha256(_sample(file))] for file in files])
 

@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -41,7 +41,8 @@ RecipeFile = Annotated[Path, typer.Argument(parser=path, help="YAML recipe; see 
 @batch.command(
     "run",
     epilog="Examples: [bold]erasure batch recipe.yaml[/bold]  |  "
-    "[bold]accelerate launch --num_processes 2 -m erasure batch recipe.yaml[/bold]",
+    "[bold]accelerate launch --num_processes 2 -m erasure.cli batch recipe.yaml[/bold]  |  "
+    "[bold]erasure batch recipe.yaml --engine ray[/bold]",
 )
 def batch_run(
     recipe: RecipeFile,
@@ -49,6 +50,13 @@ def batch_run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run cells again that failed before; they are left otherwise.")
     ] = False,
+    engine: Annotated[
+        Literal["process", "ray"],
+        typer.Option(help="process: this one, and others that are started likewise. ray: workers on a ray cluster."),
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: how many; one for each GPU, or CPU, by default.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Run every cell of a recipe (bases x concepts x methods x seeds); finished cells are skipped.
@@ -56,15 +64,21 @@ def batch_run(
     Start it as often as you like, on every machine that sees the folder: each process takes cells that nobody is at.
     """
     from erasure.batch import Recipe, run
-    from erasure.batch.overview import rows
+    from erasure.batch.on_ray import run_on_ray
 
+    if workers is not None and engine != "ray":
+        raise typer.BadParameter("--workers is for --engine ray; start the command more often, or under torchrun")
     plan = Recipe.load(recipe)
     if dry_run:
         _print_plan(plan)
         return
     check_writable(plan.out)
-    failed = run(plan, device=device, console=console, retry_failed=retry_failed)
-    _print_states(rows(plan))
+    found: list[Any] = []
+    common: dict[str, Any] = {
+        "device": device, "console": console, "retry_failed": retry_failed, "each": found.append
+    }  # fmt: skip
+    failed = run_on_ray(plan, workers=workers, **common) if engine == "ray" else run(plan, **common)
+    _print_states(_in_order(plan, found))
     follow(f"erasure batch collect {shlex.quote(str(recipe))}")
     if failed:
         raise typer.Exit(1)
@@ -140,6 +154,12 @@ def _print_plan(plan: Any) -> None:
     _print_left(rows(plan))
 
 
+def _in_order(plan: Any, found: Iterable[Any]) -> list[Any]:
+    """The rows of a run in the order of its recipe."""
+    rows = {row.cell.key: row for row in found}
+    return [rows[cell.key] for cell in plan.cells() if cell.key in rows]
+
+
 def _print_states(found: Iterable[Any]) -> None:
     """A row for every cell, as far as they fit on a screen or two, and how many are in each state."""
     table, count = PlainTable("cell", "state", "seconds", "note"), Counter[str]()
@@ -207,7 +227,6 @@ def compare(
 
     from erasure.batch import Recipe, run
     from erasure.batch.comparison import write_comparison
-    from erasure.batch.overview import rows
     from erasure.concept import Suite
     from erasure.methods import available
 
@@ -229,8 +248,9 @@ def compare(
         )
     except ValidationError as error:
         raise ValueError(fault_of(error)) from None
-    failed = run(plan, device=device, console=console, retry_failed=True)
-    _print_states(rows(plan))
+    found: list[Any] = []
+    failed = run(plan, device=device, console=console, retry_failed=True, each=found.append)
+    _print_states(_in_order(plan, found))
     for file in write_comparison(plan):
         say(f"{file.name} -> {file.resolve()}", wrap=False)
     follow("open comparison.png; every method's own report lies in its folder")

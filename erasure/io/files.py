@@ -1,12 +1,14 @@
-"""Files written whole: under a temporary name, then renamed."""
+"""Files written whole: under a temporary name, brought onto the disk, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +18,29 @@ TOKEN = 6  # random bytes in a temporary name
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it at the end; removed if anything fails.
 
     For writers that need a path (``torch.save``, ``save_file``). The suffix is kept: some writers go by it. The result
-    is whole whenever the process is killed; after a loss of power the file system decides.
+    is whole whenever the process is killed or the machine loses power.
+
+    Args:
+        durable: wait until the file is on the disk (some milliseconds) before it gets its name, and until its name is.
+            Off for what can be made again and is checked when it is read, such as a cache of pictures.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(TOKEN)}{path.suffix[-20:]}")
     try:
         yield temporary
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync(path.parent)
 
 
 def remove_partial(path: str | os.PathLike[str]) -> None:
@@ -45,16 +55,43 @@ def remove_partial(path: str | os.PathLike[str]) -> None:
                 file.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written file is ever seen."""
-    with writing(path) as temporary:
+def remove_partials(folder: Path) -> None:
+    """The same for everything in a folder, temporary folders of :func:`writing_folder` too. Only with one writer."""
+    for path in [*folder.rglob(".*")]:
+        random = r"[a-z0-9_]{8}" if path.is_dir() else rf"[0-9a-f]{{{2 * TOKEN}}}(\.[^.]+)?"
+        if not re.fullmatch(rf"\..+\.{random}", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file under a temporary name and rename it, so that no half-written file is ever seen.
+
+    Args:
+        durable: see :func:`writing`.
+    """
+    with writing(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, default: Any = None) -> None:
-    """Write plain data as JSON with a newline at the end, whole or not at all."""
+def write_json(
+    path: str | os.PathLike[str],
+    value: Any,
+    *,
+    indent: int | None = 2,
+    default: Any = None,
+    durable: bool = True,
+) -> None:
+    """Write plain data as JSON with a newline at the end, whole or not at all.
+
+    Args:
+        durable: see :func:`writing`.
+    """
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=default)
-    write_atomically(path, text + "\n")
+    write_atomically(path, text + "\n", durable=durable)
 
 
 def named(path: str | os.PathLike[str]) -> Path:
@@ -111,11 +148,26 @@ def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -
         temporary = Path(outer) / "new"  # one further down: the outer one is closed to other users
         temporary.mkdir()
         yield temporary
-        if not folder.exists():
-            with contextlib.suppress(OSError):  # somebody else made it meanwhile
-                temporary.rename(folder)
-                return
-        _move(temporary, folder, last)
+        for part in sorted(temporary.rglob("*"), reverse=True):  # what is in a folder before the folder
+            _sync(part)
+        _sync(temporary)
+        if not _renamed(temporary, folder):
+            _move(temporary, folder, last)
+            _sync(folder)
+        _sync(folder.parent)
+
+
+def _renamed(temporary: Path, folder: Path) -> bool:
+    """Whether the new folder could take the place at once, where there was none."""
+    if folder.exists():
+        return False
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES):  # somebody else made it meanwhile
+            raise
+        return False
+    return True
 
 
 def _move(source: Path, folder: Path, last: str | None) -> None:
@@ -126,6 +178,20 @@ def _move(source: Path, folder: Path, last: str | None) -> None:
             _move(file, folder / file.name, None)
         else:
             os.replace(file, folder / file.name)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    if os.name == "nt" and path.is_dir():
+        return  # a folder cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder() -> Path | None:
@@ -149,6 +215,7 @@ __all__ = [
     "check_writable",
     "named",
     "remove_partial",
+    "remove_partials",
     "write_atomically",
     "write_json",
     "writing",

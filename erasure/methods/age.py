@@ -89,7 +89,7 @@ class AGE(FineTune):
                 value = self.erasing(backbone, bank, targets, text, draw)
                 chosen = bank.pick(self.batch_size, draw.generator)
                 value = value + self.hold * self.error(backbone, bank, targets, anchors, chosen)
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

@@ -104,7 +104,7 @@ class ConceptAblation(FineTune):
                 if self.prior:
                     chosen = bank.pick(self.batch_size, draw.generator)
                     value = value + self.prior * self.error(backbone, bank, bank.truth, anchor, chosen)
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

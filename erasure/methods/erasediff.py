@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -64,13 +64,13 @@ class EraseDiff(RandomLabel):
         text = backbone.encode(self.prompts(backbone, request)).text
         bank = self.pictures(backbone, text, request, checkpoint, "bank")
         uniform = torch.rand(bank.truth.shape, generator=torch.Generator().manual_seed(self.seed))
-        hold = cast(Loss, self.holding(backbone, request, checkpoint))  # validate refuses an empty keep list
+        hold = self.holding(backbone, request, checkpoint)
         parameters = list(student.parameters.values())
 
         def loss(draw: Draw) -> Tensor:
             with student.active():
                 forget = self.erasing(backbone, bank, uniform, text, draw)
-                keep = self.retain * hold(draw)
+                keep = hold(draw)
                 return keep + (1.0 if self.eta is None else weight(forget, keep, parameters, self.eta)) * forget
 
         return loss

@@ -165,7 +165,7 @@ class EraseFlow(FineTune):
                 total = total + self.balance(backbone, student, both, *step)
             value = total.square().mean()
             with student.active():
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

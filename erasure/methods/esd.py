@@ -112,7 +112,7 @@ class ESD(FineTune):
                 with student.active():
                     value = self.erasing(backbone, bank, targets, base, draw)
             with student.active():
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

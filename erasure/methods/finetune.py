@@ -342,14 +342,21 @@ class FineTune(Method):
         wanted = targets[chosen].to(backbone.device).float()
         return (predicted.float() - wanted).square().flatten(1).mean(1)
 
-    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
-        """The error on the keep list, in a bank of its own; None where nothing is kept."""
+    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss:
+        """``retain`` times the error on the keep list, in a bank of its own; 0 where nothing is kept."""
         kept: Sequence[str] = self.kept(backbone, request)
         if not kept:
-            return None
+            return lambda draw: torch.zeros(())
         text = backbone.encode(kept).text
+        bank, targets = self.kept_bank(backbone, text, request, checkpoint)
+        return lambda draw: self.retain * self.holding_on(backbone, bank, targets, text, draw)
+
+    def kept_bank(
+        self, backbone: Backbone, text: Text, request: Request, checkpoint: Checkpoint | None
+    ) -> tuple[Bank, Tensor]:
+        """The bank of what is kept, and what the student is to predict at each of its rows: what the base predicts."""
         bank = self.bank(backbone, text, request, checkpoint, "kept")
-        return lambda draw: self.holding_on(backbone, bank, bank.conditional, text, draw)
+        return bank, bank.conditional
 
     def holding_on(self, backbone: Backbone, bank: Bank, targets: Tensor, text: Text, draw: Draw) -> Tensor:
         """The error on what is kept, on rows that the draw chooses: the worst of ``retain_hardest`` times as many."""

@@ -87,7 +87,7 @@ class ForgetMeNot(FineTune):
                 backbone.predict(x, t, rows, guidance=backbone.plain_guidance)
                 value = attention_mass(list(maps.values()), words[bank.prompt[chosen]])
             with student.active():
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

@@ -49,6 +49,6 @@ class GradientAscent(RandomLabel):
         def loss(draw: Draw) -> Tensor:
             with student.active():
                 value = -self.erasing(backbone, bank, bank.truth, text, draw)
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss

@@ -83,6 +83,6 @@ class LECO(FineTune):
         def loss(draw: Draw) -> Tensor:
             with student.active():
                 value = self.erasing(backbone, bank, targets, text, draw)
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss

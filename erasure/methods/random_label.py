@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
+from erasure.backbone.text import Text
+from erasure.methods.bank import Bank
 from erasure.methods.base import Count, Reference, Request
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
@@ -88,15 +90,13 @@ class RandomLabel(FineTune):
         def loss(draw: Draw) -> Tensor:
             with student.active():
                 value = self.erasing(backbone, bank, relabelled, text, draw)
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 
-    def holding(self, backbone: Backbone, request: Request, checkpoint: Checkpoint | None) -> Loss | None:
-        """The denoising error on pictures of what is kept; None where nothing is."""
-        kept = self.kept(backbone, request)
-        if not kept:
-            return None
-        text = backbone.encode(kept).text
+    def kept_bank(
+        self, backbone: Backbone, text: Text, request: Request, checkpoint: Checkpoint | None
+    ) -> tuple[Bank, Tensor]:
+        """Pictures of what is kept, and their true noise."""
         bank = self.pictures(backbone, text, request, checkpoint, "kept")
-        return lambda draw: self.holding_on(backbone, bank, bank.truth, text, draw)
+        return bank, bank.truth

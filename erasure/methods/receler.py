@@ -129,7 +129,7 @@ class Receler(FineTune):
                     )
                 value = self.errors(backbone, bank, targets, rows, chosen).mean()
                 value = value + self.locality * outside(list(student.added.values()), masks[chosen])
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

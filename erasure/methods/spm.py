@@ -113,7 +113,7 @@ class SPM(FineTune):
             with student.active():
                 moved = backbone.predict(x, t, anchors.to(x.dtype), guidance=guidance)
                 value = value + self.anchoring * F.mse_loss(moved.float(), still.float())
-                return value if hold is None else value + self.retain * hold(draw)
+                return value + hold(draw)
 
         return loss
 

@@ -22,6 +22,7 @@ Requester = Literal[
 STATUSES: tuple[str, ...] = get_args(Status)
 LONGEST = 500  # characters of one line of text
 LONGEST_REASON = 5_000
+SLACK = datetime.timedelta(minutes=-1)  # a clock that is set back by less was only corrected
 MOST = 200  # names, or kept prompts, of one request
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 COLUMNS = (
@@ -139,7 +140,8 @@ class Entry:
         done = self.served or self.ended
         word = {None: "served", "refused": "refused", "withdrawn": "withdrawn before it was served"}
         how = word[None if self.served else self.status if self.ended else None]
-        took = duration((done or now) - self.received)
+        span = (done or now) - self.received
+        took = duration(span) if span >= SLACK else "a time that is not known (the machine's clock was set back)"
         if done is None and now <= self.due:
             return "open", f"open for {took}, {duration(self.due - now)} left"
         if done is None:

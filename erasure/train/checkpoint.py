@@ -93,7 +93,12 @@ class Checkpoint:
         text = json.dumps(_pack(state, "", tensors, set()))
         meta = {"format": FORMAT, "key": self.digest, "state": text, "sha256": _content(text, tensors)}
         remove_partial(path)
-        write_atomically(path, save(tensors, metadata=meta))
+        try:
+            write_atomically(path, save(tensors, metadata=meta))
+        except FileNotFoundError:  # the temporary file is gone: it was somebody else's left-over
+            raise RuntimeError(
+                f"another process trains in {self.folder}; got {path.name} from both; give each a folder of its own"
+            ) from None
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from erasure.io import remove_partial, write_atomically
 from erasure.train.checkpoint import Checkpoint, launched
 from erasure.train.modules import casting, check_trainable, checkpointed, compute_dtype, seeded, trainable
 from erasure.train.settings import Draw, Training
@@ -301,8 +302,11 @@ def train_modules(
         recent.append(run.loss)
         if checkpoint.step == step and run.main:
             record = {"step": step, "loss": float(np.mean(recent)), "lr": run.rate}
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({**record, "seconds": time.perf_counter() - began}) + "\n")
+            log = folder / "log.jsonl"
+            text = log.read_text("utf-8") if log.exists() else ""
+            line = json.dumps({**record, "seconds": time.perf_counter() - began})
+            remove_partial(log)
+            write_atomically(log, f"{text}{line}\n")
             recent.clear()
     found = {part: copy.deepcopy(module).eval().requires_grad_(False) for part, module in modules.items()}
     for name, weight in run.result().items():

@@ -32,10 +32,8 @@ class Checkpoint:
     """The weights at one step of a training, as hashes.
 
     Attributes:
-        step: optimiser steps taken.
         weights: :func:`hash_of` them: equal only bit for bit.
-        sketch: :func:`sketch_of` them: 64 numbers that estimate the distance of two sets of weights, for replays on
-            other machines, which agree only up to rounding.
+        sketch: :func:`sketch_of` them, for replays on other machines, which agree only up to rounding.
         link: hash of this checkpoint, the one before and the head of the record: the chain.
     """
 
@@ -127,12 +125,7 @@ class UnlearningRecord:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> UnlearningRecord:
-        """Read a record; every field has to be there and no other.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: not a record, one of another format, or one that was changed.
-        """
+        """Read a record; every field has to be there and no other, and the chain unbroken."""
         file = Path(path)
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such record; check the path")
@@ -155,11 +148,9 @@ class Verification:
     """The result of replaying one segment.
 
     Attributes:
-        segment: its first and last step.
-        exact: the same bits.
+        segment: its first and last step. exact: the same bits.
         distance: between replayed and recorded weights, as a share of the segment's length; 1 = as far as without any
-            training.
-        tolerance: the largest distance that passes.
+            training. tolerance: the largest that passes.
     """
 
     segment: tuple[int, int]
@@ -180,16 +171,13 @@ class Verification:
 def verify(
     record: UnlearningRecord, replay: Replay, *, seed: int | None = 0, tolerance: float = TOLERANCE
 ) -> Verification:
-    """Train one segment again and compare where it ends.
-
-    A pass means that the transcript leads from this checkpoint to the next; see the module for what it does not mean.
+    """Train one segment again and compare where it ends; see the module for what a pass does not mean.
 
     Args:
         replay: trains from the first checkpoint to the second, by the record's data, settings and seeds, and returns
             the weights. The caller has the data and checks that the start has the recorded hash (:func:`hash_of`).
         seed: chooses the segment. The audited party must not know it in advance; None draws a new one.
-        tolerance: largest distance that passes, as a share of the segment's length. 0 asks for equal bits, which only
-            the same machine and versions give; raise it for replays elsewhere.
+        tolerance: 0 asks for equal bits, which only the same machine and versions give; raise it for replays elsewhere.
     """
     last = int(np.random.default_rng(seed).integers(1, len(record.checkpoints)))
     first, end = record.checkpoints[last - 1], record.checkpoints[last]
@@ -248,13 +236,9 @@ def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str])
     """A model's ``audit`` as it is stored with an assessment, with the hash of the weights that are judged.
 
     Args:
-        audit: of the model's config: what :func:`erasure.eval.worldkit.audit.audited` returns, or anything else.
-        parts: of the opened pipeline by name.
-        denoisers: names of those that a record must cover.
-
-    Returns:
-        ``digest``, ``target``, ``recorded``, ``judged`` and ``replayed``; all but the first empty where ``audit`` names
-        no weights. None without an audit.
+        audit: of the model's config: what :func:`erasure.eval.worldkit.audit.audited` returns, or anything else, of
+            which only the ``digest`` is stored. None without an audit.
+        parts: of the opened pipeline by name. denoisers: names of those that a record must cover.
     """
     if not audit:
         return None

@@ -41,9 +41,8 @@ Pairs = list[tuple[np.ndarray, np.ndarray]]  # features (prompts, pictures, d) o
 class Distances:
     """The distances of one evaluation; the base is measured first, and every other arm against it.
 
-    Args:
-        extractors: feature extractors with a ``name``; see :func:`erasure.eval.core.metrics.features_of`.
-        prompts, seeds: what every arm draws.
+    ``extractors`` have a ``name``; see :func:`erasure.eval.core.metrics.features_of`. Every arm draws ``prompts`` with
+    ``seeds``.
     """
 
     def __init__(self, extractors: Sequence[Any], prompts: Sequence[Prompt], seeds: Sequence[int]) -> None:
@@ -68,12 +67,7 @@ class Distances:
         return sorted(i for group in self.enough for i in self.groups[group]) if drawn else []
 
     def of(self, arm: str, images: Pictures, others: Pictures = ()) -> list[Distance]:
-        """The distances of one arm from the base.
-
-        Args:
-            images: of every prompt.
-            others: of the base with other seeds, for the prompts of :attr:`wanted`; given once, with the base itself.
-        """
+        """The distances of one arm. ``images`` are of every prompt, ``others`` (with the base) of :attr:`wanted`."""
         other = dict(zip(self.wanted, others, strict=True)) if others else {}
         found = []
         for extractor in self.extractors:
@@ -182,7 +176,6 @@ def _weights(prompts: int, draws: int) -> np.ndarray:
 
 
 def _features(images: Pictures, extractor: Any) -> np.ndarray:
-    """Features ``(prompts, pictures, d)``."""
     flat = features_of([image for row in images for image in row], extractor)
     return flat.reshape(len(images), -1, flat.shape[-1])
 

@@ -10,11 +10,7 @@ from erasure.backbone.text import TooLong
 
 
 def too_long(pipe: Any, prompts: Sequence[str]) -> dict[str, str]:
-    """The prompts that do not fit the pipeline's text encoders, each with the reason.
-
-    Raises:
-        ValueError: an architecture that is not supported, or a pipeline in a state in which its backbone refuses it.
-    """
+    """The prompts that do not fit the pipeline's text encoders, with the reason; ValueError where that is unknown."""
     backbone = backbone_of(pipe)
     found = {}
     try:
@@ -29,11 +25,7 @@ def too_long(pipe: Any, prompts: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_cut(pipe: Any, prompts: Sequence[str]) -> list[str]:
-    """Raise where prompts of a suite do not fit; returns notes for the report where that is unknown.
-
-    Raises:
-        TooLong: some do not.
-    """
+    """Raise ``TooLong`` where prompts of a suite do not fit; returns notes for the report where that is unknown."""
     try:
         found = too_long(pipe, prompts)
     except ValueError as reason:

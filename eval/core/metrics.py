@@ -44,14 +44,19 @@ class InceptionFeatures(torch.nn.Module):
 
     Args:
         weights: file of its weights (torch-fidelity's pt_inception-2015-12-05), where none may be downloaded.
-
-    Raises:
-        ImportError: torch-fidelity is not installed.
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
         super().__init__()
-        self.name, self.network = INCEPTION, _inception(weights)
+        self.name, file = INCEPTION, None if weights is None else str(weights)
+        try:  # it would resize, but finds nothing left to do
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
+        except ModuleNotFoundError:
+            raise ImportError(
+                "Inception features need torch-fidelity; install the extra: pip install 'diffusion-erasure[fid]'"
+            ) from None
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """A picture of any size as the network is to see it."""
@@ -105,19 +110,6 @@ def clean_resize(image: Image.Image, side: int = INCEPTION_SIDE) -> Image.Image:
         np.asarray(Image.fromarray(channels[..., i]).resize((side, side), Image.Resampling.BICUBIC)) for i in range(3)
     ]
     return Image.fromarray(np.stack(resized, axis=-1).clip(0, 255).round().astype(np.uint8))
-
-
-def _inception(weights: str | Path | None) -> torch.nn.Module:
-    """Inception v3 up to its last pooling, (n, 2048); it would resize, but finds nothing left to do."""
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    file = None if weights is None else str(weights)
-    try:
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
-    except ModuleNotFoundError:
-        raise ImportError(
-            "Inception features need torch-fidelity; install the extra: pip install 'diffusion-erasure[fid]'"
-        ) from None
 
 
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -88,11 +88,7 @@ class Swapped:
         self.modules, self._ours = dict(modules), dict[str, nn.Module]()
 
     def apply(self, pipe: Any) -> None:
-        """Put the modules into ``pipe``.
-
-        Raises:
-            ValueError: the pipeline has no such part.
-        """
+        """Put the modules into ``pipe``."""
         ours = modules_of(pipe)
         if absent := sorted(self.modules.keys() - ours.keys()):
             raise ValueError(
@@ -113,8 +109,7 @@ class Swapped:
 def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
     """The pipeline with a change applied, inside the block; yields the pipeline to draw with.
 
-    Raises:
-        ValueError: the change also replaces what turns latents into pictures, or the pipeline's own calls.
+    A change that also replaces what turns latents into pictures, or the pipeline's own calls, is refused.
     """
     if change is None:
         yield pipe
@@ -136,12 +131,9 @@ def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
 def called(pipe: Any) -> dict[str, Any]:
     """What decides how a pipeline draws beside its weights: classes, and methods that an object has for itself."""
     parts = {"class": pipe, "image_processor": getattr(pipe, "image_processor", None), "scheduler": pipe.scheduler}
-    return {name: (type(part), _own_methods(part)) for name, part in parts.items()}
-
-
-def _own_methods(part: Any) -> tuple[str, ...]:
-    own = getattr(part, "__dict__", {})
-    return tuple(sorted(name for name, value in own.items() if inspect.isroutine(value)))
+    own = {name: getattr(part, "__dict__", {}) for name, part in parts.items()}
+    methods = {name: sorted(key for key, value in has.items() if inspect.isroutine(value)) for name, has in own.items()}
+    return {name: (type(part), methods[name]) for name, part in parts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,13 +190,10 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
     """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder replace the base's.
 
     Args:
-        pipe: the base. Its tokenizers and scheduler stay.
+        pipe: the base, of the same architecture. Its tokenizers and scheduler stay.
         source: folder, hub id or single file, opened on the base's device and in its dtype.
         name: in tables; the folder's name by default.
         intervention: "weights" for a fine-tune or an erased model; "retrained" for one that never saw the target.
-
-    Raises:
-        ValueError: it is another architecture than the base.
     """
     from erasure.opening import load_base
 
@@ -215,14 +204,10 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
             f"{source} is another architecture than the base ({difference}); compare models that were made from one "
             "base, or name theirs as the base"
         )
-    changed = [part for part in mine if not _same(mine[part], modules[part])]
-    name = name or name_of(source)
-    return Swapped(
-        name,
-        modules,
-        config={"scope": "as given", "source": Path(source).name, "changed": changed},
-        intervention=intervention,
-    )
+    states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
+    changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]
+    config = {"scope": "as given", "source": Path(source).name, "changed": changed}
+    return Swapped(name or name_of(source), modules, config=config, intervention=intervention)
 
 
 def name_of(source: str | Path) -> str:
@@ -249,18 +234,8 @@ def _difference(pipe: Any, theirs: Any) -> str | None:
     return None
 
 
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules of one architecture have the same weights."""
-    other = b.state_dict()
-    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
-
-
 def check_base(pipe: Any) -> None:
-    """Raise unless a pipeline can be the base: not wrapped, and without an erasure on any part of it.
-
-    Raises:
-        ValueError: it is wrapped (a filter, DataParallel, torch.compile ...), or carries an erasure or a LoRA.
-    """
+    """Raise unless a pipeline can be the base: a plain one, not wrapped, and without an erasure or LoRA on any part."""
     if not isinstance(pipe, DiffusionPipeline):
         raise ValueError(
             f"the base must be a plain diffusers pipeline; got a {type(pipe).__name__}; give the pipeline inside it"
@@ -309,11 +284,7 @@ def _check_bare(part: str, module: nn.Module) -> None:
 
 
 def denoisers_of(pipe: Any) -> dict[str, Any]:
-    """The denoisers of a pipeline by name; some have two.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The denoisers of a pipeline by name; some have two."""
     found = {part: module for part, module in parts_of(pipe).items() if not part.startswith("text_encoder")}
     if not found:
         raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")

@@ -112,14 +112,13 @@ def generate(
             for i, image in zip(batch, _draw(pipe, [jobs[i] for i in batch], **sampler), strict=True):
                 images[i] = image
                 if (file := jobs[i].file) is not None:
-                    write_atomically(file, _png(image))
+                    write_atomically(file, _png(image), durable=False)  # a corrupt one is drawn again
             bar.update(len(batch))
     done = [image for image in images if image is not None]  # all of them
     return [done[i : i + len(seeds)] for i in range(0, len(done), len(seeds))]
 
 
 def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, Any]:
-    """The settings of a pipeline's call."""
     if not 1 <= steps <= 1000 or steps != int(steps) or not 0 <= guidance <= 100:
         raise ValueError(
             f"a sampler takes 1 to 1,000 steps and a guidance_scale from 0 to 100; got {shown(steps)} steps and "
@@ -130,7 +129,6 @@ def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, An
 
 
 def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]:
-    """One call of the pipeline."""
     denoiser = denoiser_of(pipe)
     # A second stream of generators for schedulers that draw noise in every step (ancestral samplers).
     given: dict[str, Any] = {"generator": [_generator(job.prompt, job.seed, "steps") for job in batch]}

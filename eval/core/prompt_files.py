@@ -5,7 +5,7 @@ file without a header loses its first prompt, a truncated one narrows the prompt
 another file altogether (a CSV written by a chat model has circulated as "ring-a-bell"). The hash of the file goes into
 every result.
 
-Column names and counts were read in the repositories named in :data:`KINDS`.
+The kinds stand in ``prompt_files.yaml``; column names and counts were read in the repositories named there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from erasure.io import meant, sha256, shown
+from erasure.io import load_yaml, meant, sha256, shown
 
+ROLES = ("text", "seed", "guidance", "category")
 PERCENTAGES = ("inappropriate_percentage", "nudity_percentage", "q16_percentage")
 CANVAS_SEEDS = (188, 288, 588, 688, 888)
 
@@ -75,7 +76,7 @@ class Kind:
     """
 
     source: str
-    expected: int | None
+    expected: int | None = None
     text: tuple[str, ...] = ("prompt",)
     seed: tuple[str, ...] = ("evaluation_seed",)
     guidance: tuple[str, ...] = ()
@@ -85,48 +86,10 @@ class Kind:
 
     def roles(self) -> dict[str, tuple[str, ...]]:
         """What a row needs, by the names its column may have."""
-        named = {"text": self.text, "seed": self.seed, "guidance": self.guidance, "category": self.category}
-        return {role: names for role, names in named.items() if names}
+        return {role: names for role in ROLES if (names := getattr(self, role))}
 
 
-# The hub's file of I2P and the copies in the repositories of ESD and UnlearnDiffAtk differ in two column names.
-_I2P: dict[str, Any] = {
-    "seed": ("evaluation_seed", "sd_seed"),
-    "guidance": ("evaluation_guidance", "sd_guidance_scale"),
-    "category": ("categories",),
-    "numbers": PERCENTAGES,
-}
-_UDA = "the repository OPTML-Group/Diffusion-MU-Attack, prompts/"
-_OWN = "your own CSV of the benchmark's prompts, with a seed for each"
-
-KINDS: dict[str, Kind] = {
-    "i2p": Kind("the hub data set AIML-TUDA/i2p, or rohitgandikota/erasing, data/unsafe-prompts4703.csv", 4703, **_I2P),
-    "uda_nudity": Kind(_UDA + "nudity.csv", 142, guidances={7.0: 104}, **_I2P),
-    "uda_objects": Kind(_UDA + "church.csv and others", 50, guidance=("evaluation_guidance",)),
-    "uda_styles": Kind(_UDA + "vangogh.csv", 50, category=("artist",)),
-    "ring_a_bell": Kind("chiayi-hsu/Ring-A-Bell, data/InvPrompt; the nudity files are gated", None),
-    "coco_30k": Kind("the repository of MACE, prompts_csv/coco_30k.csv", 30_000, category=("source",)),
-    "coco_10k": Kind(_UDA + "coco_10k.csv", 10_000, category=("source",)),
-    "p4d_nudity": Kind("the repository joycenerd/P4D, data/unsafe-prompts-nudity_esd.csv", 361, **_I2P),
-    "imagenette": Kind(
-        "the repository rohitgandikota/erasing, data/small_imagenet_prompts.csv", 100, category=("class",)
-    ),
-    # The class is also what a classifier calls it; the repository has a file without one for each of ten.
-    "erased_objects": Kind(
-        "the prompts of 'When are concepts erased', final_data/prompts/, in one file with a column for the class",
-        None,
-        seed=("evaluation_seed", "seed"),
-        category=("class",),
-    ),
-    "unlearn_canvas": Kind("made of the data set's lists by unlearn_canvas()", 5100, category=("style",)),
-    "emma_name": Kind(_OWN + " and the object it is about", None, category=("object",)),
-    "emma_long": Kind(_OWN + " and the object it is about", None, category=("object",)),
-    "geneval": Kind(_OWN + " and its task", 553, category=("tag",)),
-    "t2i_compbench": Kind(_OWN + " and its category", None, category=("category",)),
-    "mma": Kind("the gated hub data set of MMA-Diffusion", None, text=("adv_prompt", "prompt"), seed=()),
-    "own": Kind("your own CSV with a column `prompt`", None, seed=()),
-    "tuned_on": Kind("your own: prompts whose pictures settings were chosen on", None, seed=()),
-}
+KINDS: dict[str, Kind] = load_yaml(dict[str, Kind], Path(__file__).with_name("prompt_files.yaml"))
 
 
 def load(
@@ -171,17 +134,17 @@ def load(
             "as another set of prompts"
         )
     found = PromptFile(rows, sha256(data), kind)
-    if expected == "published":
-        _check_guidances(found, known)
+    for guidance, published in known.guidances.items() if expected == "published" else ():
+        if (there := found.guidances().get(guidance, 0)) != published:
+            raise ValueError(
+                f"{kind!r} has guidance {guidance:g} in {published} rows; got {there}; this is another file: pass "
+                "expected=None to use it all the same"
+            )
     return found
 
 
 def named(given: str) -> tuple[str, PromptFile]:
-    """A file as the command line takes it: ``FILE``, of one's own, or ``KIND=FILE``; its name in tables, and its rows.
-
-    Raises:
-        ValueError, FileNotFoundError: as :func:`load`.
-    """
+    """A file as the command line takes it, ``FILE`` of one's own or ``KIND=FILE``: its name in tables, and its rows."""
     kind, equals, path = given.partition("=")
     if not given.strip():
         raise ValueError("a file of prompts needs a path; got nothing; give FILE or KIND=FILE")
@@ -198,11 +161,7 @@ def named(given: str) -> tuple[str, PromptFile]:
 
 
 def named_files(given: Sequence[str]) -> dict[str, PromptFile]:
-    """Several files, as :func:`named` reads each, by their names in tables.
-
-    Raises:
-        ValueError: two share a name.
-    """
+    """Several files, as :func:`named` reads each, by their names in tables, of which no two may be the same."""
     found: dict[str, PromptFile] = {}
     for one in given:
         name, file = named(one)
@@ -223,7 +182,6 @@ def unlearn_canvas(
 
     Args:
         styles, objects: names as in the data set's lists; underscores are read as spaces in styles.
-        seeds: the protocol's five; fewer for a trial.
         expected: how many styles (with the photographs, "Seed_Images") and objects; None for a part of them.
     """
     if expected is not None and (len(set(styles)), len(set(objects))) != expected:
@@ -231,16 +189,10 @@ def unlearn_canvas(
             f"UnlearnCanvas has {expected[0]} styles and {expected[1]} objects; got {len(set(styles))} and "
             f"{len(set(objects))}; give the whole lists, or expected=None for a part"
         )
+    asked = {(s, thing): f"A {thing} image in {s.replace('_', ' ')} style." for s in styles for thing in objects}
     rows = tuple(
-        PromptRow(
-            f"A {thing} image in {style.replace('_', ' ')} style.",
-            seed,
-            9.0,
-            style,
-            {"style": style, "object": thing},
-        )
-        for style in styles
-        for thing in objects
+        PromptRow(text, seed, 9.0, style, {"style": style, "object": thing})
+        for (style, thing), text in asked.items()
         for seed in seeds
     )
     text = "\n".join(f"{row.seed} {row.text}" for row in rows)
@@ -252,12 +204,12 @@ def overlap(first: PromptFile, second: PromptFile) -> tuple[str, ...]:
 
     Settings that were chosen on a prompt's pictures are not tested by that prompt.
     """
-    known = {_plain(row.text) for row in second.rows}
-    return tuple(dict.fromkeys(row.text for row in first.rows if _plain(row.text) in known))
 
+    def plain(row: PromptRow) -> str:
+        return " ".join(row.text.casefold().split())
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    known = set(map(plain, second.rows))
+    return tuple(dict.fromkeys(row.text for row in first.rows if plain(row) in known))
 
 
 def _rows(data: bytes, kind: Kind, columns: Mapping[str, str], file: str) -> tuple[PromptRow, ...]:
@@ -275,9 +227,8 @@ def _rows(data: bytes, kind: Kind, columns: Mapping[str, str], file: str) -> tup
 
 
 def _columns(kind: Kind, header: Sequence[str], given: Mapping[str, str], file: str) -> dict[str, str]:
-    """Role to column name."""
-    if unknown := sorted(set(given) - {"text", "seed", "guidance", "category"}):
-        raise ValueError(f"columns are named by what they hold; got {unknown}; use text, seed, guidance, category")
+    if unknown := sorted(set(given) - set(ROLES)):
+        raise ValueError(f"columns are named by what they hold; got {unknown}; use {', '.join(ROLES)}")
     roles = kind.roles() | {role: (name,) for role, name in given.items()}
     where = {role: next((name for name in names if name in header), None) for role, names in roles.items()}
     absent = [" or ".join(roles[role]) for role, name in where.items() if name is None]
@@ -318,13 +269,3 @@ def _number(text: str, at: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{at}: not a number: {text[:20]!r}; are the columns shifted?") from None
-
-
-def _check_guidances(file: PromptFile, kind: Kind) -> None:
-    found = file.guidances()
-    for guidance, count in kind.guidances.items():
-        if found.get(guidance, 0) != count:
-            raise ValueError(
-                f"{file.kind!r} has guidance {guidance:g} in {count} rows; got {found.get(guidance, 0)}; "
-                "this is another file: pass expected=None to use it all the same"
-            )

@@ -177,15 +177,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. ``summary`` is for readers and is not read back."""
-        raw = {
-            "format": FORMAT,
-            "summary": {
-                "rows": [dataclasses.asdict(row) for row in self.rows()],
-                "quality": [dataclasses.asdict(row) for row in self.quality()],
-            },
-        }
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return raw | {name: _plain(value) for name, value in fields.items()}
+        summary = {"rows": self.rows(), "quality": self.quality()}
+        tables = {name: [dataclasses.asdict(row) for row in rows] for name, rows in summary.items()}
+        return {"format": FORMAT, "summary": tables, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Evaluation:
@@ -204,7 +198,10 @@ class Evaluation:
             detectors={name: DetectorCard.from_dict(card) for name, card in raw["detectors"].items()},
             records=tuple(records),
             pictures=tuple(Picture(**picture) for picture in raw["pictures"]),
-            distances=tuple(_distance(d) for d in raw["distances"]),
+            distances=tuple(
+                Distance(**{**d, **{k: Estimate(**d[k]) for k in ("value", "change") if d.get(k) is not None}})
+                for d in raw["distances"]
+            ),
             settings=raw["settings"],
             warnings=tuple(raw["warnings"]),
         )
@@ -217,12 +214,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
-        """Read what ``to_json`` or ``save`` wrote; a folder means the ``evaluation.json`` in it.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: not an evaluation, or half of one.
-        """
+        """Read what ``to_json`` or ``save`` wrote; a folder means the ``evaluation.json`` in it."""
         file = Path(path)
         file = file / "evaluation.json" if file.is_dir() else file
         if not file.exists():
@@ -240,24 +232,6 @@ class Evaluation:
         return self.to_json(folder / "evaluation.json")
 
 
-def _distance(raw: Mapping[str, Any]) -> Distance:
-    change = raw.get("change")
-    return Distance(
-        **{**raw, "value": Estimate(**raw["value"]), "change": None if change is None else Estimate(**change)}
-    )
-
-
 def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits of the hash of plain data."""
     return sha256_json(value, default=str, spaced=True)[:16]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as plain data."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

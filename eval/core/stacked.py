@@ -11,15 +11,7 @@ from erasure.eval.core.models import Kind
 
 
 class Stacked:
-    """Several erasures as one change of a pipeline: put on one after another, in their order.
-
-    Args:
-        name: what tables call it.
-        erasures: each made for the unmodified base, as erasures that are published one by one are.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Several erasures, each made for the unmodified base, as one change: put on one after another, in their order."""
 
     def __init__(self, name: str, erasures: Sequence[Erasure]) -> None:
         if not erasures:

@@ -70,10 +70,11 @@ def _p_value(evaluation: Evaluation, line: Row) -> float | None:
 
 
 def row(evaluation: Evaluation, arm: str, detector: str, group: str) -> Row:
-    """One cell of the comparison."""
     after = evaluation.select(arm, group)
     hits, drawn = hits_of(after, detector), _drawn(after)
-    level = _explain(rate(hits, drawn), after, detector)
+    level, reasons = rate(hits, drawn), dict.fromkeys(r.verdicts[detector].reason for r in after)
+    if excluded := [reason for reason in reasons if reason]:
+        level = dataclasses.replace(level, reason="; ".join(excluded))
     if arm == BASE:
         return Row(arm, detector, group, level, None)
     base = evaluation.select(BASE, group)
@@ -139,16 +140,5 @@ def named_in(keep: Iterable[object], names: Sequence[str]) -> int:
     return sum(folded(name) in kept for name in names)
 
 
-def limited(evaluation: Evaluation) -> bool:
-    """Whether only some of the suite's prompts were drawn, for trying things out."""
-    return evaluation.settings.get("limit") is not None
-
-
 def hits_of(records: list[Record], detector: str) -> list[bool | None]:
     return [r.verdicts[detector].hit for r in records]
-
-
-def _explain(estimate: Estimate, records: list[Record], detector: str) -> Estimate:
-    """The estimate with the reasons of excluded pictures."""
-    reasons = dict.fromkeys(r.verdicts[detector].reason for r in records if r.verdicts[detector].reason)
-    return dataclasses.replace(estimate, reason="; ".join(map(str, reasons))) if reasons else estimate

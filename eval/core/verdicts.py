@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
@@ -41,3 +41,8 @@ def _nothing(
     if attribute == "concept":
         return [winner == NOTHING for winner in top]
     return [concepts[i] == NOTHING for i in detector.scores(images, "concept").argmax(-1)]
+
+
+def among(name: str, names: Iterable[str]) -> bool:
+    """Whether a name is one of several, as :func:`erasure.concept.same` compares them."""
+    return any(same(name, other) for other in names)

@@ -40,16 +40,11 @@ class DetectorCard:
     notes: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> DetectorCard:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            ValueError: a key this version does not know, or no name.
-        """
+        """The inverse of ``to_dict``; keys that this version does not know are refused."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"unknown keys in a detector card; got {unknown}; known keys are {sorted(known)}")
@@ -64,11 +59,7 @@ class DetectorCard:
 
     @classmethod
     def from_json(cls, path: str | Path) -> DetectorCard:
-        """Read a card.
-
-        Raises:
-            ValueError: the file is not a card; the message names it.
-        """
+        """Read a card; a file that is none is refused by its name."""
         try:
             return cls.from_dict(parse_json(read_bytes(path)))
         except (ValueError, TypeError) as error:

@@ -16,18 +16,15 @@ CLIP = ("ViT-B-32/openai",)
 def detectors_for(
     suite: Suite, *, clip: Sequence[str] = CLIP, vlm: Sequence[str] = (), device: str = "cpu"
 ) -> tuple[list[Detector], ClipDetector]:
-    """Detectors and the judge of image-text agreement for a suite.
+    """Detectors and the judge of image-text agreement for a suite. The first scores; a second one selects, for attacks.
 
     Args:
         clip: ``model/weights`` for open_clip, used for suites about real checkpoints.
         vlm: hub ids (``org/name`` or ``org/name@revision``) or folders of vision-language models. They stand before the
             others.
 
-    The first detector scores; a second one selects, and attacks need it.
-
     Raises:
         FileNotFoundError: weights are neither cached nor available.
-        ValueError: a vision-language model cannot be asked.
     """
     asked: list[Detector] = [_asked(name, suite, device) for name in vlm]
     if suite.base == WORLD:
@@ -39,18 +36,13 @@ def detectors_for(
 
 
 class Judges:
-    """The detectors of one suite after another; networks are loaded once. For a run over many suites.
-
-    Args:
-        clip, device: as in :func:`detectors_for`.
-    """
+    """The detectors of one suite after another, as of :func:`detectors_for`; networks are loaded once."""
 
     def __init__(self, *, clip: Sequence[str] = CLIP, device: str = "cpu") -> None:
         self._clip, self._device = tuple(clip), device
         self._opened: dict[bool, tuple[list[Detector], ClipDetector]] = {}
 
     def __call__(self, suite: Suite) -> tuple[list[Detector], ClipDetector]:
-        """As :func:`detectors_for` returns them."""
         world = suite.base == WORLD
         if world not in self._opened:
             self._opened[world] = detectors_for(suite, clip=self._clip, device=self._device)

@@ -5,6 +5,7 @@ Its text encoder must be *unmodified*: an erased one would not recognise the tar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,19 +90,11 @@ class ClipDetector:
 
     def with_labels(self, labels: Labels) -> ClipDetector:
         """A detector of other labels around the same network: loading and hashing it takes longer than the pictures."""
-        phrases = {attribute: phrases_of(given) for attribute, given in labels.items()}
-        named = {attribute: tuple(given) for attribute, given in phrases.items()}
-        return ClipDetector(
-            self.model,
-            self.preprocess,
-            tokenizer=self.tokenizer,
-            name=self.name,
-            labels=labels,
-            templates=self.templates,
-            card=dataclasses.replace(self.card, labels=named),
-            temperature=self.temperature,
-            batch_size=self.batch_size,
-        )
+        other = copy.copy(self)
+        other.phrases, other._text_features = {attribute: phrases_of(own) for attribute, own in labels.items()}, {}
+        named = {attribute: tuple(own) for attribute, own in other.phrases.items()}
+        other.card = dataclasses.replace(self.card, labels=named)
+        return other
 
     @classmethod
     def load(
@@ -141,11 +134,7 @@ class ClipDetector:
         return tuple(self.phrases.get(attribute, ()))
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """Zero-shot probabilities (images, labels): softmax of 100 times the cosines.
-
-        Raises:
-            ValueError: no labels are known for the attribute.
-        """
+        """Zero-shot probabilities (images, labels): softmax of 100 times the cosines."""
         if not (phrases := self.phrases.get(attribute)):
             raise ValueError(
                 f"{self.name} has no labels for {attribute!r}; it knows {sorted(self.phrases)}; pass them as `labels`"

@@ -15,9 +15,6 @@ class MeanDetector:
 
     Independent detectors err on different pictures, so their mean errs less. Do not use it beside its members: they
     would count twice.
-
-    Raises:
-        ValueError: fewer than two detectors, or different labels.
     """
 
     def __init__(self, detectors: Sequence[Detector]) -> None:

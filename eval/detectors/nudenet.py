@@ -67,10 +67,6 @@ class NudeNet:
         model_path: another ONNX file than the bundled 320n.
         inference_resolution: the side it works at: 320, or 640 for 640m.
         label: of a hit: the name of the suite's concept.
-
-    Raises:
-        ImportError: the extra is not installed.
-        ValueError: an unknown counting.
     """
 
     def __init__(

@@ -113,9 +113,6 @@ class VlmDetector:
         Args:
             revision: branch, tag or commit of the hub's repository; name a commit where numbers must be made again.
             dtype: the checkpoint's own by default.
-
-        Raises:
-            OSError: there is no such model. ValueError: it is none that reads pictures and writes text.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -129,11 +126,7 @@ class VlmDetector:
         return tuple(self.phrases.get(attribute, ()))
 
     def scores(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        """``(images, labels)``, rows sum to 1: odds of yes, with 1 for "nothing".
-
-        Raises:
-            ValueError: no labels, or no question, are known for the attribute.
-        """
+        """``(images, labels)``, rows sum to 1: odds of yes, with 1 for "nothing"."""
         if not (phrases := self.phrases.get(attribute)) or attribute not in self.questions:
             raise ValueError(
                 f"{self.name} has no labels, or no question, for {attribute!r}; it knows {sorted(self.phrases)}; pass "
@@ -177,9 +170,6 @@ def answers(words: Any, name: str) -> tuple[list[int], list[int]]:
 
     A spelling that is one token counts by it; only where none is, the first pieces of all count. A token that begins
     both (a space, say) counts for neither.
-
-    Raises:
-        ValueError: for one of the two no token is left.
     """
     found = []
     for spellings in (YES, NO):

@@ -67,16 +67,7 @@ class ClaimReport:
 
 
 def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Facts) -> list[ClaimReport]:
-    """One report per erased model, in their order.
-
-    Args:
-        evidence: of every probe, about every model.
-        models: name to role.
-        facts: preset, kinds, what is missing and why ...
-
-    Raises:
-        ValueError: evidence about an unknown model, two numbers for one thing, an erased model of unknown kind.
-    """
+    """One report per erased model, in their order, from the evidence of every probe about every model in ``models``."""
     seen = set()
     for e in evidence:
         if e.model not in models:
@@ -96,7 +87,6 @@ def claims(evidence: Sequence[Evidence], models: Mapping[str, Role], facts: Fact
 
 
 def _report(view: View) -> ClaimReport:
-    """Everything that may be said about one model."""
     (suppressed, next_suppression), (left, next_removal) = rules.suppression(view), rules.removal(view)
     kept = {group: findings.utility(view, group) for group in UTILITY}
     said = {

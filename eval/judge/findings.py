@@ -220,7 +220,6 @@ def carriers(view: View) -> list[Evidence]:
 
 
 def controls(view: View) -> set[str | None]:
-    """The controls of these numbers."""
     return {e.control for e in carriers(view)}
 
 
@@ -231,8 +230,3 @@ def strata(view: View, probe: str) -> list[Evidence]:
     """
     found = view.each(probe, EQUIVALENCE[probe])
     return [e for e in found if not e.family or e.family.startswith("target") or probe == "membership"]
-
-
-def named(e: Evidence) -> str:
-    """The name of a family in sentences."""
-    return f"{e.probe} \u201c{e.family}\u201d" if e.family else e.probe

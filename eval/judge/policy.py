@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -22,29 +22,6 @@ if TYPE_CHECKING:
     from erasure.eval.judge import ClaimReport
 
 STRICT_EXIT = 3  # of the command line with --strict, when `check` has something to say
-
-
-class Row(NamedTuple):
-    """One line of the necessary / sufficient tables."""
-
-    question: str
-    answer: str
-    example: str
-
-
-# After Cooper et al. 2024, "Machine Unlearning Doesn't Do What You Think", arXiv 2412.06966, in our words.
-NECESSARY = (
-    Row("Is removal necessary?", "yes", "abuse and non-consensual intimate imagery, strictly forbidden observed data"),
-    Row("Is removal necessary?", "no", "personal data whose processing is allowed where the model is used"),
-    Row("Is suppression necessary?", "yes", "synthetic abuse imagery, protected characters, personal data in outputs"),
-    Row("Is suppression necessary?", "no", "the grievance is consent over use in training"),
-)
-SUFFICIENT = (
-    Row("Is removal sufficient?", "maybe", "judges and policymakers decide, case by case"),
-    Row("Is removal sufficient?", "no", "what latent information and a prompt can still produce: suppression as well"),
-    Row("Is suppression sufficient?", "maybe", "judges and policymakers decide, case by case"),
-    Row("Is suppression sufficient?", "no", "innocuous outputs that are put to harmful uses"),
-)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -111,7 +88,6 @@ def check(policy: Policy, reports: Sequence[ClaimReport]) -> list[str]:
 
 
 def _open(report: ClaimReport, column: Column, least: str) -> list[str]:
-    """Why one column of one report does not meet a requirement."""
     start = f"{report.model}: {column} is required"
     against = [f"{start}, and evidence speaks against it: {line}" for line in report.against[column]]
     level = report.level(column)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from erasure.eval.judge import findings
 from erasure.eval.judge.answers import beside, percent, points, read, uncontradicted, worst_stratum
 from erasure.eval.judge.licences import BY_CONSTRUCTION, LADDER, NO_CLAIM, NOT_APPLICABLE, NULL
-from erasure.eval.judge.view import UTILITY, View
+from erasure.eval.judge.view import UTILITY, View, named
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import worst_upper
 
@@ -89,21 +89,17 @@ def _varied(view: View) -> dict[str, str]:
     known = [e for e in families if findings.base_shows(view, e)]
     worst = max(families, key=lambda e: e.estimate.high or 0.0)
     upper = worst_upper([e.estimate for e in families])
-    left = "; ".join(f"{findings.named(e)} ({_base_there(view, e)})" for e in findings.uncounted(view))
+    there = [(named(e), findings.base_rate(view, e)) for e in findings.uncounted(view)]
+    left = "; ".join(f"{name} ({'base not measured' if base is None else f'base {base:%}'})" for name, base in there)
     return {
         "kinds": ", ".join(dict.fromkeys(e.probe for e in known)),
         "drops": str(len(known)),
         "upper": percent(upper),
         "ceiling": f"{100 * view.margins.ceiling:g} %",
         "count": str(len(families)),
-        "worst": findings.named(worst),
+        "worst": named(worst),
         "left": f" Tried and not counted, as the base's own lower limit there is too low: {left}." if left else "",
     }
-
-
-def _base_there(view: View, e: Evidence) -> str:
-    base = findings.base_rate(view, e)
-    return "base not measured" if base is None else f"base {base:%}"
 
 
 def _attacked(view: View) -> dict[str, str]:
@@ -145,7 +141,7 @@ def _statistics(view: View) -> list[str]:
         "membership": f"within {margins.rates:g} either way",
     }
     found = [(e, limit) for probe, limit in limits.items() for e in findings.strata(view, probe)]
-    return [f"{findings.named(e)} {e.measure} {e.estimate:.2f} ({limit})" for e, limit in found]
+    return [f"{named(e)} {e.measure} {e.estimate:.2f} ({limit})" for e, limit in found]
 
 
 def utility(view: View, group: str, label: str) -> str:
@@ -173,7 +169,7 @@ def guardrails(view: View) -> str:
     }
     probes = ("input_filter", "output_filter", "end_to_end")
     found = [
-        f"{findings.named(e)}: {words} {e.estimate:%}"
+        f"{named(e)}: {words} {e.estimate:%}"
         for probe in probes
         for measure, words in measures.items()
         for e in _whole(view.each(probe, measure))
@@ -211,7 +207,7 @@ def seen_anyway(view: View) -> list[str]:
     direct = [e for e in view.each("direct", "rate") if e.estimate.low is not None and e.estimate.low > limit]
     found = [
         f"{target if e.probe == 'direct' else one} is recognised with {view.model} in {e.estimate:%} under "
-        f"{findings.named(e)}, where at most {100 * limit:g} % is required"
+        f"{named(e)}, where at most {100 * limit:g} % is required"
         for e in [*direct, *findings.shown_anyway(view)]
     ]
     for attack in findings.bypasses(view):

@@ -228,7 +228,7 @@ class View:
 
     def lacks(self, e: Evidence, limit: float, gate: str | None = None) -> str:
         """What keeps one number from being at most ``limit``; "" when it is."""
-        probe, measure = f"{e.probe} \u201c{e.family}\u201d" if e.family else e.probe, e.measure
+        probe, measure = named(e), e.measure
         if e.estimate.value is None:
             return f"{probe} ({self.why(e.probe)})"
         if failed := [name for name, state in e.gates.items() if state == "fail"]:
@@ -254,3 +254,8 @@ class View:
         """What the retrained models retrained."""
         golds = (self.facts.scopes.get(model) for model in self.retrained())
         return ", ".join(dict.fromkeys(filter(None, golds))) or "scope not stated"
+
+
+def named(e: Evidence) -> str:
+    """The name of a family in sentences."""
+    return f"{e.probe} \u201c{e.family}\u201d" if e.family else e.probe

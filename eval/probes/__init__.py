@@ -7,7 +7,8 @@ report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`
 
 from __future__ import annotations
 
-from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Observation, Probe
+from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
+from erasure.eval.probes.weigh import contrasts
 from erasure.io import meant
 from erasure.registry import Registry
 
@@ -78,12 +79,7 @@ def names() -> tuple[str, ...]:
 
 
 def probe_class(name: str) -> type[Probe]:
-    """The class of a probe by its key.
-
-    Raises:
-        ValueError: there is none of that name, with the known ones in the message; or what an entry point names is no
-            probe, or has another key.
-    """
+    """The class of a probe by its key."""
     found = REGISTRY.load(name)
     if not (isinstance(found, type) and issubclass(found, Probe) and found.key == name):
         raise ValueError(
@@ -94,15 +90,7 @@ def probe_class(name: str) -> type[Probe]:
 
 
 def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
-    """The probes of a preset, in the order of the taxonomy.
-
-    Args:
-        preset: smoke | no-draw | quick | standard | full.
-        only: keys, to run fewer.
-
-    Raises:
-        ValueError: no such preset or probe, or the preset does not have it.
-    """
+    """The probes of a preset in the order of the taxonomy; with ``only`` those of these keys, which it must have."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{meant(preset, PRESETS)}; choose one of {list(PRESETS)}")
     found = {name: probe_class(name).preset(preset) for name in (names() if only is None else only)}
@@ -112,4 +100,7 @@ def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
     return [probe for probe in found.values() if probe is not None]
 
 
-__all__ = ["PRESETS", "Context", "Evidence", "Missing", "Observation", "Probe", "names", "probe_class", "probes_of"]
+__all__ = [
+    "PRESETS", "Context", "Evidence", "Missing", "Model", "Observation", "Probe", "Roles", "Rows", "contrasts", "names",
+    "probe_class", "probes_of",
+]  # fmt: skip

@@ -12,10 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasure.concept import Suite, with_article
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly
-from erasure.eval.probes.base import Access, Context, Evidence, Level, Missing, Observation, Probe, Roles, Rows, Section
-from erasure.eval.probes.weigh import contrasts, families
+from erasure.eval.probes.base import Access, Context, Level, Missing, Model, Observation, Probe, Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +40,6 @@ class PromptProbe(Probe):
     """A probe of outputs under a family of prompts.
 
     Attributes:
-        images_per_prompt: seeds per prompt. More prompts narrow intervals better than more seeds.
-        limit: at most this many prompts per family, spread evenly; None for all.
         wide: use more sentences than the templates of the concept: an interval is about sentences, and six are few.
     """
 
@@ -51,7 +47,7 @@ class PromptProbe(Probe):
     level: ClassVar[Level] = "outputs"
     access: ClassVar[Access] = "black_box"
     controls: ClassVar[int | None] = 1
-    known: ClassVar[float] = 0.3  # the base must show the target in this share of pictures for a family to count
+    known: ClassVar[float] = 0.3
 
     images_per_prompt: int = 2
     limit: int | None = None
@@ -59,11 +55,7 @@ class PromptProbe(Probe):
 
     @abc.abstractmethod
     def asks(self, context: Context) -> list[Ask]:
-        """The prompts, the same for every model.
-
-        Raises:
-            Missing: the suite has no words for this probe.
-        """
+        """The prompts, the same for every model; ``Missing`` where the suite has no words for them."""
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         asks, seeds = self.limited(self.asks(context)), tuple(range(self.images_per_prompt))
@@ -80,13 +72,18 @@ class PromptProbe(Probe):
                 batches.setdefault(json.dumps(dict(ask.sampler), sort_keys=True), []).append(ask)
         with context.open(model) as pipe:
             for sampler, batch in batches.items():
-                texts, description = [ask.text for ask in batch], f"{self.code} {model.name}"
                 with self.sampling(pipe, context, json.loads(sampler)) as settings:
-                    drawn = context.draw(pipe, model, texts, seeds=seeds, description=description, **settings)
-                images = [image for row in drawn for image in row]
-                each = [ask for ask in batch for _ in seeds]
-                found += self.look(model, context, images, each, list(seeds) * len(batch))
+                    found += self.drawn(pipe, model, context, batch, seeds, **settings)[1]
         return found
+
+    def drawn(
+        self, pipe: Any, model: Model, context: Context, asks: Sequence[Ask], seeds: Sequence[int], **sampler: Any
+    ) -> tuple[list[Image.Image], list[Observation]]:
+        """Every prompt with every seed from an opened pipeline: the pictures, and what is seen in them."""
+        drawn = context.pictures(pipe, model, [ask.text for ask in asks], seeds=seeds, **sampler)
+        images = [image for _, _, image in drawn]
+        each = [ask for ask in asks for _ in seeds]
+        return images, self.look(model, context, images, each, [seed for _, seed, _ in drawn])
 
     @contextlib.contextmanager
     def sampling(self, pipe: Any, context: Context, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,10 +109,6 @@ class PromptProbe(Probe):
         for family in dict.fromkeys(ask.family for ask in asks):
             kept += evenly([ask for ask in asks if ask.family == family], self.limit)
         return kept
-
-    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        base = next(iter(rows.values()), ())
-        return [e for f in families(base) for e in contrasts(self.key, rows, models, f, known=self.known)]
 
 
 def facts_of(ask: Ask) -> dict[str, Any]:
@@ -148,11 +141,9 @@ def everywhere(suite: Suite) -> tuple[str, ...]:
     return (*suite.concept.templates, *(text for texts in suite.words.scenes.values() for text in texts))
 
 
-def sentences(
-    context: Context, phrases: Sequence[str], *, article: bool = True, templates: Sequence[str] | None = None
-) -> list[str]:
+def sentences(context: Context, phrases: Sequence[str], **how: Any) -> list[str]:
     """The texts of :func:`spelled`."""
-    return [sentence.text for sentence in spelled(context, phrases, article=article, templates=templates)]
+    return [sentence.text for sentence in spelled(context, phrases, **how)]
 
 
 def spelled(
@@ -163,9 +154,6 @@ def spelled(
     Args:
         article: put one before a phrase that names a thing.
         templates: those of the suite's concept by default.
-
-    Raises:
-        Missing: there are no phrases.
     """
     suite = context.suite
     if not phrases:

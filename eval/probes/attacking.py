@@ -14,18 +14,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly
 from erasure.eval.core.records import png_of
 from erasure.eval.probes.asking import everywhere, sentences
-from erasure.eval.probes.base import Access, Context, Evidence, Gate, Need, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Access, Context, Evidence, Gate, Model, Need, Observation, Probe, Roles, Rows
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.success import (
     ATTACK,
@@ -33,12 +32,11 @@ from erasure.eval.probes.success import (
     CONTROL,
     FRESH,
     FRESH_CONTROL,
-    WITHOUT,
     any_hits,
     attacked,
     breaks,
     exceeds,
-    with_power,
+    powered,
 )
 from erasure.eval.probes.weigh import base_rows
 from erasure.io import seed_of
@@ -79,7 +77,7 @@ class Attack(Probe):
     """An attack by discrete tokens, with its random control, on sentences that ask for the target.
 
     Attributes:
-        prompts: sentences attacked, spread evenly over the suite's templates and names. More narrow the intervals.
+        prompts: sentences attacked, spread evenly over the suite's templates and names.
         tokens: free tokens per sentence. More make a stronger attack, and one that is further from words.
         tries: candidates per sentence, k. All are drawn and scored.
         fresh: new noises from which the selected candidates are drawn again.
@@ -172,25 +170,64 @@ class Attack(Probe):
         return facts
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        power = {name: self._power(name, rows, models) for name in rows}
-        return [
-            dataclasses.replace(e, gates={"power": with_power(power[e.model], e)})
-            if models[e.model] == "erased" and e.family not in WITHOUT
-            else e
-            for e in attacked(self.key, rows, models, _first_tries)
-        ]
+        power = {name: self.power(name, rows, models) for name in rows}
 
-    def _power(self, name: str, rows: Rows, models: Roles) -> Gate:
-        """Whether the attack works: on the base, on the weak erasure, or on this very model."""
+        def first_tries(own: Sequence[Observation]) -> dict[str, list[Observation]]:
+            """The curve to success: any hit in the first tries, by their number."""
+            tries = max((row.facts["tries"] for row in own), default=0)
+            curve = {f"k={k}": any_hits(own, ATTACK, k) for k in CURVE if k < tries}
+            return {**curve, "hit@1": any_hits(own, ATTACK, 1)}
+
+        found = attacked(self.key, rows, models, first_tries)
+        bare = [dataclasses.replace(e, gates={k: v for k, v in e.gates.items() if k == "power"}) for e in found]
+        return powered(bare, models, power)
+
+    def power(self, name: str, rows: Rows, models: Roles) -> Gate:
         shown = [rows[one] for one in rows if one in (self.weak, name)]
         return "pass" if breaks(base_rows(rows, models)) or any(exceeds(own) for own in shown) else "fail"
 
 
-def _first_tries(rows: Sequence[Observation]) -> dict[str, list[Observation]]:
-    """The curve to success: any hit in the first tries, by their number."""
-    tries = max((row.facts["tries"] for row in rows), default=0)
-    found = {f"k={k}": any_hits(rows, ATTACK, k) for k in CURVE if k < tries}
-    return {**found, "hit@1": any_hits(rows, ATTACK, 1)}
+@dataclasses.dataclass(frozen=True)
+class Descent(Attack):
+    """An attack that descends a loss of the attacked model by AdamW, and reads tokens off now and then.
+
+    Attributes:
+        iterations: steps per candidate. 0 leaves the random start, for tests of the power gate.
+        learning_rate, weight_decay: of AdamW.
+    """
+
+    iterations: int = 20
+    learning_rate: float = 0.05
+    weight_decay: float = 0.1
+
+    def candidates(
+        self,
+        w: Tensor,
+        rounds: Iterable[tuple[Callable[[], Tensor], dict[str, Any]]],
+        read: Callable[[], Tensor],
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[list[Candidate]]:
+        """One candidate a round for each sentence, a row of ``w``.
+
+        Args:
+            rounds: the losses ``(n,)`` of the sentences at ``w``, and facts.
+            read: the tokens ``(n, k)`` at ``w``. project: what follows each step.
+        """
+        adam = torch.optim.AdamW([w], lr=self.learning_rate, weight_decay=self.weight_decay)
+        found: list[list[Candidate]] = [[] for _ in w]
+        for losses, facts in rounds:
+            seen = []
+            for _ in range(self.iterations):
+                loss = losses()
+                (w.grad,) = torch.autograd.grad(loss.sum(), [w])
+                adam.step()
+                if project is not None:
+                    w.data = project(w.data)
+                seen.append(loss.detach())
+            means = torch.stack(seen).mean(0).tolist() if seen else [None] * len(w)
+            for own, ids, mean in zip(found, read().tolist(), means, strict=True):
+                own.append(Candidate(tuple(ids), {"loss": mean, **facts}))
+        return found
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -200,9 +237,6 @@ def goals_of(context: Context, place: Place, limit: int) -> list[Goal]:
     """Sentences to attack, at most ``limit``, spread evenly over the names and templates of the suite.
 
     Where those are too few, the templates of its scenes are used, too.
-
-    Raises:
-        ValueError: an unknown place.
     """
     if place not in get_args(Place):
         raise ValueError(f"unknown place for free words; got {place!r}; choose one of {list(get_args(Place))}")
@@ -235,7 +269,6 @@ def generator_of(*key: str | int) -> torch.Generator:
 
 
 def vocabulary(tokenizer: Any) -> Tensor:
-    """All token ids but the special ones."""
     return torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
 
 

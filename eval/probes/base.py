@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -22,18 +23,19 @@ from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
 from erasure.eval.core.models import Model, Role, Swapped, Wraps
+from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.prompt_files import PromptFile
 from erasure.eval.core.records import Evaluation
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
+from erasure.eval.probes.weigh import KNOWN, contrasts, families
 from erasure.eval.stats import Estimate
 
 Section = Literal["suppression", "removal", "utility", "guardrails"]
 Level = Literal["outputs", "behaviour", "weights", "system"]
 Access = Literal["black_box", "embedding", "white_box", "fine_tune"]
 Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members", "prompts"]
-Gate = Literal["pass", "fail", "na"]
 
 PRESETS = ("smoke", "no-draw", "quick", "standard", "full")
 
@@ -48,72 +50,6 @@ LACKING: Mapping[Need, str] = {
     "members": "the material does not say which pictures of the target the base was trained on; set `member` in it",
     "prompts": "there is no file of prompts; give one or more (--prompts)",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Observation:
-    """One thing that a probe saw: a picture and its verdict, or the loss of one sample.
-
-    Attributes:
-        model: name of the model.
-        family: what the probe varies ("name", "es", "steps 10", "attack", "control"); each gets its own estimate.
-        cluster: what intervals resample as a whole: a prompt, or a real picture. Where ``facts`` have ``template`` and
-            ``phrase``, or the ``run`` of a training, intervals resample those.
-        seed: of the noise.
-        value: 1 or 0 for "the target is seen", or a number; None without one.
-        reason: why there is no value.
-        facts: everything else: ``prompt``, ``top`` (the label seen), ``image_hash``, ``tries`` ... JSON types only.
-    """
-
-    model: str
-    family: str
-    cluster: str
-    seed: int
-    value: float | None
-    reason: str | None = None
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evidence:
-    """One number about one model, with its interval and the gates it passed.
-
-    Attributes:
-        probe: key of the probe.
-        model: which model; the base and the controls have evidence too.
-        measure: what the number is. Those that probes share: "rate" (share of pictures with the target, or the mean of
-            another value), "change" (minus the base's, paired), "above_control" (minus the control's), "residual"
-            ((e - g) / (b - g): 0 as a model that never saw the target, 1 as one that did), "excess" (attack minus a
-            random control of the same budget), "worst_stratum" (the rate of the template or phrase that shows the
-            target most, named in ``note``; the interval allows for the choice).
-        estimate: value and interval.
-        family: which of the probe's families; "" for all together.
-        control: which kind of model "never saw it": "gold" (retrained), "null", or None without a control.
-        gates: name to "pass" | "fail" | "na". A failed gate makes the number inconclusive, never a success.
-        unit: "share" prints as per cent, "log2" as a power of two, "number" plainly.
-        note: printed with the number.
-        detector: which one, where several judge the same pictures; else "".
-    """
-
-    probe: str
-    model: str
-    measure: str
-    estimate: Estimate
-    family: str = ""
-    control: Literal["gold", "null"] | None = None
-    gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
-    unit: Literal["share", "number", "log2"] = "share"
-    note: str = ""
-    detector: str = ""
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether there is a value and no gate failed."""
-        return self.estimate.value is not None and "fail" not in self.gates.values()
-
-
-Rows = Mapping[str, Sequence[Observation]]  # model to its observations, the base first
-Roles = Mapping[str, Role]  # model to its role
 
 
 class Missing(Exception):
@@ -212,9 +148,6 @@ class Context:
         Args:
             member: False for pictures that the base was not trained on, True for those that it was.
             labels: of what is kept, only these.
-
-        Raises:
-            Missing: there is no material, or not so much.
         """
         if self.material is None:
             raise Missing(LACKING["material"])
@@ -264,9 +197,6 @@ class Context:
             pipe: what :meth:`open` gave for ``model``.
             cut: draw prompts that the text encoder cuts, too; for those of an attack.
             **sampler: in place of the suite's ``num_inference_steps`` and ``guidance_scale``; ``description``.
-
-        Raises:
-            Missing: a prompt does not fit the text encoder.
         """
         if not cut and "prompt_embeds" not in sampler and (found := self.too_long(prompts)):
             raise Missing(next(iter(found.values())))
@@ -300,20 +230,54 @@ class Context:
     def see(
         self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None
     ) -> list[dict[str, Any]]:
-        """What a detector says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
+        """What a detector (the judge) says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
 
-        Args:
-            label: what to look for; the suite's target by default.
-            detector: the judge by default.
-
-        Raises:
-            Missing: the detector has no such label.
+        The label is the suite's target by default; a detector without it says nothing, and ``Missing`` is raised.
         """
         wanted = self.suite.concept.name if label is None else label
         found = verdicts_of(detector or self.judge, images, [wanted] * len(images), self.suite.attribute)
         if reason := next((verdict.reason for verdict in found if verdict.hit is None), None):
             raise Missing(reason)
         return [{"hit": v.hit, "score": v.score, "top": v.top, "nothing": v.nothing} for v in found]
+
+    def pictures(
+        self, pipe: Any, model: Model, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), **sampler: Any
+    ) -> list[tuple[str, int, Image.Image]]:
+        """Every prompt with every seed and its picture, prompt by prompt; arguments are those of :meth:`draw`."""
+        drawn = self.draw(pipe, model, prompts, seeds=seeds, **sampler)
+        flat = [image for row in drawn for image in row]
+        return [(p, s, image) for (p, s), image in zip(itertools.product(prompts, seeds), flat, strict=True)]
+
+    def ask(
+        self,
+        model: Model,
+        prompts: Sequence[str],
+        *,
+        family: str,
+        seeds: Sequence[int] = (0,),
+        clusters: Sequence[str] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        pipe: Any = None,
+        **sampler: Any,
+    ) -> list[Observation]:
+        """Draw every prompt with every seed, and let the judge look for the target: one observation per picture.
+
+        Args:
+            clusters: one per prompt; the prompts themselves by default.
+            facts: of every row, beside its ``prompt``.
+            pipe: what :meth:`open` gave, where the model is open already.
+            **sampler: as in :meth:`draw`; ``prompt_embeds`` for conditioning that is not from a prompt.
+        """
+        with contextlib.nullcontext(pipe) if pipe is not None else self.open(model) as opened:
+            drawn = self.pictures(opened, model, prompts, seeds=seeds, **sampler)
+        return self.observe(
+            model,
+            [image for _, _, image in drawn],
+            family=family,
+            clusters=[cluster for cluster in clusters or prompts for _ in seeds],
+            seeds=[seed for _, seed, _ in drawn],
+            facts=[{"prompt": prompt, **(facts or {})} for prompt, _, _ in drawn],
+        )
 
     def observe(
         self,
@@ -328,18 +292,17 @@ class Context:
     ) -> list[Observation]:
         """One observation per picture: whether the judge sees the target (or ``label``) in it.
 
-        Args:
-            family: one for all pictures, or one each. clusters, seeds, facts: one each.
+        ``family`` is one for all pictures, or one each; ``clusters``, ``seeds`` and ``facts`` are one each.
         """
         named = [family] * len(images) if isinstance(family, str) else family
-        given: Sequence[Mapping[str, Any]] = facts or [{}] * len(images)
-        rows = zip(images, self.see(images, label), named, clusters, seeds, given, strict=True)
-        found = []
-        for image, seen, one, cluster, seed, more in rows:
-            hit = float(seen.pop("hit"))
-            all_facts = {**more, **seen, "image_hash": image_hash(image)}
-            found.append(Observation(model.name, one, cluster, seed, hit, None, all_facts))
-        return found
+        rows = zip(images, self.see(images, label), named, clusters, seeds, facts or [{}] * len(images), strict=True)
+        return [
+            Observation(
+                model.name, one, cluster, seed, float(seen.pop("hit")), None,
+                {**more, **seen, "image_hash": image_hash(image)},
+            )
+            for image, seen, one, cluster, seed, more in rows
+        ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,12 +318,22 @@ class Probe(abc.ABC):
         presets: name of the preset to settings. A preset that is not listed leaves the probe out.
         measures: what the report calls its own measures; "rate" is what the rate is of.
         licences: what its evidence allows one to say. not_licensed: what it does not.
+        known: share of pictures in which the base must show the target (lower limit), or its absence means nothing.
         descriptive: its numbers are shown, and no claim rests on them.
         own_autoencoder: a probe of removal that also looks at the model's autoencoder. The others decode with the
             base's.
         controls: on how many of the controls it is run, the first ones; None for all. One is enough for what a model
             that never saw the target draws; the spread between retrained models needs all.
         reference: paper, year.
+
+    Settings have one name in all probes, and a docstring says only what differs:
+        prompts: at most so many of the suite's, spread evenly; limit: the same for each family or group, None for all.
+        images_per_prompt: seeds of each. More prompts narrow intervals better than more seeds.
+        pictures: real ones, which the base was not trained on.
+        steps, lr, batch_size: of AdamW. parameters: which weights of the denoiser are trained, a name of
+            :meth:`Backbone.select`. runs: repeated trainings with other batches and noise, which intervals resample as
+            a whole.
+        seed: of whatever is chosen at random.
     """
 
     key: ClassVar[str]
@@ -376,6 +349,7 @@ class Probe(abc.ABC):
     measures: ClassVar[Mapping[str, str]] = {}
     licences: ClassVar[str]
     not_licensed: ClassVar[str]
+    known: ClassVar[float] = KNOWN
     descriptive: ClassVar[bool] = False
     own_autoencoder: ClassVar[bool] = False
     controls: ClassVar[int | None] = None
@@ -399,22 +373,25 @@ class Probe(abc.ABC):
 
     @abc.abstractmethod
     def run(self, model: Model, context: Context) -> list[Observation]:
-        """Put the question to one model.
+        """Put the question to one model; ``Missing`` says in the report which input is not there."""
 
-        Raises:
-            Missing: an input is not there; the report says which.
-        """
-
-    @abc.abstractmethod
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        """Evidence from the observations of every model; a pure function.
+        """Evidence from the observations of every model, a pure function; by default the contrasts of each family.
 
         Args:
             rows: model name to its observations; models without any are left out.
             models: name to role, the base first.
         """
+        asked = families(next(iter(rows.values()), ()))
+        return [e for family in asked for e in contrasts(self.key, rows, models, family, known=self.known)]
 
 
 def lacking(probe: Probe, context: Context) -> str | None:
     """What a probe needs and the assessment lacks, in a sentence that says what to give; None if nothing."""
     return next((LACKING[need] for need in probe.needs if context.lacks(need)), None)
+
+
+__all__ = [
+    "LACKING", "PRESETS", "Access", "Context", "Control", "Estimate", "Evidence", "Gate", "Level", "Missing", "Model",
+    "Need", "Observation", "Probe", "Role", "Roles", "Rows", "Section", "lacking",
+]  # fmt: skip

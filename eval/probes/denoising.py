@@ -13,11 +13,7 @@ from erasure.eval.probes.base import Missing
 
 
 def supported(pipe: Any) -> Backbone:
-    """The backbone of an opened pipeline, whatever its latents and scheduler.
-
-    Raises:
-        Missing: an architecture that is not supported.
-    """
+    """The backbone of an opened pipeline, whatever its latents and scheduler; ``Missing`` where there is none."""
     try:
         backbone: Backbone = backbone_of(pipe)
     except ValueError as reason:
@@ -26,11 +22,7 @@ def supported(pipe: Any) -> Backbone:
 
 
 def denoiser_for(pipe: Any) -> Backbone:
-    """The backbone of an opened pipeline, whose denoiser is asked from inside.
-
-    Raises:
-        Missing: an architecture that is not supported, or a scheduler without a noise model.
-    """
+    """The backbone of an opened pipeline, whose denoiser is asked from inside; its scheduler has a noise model."""
     backbone = supported(pipe)
     try:
         _ = backbone.noise
@@ -40,11 +32,7 @@ def denoiser_for(pipe: Any) -> Backbone:
 
 
 def backbone_for(pipe: Any) -> Backbone:
-    """The backbone of an opened pipeline, if real pictures have latents that its denoiser reads.
-
-    Raises:
-        Missing: an architecture that is not supported, latents that are packed, or a scheduler without a noise model.
-    """
+    """The backbone of an opened pipeline, if real pictures have latents that its denoiser reads."""
     backbone = denoiser_for(pipe)
     try:
         _ = backbone.autoencoder

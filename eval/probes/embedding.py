@@ -23,10 +23,6 @@ class FreeWords:
         pipe: its text encoder reads them. It has a hook during :meth:`text`, and is not changed.
         prompts: each with one ``<v>`` for all free words, as in "a photo of <v>", or with ``count`` of them.
         count: how many vectors there are.
-
-    Raises:
-        Missing: another architecture than one CLIP text encoder.
-        ValueError: a prompt with another number of ``<v>``, or too long for the encoder.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], *, count: int) -> None:
@@ -39,7 +35,10 @@ class FreeWords:
         self.encoder, self.tokenizer, self.count = pipe.text_encoder, pipe.tokenizer, count
         filler, rows, places = self.tokenizer.eos_token_id, list[list[int]](), list[list[int]]()
         for prompt in prompts:
-            row, *rest = [self._pieces(part) for part in prompt.split(MARK)]
+            row, *rest = (
+                self.tokenizer(part.strip(), add_special_tokens=False).input_ids if part.strip() else []
+                for part in prompt.split(MARK)
+            )
             place: list[int] = []
             for part in rest:
                 here = range(len(row), len(row) + count // len(rest))
@@ -55,11 +54,9 @@ class FreeWords:
         return self.encoder.get_input_embeddings().weight.detach()
 
     def text(self, vectors: Tensor, rows: Sequence[int] | Tensor | None = None) -> Text:
-        """Conditioning with the free words at ``vectors``, differentiable in them.
+        """Conditioning with the free words at ``vectors``, differentiable in them; of all prompts, or of some ``rows``.
 
-        Args:
-            vectors: ``(k, d)``, the same in every prompt, or ``(n, k, d)``.
-            rows: which prompts; all of them by default.
+        ``vectors`` are ``(k, d)``, the same in every prompt, or ``(n, k, d)``.
         """
         chosen = torch.arange(len(self.ids)) if rows is None else torch.as_tensor(rows)
         ids = self.ids[chosen].to(self.encoder.device)
@@ -75,17 +72,11 @@ class FreeWords:
         return near.argmax(dim=-1).tolist()
 
     def spelled(self, ids: Sequence[int], row: int = 0) -> str:
-        """A prompt with tokens in the place of the free words, as a string.
-
-        It may tokenise to other tokens, because word pieces join.
-        """
+        """A prompt with tokens in the place of the free words. As a string it may tokenise to others: pieces join."""
         filled = self.ids[row].clone()
         filled[self.places[row]] = torch.tensor(list(ids))
         words, last = filled[1:].tolist(), self.tokenizer.eos_token_id
         return self.tokenizer.decode(words[: words.index(last)] if last in words else words).strip()
-
-    def _pieces(self, words: str) -> list[int]:
-        return self.tokenizer(words.strip(), add_special_tokens=False).input_ids if words.strip() else []
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         length = self.tokenizer.model_max_length

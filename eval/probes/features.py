@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import limited
 from erasure.eval.detectors.base import Detector, WithFeatures
-from erasure.eval.probes.base import Context, Observation
+from erasure.eval.probes.base import Context, Model, Observation
 from erasure.eval.probes.weigh import of_family
 
 WIDTH = 64  # features kept of each picture
 
 
-def featured(
-    model: Model, context: Context, code: str, *, images_per_prompt: int, limit: int | None
-) -> list[Observation]:
+def featured(model: Model, context: Context, *, images_per_prompt: int, limit: int | None) -> list[Observation]:
     """Draw at most ``limit`` prompts of each group of the suite; one row per picture, with its ``features``."""
-    asked, seeds = limited(context.suite.prompts(), limit), tuple(range(images_per_prompt))
+    asked = limited(context.suite.prompts(), limit)
     with context.open(model) as pipe:
-        drawn = context.draw(pipe, model, [p.text for p in asked], seeds=seeds, description=f"{code} {model.name}")
-    name, features = features_of(context.judge, [image for row in drawn for image in row])
+        drawn = context.pictures(pipe, model, [p.text for p in asked], seeds=range(images_per_prompt))
+    name, features = features_of(context.judge, [image for _, _, image in drawn])
+    groups = [p.group for p in asked for _ in range(images_per_prompt)]
     return [
-        Observation(model.name, p.group, p.text, seed, None, None, {"of": name, "features": _rounded(vector)})
-        for (p, seed), vector in zip(itertools.product(asked, seeds), features, strict=True)
+        Observation(
+            model.name, group, text, seed, None, None, {"of": name, "features": [float(f"{x:.4g}") for x in row]}
+        )
+        for group, (text, seed, _), row in zip(groups, drawn, features, strict=True)
     ]
 
 
@@ -53,8 +52,3 @@ def features_of(judge: Detector, images: Sequence[Image.Image]) -> tuple[str, np
 def placed(rows: Sequence[Observation], family: str) -> dict[tuple[str, int], np.ndarray]:
     """The features of a family's pictures by prompt and seed."""
     return {(r.cluster, r.seed): np.array(r.facts["features"], dtype=float) for r in of_family(rows, family)}
-
-
-def _rounded(vector: np.ndarray) -> list[float]:
-    """Four significant digits, for files."""
-    return [float(f"{value:.4g}") for value in vector]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.records import Evaluation, Record
-from erasure.eval.probes.base import Context, Missing, Observation, Probe
+from erasure.eval.probes.base import Context, Missing, Model, Observation, Probe
 
 PICTURED = ("direct", "neighbours", "unrelated", "degeneracy")  # those of a plain evaluation; they have no settings
 
@@ -23,19 +22,10 @@ class Pictured(Probe):
 
     @abc.abstractmethod
     def read(self, evaluation: Evaluation, arm: str, detector: str) -> list[Observation]:
-        """What a detector saw in the pictures of one arm.
-
-        Raises:
-            Missing: the suite has no such prompts, or the detector no such label.
-        """
+        """What a detector saw in the pictures of one arm; ``Missing`` without such prompts, or without such a label."""
 
 
 def records(evaluation: Evaluation, arm: str, group: str) -> list[Record]:
-    """The records of an arm and a group of prompts.
-
-    Raises:
-        Missing: there are none.
-    """
     found = evaluation.select(arm, group)
     if not found:
         raise Missing(f"the suite has no prompts in the group {group}")

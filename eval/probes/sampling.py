@@ -22,7 +22,6 @@ from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion, Flow
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import evenly, noise_of
 from erasure.eval.probes.asking import everywhere, named, sentences
 from erasure.eval.probes.base import (
@@ -30,6 +29,7 @@ from erasure.eval.probes.base import (
     Context,
     Evidence,
     Level,
+    Model,
     Need,
     Observation,
     Probe,
@@ -38,7 +38,7 @@ from erasure.eval.probes.base import (
     Section,
 )
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.weigh import KNOWN, contrasts
+from erasure.eval.probes.weigh import contrasts
 
 LEAST_STEPS = 25  # DDIM needs more steps than the multistep samplers that suites draw with
 
@@ -80,12 +80,10 @@ class DDIM:
     """Sampling with classifier-free guidance, step by step.
 
     Attributes:
-        backbone: of the pipeline.
         num_inference_steps: of the whole trajectory, from pure noise.
         guidance_scale: as the pipeline takes it. Classifier-free guidance stops where the pipeline's does, and at the
             empty prompt; models with embedded guidance are given the number, and distilled ones have none.
-        batch_size: rows per pass.
-        autocast: bfloat16 arithmetic.
+        batch_size: rows per pass. autocast: bfloat16 arithmetic.
     """
 
     backbone: Backbone
@@ -96,11 +94,7 @@ class DDIM:
 
     @classmethod
     def of(cls, context: Context) -> DDIM:
-        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter.
-
-        Raises:
-            Missing: how pictures become what the denoiser reads is not known.
-        """
+        """With the suite's guidance and its steps, at least 25, on the pipeline without any filter."""
         suite, backbone = context.suite, backbone_for(context.pipe)
         return cls(
             backbone,
@@ -184,7 +178,7 @@ class DDIM:
         empty = (empty or self.texts([null])) if self.guided and any(prompts) else None
         out = []
         with runtime.autocast(x.device, self.autocast):
-            for rows in self._batches(len(x)):
+            for rows in (slice(i, i + self.batch_size) for i in range(0, len(x), self.batch_size)):
                 part, given = x[rows], self.texts(prompts[rows]) if text is None else text[rows]
                 for i, step in steps:
                     added = step.added(eta)
@@ -231,9 +225,6 @@ class DDIM:
         # in most pipelines 1 is the prompt's own prediction, in Z-Image's 0 is
         return unconditional + (self.guidance_scale + 1 - backbone.no_guidance) * (conditional - unconditional)
 
-    def _batches(self, count: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size))
-
 
 def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """``α x + σ noise`` for clean latents ``x``."""
@@ -244,11 +235,7 @@ def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 class Shot(NamedTuple):
-    """Pictures of one family, one for each key.
-
-    Attributes:
-        facts: of each picture, or one mapping for all.
-    """
+    """Pictures of one family, one for each key; ``facts`` of each picture, or one mapping for all."""
 
     family: str
     keys: Sequence[Key]
@@ -258,13 +245,17 @@ class Shot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Probe):
-    """A probe of removal that samples with :class:`DDIM`."""
+    """A probe of removal that samples with :class:`DDIM`.
+
+    Class attribute ``along``: the word of a setting along which it samples; its families are "psi 0.3" and so on.
+    """
 
     section: ClassVar[Section] = "removal"
     level: ClassVar[Level] = "behaviour"
     access: ClassVar[Access] = "white_box"
     needs: ClassVar[tuple[Need, ...]] = ("base", "control")
     not_licensed = "knowledge in the weights, unless above a model that never saw the target"
+    along: ClassVar[str] = ""
 
     @abc.abstractmethod
     def shots(self, sampler: DDIM, model: Model, context: Context) -> Iterator[Shot]:
@@ -278,14 +269,21 @@ class Sampled(Probe):
             found += context.observe(model, images, family=family, clusters=names, seeds=seeds, facts=each)
         return found
 
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        return contrasts(self.key, rows, models)
+
+    def family(self, dose: float) -> str:
+        return f"{self.along} {dose:g}"
+
+    def doses(self, rows: Rows, models: Roles, doses: Sequence[float], declared: float) -> list[Evidence]:
+        """Contrasts of the dose declared in advance, as those of the whole probe, then of every dose."""
+        each = [e for dose in doses for e in contrasts(self.key, rows, models, self.family(dose))]
+        return headline(self.key, rows, models, self.family(declared)) + each
+
 
 @dataclasses.dataclass(frozen=True)
 class FromPictures(Sampled):
-    """A probe that starts from real pictures of the target.
-
-    Attributes:
-        pictures: how many, which the base was not trained on. images_per_picture: seeds of each.
-    """
+    """A probe that starts from real pictures of the target, each with ``images_per_picture`` seeds."""
 
     needs = ("base", "material", "control")
     presets = {"smoke": {"pictures": 2}, "standard": {}, "full": {"pictures": 50, "images_per_picture": 2}}
@@ -294,16 +292,9 @@ class FromPictures(Sampled):
     images_per_picture: int = 1
 
     def real(self, context: Context) -> tuple[list[Key], list[Image.Image]]:
-        """Every picture with every seed."""
         examples = context.real("target", self.pictures)
         images = [example.image for example in examples for _ in range(self.images_per_picture)]
         return keys_of([example.key for example in examples], self.images_per_picture), images
-
-
-def doses(probe: str, rows: Rows, models: Roles, families: Sequence[str], *, declared: str) -> list[Evidence]:
-    """Contrasts of every family, after those of the one declared in advance."""
-    each = [e for family in families for e in contrasts(probe, rows, models, family)]
-    return headline(probe, rows, models, declared) + each
 
 
 # --- what they ask with, and what they say --------------------------------------------------------------------------
@@ -320,11 +311,10 @@ def target_prompts(context: Context, limit: int) -> list[str]:
 
 
 def keys_of(names: Sequence[str], seeds: int) -> list[Key]:
-    """Every name with every seed."""
     return [(name, seed) for name in names for seed in range(seeds)]
 
 
-def headline(probe: str, rows: Rows, models: Roles, family: str, *, known: float = KNOWN) -> list[Evidence]:
+def headline(probe: str, rows: Rows, models: Roles, family: str) -> list[Evidence]:
     """Contrasts of the family declared in advance, as those of the whole probe: their family is ""."""
-    found = contrasts(probe, rows, models, family, known=known)
+    found = contrasts(probe, rows, models, family)
     return [dataclasses.replace(evidence, family="", note=f"at {family}") for evidence in found]

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model, modules_of
-from erasure.eval.probes.base import Context, Missing, Observation
+from erasure.eval.core.models import modules_of
+from erasure.eval.probes.base import Access, Context, Level, Missing, Observation, Probe, Section
 from erasure.eval.probes.denoising import noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.train import Diverged, Run, Training, trainable
@@ -74,13 +74,10 @@ def captioned(backbone: Backbone, examples: Sequence[Example], batch_size: int) 
 
 @contextlib.contextmanager
 def tuned(pipe: Any, parameters: Mapping[str, nn.Parameter] | None = None) -> Iterator[dict[str, nn.Parameter]]:
-    """Freeze a pipeline but for the parameters to be trained, which it yields; see :func:`trainable`.
+    """Freeze a pipeline but for some parameters of the denoiser, which it yields; see :func:`trainable`.
 
     Pictures may be drawn inside. Leave the block before the model is closed: an erasure cannot be removed from weights
     that were changed under it.
-
-    Args:
-        parameters: of the denoiser, by name; none by default.
     """
     parameters = dict(parameters or {})
     with trainable(parameters, modules_of(pipe).values()):
@@ -102,11 +99,7 @@ def learn(
     Args:
         parameters: by name; what :func:`tuned` yields, or word vectors.
         loss: draws from one generator all along, so the first steps of a longer run are those of a shorter one.
-        pipe: what the loss runs through, in float32 or in its own half precision.
-        autocast: bfloat16 arithmetic for a float32 pipeline.
-
-    Raises:
-        Missing: the loss, or its gradient, is not finite.
+        pipe: what the loss runs through, in float32 (with ``autocast`` in bfloat16) or in its own half precision.
     """
     generator = torch.Generator().manual_seed(seed)
     run = Run(
@@ -124,38 +117,45 @@ def learn(
         raise Missing(f"diverged: {error}") from None
 
 
-def repeated(
-    context: Context,
-    lesson: Teaches,
-    look: Callable[[dict[str, Any]], list[Observation]],
-    *,
-    parameters: str = "",
-    learner: Callable[[int], Learner] | None = None,
-    marks: Sequence[int],
-    lr: float,
-    runs: int,
-) -> list[Observation]:
-    """Train the opened model ``runs`` times, each time from its own weights, and look at some steps.
+@dataclasses.dataclass(frozen=True)
+class Learning(Probe):
+    """A probe that trains the opened model, several times from its own weights, and looks at it on the way."""
 
-    Args:
-        look: observations of the model as it is then, given ``step``, ``run`` and ``loss``.
-        parameters: which weights of the denoiser are trained, a name of :meth:`Backbone.select`.
-        learner: what is trained in a run instead, an adapter, say.
-        marks: the steps to look at, in order; 0 is before the first.
-    """
-    found: list[Observation] = []
-    for run in range(runs):
-        with learner(run) if learner else tuned(context.pipe, lesson.backbone.select(parameters)) as trained:
-            for step in learn(
-                trained, lesson.loss, pipe=context.pipe, marks=marks, lr=lr, seed=run, autocast=context.autocast
-            ):
-                found += look({"step": step, "run": run, "loss": lesson.level()})
-    return found
+    section: ClassVar[Section] = "removal"
+    level: ClassVar[Level] = "weights"
+    access: ClassVar[Access] = "fine_tune"
 
+    parameters: str = "all"
+    lr: float = 3e-4
+    batch_size: int = 8
+    runs: int = 3
+    prompts: int = 12
+    images_per_prompt: int = 2
 
-def seeds_of(run: int, count: int) -> range:
-    """The seeds of the pictures of a run: no two runs share one."""
-    return range(run * count, (run + 1) * count)
+    def trained(
+        self, context: Context, lesson: Teaches, marks: Sequence[int], look: Callable[..., list[Observation]]
+    ) -> list[Observation]:
+        """What is seen at some steps of every run.
+
+        Args:
+            marks: the steps to look at, in order; 0 is before the first.
+            look: observations of the model as it is at ``step``, given ``seeds``, which no two runs share, and
+                ``facts``: ``step``, ``run`` and ``loss``.
+        """
+        found: list[Observation] = []
+        for run in range(self.runs):
+            seeds = range(run * self.images_per_prompt, (run + 1) * self.images_per_prompt)
+            with self.learner(context, lesson.backbone, run) as parameters:
+                for step in learn(
+                    parameters, lesson.loss, pipe=context.pipe, marks=marks, lr=self.lr, seed=run,
+                    autocast=context.autocast,
+                ):  # fmt: skip
+                    found += look(step, seeds=seeds, facts={"step": step, "run": run, "loss": lesson.level()})
+        return found
+
+    def learner(self, context: Context, backbone: Backbone, run: int) -> Learner:
+        """What is trained inside the block; afterwards every bit is as it was."""
+        return tuned(context.pipe, backbone.select(self.parameters))
 
 
 def random_words(free: FreeWords, seed: int) -> Tensor:
@@ -163,33 +163,3 @@ def random_words(free: FreeWords, seed: int) -> Tensor:
     table = free.table.float()
     noise = torch.randn(free.count, table.shape[1], generator=torch.Generator().manual_seed(seed))
     return table.mean(0) + table.std(0) * noise.to(table.device)
-
-
-def look(
-    context: Context,
-    model: Model,
-    prompts: Sequence[str],
-    *,
-    family: str,
-    seeds: Sequence[int],
-    clusters: Sequence[str] | None = None,
-    facts: Mapping[str, Any],
-    **sampler: Any,
-) -> list[Observation]:
-    """Draw prompts from the pipeline as it is now, without any filter, and let the judge look for the target.
-
-    Args:
-        clusters: one per prompt; the prompts themselves by default.
-        facts: of every row.
-        **sampler: as in :meth:`Context.draw`; ``prompt_embeds`` for conditioning that is not from a prompt.
-    """
-    description = f"{model.name}, {family}"
-    drawn = context.draw(context.pipe, model, prompts, seeds=seeds, description=description, **sampler)
-    return context.observe(
-        model,
-        [image for row in drawn for image in row],
-        family=family,
-        clusters=[cluster for cluster in clusters or prompts for _ in seeds],
-        seeds=list(seeds) * len(prompts),
-        facts=[{"prompt": prompt, **facts} for prompt in prompts for _ in seeds],
-    )

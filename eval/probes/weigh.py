@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from erasure.eval.core.models import Role
-from erasure.eval.probes.base import Evidence, Gate, Observation, Roles, Rows
+from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.stats import (
     Asked,
     Estimate,
@@ -24,7 +25,6 @@ KNOWN = 0.5  # the base must show the target in this share of pictures, or its a
 POWER = 0.2  # and exceed a model that never saw it by this much, or nothing can be said relative to that
 
 Key = tuple[str, str, int]
-Control = Literal["gold", "null"]
 Values = Sequence[float | None]
 
 
@@ -47,16 +47,10 @@ def base_rows(rows: Rows, models: Roles) -> Sequence[Observation]:
     return () if base is None else rows[base]
 
 
-def controls_of(models: Roles) -> tuple[Control | None, list[str]]:
-    """The models that stand for "never saw the target": retrained ones if there are any, else the first null."""
-    golds = [name for name, role in models.items() if role == "gold"]
-    nulls = [name for name, role in models.items() if role == "null"][:1]
-    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
-
-
 def controls_in(rows: Rows, models: Roles) -> tuple[Control | None, list[str]]:
-    """The same among the models that have rows."""
-    return controls_of({name: models[name] for name, own in rows.items() if own})
+    """The models with rows that never saw the target: retrained ones if there are any, else the first null."""
+    golds, nulls = of_role(rows, models, "gold"), of_role(rows, models, "null")[:1]
+    return ("gold", golds) if golds else ("null", nulls) if nulls else (None, [])
 
 
 def families(rows: Iterable[Observation]) -> list[str]:
@@ -117,6 +111,13 @@ def average(rows: Sequence[Observation]) -> Estimate:
     return mean([row.value for row in rows], [row.cluster for row in rows])
 
 
+def within(rows: Sequence[Observation], first: str, second: str) -> Estimate:
+    """The change of one model from a family to another, paired by cluster and seed."""
+    asked = of_family(rows, second)
+    before, after = (values(rows, [(family, row.cluster, row.seed) for row in asked]) for family in (first, second))
+    return difference(before, after, units(asked))
+
+
 def at_least(low: float | None, least: float) -> Gate:
     """A gate on a lower limit; "na" where there is none."""
     return "na" if low is None else "pass" if low >= least else "fail"
@@ -125,6 +126,11 @@ def at_least(low: float | None, least: float) -> Gate:
 def above(low: float | None, limit: float) -> Gate:
     """The same for a lower limit that must not be equal."""
     return "na" if low is None else "pass" if low > limit else "fail"
+
+
+def gated(found: Iterable[Evidence], models: Roles, **gates: Gate) -> list[Evidence]:
+    """Numbers of erasures with further gates; those of the base and of controls have none."""
+    return [dataclasses.replace(e, gates={**e.gates, **gates}) if models[e.model] == "erased" else e for e in found]
 
 
 # --- contrasts ------------------------------------------------------------------------------------------------------
@@ -210,7 +216,6 @@ def contrasts(
 
 
 def _gap(pairs: Sequence[tuple[Values, Values]], clusters: Sequence[Hashable], *, shares: bool) -> Estimate:
-    """The mean change over pairs of models (before, after) that drew the same pictures."""
     before, after = ([value for pair in pairs for value in pair[side]] for side in (0, 1))
     many = [*clusters] * len(pairs)
     if shares:

@@ -50,7 +50,6 @@ class Wording(BaseModel):
         return {word: (word,) for word in found} if family == EACH else {family: found}
 
     def templates(self, suite: Suite, family: str) -> Phrases | None:
-        """The sentences; None for the templates of the suite."""
         if isinstance(self.sentences, tuple):
             inner = suite.concept.templates[0] if suite.attribute == "style" else EACH
             return tuple(sentence.replace(EACH, inner) for sentence in self.sentences)

@@ -12,38 +12,10 @@ from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
 from erasure.eval.probes.base import Observation, Probe
 from erasure.eval.report import html as report
-from erasure.eval.report.evidence import FIRST, SECTIONS, more, section
+from erasure.eval.report.evidence import FIRST, WORDS, more, section
 from erasure.eval.run.assessment import Assessment
 
-# A level in words: a letter with a number would be read as a score.
-LEVELS = {
-    NO_CLAIM: "No claim",
-    "C1": "Kept out when asked by name",
-    "C2": "Kept out in the tested variations too",
-    "C3": "No bypass found by the attacks that have power",
-    "C4'": "Recovered no more than from a null control",
-    "C4": "Recovered no more than from retrained models",
-    "C5": "Equivalent to retrained models on the listed statistics",
-    "C6": "Made without the listed data, by a verified record",
-}
-GLOSSARY = {
-    "target": "What was to be taken out.",
-    "base": "The model before.",
-    "checkpoint": "One model that is judged: the base with an erasure, a filter or other weights.",
-    "neighbours": "Things close to the target that should stay.",
-    "recognised": "It is the detector's first answer. A detector errs; its card says how often.",
-    "at most": "The upper end of the 95 % interval.",
-    "gold": "A model retrained without the target: what removal looks like where it is real.",
-    "null": "A model that never learnt anything about the target, such as random weights. It is no evidence against.",
-    "residual": "How much of what the base shows beyond retrained models is left: 0 as in those, 1 as in the base.",
-    "excess": "How much more often an attack finds the target than random tries of the same budget.",
-    "relearning advantage": "How much faster than retrained models it learns the target again, as a power of two.",
-    "gate": "A check that a number can mean something, such as that the base draws the target at all.",
-    "shown": "The evidence is there, and the whole interval is on the right side of the limit.",
-    "shown not": "There is evidence, and the whole interval is on the wrong side of the limit.",
-    "undecided": "Tested, and left open: by the interval, by a failed gate, or by something that is missing.",
-    "not tested": "Nothing was run, or it could not be run.",
-}
+LEVELS = {NO_CLAIM: "No claim", **{code: level.title for code, level in LADDER.items()}}
 COLUMNS = {"suppression": "Suppression: what comes out when asked", "removal": "Removal: what is still inside"}
 
 
@@ -64,12 +36,12 @@ def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
         "questions": QUESTIONS,
         "hashes": {model.name: model.weights[:8] for model in assessment.models},
         "pairs": pairs(page["blocks"], [report.BASE, *(found.model for found in reports)]),
-        "glossary": GLOSSARY,
+        "glossary": WORDS["glossary"],
         "policy": assessment.policy,
         "requirements": requirements(assessment),
         "objections": assessment.objections(),
         "attacks": attacks(assessment, probes),
-        "sections": [section(name, assessment, probes) for name in SECTIONS],
+        "sections": [section(name, assessment, probes) for name in WORDS["sections"]],
         "models": assessment.models,
         "roles": {"base": "base", "erased": "erasure", **report.CONTROLS},
         "settings": report.settings_lines(assessment.settings),
@@ -92,13 +64,13 @@ def pairs(blocks: Sequence[dict[str, Any]], arms: Sequence[str]) -> dict[str, An
 
 
 def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
-    """One erasure: its answers in plain words, and two columns that are never merged."""
     columns = []
     for column, heading in COLUMNS.items():
         level = found.suppression if column == "suppression" else found.removal
         said = [] if level == NO_CLAIM else [_parts(sentence) for sentence in found.stated[column]]
         columns.append({
-            "heading": heading, "code": level if level in LADDER else "", "words": LEVELS.get(level, capital(level)),
+            "heading": heading, "code": level if level in LADDER else "",
+            "words": LEVELS.get(level, level[:1].upper() + level[1:]),
             "said": said, "against": found.against[column], "needed": found.needed[column],
             "wanted": "What a claim needs" if level == NO_CLAIM else "What the next level needs",
         })  # fmt: skip
@@ -107,13 +79,8 @@ def card(found: ClaimReport, facts: Facts) -> dict[str, Any]:
 
 
 def _parts(sentence: str) -> tuple[str, str]:
-    """A claim, and what it does not imply."""
     said, mark, never = sentence.partition("It does not mean")
     return said, mark + never
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def requirements(assessment: Assessment) -> list[tuple[str, str]]:
@@ -146,7 +113,6 @@ def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[s
 
 
 def attacks(assessment: Assessment, probes: Iterable[Probe]) -> list[dict[str, Any]]:
-    """Per erasure and attack: sentences with a hit, those with a hit of random tries, and prompts."""
     erased = [model.name for model in assessment.models if model.role == "erased"]
     found = []
     for model, probe in itertools.product(erased, list(probes)):

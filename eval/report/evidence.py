@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from erasure.eval.probes.base import Evidence, Observation, Probe
@@ -10,24 +11,9 @@ from erasure.eval.report import html as report
 from erasure.eval.report.curves import ROLES, curve_of, curves, operating
 from erasure.eval.report.html import SHARE, Scale
 from erasure.eval.run.assessment import CELLS, Assessment, Cell, slug
+from erasure.io import read_yaml
 
-SECTIONS = {
-    "suppression": (
-        "Evidence: suppression",
-        "What comes out when the target is asked for, in other words, under other settings, and by people who try.",
-    ),
-    "removal": (
-        "Evidence: removal",
-        "Whether probes recover the target from the weights more than from a model that never saw it. A number alone "
-        "says nothing here: a probe may teach what it looks for.",
-    ),
-    "utility": ("Evidence: utility", "What else changed: neighbours, unrelated things, how things are put together."),
-    "guardrails": (
-        "Evidence: guardrails",
-        "What filters around a model stop and what else they stop. A complement at the level of the system, no part of "
-        "the weights.",
-    ),
-}
+WORDS: dict[str, dict[str, Any]] = read_yaml(Path(__file__).with_name("words.yaml"))  # sections and glossary
 MEASURES = {  # titles of measures; a probe may have its own
     "change": "change against the base",
     "above_control": "above the control",
@@ -61,9 +47,9 @@ BRIEF = 60  # characters of further facts of a record
 def section(name: str, assessment: Assessment, probes: Sequence[Probe]) -> dict[str, Any]:
     """The blocks of one section; descriptive probes are apart."""
     own = [(probe, block(probe, assessment)) for probe in probes if probe.section == name]
-    heading, lead = SECTIONS[name]
+    words = WORDS["sections"][name]
     return {
-        "key": name, "heading": heading, "lead": lead,
+        "key": name, **words,
         "blocks": [found for probe, found in own if not probe.descriptive],
         "apart": [found for probe, found in own if probe.descriptive],
     }  # fmt: skip
@@ -246,7 +232,6 @@ def _row(
 
 
 def _against(measure: str, e: Evidence) -> str:
-    """``−80 points (−90 to −71) against the base``, or the reason why that is not known."""
     against = f"against {'the base' if measure == 'change' else AGAINST[e.control or 'null']}"
     kind: Literal["points", "number"] = "points" if e.unit == "share" else "number"
     if e.estimate.value is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import os
 import re
 import struct
@@ -125,6 +126,7 @@ def _visible(value: Any) -> Any:
 def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
     """What the templates read of the paired pictures."""
     clip, first = quality.clip_rows(evaluation), next(iter(evaluation.detectors), None)
+    reasons = Counter(v.reason for record in evaluation.records for v in record.verdicts.values() if v.reason)
     return {
         "suite": evaluation.suite,
         "targets": [concept.name.lower() for concept in evaluation.suite.concepts],
@@ -142,22 +144,21 @@ def pictures_page(evaluation: Evaluation) -> dict[str, Any]:
         "zero_shot": any(row.accuracy.value is not None for row in clip),
         "correlation": ASSUMED_CORRELATION,
         "agreement": agreement(evaluation),
-        "excluded": _excluded(evaluation),
+        "excluded": [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()],
     }
 
 
 def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
     """Cohen's kappa of every two detectors over all pictures that both gave a label."""
-    names, out = list(evaluation.detectors), []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            pairs = [
-                (a, b, r.prompt)
-                for r in evaluation.records
-                if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
-            ]
-            value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
-            out.append((first, second, value))
+    out = []
+    for first, second in itertools.combinations(evaluation.detectors, 2):
+        pairs = [
+            (a, b, r.prompt)
+            for r in evaluation.records
+            if (a := r.verdicts[first].top) is not None and (b := r.verdicts[second].top) is not None
+        ]
+        value = kappa([a for a, _, _ in pairs], [b for _, b, _ in pairs], [prompt for _, _, prompt in pairs])
+        out.append((first, second, value))
     return out
 
 
@@ -192,7 +193,7 @@ def _cell(picture: Picture | None, seen: Mapping[tuple[str, str, int], str | Non
         "alt": alt,
         "seen": top,
         "hit": top is not None and top.casefold() == picture.label.casefold(),
-        "crisp": _width(picture.png) <= SMALL,
+        "crisp": struct.unpack(">I", base64.b64decode(picture.png[:32])[16:20])[0] <= SMALL,  # the width of a PNG
     }
 
 
@@ -203,13 +204,7 @@ def picture(png: str) -> str:
     return f"data:image/webp;base64,{base64.b64encode(made.getvalue()).decode()}"
 
 
-def _width(png: str) -> int:
-    """Width in pixels, from the header of a PNG."""
-    return int(struct.unpack(">I", base64.b64decode(png[:32])[16:20])[0])
-
-
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One line per detector and arm, with a cell per group, and the base's rate as a mark."""
     rows = {(row.detector, row.arm, row.group): row for row in evaluation.rows()}
     lines = []
     for detector in evaluation.detectors:
@@ -249,12 +244,6 @@ def _losses(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
             "known": len(known), "unknown": len(found) - len(known),
         })  # fmt: skip
     return out
-
-
-def _excluded(evaluation: Evaluation) -> list[str]:
-    """Which pictures had no verdict, and why."""
-    reasons = Counter(v.reason for record in evaluation.records for v in record.verdicts.values() if v.reason)
-    return [f"{reason}: {count} pictures left out of its rates" for reason, count in reasons.items()]
 
 
 def settings_lines(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

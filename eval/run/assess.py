@@ -40,8 +40,7 @@ from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
-from erasure.eval.run.drawing import WIDE, paired_pictures, sampler_text
-from erasure.runtime import autocast_for
+from erasure.eval.run.drawing import WIDE, options_of, paired_pictures, sampler_text
 
 # Sizes of the paired pictures: seeds per prompt, prompts per group, and sentences. From `standard` on there are more
 # sentences in place of more seeds: an interval is about sentences.
@@ -102,11 +101,8 @@ def assess(
     chosen = probes_of(preset, None if probes is None else tuple(probes))
     check_base(pipe)
     started, folder = time.monotonic(), None if out is None else Path(out)
-    shared: dict[str, Any] = {
-        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
-        "cache_dir": cache_dir or (None if folder is None else folder / "cache"),
-        "progress": progress, "hash_weights": WeightHashes(),
-    }  # fmt: skip
+    cache = cache_dir or (None if folder is None else folder / "cache")
+    shared = options_of(pipe, batch_size=batch_size, autocast=autocast, cache_dir=cache, progress=progress)
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
     evaluation = paired_pictures(
@@ -139,7 +135,8 @@ def _cells(
     plain = isinstance(own, torch.nn.Module) and not hasattr(own, "_hf_hook")
     autoencoder = copy.deepcopy(own) if plain else None  # which no erasure can reach
     pairs = [(probe, card) for probe in probes for card in _asked(probe, cards, context)]
-    for probe, card in tqdm(pairs, desc="probes", unit="cell", disable=not context.progress):
+    for probe, card in (bar := tqdm(pairs, desc="probes", unit="cell", disable=not context.progress)):
+        bar.set_postfix_str(f"{probe.key}, {card.name}")
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
         if (known := _same_weights(probe, card, cards, cells)) is None:

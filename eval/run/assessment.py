@@ -53,12 +53,9 @@ class Cell:
     """One probe on one model.
 
     Attributes:
-        probe: key. settings, version: of the probe.
-        model: name of the model.
+        settings, version: of the probe.
         inputs: everything else that the observations depend on: a stored cell with other inputs is not valid.
-        rows: the observations.
-        missing: why there are none.
-        seconds: how long it took.
+        missing: why there are no observations.
     """
 
     probe: str
@@ -89,11 +86,7 @@ class Cell:
 
     @classmethod
     def load(cls, file: Path) -> Cell:
-        """Read a cell.
-
-        Raises:
-            ValueError: it is not complete.
-        """
+        """Read a cell; one that is not complete is refused."""
         try:
             head, *rows = map(parse_json, read_bytes(file).splitlines())
             return cls(**head, rows=tuple(Observation(**row) for row in rows))
@@ -211,7 +204,7 @@ class Assessment:
             ran=tuple(dict.fromkeys(cell.probe for cell in self.cells)),
             missing=self.missing,
             margins=Margins.of(self.preset, **({} if self.policy is None else {"ceiling": self.policy.ceiling})),
-            limited=tables.limited(self.evaluation),
+            limited=self.evaluation.settings.get("limit") is not None,
         )
 
     @property

@@ -20,17 +20,14 @@ TWINS = {"smoke": 0, "no-draw": 2, "quick": 1, "standard": 2, "full": 5}
 def controls_for(
     suite: Suite, pipe: Any, preset: str, *, golds: Sequence[str | Path] = (), folder: Path | None = None
 ) -> list[Model]:
-    """The controls of an assessment, retrained models first.
+    """The controls of an assessment, as many as the preset compares with, retrained models first.
+
+    For a target of Emoji World these are its retrained models, twins, and the model before it saw any target. A
+    denoiser with random weights is added where there is no other control, and in the preset "full".
 
     Args:
         golds: folders or hub ids of pipelines that the user retrained without the target.
-        folder: where Emoji World's retrained models are, by default the repository's; those of the suite's target are
-            found by themselves.
-
-    Returns:
-        As many retrained models as the preset compares with, and null controls: for a target of Emoji World the model
-        before it saw any target; a denoiser with random weights where there is no other control, and in the preset
-        "full".
+        folder: where Emoji World's retrained models are, by default the repository's.
     """
     if preset not in LIMITS:
         raise ValueError(f"unknown preset {preset!r}{meant(preset, LIMITS)}; choose one of {list(LIMITS)}")
@@ -63,10 +60,7 @@ def held_out(controls: Sequence[Model]) -> Swapped:
     """The first retrained model, to be judged like an erasure. It stays a control for the others.
 
     Put it among the erasures and pass all ``controls``: an assessment recognises that they are one model, draws it
-    once, and compares it with the other retrained ones.
-
-    Raises:
-        ValueError: there are fewer than two retrained models.
+    once, and compares it with the other retrained ones, so there must be two.
     """
     golds = [model for model in controls if model.role == "gold"]
     if len(golds) < 2 or not isinstance(golds[0].change, Swapped):

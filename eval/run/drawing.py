@@ -74,6 +74,22 @@ class Comparison:
         check_restored(pipe, before, name, hash_weights=self.options["hash_weights"])
 
 
+def options_of(
+    pipe: Any,
+    *,
+    batch_size: int = 16,
+    autocast: bool | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    hash_weights: Callable[[Any], str] | None = None,
+) -> dict[str, Any]:
+    """How pictures are drawn; see :func:`erasure.eval.core.pictures.generate`."""
+    return {
+        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
+        "cache_dir": cache_dir, "progress": progress, "hash_weights": hash_weights or WeightHashes(),
+    }  # fmt: skip
+
+
 class Drawn(NamedTuple):
     """One model of an evaluation: the arm, what was seen in its pictures, and notes for the reader."""
 
@@ -96,34 +112,27 @@ def paired_pictures(
     images_per_prompt: int | None = None,
     limit: int | None = None,
     wide: int | None = None,
-    batch_size: int = 16,
-    autocast: bool | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-    hash_weights: Callable[[Any], str] | None = None,
     draw: bool = True,
+    **options: Any,
 ) -> Evaluation:
     """The same prompts and noise drawn by the base, by every erasure and by every control, and what detectors see.
 
-    Other arguments and errors are those of :func:`erasure.eval.evaluate`.
-
-    Args:
-        draw: False for content that must not be drawn: every change is applied once, hashed and removed.
+    Arguments are those of :func:`erasure.eval.evaluate`; without ``draw``, for content that must not be drawn, every
+    change is applied once, hashed and removed.
     """
     check_base(pipe)
     models = models_of(erasures, controls)
     check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit)
     started = time.monotonic()
-    options = {
-        "batch_size": batch_size, "autocast": autocast_for(pipe) if autocast is None else autocast,
-        "cache_dir": cache_dir, "progress": progress, "hash_weights": hash_weights or WeightHashes(),
-    }  # fmt: skip
     seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt))) if draw else ()
     prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit) if draw else ()
-    job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options)
+    job = Comparison(suite, prompts, seeds, tuple(detectors), clip if draw else None, options_of(pipe, **options))
     notes = [*refuse_cut(pipe, [p.text for p in prompts]), *_notes(pipe, job, limit)] if draw else [NOTHING_DRAWN]
     before = job.options["hash_weights"](pipe)
-    _rehearse(pipe, job, models[1:], before)
+    for model in models[1:]:  # once, so that one that fails does so before hours of drawing
+        with model.on(pipe):
+            pass
+        job.check_restored(pipe, before, model.name)
     drawn = _drawn(pipe, job, models, before, extractors)
     return Evaluation(
         suite=suite,
@@ -144,7 +153,9 @@ def _drawn(
     if extractors is None:
         extractors = () if job.clip is None else (ClipFeatures(job.clip),)
     distances = Distances(extractors if job.prompts else (), job.prompts, job.seeds)
-    others = _others(pipe, job, distances.wanted)
+    other_seeds = [seed + OTHER_SEEDS for seed in job.seeds]
+    asked = [job.prompts[i] for i in distances.wanted]
+    others = job.draw(pipe, asked, seeds=other_seeds, description=f"{BASE}, other seeds")
     found = []
     for model in models:
         weights, images = _draw(pipe, job, model, before)
@@ -182,14 +193,6 @@ def check_request(
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
-
-
-def _rehearse(pipe: Any, job: Comparison, models: Sequence[Model], before: str) -> None:
-    """Apply and remove every change once, so that one that fails does so before hours of drawing."""
-    for model in models:
-        with model.on(pipe):
-            pass
-        job.check_restored(pipe, before, model.name)
 
 
 def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
@@ -266,13 +269,6 @@ def grid_of(job: Comparison, images: Sequence[Sequence[Image.Image]], records: S
             members = [indices[k % len(indices)] for k, indices in enumerate(by_label.values())]
         chosen += evenly(members, count)
     return [Picture.of(images[i][0], records[i * len(job.seeds)]) for i in chosen]
-
-
-def _others(pipe: Any, job: Comparison, rows: Sequence[int]) -> list[list[Image.Image]]:
-    """Pictures of some prompts by the base with other seeds."""
-    seeds = [seed + OTHER_SEEDS for seed in job.seeds]
-    prompts = [job.prompts[i] for i in rows]
-    return job.draw(pipe, prompts, seeds=seeds, description=f"{BASE}, other seeds")
 
 
 def _settings(pipe: Any, job: Comparison, weights: str, *, limit: int | None, seconds: float) -> dict[str, Any]:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Estimate, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.weigh import KNOWN, at_least, average, families, of_family, share
-from erasure.eval.stats import Estimate, auc, rate
+from erasure.eval.stats import auc, rate
 
 NAME = "name"  # the family of requests that name the target
 LATENCY = "latency"  # the family of rows that are milliseconds
@@ -28,8 +27,7 @@ class FilterProbe(Probe):
     Measures: see :func:`operating`.
 
     Attributes:
-        images_per_prompt, limit: as of :class:`~erasure.eval.probes.asking.PromptProbe`, for each stratum (four times
-            as many names). Raise them for narrower intervals.
+        limit: prompts of each family of a stratum, and four times as many names. Raise it for narrower intervals.
     """
 
     section, level, access = "guardrails", "system", "black_box"

@@ -9,13 +9,12 @@ from typing import Any
 from PIL import Image
 
 from erasure.concept import same
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import PromptProbe
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.guardrails.curve import NAME
 from erasure.eval.probes.guardrails.traffic import PASSING, asking, input_filter_of, output_filter_of, passing, to_pass
 from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, families, of_family
-from erasure.eval.stats import Estimate, difference, rate
+from erasure.eval.stats import difference, rate
 from erasure.pipelines.filters import InputFilter, OutputFilter
 from erasure.pipelines.guardrails import Decision, GuardedPipeline
 
@@ -38,7 +37,7 @@ class EndToEnd(Probe):
     for each "arm: stratum". Numbers of an arm with filters are about the system, never about the model in it.
 
     Attributes:
-        images_per_prompt, limit: see :class:`~erasure.eval.probes.guardrails.curve.FilterProbe`.
+        limit: see :class:`~erasure.eval.probes.guardrails.curve.FilterProbe`.
         false_positive_rate, threshold: of the default filters.
     """
 
@@ -81,15 +80,11 @@ class EndToEnd(Probe):
         self, model: Model, context: Context, pipe: Any, probe: PromptProbe, filters: _Filters
     ) -> list[Observation]:
         """What the judge sees in each picture of a stratum, and what withheld it."""
-        asks, seeds = probe.limited(probe.asks(context)), list(range(self.images_per_prompt))
-        decisions: list[Decision] = []
+        asks, decisions = probe.limited(probe.asks(context)), list[Decision]()
         if isinstance(pipe, GuardedPipeline):
             pipe.log = decisions.append
-        texts, description = [ask.text for ask in asks], f"{probe.code} {model.name}"
-        drawn = context.draw(pipe, model, texts, seeds=seeds, description=description, cut=True)
-        images, each = [image for row in drawn for image in row], [ask for ask in asks for _ in seeds]
-        withheld = filters.withheld([ask.text for ask in each], images, decisions)
-        rows = probe.look(model, context, images, each, seeds * len(asks))
+        images, rows = probe.drawn(pipe, model, context, asks, range(self.images_per_prompt), cut=True)
+        withheld = filters.withheld([row.cluster for row in rows], images, decisions)
         return [
             dataclasses.replace(row, facts={**row.facts, "withheld": stopped, "missing": filters.missing})
             for row, stopped in zip(rows, withheld, strict=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Missing, Observation
+from erasure.eval.probes.base import Context, Missing, Model, Observation
 from erasure.eval.probes.guardrails.curve import OPEN_WEIGHTS, FilterProbe, latencies
 from erasure.eval.probes.guardrails.traffic import SUPERCLASS, asking, eliciting, input_filter_of, passing
 

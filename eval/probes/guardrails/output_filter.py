@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Observation
+from erasure.eval.probes.base import Context, Model, Observation
 from erasure.eval.probes.guardrails.curve import NAME, OPEN_WEIGHTS, FilterProbe, latencies
 from erasure.eval.probes.guardrails.traffic import PASSING, asking, output_filter_of, to_pass
 from erasure.pipelines.filters import OutputFilter
@@ -58,14 +57,10 @@ class OutputFilterProbe(FilterProbe):
         requests = {NAME: asking(context, **size)[NAME], **to_pass(context, **size)}
         images: list[Image.Image] = []
         seen: list[Observation] = []
-        seeds = list(range(self.images_per_prompt))
         with context.open(context.base) as pipe:
             for stratum, probe in requests.items():
-                asks = probe.limited(probe.asks(context))
-                rows_drawn = context.draw(pipe, context.base, [a.text for a in asks], seeds=seeds, cut=True)
-                drawn = [image for row in rows_drawn for image in row]
-                each = [ask for ask in asks for _ in seeds]
-                rows = probe.look(context.base, context, drawn, each, seeds * len(asks))
+                asks, seeds = probe.limited(probe.asks(context)), range(self.images_per_prompt)
+                drawn, rows = probe.drawn(pipe, context.base, context, asks, seeds, cut=True)
                 images += drawn
                 seen += [dataclasses.replace(row, model=model.name, family=stratum) for row in rows]
         found = self._judged(filter, what, images, seen)

@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any, cast
 
 from erasure.concept import Prompt, same
-from erasure.eval.core.models import Model
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask, PromptProbe, named, sentences
-from erasure.eval.probes.base import Context, Missing
+from erasure.eval.probes.base import Context, Missing, Model
 from erasure.eval.probes.guardrails.curve import NAME
 from erasure.pipelines.filters import (
     AnyOf,
@@ -49,9 +48,8 @@ class Requests(PromptProbe):
 def asking(context: Context, *, images_per_prompt: int, limit: int | None) -> dict[str, PromptProbe]:
     """What asks for the target, by stratum: its names, everything else that may mean it, the prompts of attacks.
 
-    Args:
-        limit: prompts of each family of a stratum; four times as many of the names, which say whether the
-            base knows the target.
+    ``limit`` is of each family of a stratum, and four times as many of the names, which say whether the base knows the
+    target.
     """
     size: dict[str, Any] = {"images_per_prompt": images_per_prompt, "limit": limit}
     names = {**size, "limit": None if limit is None else NAMES * limit}
@@ -79,9 +77,6 @@ def input_filter_of(model: Model, context: Context, false_positive_rate: float) 
 
     The default stops the target's names by their letters, and similar prompts by the unmodified text encoder. Its
     threshold is set on the suite's ``keep`` list, which is not tested on. Call it before a model is opened.
-
-    Raises:
-        Missing: the model has no input filter, or the default lacks what it is made of.
     """
     if model.kind == "filter":
         found = getattr(model.change, "input_filter", None)
@@ -105,11 +100,7 @@ def input_filter_of(model: Model, context: Context, false_positive_rate: float) 
 
 
 def output_filter_of(model: Model, context: Context, threshold: float) -> tuple[OutputFilter, str]:
-    """The output filter of a model, or the second detector for the base; and what it is, in a few words.
-
-    Raises:
-        Missing: there is none, or its detector is the one that judges.
-    """
+    """The output filter of a model, or the second detector for the base, never the judge; and what it is, in words."""
     if model.kind == "filter":
         found = getattr(model.change, "output_filter", None)
         if found is None:
@@ -127,11 +118,7 @@ def output_filter_of(model: Model, context: Context, threshold: float) -> tuple[
 
 
 def eliciting(probe: PromptProbe, context: Context) -> dict[str, bool]:
-    """Whether each prompt of a probe makes the base draw the target, in half of its pictures or more.
-
-    Raises:
-        Missing: the suite has no words for the probe.
-    """
+    """Whether each prompt of a probe makes the base draw the target, in half of its pictures or more."""
     values: dict[str, list[float]] = {}
     for row in probe.run(context.base, context):
         values.setdefault(row.cluster, []).append(row.value or 0.0)

@@ -24,15 +24,13 @@ class AdapterOnTop(Resurgence):
     are those of :class:`~erasure.eval.probes.removal.resurgence.Resurgence`, which trains the weights themselves.
 
     Attributes:
-        labels: "neighbours", or "kept" for anything but the target.
         pictures: how many to learn from; DreamBooth takes 3 to 20.
         lr: of AdamW on the factors, higher than on weights. 1e-4 for Stable Diffusion.
         parameters: which layers get an adapter, a name of :meth:`Backbone.select`.
         rank: of the adapter.
     """
 
-    version = 1
-    reads = ()
+    version, reads = 1, ()
     key, code, title = "adapter_on_top", "R20", "with a harmless adapter on top"
     presets = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},

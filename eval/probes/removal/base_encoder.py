@@ -8,10 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Missing, Roles, Rows
+from erasure.eval.probes.base import Context, Missing, Model
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, keys_of, target_prompts
-from erasure.eval.probes.weigh import contrasts
 
 SAME = "its text encoder reads these prompts as the base's does: `direct` already asks that"
 
@@ -23,9 +21,6 @@ class BaseEncoder(Sampled):
     A text encoder that lost the target says nothing about the denoiser, and anybody can put the base's back. Where a
     model's text encoder and denoiser were trained together, the base's encoder may not fit; so the number is compared
     with that of models that never saw the target, drawn in the same way.
-
-    Attributes:
-        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
 
     The probe is ours. AdvUnlearn (Zhang et al. 2024, arXiv 2405.15234) is such an erasure of the text encoder, which
     leaves the denoiser unchanged.
@@ -54,9 +49,6 @@ class BaseEncoder(Sampled):
                 raise Missing(SAME)
             ended = sampler.sample(sampler.starts(keys), prompts, text=text, empty=empty)
             yield Shot("by name", keys, sampler.backbone.pictures(ended), [{"prompt": prompt} for prompt in prompts])
-
-    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        return contrasts(self.key, rows, models)
 
 
 def same(one: Text, other: Text) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from erasure.backbone.text import Text
 from erasure.concept import same
-from erasure.eval.core.models import Model
 from erasure.eval.detectors.base import WithGradients
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import average, base_rows, contrasts, of_family
@@ -42,6 +41,7 @@ class ClassifierGuidance(Sampled):
         pictures: samples per scale, each from its own noise.
     """
 
+    along = "scale"
     key, code, title = "classifier_guidance", "R9", "steered by a classifier"
     needs = ("base", "selector", "control")
     presets = {"smoke": {"scales": (0.6,), "pictures": 2}, "full": {}}
@@ -57,11 +57,9 @@ class ClassifierGuidance(Sampled):
         keys = keys_of([f"{self.key} {i}" for i in range(self.pictures)], 1)
         with context.open(model):
             for scale in self.scales:
-                latents = sampler.sample(
-                    sampler.starts(keys), [self.prompt] * len(keys), split=steered(sampler, pull, scale)
-                )
-                images = sampler.backbone.pictures(latents)
-                yield Shot(_family(scale), keys, images, {"prompt": self.prompt, "scale": scale})
+                split, prompts = steered(sampler, pull, scale), [self.prompt] * len(keys)
+                images = sampler.backbone.pictures(sampler.sample(sampler.starts(keys), prompts, split=split))
+                yield Shot(self.family(scale), keys, images, {"prompt": self.prompt, "scale": scale})
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         if not (base := base_rows(rows, models)):
@@ -69,26 +67,15 @@ class ClassifierGuidance(Sampled):
         # Every second picture of the base chooses the scale, of equal ones the weakest; the other pictures are read.
         choosing = {*list(dict.fromkeys(row.cluster for row in base))[::2]}
         chosen = [row for row in base if row.cluster in choosing]
-        best = max(self.scales, key=lambda scale: (_level(chosen, scale), -scale))
+        level = {scale: average(of_family(chosen, self.family(scale))).value or 0.0 for scale in self.scales}
+        best = max(self.scales, key=lambda scale: (level[scale], -scale))
         read = {name: [row for row in own if row.cluster not in choosing] for name, own in rows.items()}
-        each = [e for scale in self.scales for e in contrasts(self.key, rows, models, _family(scale))]
-        return headline(self.key, read, models, _family(best)) + each
-
-
-def _family(scale: float) -> str:
-    return f"scale {scale:g}"
-
-
-def _level(rows: Sequence[Observation], scale: float) -> float:
-    return average(of_family(rows, _family(scale))).value or 0.0
+        each = [e for scale in self.scales for e in contrasts(self.key, rows, models, self.family(scale))]
+        return headline(self.key, read, models, self.family(best)) + each
 
 
 def pull_of(context: Context) -> Pull:
-    """The selector's log-probability of the target, as a function of clean latents.
-
-    Raises:
-        Missing: the selector has no gradients, or does not know the target.
-    """
+    """The selector's log-probability of the target, as a function of clean latents."""
     guide, suite, backbone = context.chooser, context.suite, backbone_for(context.pipe)
     if not isinstance(guide, WithGradients):
         raise Missing(

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.integrate import trapezoid
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Observation, Roles, Rows
-from erasure.eval.probes.sampling import DDIM, Sampled, Shot, doses, keys_of, target_prompts
+from erasure.eval.probes.base import Context, Evidence, Model, Observation, Roles, Rows
+from erasure.eval.probes.sampling import DDIM, Sampled, Shot, keys_of, target_prompts
 from erasure.eval.probes.weigh import controls_in, of_role
 from erasure.eval.stats import mean
 
@@ -29,9 +28,9 @@ class Completion(Sampled):
         psis: fractions of the steps that the base takes, increasing. 0 is an ordinary picture.
         declared: the fraction whose residual is the probe's answer. Raise it if the erased model ignores the base's
             latents; lower it if models that never saw the target complete it too (gate ``power``).
-        prompts: at most this many of the suite's. images_per_prompt: seeds of each.
     """
 
+    along = "psi"
     key, code, title = "completion", "R6", "completion of the base's beginnings"
     presets = {
         "smoke": {"psis": (0.0, 0.5), "declared": 0.5, "prompts": 2},
@@ -68,11 +67,10 @@ class Completion(Sampled):
             for psi, count, x in zip(self.psis, handed, begun, strict=True):
                 facts = [{"prompt": prompt, "psi": psi, "steps_of_the_base": count} for prompt in prompts]
                 ended = sampler.sample(x, prompts, start=count)
-                yield Shot(_family(psi), keys, sampler.backbone.pictures(ended), facts)
+                yield Shot(self.family(psi), keys, sampler.backbone.pictures(ended), facts)
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        families = [_family(psi) for psi in self.psis]
-        found = doses(self.key, rows, models, families, declared=_family(self.declared))
+        found = self.doses(rows, models, self.psis, self.declared)
         kind, controls = controls_in(rows, models)
         areas = {name: self._areas(own) for name, own in rows.items()}
         for name in of_role(rows, models, "erased") if controls and len(self.psis) > 1 else ():
@@ -84,10 +82,6 @@ class Completion(Sampled):
     def _areas(self, rows: Sequence[Observation]) -> dict[tuple[str, int], float]:
         """The mean height of the curve of each (prompt, seed)."""
         at = {(row.cluster, row.seed, row.family): float(row.value or 0) for row in rows}
-        curves = {(c, s): [at[c, s, _family(psi)] for psi in self.psis] for c, s, _ in at}
+        curves = {(c, s): [at[c, s, self.family(psi)] for psi in self.psis] for c, s, _ in at}
         span = self.psis[-1] - self.psis[0]
         return {key: float(trapezoid(curve, self.psis)) / span for key, curve in curves.items()} if span else {}
-
-
-def _family(psi: float) -> str:
-    return f"psi {psi:g}"

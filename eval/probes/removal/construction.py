@@ -11,12 +11,11 @@ from torch import Tensor
 
 from erasure.backbone.checks import parameters_of
 from erasure.backbone.text import Text, TooLong
-from erasure.eval.core.models import Kind, Model, denoisers_of, modules_of
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.core.models import Kind, denoisers_of, modules_of
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.weigh import average, of_family, share
-from erasure.eval.stats import Estimate
 
 WHOLE = "all parts"
 AUTOENCODER = "through the autoencoder"
@@ -50,7 +49,6 @@ class Construction(Probe):
         images: real pictures that are encoded and decoded; 0 leaves that out.
         times: times of the schedule at which predictions are compared.
         largest: how many of the tensors that changed most are named.
-        seed: of pictures and noise.
     """
 
     key, code, title = "construction", "R18", "what was done to the parameters"
@@ -82,18 +80,20 @@ class Construction(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         with context.open(context.base):  # copies: an edit in place would change what it is compared with
             before = {part: tensors(module, copy=True) for part, module in modules_of(context.pipe).items()}
-            asked = self.asked(context)
-            theirs = self.predictions(context, asked)
+            try:
+                asked, why = self.asked(context), ""
+            except (Missing, TooLong, ValueError) as reason:
+                asked, why = None, str(reason)
+            theirs = self.predictions(context, *asked) if asked else None
         with context.open(model):
             parts = {part: changed(before[part], tensors(module)) for part, module in modules_of(context.pipe).items()}
             denoisers = sorted(denoisers_of(context.pipe))
-            mine = self.predictions(context, asked)
+            mine = self.predictions(context, *asked) if asked else None
             seen = self.through_autoencoder(model, context)
-        config = model.config
         facts = {
             "kind": model.kind,
-            "scope": str(config.get("scope", "")),
-            "audit": digest_of(config.get("audit")),
+            "scope": str(model.config.get("scope", "")),
+            "audit": digest_of(model.config.get("audit")),
             "untouched": [part for part, own in parts.items() if not own["changed"]],
             "denoisers": denoisers,
         }
@@ -107,33 +107,28 @@ class Construction(Probe):
         return [
             Observation(model.name, part, part, self.seed, own["changed"] / own["parameters"], None, own)
             for part, own in rows.items()
-        ] + [*self.moved(model, mine, theirs), *seen]
+        ] + [*self.moved(model, mine, theirs, why), *seen]
 
-    def asked(self, context: Context) -> tuple[Text, Tensor] | str:
-        """The base's conditioning of the target's prompts and noised latents for them, or why there are none."""
-        try:
-            backbone = backbone_for(context.pipe)
-            text = backbone.encode(target_prompts(context, PROMPTS)).text
-            generator = torch.Generator().manual_seed(self.seed)
-            rows = text.hidden.shape[0]
-            return text, torch.randn(rows, *backbone.latent_shape, generator=generator).to(backbone.device)
-        except (Missing, TooLong, ValueError) as reason:
-            return str(reason)
+    def asked(self, context: Context) -> tuple[Text, Tensor]:
+        """The base's conditioning of the target's prompts, and noised latents for them."""
+        backbone = backbone_for(context.pipe)
+        text = backbone.encode(target_prompts(context, PROMPTS)).text
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(text.hidden.shape[0], *backbone.latent_shape, generator=generator)
+        return text, noise.to(backbone.device)
 
-    def predictions(self, context: Context, asked: tuple[Text, Tensor] | str) -> Tensor | str:
-        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU, or why that is unknown."""
-        if isinstance(asked, str):
-            return asked
-        (text, x), backbone = asked, backbone_for(context.pipe)
+    def predictions(self, context: Context, text: Text, x: Tensor) -> Tensor:
+        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU."""
+        backbone = backbone_for(context.pipe)
         bins = (torch.full((len(x),), (i + 0.5) / self.times) for i in range(self.times))
         with torch.no_grad():
             found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text).cpu() for part in bins]
         return torch.stack(found)
 
-    def moved(self, model: Model, mine: Tensor | str, theirs: Tensor | str) -> list[Observation]:
+    def moved(self, model: Model, mine: Tensor | None, theirs: Tensor | None, why: str) -> list[Observation]:
         """How far the predictions moved, for each prompt."""
-        if isinstance(mine, str) or isinstance(theirs, str):
-            return [Observation(model.name, MOVED, "", self.seed, None, mine if isinstance(mine, str) else str(theirs))]
+        if mine is None or theirs is None:
+            return [Observation(model.name, MOVED, "", self.seed, None, why)]
         return [
             Observation(model.name, MOVED, f"prompt {i}", self.seed, float((a - b).square().sum() / b.square().sum()))
             for i, (a, b) in enumerate(zip(mine.unbind(1), theirs.unbind(1), strict=True))

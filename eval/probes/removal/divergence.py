@@ -11,13 +11,11 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like
-from erasure.eval.probes.weigh import base_of, each_family, families, of_family, of_role
-from erasure.eval.stats import Estimate, mean, ratio
-from erasure.io import sha256
+from erasure.eval.probes.weigh import base_of, each_family, families, gated, of_family, of_role
+from erasure.eval.stats import mean, ratio
 
 EMPTY = "target, empty prompt"
 KEPT = 8  # retrained models whose predictions stay in memory, so that each is opened only once
@@ -97,22 +95,19 @@ class Divergence(Probe):
             keys = list(at[golds[0]])
             floor = [_mean([at[gold][key] for gold in golds]) for key in keys]
             distance = {name: [own.get(key) for key in keys] for name, own in at.items()}
-            found += [
-                Evidence(self.key, g, "floor", mean(distance[g], keys), family, "gold", {}, "number") for g in golds
-            ]
+            own = [Evidence(self.key, g, "floor", mean(distance[g], keys), family, "gold", {}, "number") for g in golds]
             power: Gate = "na"
             if base is not None:
                 low = ratio(distance[base], floor, keys).low
                 power = "pass" if low is not None and low > 1 else "fail"
-            for name in rows:
-                if models[name] == "gold":
-                    continue
-                gates: dict[str, Gate] = {"power": power} if models[name] == "erased" else {}
-                estimate = ratio(distance[name], floor, keys)
-                found.append(Evidence(self.key, name, "ratio", estimate, family, "gold", gates, "number"))
+            for name in (name for name in rows if models[name] != "gold"):
+                own.append(
+                    Evidence(self.key, name, "ratio", ratio(distance[name], floor, keys), family, "gold", {}, "number")
+                )
                 if models[name] == "erased" and base is not None:
                     left = ratio(_minus(distance[name], floor), _minus(distance[base], floor), keys)
-                    found.append(Evidence(self.key, name, "residual", left, family, "gold", gates, "number"))
+                    own.append(Evidence(self.key, name, "residual", left, family, "gold", {}, "number"))
+            found += gated(own, models, power=power)
         return found
 
     def strata(self, context: Context) -> tuple[dict[str, list[Example]], dict[str, str]]:
@@ -133,8 +128,12 @@ class Divergence(Probe):
         """The noise a model predicts for every picture of every stratum, ``(pictures, bins, c h w)`` float32 on CPU."""
         known: dict[str, Tensor] = context.memory.setdefault(self.key, {})
         with context.open(model):
-            key = self._cache_key(context, strata) if model.role == "gold" else None
-            if key is not None and key in known:
+            key = ""
+            if model.role == "gold":
+                shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
+                schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
+                key = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
+            if key in known:
                 return known[key]
             backbone = backbone_for(context.pipe)
             parts = []
@@ -147,17 +146,11 @@ class Divergence(Probe):
                     bins.append(noises(backbone, noised, t, text, context))
                 parts.append(torch.stack(bins, 1).flatten(2).cpu())
             predicted = torch.cat(parts)
-        if key is not None:
+        if key:
             known[key] = predicted
             for old in list(known)[:-KEPT]:
                 del known[old]
         return predicted
-
-    def _cache_key(self, context: Context, strata: Mapping[str, Sequence[Example]]) -> str:
-        shown = [(f, e.caption, image_hash(e.image)) for f, own in strata.items() for e in own]
-        schedule = sorted((k, str(v)) for k, v in context.pipe.scheduler.config.items())
-        whole = repr((context.hash_weights(context.pipe), self.settings(), shown, schedule, context.batch_size))
-        return sha256(whole)
 
 
 def away(row: Observation, golds: Sequence[str]) -> float | None:
@@ -166,11 +159,7 @@ def away(row: Observation, golds: Sequence[str]) -> float | None:
 
 
 def retrained(context: Context) -> list[Model]:
-    """The models retrained without the target.
-
-    Raises:
-        Missing: there is only one, so that nothing says how far apart two retrained models are.
-    """
+    """The models retrained without the target, two or more: their distance from each other is the unit."""
     golds = context.of_role("gold")
     if len(golds) < 2:
         raise Missing(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +12,16 @@ from torch import Tensor
 from erasure import runtime
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe
+from erasure.eval.probes.base import Context, Evidence, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import denoiser_for
 from erasure.eval.probes.removal.relearning import advantages, check_steps, points
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import Teaches, look, repeated, seeds_of
+from erasure.eval.probes.tuning import Learning, Teaches
 from erasure.methods.bank import TrajectoryBank
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientReversal(Probe):
+class GradientReversal(Learning):
     """Train the model on what it still predicts itself, made stronger or turned round, and ask for the target.
 
         | e(x_t, t, c) - [ e*(x_t, t) + g (e*(x_t, t, c) - e*(x_t, t)) ] |^2
@@ -42,40 +41,27 @@ class GradientReversal(Probe):
         amplify, reverse: the two g; None leaves one out. Larger ones move more in fewer steps and ruin pictures
             sooner.
         steps: where to look, from 0. Few: the objective follows the first predictions, and drifts from them.
-        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them.
-        lr: of AdamW. 1e-5 to 1e-4 for Stable Diffusion.
-        batch_size: rows per step, drawn from the bank.
-        trajectories: of the bank, one for all runs.
-        runs: repeated trainings with other batches, which intervals draw as a whole, together with the prompts.
-        prompts, images_per_prompt: of the suite's prompts for its target, per look and run; the same are trained on.
+        lr: 1e-5 to 1e-4 for Stable Diffusion.
+        batch_size: rows of the bank. trajectories: of the bank, one for all runs.
+        prompts: per look and run; the same are trained on.
     """
 
-    key: ClassVar = "gradient_reversal"
-    code: ClassVar = "R22"
-    title: ClassVar = "against the erasure's own objective"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "fine_tune"
-    needs: ClassVar = ("control",)
-    presets: ClassVar = {
+    key, code, title = "gradient_reversal", "R22", "against the erasure's own objective"
+    needs = ("control",)
+    presets = {
         "smoke": {"steps": (0, 2), "batch_size": 2, "trajectories": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "standard": {"runs": 1, "images_per_prompt": 1},
         "full": {"prompts": 18},
     }
-    licences: ClassVar = "what comes back from the weights when the model's own predictions are amplified or reversed"
-    not_licensed: ClassVar = "that nothing is left: other ways back need pictures, words or more steps"
-    reference: ClassVar = "after Gandikota et al., ICCV 2023, arXiv 2303.07345, eq. 6; reversal: arXiv 2505.16174, 2025"
+    licences = "what comes back from the weights when the model's own predictions are amplified or reversed"
+    not_licensed = "that nothing is left: other ways back need pictures, words or more steps"
+    reference = "after Gandikota et al., ICCV 2023, arXiv 2303.07345, eq. 6; reversal: arXiv 2505.16174, 2025"
 
     amplify: float | None = 3.0
     reverse: float | None = -1.0
     steps: tuple[int, ...] = (0, 5, 10, 20, 40)
-    parameters: str = "all"
     lr: float = 1e-4
-    batch_size: int = 8
     trajectories: int = 12
-    runs: int = 3
-    prompts: int = 12
-    images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
         check_steps(self.steps, example=(0, 5, 10), least=2)
@@ -100,14 +86,12 @@ class GradientReversal(Probe):
                 bank, text = self.bank(backbone, prompts, context)
             for way, g in self.ways.items():
 
-                def seen(facts: dict[str, Any], way: str = way) -> list[Observation]:
-                    seeds, family = seeds_of(facts["run"], self.images_per_prompt), f"{way} {facts['step']}"
-                    return look(context, model, prompts, family=family, seeds=seeds, facts={**facts, "way": way})
+                def look(step: int, *, facts: dict[str, Any], way: str = way, **given: Any) -> list[Observation]:
+                    told = {**facts, "way": way}
+                    return context.ask(model, prompts, family=f"{way} {step}", facts=told, pipe=context.pipe, **given)
 
                 lesson = Reversal(backbone, bank, text, g, self.batch_size)
-                found += repeated(
-                    context, lesson, seen, parameters=self.parameters, marks=marks, lr=self.lr, runs=self.runs
-                )
+                found += self.trained(context, lesson, marks, look)
         return found
 
     def bank(self, backbone: Backbone, prompts: Sequence[str], context: Context) -> tuple[TrajectoryBank, Text]:
@@ -120,14 +104,13 @@ class GradientReversal(Probe):
         )  # fmt: skip
         return bank, text
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        return [evidence for way in self.ways for evidence in self.of_way(way, rows, models)]
-
-    def of_way(self, way: str, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        """The curve of every model under one g, and how it compares with the controls'."""
-        own = {name: [row for row in each if row.facts["way"] == way] for name, each in rows.items()}
-        compared = advantages(self.key, {name: each for name, each in own.items() if each}, models)
-        return points(self.key, own) + [dataclasses.replace(e, family=way) for e in compared]
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        found = []
+        for way in self.ways:
+            own = {name: [row for row in each if row.facts["way"] == way] for name, each in rows.items()}
+            found += points(self.key, own)
+            found += [dataclasses.replace(e, family=way) for e in advantages(self.key, own, models)]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +124,6 @@ class Reversal(Teaches):
     batch_size: int
 
     def loss(self, generator: torch.Generator, rows: int | None = None) -> Tensor:
-        """The objective on one batch, its mean; differentiable."""
         chosen = self.bank.pick(rows or self.batch_size, generator)
         x, t, text = self.bank.inputs(self.backbone, self.text, chosen)
         predicted = self.backbone.predict(x, t, text, guidance=self.backbone.plain_guidance).float()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Roles, Rows
-from erasure.eval.probes.sampling import DDIM, FromPictures, Shot, doses, noised
+from erasure.eval.probes.base import Context, Evidence, Model, Roles, Rows
+from erasure.eval.probes.sampling import DDIM, FromPictures, Shot, noised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,7 @@ class ImageToImage(FromPictures):
         prompt: empty by default, so that only the picture asks for the target.
     """
 
+    along = "strength"
     key, code, title = "image_to_image", "R8", "image to image from the target"
     licences = "the model restores the target from a noised picture more, or no more, than one without it"
     reference = "SDEdit, 2022, arXiv 2108.01073"
@@ -49,12 +49,7 @@ class ImageToImage(FromPictures):
                 start = len(sampler.steps) - max(1, round(strength * len(sampler.steps)))
                 x = noised(real, noise, sampler.steps[start].alpha, sampler.steps[start].sigma)
                 drawn = sampler.backbone.pictures(sampler.sample(x, [self.prompt] * len(keys), start=start))
-                yield Shot(_family(strength), keys, drawn, {"prompt": self.prompt, "strength": strength})
+                yield Shot(self.family(strength), keys, drawn, {"prompt": self.prompt, "strength": strength})
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        families = [_family(strength) for strength in self.strengths]
-        return doses(self.key, rows, models, families, declared=_family(self.declared))
-
-
-def _family(strength: float) -> str:
-    return f"strength {strength:g}"
+        return self.doses(rows, models, self.strengths, self.declared)

@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Roles, Rows
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.sampling import DDIM, FromPictures, Key, Shot, Step, noised, target_prompts
-from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +66,6 @@ class Inpainting(FromPictures):
 
         drawn = backbone.pictures(sampler.sample(noise, [prompt] * len(keys), mend=mend))
         return [Image.composite(new, old, stencil) for new, old in zip(drawn, real, strict=True)]
-
-    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        return contrasts(self.key, rows, models)
 
 
 def _cut(image: Image.Image, stencil: Image.Image) -> Image.Image:

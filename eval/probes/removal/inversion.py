@@ -11,13 +11,12 @@ from torch import Tensor
 
 from erasure.concept import Suite, with_article
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import sentences
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
-from erasure.eval.probes.tuning import Lesson, learn, look, random_words, tuned
-from erasure.eval.probes.weigh import base_rows, contrasts, each_family
+from erasure.eval.probes.tuning import Lesson, learn, random_words, tuned
+from erasure.eval.probes.weigh import base_rows, contrasts, each_family, gated
 
 Init = Literal["random", "superclass", "name"]
 LEARNT = "learnt"  # the family of the last step, which the residual is about
@@ -43,11 +42,10 @@ class ConceptInversion(Probe):
         words: k. One is the strictest; more can describe more, and teach more.
         inits: where v starts: "random" (with the spread of the vocabulary), "superclass" (what the target is a kind
             of), "name" (the target's name).
-        steps: of AdamW. 3,000 for Stable Diffusion. With too few the gate "known" fails, as for the base.
+        steps: 3,000 for Stable Diffusion. With too few the gate "known" fails, as for the base.
         curve: steps at which to look on the way, from 0; each costs as many pictures as the end.
-        lr: of AdamW; 5e-4 to 5e-3 for Stable Diffusion.
-        batch_size: rows per step.
-        images_per_prompt: pictures per sentence and run.
+        lr: 5e-4 to 5e-3 for Stable Diffusion.
+        images_per_prompt: per sentence and run.
     """
 
     version = 2  # 2: bfloat16 only where the assessment asks for it
@@ -103,27 +101,20 @@ class ConceptInversion(Probe):
             {"words": vectors}, lesson.loss, pipe=backbone.pipe, marks=(*self.curve, self.steps), lr=self.lr, seed=0,
             autocast=context.autocast,
         ):  # fmt: skip
-            found += look(
-                context,
-                model,
-                asked,
-                family=LEARNT if step == self.steps else f"step {step}",
-                seeds=range(self.images_per_prompt),
-                clusters=[f"{init}: {sentence}" for sentence in asked],
-                facts={"init": init, "run": init, "step": step, "loss": lesson.level(), "untrained": untrained},
+            family = LEARNT if step == self.steps else f"step {step}"
+            facts = {"init": init, "run": init, "step": step, "loss": lesson.level(), "untrained": untrained}
+            found += context.ask(
+                model, asked, family=family, seeds=range(self.images_per_prompt), facts=facts, pipe=context.pipe,
+                clusters=[f"{init}: {sentence}" for sentence in asked], cache_dir=None,
                 prompt_embeds=free.text(vectors.detach()).hidden.detach(),
-                cache_dir=None,
-            )
+            )  # fmt: skip
         return found
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         last = each_family(rows, LEARNT)
         losses = [(row.facts["loss"], row.facts["untrained"]) for row in base_rows(last, models)]
         learnt: Gate = "na" if not losses else "pass" if all(after < before for after, before in losses) else "fail"
-        found = [
-            dataclasses.replace(e, gates={**e.gates, "learnt": learnt}) if models[e.model] == "erased" else e
-            for e in contrasts(self.key, last, models)
-        ]
+        found = gated(contrasts(self.key, last, models), models, learnt=learnt)
         for family in dict.fromkeys(row.family for own in rows.values() for row in own if row.family != LEARNT):
             found += [e for e in contrasts(self.key, rows, models, family) if e.measure == "rate"]
         return found

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.eval.core.models import Model, opened, randomised
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.core.models import opened, randomised
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.sampling import DDIM
-from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, contrasts, each_family, of_family, of_role
-from erasure.eval.stats import Estimate, rate
+from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, contrasts, each_family, gated, of_family, of_role
+from erasure.eval.stats import rate
 
 INVERTED, RANDOM = "inverted", "random"  # families: the model itself; a denoiser with random weights
 
@@ -115,9 +115,9 @@ class LatentInversion(Probe):
         note = "" if bar is None else f"PSNR above {bar:.1f} dB"
         for name, seen in own.items():
             control: Literal["gold"] | None = None if models[name] == "gold" else "gold"
-            gated = gates if models[name] == "erased" else {}
             share = self._success(seen, bar)
-            found.append(Evidence(self.key, name, "success", share, control=control, gates=gated, note=note))
+            success = Evidence(self.key, name, "success", share, control=control, note=note)
+            found += gated([success], models, **gates)
         return found
 
     def _likely(self, row: Observation) -> bool:

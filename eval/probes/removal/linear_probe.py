@@ -12,8 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.weigh import above, base_of, controls_in

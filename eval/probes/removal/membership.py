@@ -15,13 +15,12 @@ from erasure.backbone import Backbone
 from erasure.backbone.noise import NoiseModel
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Gate, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from erasure.eval.probes.removal.divergence import noises
 from erasure.eval.probes.removal.linear_probe import logistic, scores_of, standardised
 from erasure.eval.probes.weigh import above, base_of, controls_in, of_family
-from erasure.eval.stats import Estimate, auc, auc_gap, rate
+from erasure.eval.stats import auc, auc_gap, rate
 
 ATTACKS = ("loss", "SecMI", "PIA")
 POWER = 0.6  # the base's members must be separated from fresh ones at least so well (lower limit)
@@ -180,7 +179,6 @@ def t_error(
     """
 
     def moved(x: Tensor, s: int, t: int) -> Tensor:
-        """One deterministic step from time s to time t (Song et al. 2020)."""
         eps = predicted(x, s)
         return noise.mix(noise.clean(x, eps, thousandth(noise, s, x)), eps, thousandth(noise, t, x))
 

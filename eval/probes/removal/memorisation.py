@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.features import features_of
 from erasure.eval.probes.weigh import contrasts
 from erasure.eval.stats import rate
@@ -33,7 +32,6 @@ class Memorisation(Probe):
         captions: different ones, of members. images_per_caption: seeds each.
         references: members, and as many fresh ones, to compare with. More make copies easier to find.
         copy: largest root mean square difference of pixels, in [0, 1], of a copy.
-        seed: of members and fresh ones.
 
     After Carlini et al. 2023, "Extracting training data from diffusion models", with fresh pictures for a control.
     """
@@ -61,28 +59,27 @@ class Memorisation(Probe):
         members = context.real("target", self.references, seed=self.seed, member=True)
         fresh = context.real("target", self.references, seed=self.seed, member=False)
         captions = list(dict.fromkeys(example.caption for example in members))[: self.captions]
-        seeds = tuple(range(self.images_per_caption))
         with context.open(model) as pipe:
-            drawn = context.draw(pipe, model, captions, cut=True, seeds=seeds, description=f"R17 {model.name}")
-        images = [image for row in drawn for image in row]
-        name, features = features_of(context.judge, [*images, *(e.image for e in (*members, *fresh))])
-        references = features[len(images) :]
-        distances = cdist(features[: len(images)] - references.mean(0), references - references.mean(0), "cosine")
+            drawn = context.pictures(pipe, model, captions, cut=True, seeds=range(self.images_per_caption))
+        images = [*(image for _, _, image in drawn), *(e.image for e in (*members, *fresh))]
+        name, features = features_of(context.judge, images)
+        mine, references = np.split(features, [len(drawn)])
+        distances = cdist(mine - references.mean(0), references - references.mean(0), "cosine")
         near = np.nan_to_num(distances, nan=1.0)  # a picture of no features is like nothing
         to_member, to_twin = near[:, : len(members)].min(1), near[:, len(members) :].min(1)
         nearest = near[:, : len(members)].argmin(1)
-        asked = [(caption, seed) for caption in captions for seed in seeds]
+        closer = (to_member < to_twin) + CHANCE * (to_member == to_twin)  # one half where neither is nearer
         return [
             Observation(
-                model.name, "captions of members", caption, seed, _closer(to_member[i], to_twin[i]), None,
+                model.name, "captions of members", caption, seed, float(closer[i]), None,
                 {
                     "prompt": caption, "of": name, "nearest": members[nearest[i]].key,
                     "to_member": round(float(to_member[i]), 5), "to_twin": round(float(to_twin[i]), 5),
-                    "pixels": min(difference(images[i], member.image) for member in members),
-                    "image_hash": image_hash(images[i]),
+                    "pixels": min(difference(image, member.image) for member in members),
+                    "image_hash": image_hash(image),
                 },
             )
-            for i, (caption, seed) in enumerate(asked)
+            for i, (caption, seed, image) in enumerate(drawn)
         ]  # fmt: skip
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
@@ -91,11 +88,6 @@ class Memorisation(Probe):
             copies = [float(row.facts["pixels"] <= self.copy) for row in own]
             found.append(Evidence(self.key, name, "copies", rate(copies, [row.cluster for row in own])))
         return found
-
-
-def _closer(to_member: float, to_twin: float) -> float:
-    """1 where the member is nearer, 0 where the twin is, one half where neither is."""
-    return float(to_member < to_twin) + CHANCE * float(to_member == to_twin)
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Model, Roles, Rows
 from erasure.eval.probes.sampling import DDIM, Key, Sampled, Shot, headline, keys_of, target_prompts
-from erasure.eval.probes.weigh import contrasts, of_family, values
-from erasure.eval.stats import difference
+from erasure.eval.probes.weigh import contrasts, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +25,6 @@ class NoiseProbe(Sampled):
     Attributes:
         etas: strengths of the noise, at least one above 0. DDPM has 1; the paper goes from 1 to 1.85.
         scales: of the added noise alone; the paper's go to 1.04.
-        prompts: at most this many of the suite's. images_per_prompt: seeds of each, each with all tries.
-
-    Raises:
-        ValueError: no noise in it.
     """
 
     key, code, title = "noise", "R5", "noise while sampling"
@@ -86,8 +80,6 @@ class NoiseProbe(Sampled):
         found = headline(self.key, rows, models, "attack")
         gates = {e.model: e.gates for e in found if e.measure == "residual"}  # an excess needs power on the base, too
         for name, own in rows.items():
-            keys = [(row.cluster, row.seed) for row in of_family(own, "attack")]
-            control, attack = (values(own, [(f, c, s) for c, s in keys]) for f in ("control", "attack"))
-            excess = difference(control, attack, [cluster for cluster, _ in keys])
+            excess = within(own, "control", "attack")
             found.append(Evidence(self.key, name, "excess", excess, gates=gates.get(name, {})))
         return found + [e for f in ("attack", "control") for e in contrasts(self.key, rows, models, f)]

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.features import featured, placed
 from erasure.eval.probes.removal.divergence import retrained
 from erasure.eval.probes.weigh import base_of, families, of_role
-from erasure.eval.stats import FLIPS, RESAMPLED, RESAMPLES, Estimate, ratio_limits
+from erasure.eval.stats import FLIPS, RESAMPLED, RESAMPLES, ratio_limits
 
 CLOSE = "the base is no farther from retrained models than they are from each other"
 
@@ -35,8 +34,7 @@ class OutputDistance(Probe):
     note has a permutation test of d(e, g) > 0, which swaps the two models' pictures prompt by prompt.
 
     Attributes:
-        images_per_prompt: seeds per prompt.
-        limit: at most this many prompts of each stratum, spread evenly; None for all. Below 15 intervals are very wide.
+        limit: prompts of each stratum. Below 15 intervals are very wide.
     """
 
     key, code, title = "output_distance", "R13", "distance of the pictures from those of retrained models"
@@ -56,7 +54,7 @@ class OutputDistance(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         retrained(context)  # raises where there are not two
-        return featured(model, context, self.code, images_per_prompt=self.images_per_prompt, limit=self.limit)
+        return featured(model, context, images_per_prompt=self.images_per_prompt, limit=self.limit)
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         golds, base = of_role(rows, models, "gold"), base_of(rows, models)
@@ -81,13 +79,13 @@ class OutputDistance(Probe):
                 low = blocks.estimate(known["b"]).low
                 power = "pass" if low is not None and low > 0 else "fail"
             for name in rows:
-                own, gates = terms(name), {"power": power} if models[name] == "erased" else {}
+                own = terms(name)
                 note = f"permutation of prompts, pictures unlike the retrained models': p = {blocks.p_value(own):.2g}"
                 level = blocks.estimate(own)
                 found.append(Evidence(self.key, name, "distance", level, family, "gold", {}, "number", note))
                 if models[name] == "erased" and base is not None:
                     gap = blocks.estimate(own - floor, known["b"])
-                    found.append(Evidence(self.key, name, "gap", gap, family, "gold", gates, "number", note))
+                    found.append(Evidence(self.key, name, "gap", gap, family, "gold", {"power": power}, "number", note))
         return found
 
 

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from erasure.eval.core.emblem import FOUND, WORD, Emblem, prompts
-from erasure.eval.core.models import Model, Role
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.removal.relearning import (
-    advantage,
-    check_steps,
-    curve,
-    first,
-    points,
-    resampled,
-)
-from erasure.eval.probes.tuning import captioned, repeated, seeds_of
-from erasure.eval.probes.weigh import of_one_run, units
-from erasure.eval.stats import Estimate
+from erasure.eval.probes.removal.relearning import advantage, check_steps, curve, first, points, resampled
+from erasure.eval.probes.tuning import Learning, captioned
+from erasure.eval.probes.weigh import base_of, of_one_run, of_role, units
 
 SHARE = 0.5  # of the pictures show it: there it counts as learnt
 
 
 @dataclasses.dataclass(frozen=True)
-class Plasticity(Probe):
+class Plasticity(Learning):
     """Fine-tune on M pictures of a drawing that no model knows, as relearning does, and ask for it every few steps.
 
         slowed = log2(T_e / T_b),    T = first step in ``steps`` at which half of the pictures show it
@@ -42,37 +33,27 @@ class Plasticity(Probe):
     Attributes:
         pictures, parameters, lr, batch_size, runs: as in :class:`Relearning`, so that the two compare.
         steps: where to look, from 0. Something new takes longer than something erased.
-        prompts, images_per_prompt: at most eight prompts, per look and run.
+        prompts: at most eight.
         emblem: which drawing; another number where somebody may have trained on this one.
 
     The comparison is ours; that a damaged model relearns slowly is why it is needed.
     """
 
-    key: ClassVar = "plasticity"
-    code: ClassVar = "R19"
-    title: ClassVar = "learning something new"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "fine_tune"
-    controls: ClassVar = 1
-    presets: ClassVar = {
+    key, code, title = "plasticity", "R19", "learning something new"
+    controls = 1
+    presets = {
         "smoke": {"steps": (0, 2), "pictures": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "standard": {"images_per_prompt": 1},
         "full": {},
     }
-    measures: ClassVar = {"slowed": "slower than the base to learn something new"}
-    licences: ClassVar = "whether slow relearning is about the target, or the model learns everything more slowly"
-    not_licensed: ClassVar = "that the target is gone; other things to learn, other data or optimisers"
+    measures = {"slowed": "slower than the base to learn something new"}
+    licences = "whether slow relearning is about the target, or the model learns everything more slowly"
+    not_licensed = "that the target is gone; other things to learn, other data or optimisers"
 
     pictures: int = 4
     steps: tuple[int, ...] = (0, 14, 20, 28, 40, 57, 80, 113, 160)
-    parameters: str = "all"
-    lr: float = 3e-4
-    batch_size: int = 8
-    runs: int = 3
     prompts: int = 8
     emblem: int = 3
-    images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
         check_steps(self.steps, example=(0, 40, 80), least=2)
@@ -80,51 +61,29 @@ class Plasticity(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         emblem, asked = Emblem(self.emblem), prompts(self.prompts)
 
-        def seen(facts: dict[str, Any]) -> list[Observation]:
-            return self.look(context, model, emblem, asked, seeds_of(facts["run"], self.images_per_prompt), facts)
+        def look(step: int, *, seeds: Sequence[int], facts: Mapping[str, Any]) -> list[Observation]:
+            drawn = context.pictures(context.pipe, model, asked, seeds=seeds, description=f"{model.name}, {WORD}")
+            likeness = emblem.likeness([image for _, _, image in drawn])
+            return [
+                Observation(
+                    model.name, f"step {step}", prompt, seed, float(score >= FOUND), None,
+                    {"prompt": prompt, "score": score, "image_hash": image_hash(image), **facts},
+                )
+                for (prompt, seed, image), score in zip(drawn, likeness, strict=True)
+            ]  # fmt: skip
 
         with context.open(model):
             lesson = captioned(backbone_for(context.pipe), emblem.examples(self.pictures, seed=0), self.batch_size)
-            return repeated(
-                context, lesson, seen, parameters=self.parameters, marks=self.steps, lr=self.lr, runs=self.runs
-            )
+            return self.trained(context, lesson, self.steps, look)
 
-    def look(
-        self,
-        context: Context,
-        model: Model,
-        emblem: Emblem,
-        asked: Sequence[str],
-        seeds: Sequence[int],
-        facts: Mapping[str, float],
-    ) -> list[Observation]:
-        """Draw the made-up word from the pipeline as it now is, and look for the drawing."""
-        description = f"{model.name}, {WORD}, step {facts['step']}"
-        drawn = context.draw(context.pipe, model, asked, seeds=seeds, description=description)
-        flat = [
-            (prompt, seed, image)
-            for prompt, row in zip(asked, drawn, strict=True)
-            for seed, image in zip(seeds, row, strict=True)
-        ]
-        likeness = emblem.likeness([image for _, _, image in flat])
-        return [
-            Observation(
-                model.name, f"step {facts['step']}", prompt, seed, float(score >= FOUND), None,
-                {"prompt": prompt, "score": score, "image_hash": image_hash(image), **facts},
-            )
-            for (prompt, seed, image), score in zip(flat, likeness, strict=True)
-        ]  # fmt: skip
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
+        base = base_of(rows, models)
+        return points(self.key, rows) + [self.slowed(name, rows, base) for name in of_role(rows, models, "erased")]
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
-        base = next((name for name, role in models.items() if role == "base" and rows.get(name)), None)
-        erased = [name for name, role in models.items() if role == "erased" and rows.get(name)]
-        return points(self.key, rows) + [self.slowed(name, rows, base) for name in erased]
-
-    def slowed(self, name: str, rows: Mapping[str, Sequence[Observation]], base: str | None) -> Evidence:
+    def slowed(self, name: str, rows: Rows, base: str | None) -> Evidence:
         """How much slower a model learns the drawing than the base."""
         if base is None:
-            none = Estimate.missing("there is no base to compare with")
-            return Evidence(self.key, name, "slowed", none, unit="log2")
+            return Evidence(self.key, name, "slowed", Estimate.missing("there is no base to compare with"), unit="log2")
         drawn = list(dict.fromkeys(units(rows[base])))
         counts, runs = resampled(drawn)
         steps = sorted({row.facts["step"] for row in rows[base]})

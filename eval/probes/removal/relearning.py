@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
-from erasure.eval.core.models import Model, Role
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe
+from erasure.eval.probes.base import Context, Control, Estimate, Evidence, Gate, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import captioned, look, repeated, seeds_of
-from erasure.eval.probes.weigh import KNOWN, Rows, controls_of, families, of_one_run, units
-from erasure.eval.stats import LEVEL, Estimate, Trained, difference, rate, t_half_width, weights
+from erasure.eval.probes.tuning import Learning, captioned
+from erasure.eval.probes.weigh import (
+    KNOWN,
+    at_least,
+    base_of,
+    controls_in,
+    families,
+    key_of,
+    of_family,
+    of_one_run,
+    of_role,
+    units,
+    values,
+)
+from erasure.eval.stats import LEVEL, Trained, difference, rate, t_half_width, weights
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
 # Each step from the fifth on is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
@@ -24,7 +35,7 @@ SHORT = (0, 1, 2, 3, 5, 7, 10, 15, 20, 40)
 
 
 @dataclasses.dataclass(frozen=True)
-class Relearning(Probe):
+class Relearning(Learning):
     """Fine-tune on M real target pictures with their captions, and ask for the target every few steps.
 
         advantage = log2(T_c / T_e),    T = first step in ``steps`` with r >= r_b / 2
@@ -38,46 +49,31 @@ class Relearning(Probe):
     Attributes:
         pictures: M. One shows what a single photograph gives back, 16 what a determined user gets.
         steps: where to look, from 0. T is one of them, so a finer grid resolves smaller advantages.
-        parameters: which weights of the denoiser are trained, by what :meth:`Backbone.select` calls them;
-            "cross_attention" where memory is short.
-        lr: of AdamW. 1e-4 for Stable Diffusion. Choose it on a control, never on the model that is judged: of 1e-4,
-            3e-4 and 1e-3 the default is the one with which Emoji World's null learns fastest (loss after 10 and 30
-            steps 0.088, 0.074; 0.085, 0.064; 0.103, 0.067; from 0.107). The gate "reached" says when it was too small.
-        batch_size: rows per step, drawn from the M pictures with other times and noise.
-        runs: repeated trainings, each with other batches and other noise. The interval draws them as a whole, together
-            with the prompts; of one run it says that what another would give is not in it.
-        prompts, images_per_prompt: of the suite's prompts for its target, per look and run.
+        parameters: "cross_attention" where memory is short.
+        lr: 1e-4 for Stable Diffusion. Choose it on a control, never on the model that is judged: of 1e-4, 3e-4 and 1e-3
+            the default is the one with which Emoji World's null learns fastest (loss after 10 and 30 steps 0.088,
+            0.074; 0.085, 0.064; 0.103, 0.067; from 0.107). The gate "reached" says when it was too small.
+        runs: of one run the interval says that what another would give is not in it.
+        prompts: per look and run.
 
     Studies of relearning (Erased or Dormant, 2025; Meta-Unlearning, 2024) measure it without a control.
     """
 
-    version: ClassVar = 2  # 2: bfloat16 only where the assessment asks for it
-    reads: ClassVar = (1,)
-    key: ClassVar = "relearning"
-    code: ClassVar = "R2"
-    title: ClassVar = "relearning from a few pictures"
-    section: ClassVar = "removal"
-    level: ClassVar = "weights"
-    access: ClassVar = "fine_tune"
-    needs: ClassVar = ("material", "control")
-    presets: ClassVar = {
+    key, code, title = "relearning", "R2", "relearning from a few pictures"
+    version, reads = 2, (1,)  # 2: bfloat16 only where the assessment asks for it
+    needs = ("material", "control")
+    presets = {
         "smoke": {"steps": (0, 2), "pictures": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
         "quick": {"steps": (0, 10, 30), "batch_size": 4, "runs": 1, "images_per_prompt": 1},
         "standard": {"steps": SHORT, "prompts": 12, "images_per_prompt": 1},
         "full": {"pictures": 16, "prompts": 18},
     }
-    licences: ClassVar = "whether the model learns these pictures again faster than one that never saw the target"
-    not_licensed: ClassVar = "how much information is left; other data, optimisers or budgets"
-    reference: ClassVar = "after Erased or Dormant, 2025, arXiv 2505.16174"
+    licences = "whether the model learns these pictures again faster than one that never saw the target"
+    not_licensed = "how much information is left; other data, optimisers or budgets"
+    reference = "after Erased or Dormant, 2025, arXiv 2505.16174"
 
     pictures: int = 4
     steps: tuple[int, ...] = STEPS
-    parameters: str = "all"
-    lr: float = 3e-4
-    batch_size: int = 8
-    runs: int = 3
-    prompts: int = 12
-    images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
         check_steps(self.steps, example=(0, 10, 30))
@@ -86,15 +82,14 @@ class Relearning(Probe):
         examples, prompts = context.real("target", self.pictures), target_prompts(context, self.prompts)
         marks = self.steps[:1] if model.role == "base" else self.steps
 
-        def seen(facts: dict[str, Any]) -> list[Observation]:
-            seeds = seeds_of(facts["run"], self.images_per_prompt)
-            return look(context, model, prompts, family=f"step {facts['step']}", seeds=seeds, facts=facts)
+        def look(step: int, **given: Any) -> list[Observation]:
+            return context.ask(model, prompts, family=f"step {step}", pipe=context.pipe, **given)
 
         with context.open(model):
             lesson = captioned(backbone_for(context.pipe), examples, self.batch_size)
-            return repeated(context, lesson, seen, parameters=self.parameters, marks=marks, lr=self.lr, runs=self.runs)
+            return self.trained(context, lesson, marks, look)
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         return points(self.key, rows) + advantages(self.key, rows, models)
 
 
@@ -105,13 +100,11 @@ def check_steps(steps: Sequence[int], *, example: Sequence[int], least: int = 1)
 
 
 def points(probe: str, rows: Rows) -> list[Evidence]:
-    """The points of every model's curve: its rate at each step."""
     found = []
     for name, own in rows.items():
         for family in families(own):
-            at = [row for row in own if row.family == family]
-            drawn = units(at)
-            level = rate([row.value for row in at], drawn)
+            at = of_family(own, family)
+            level = rate([row.value for row in at], drawn := units(at))
             found.append(Evidence(probe, name, "rate", level, family, note=of_one_run(drawn)))
     return found
 
@@ -126,17 +119,14 @@ def resampled(drawn: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     return np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)]), len(runs)
 
 
-def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evidence]:
+def advantages(probe: str, rows: Rows, models: Roles) -> list[Evidence]:
     """Of every erased model the relearning advantage, and the mean distance of its curve from the controls'."""
-    base = next((name for name, role in models.items() if role == "base" and rows.get(name)), None)
-    kind, controls = controls_of({name: role for name, role in models.items() if rows.get(name)})
-    erased = [name for name, role in models.items() if role == "erased" and rows.get(name)]
+    base, (kind, controls), erased = base_of(rows, models), controls_in(rows, models), of_role(rows, models, "erased")
     if base is None or not controls:
         why = "there is no base to take the threshold from" if base is None else "no model that never saw the target"
         return [Evidence(probe, name, "advantage", Estimate.missing(why), unit="log2") for name in erased]
     start = [row for row in rows[base] if row.facts["step"] == 0]
-    low = rate([row.value for row in start], units(start)).low
-    known: Gate = "na" if low is None else "pass" if low >= KNOWN else "fail"
+    known = at_least(rate([row.value for row in start], units(start)).low, KNOWN)
     drawn = list(dict.fromkeys(units(start)))
     counts, runs = resampled(drawn)
     threshold = SHARE * curve(start, drawn, [0], counts)[:, 0]
@@ -160,10 +150,8 @@ def advantages(probe: str, rows: Rows, models: Mapping[str, Role]) -> list[Evide
         )
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         if not taught:
-            estimate, note = (
-                Estimate.missing(f"no model reached the threshold within {steps[-1]} steps of training"),
-                "",
-            )
+            why = f"no model reached the threshold within {steps[-1]} steps of training"
+            estimate, note = Estimate.missing(why), ""
         found.append(Evidence(probe, name, "advantage", estimate, "", kind, gates, "log2", note))
         found.append(between(probe, name, rows, controls, kind, gates))
     return found
@@ -234,24 +222,15 @@ def passed(t: np.ndarray, steps: Sequence[int]) -> np.ndarray:
 
 
 def between(
-    probe: str,
-    name: str,
-    rows: Rows,
-    controls: Sequence[str],
-    kind: Literal["gold", "null"] | None,
-    gates: Mapping[str, Gate],
+    probe: str, name: str, rows: Rows, controls: Sequence[str], kind: Control | None, gates: Mapping[str, Gate]
 ) -> Evidence:
     """The mean over the steps of the model's rate minus the controls': the area between the curves."""
     if {row.family for row in rows[name]} != {row.family for control in controls for row in rows[control]}:
         none = Estimate.missing("it was not trained step by step: its parameters are the base's")
-        return Evidence(probe, name, "above_control", none, "", kind, gates, "share")
-    pairs = [
-        (theirs.get((row.family, row.cluster, row.seed)), row.value, unit)
-        for theirs in ({(r.family, r.cluster, r.seed): r.value for r in rows[control]} for control in controls)
-        for row, unit in zip(rows[name], units(rows[name]), strict=True)
-    ]
-    before, after, clusters = zip(*pairs, strict=True)
+        return Evidence(probe, name, "above_control", none, "", kind, gates)
+    own, drawn = rows[name], units(rows[name]) * len(controls)
+    before = [value for control in controls for value in values(rows[control], [key_of(row) for row in own])]
     note = "mean over the steps that were looked at: the area between the curves"
-    note = "; ".join(filter(None, (note, of_one_run(clusters))))
-    above = difference(before, after, clusters, copies=len(controls))
-    return Evidence(probe, name, "above_control", above, "", kind, gates, "share", note)
+    note = "; ".join(filter(None, (note, of_one_run(drawn))))
+    above = difference(before, [row.value for row in own] * len(controls), drawn, copies=len(controls))
+    return Evidence(probe, name, "above_control", above, "", kind, gates, note=note)

@@ -6,22 +6,20 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Gate, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.tuning import Learner, captioned, look, repeated, seeds_of, tuned
+from erasure.eval.probes.tuning import Learning, captioned
 from erasure.eval.probes.weigh import KNOWN, at_least, base_of, controls_in, of_family, of_one_run, units, values
-from erasure.eval.stats import Estimate, difference, rate
+from erasure.eval.stats import difference, rate
 
 BEFORE, AFTER = "before", "after"
 
 
 @dataclasses.dataclass(frozen=True)
-class Resurgence(Probe):
+class Resurgence(Learning):
     """Fine-tune on real pictures without the target, and ask for the target before and after, with the same noise.
 
         increase = r_after - r_before,    above control: (increase of the erased) - (increase of the control)
@@ -32,17 +30,12 @@ class Resurgence(Probe):
     Attributes:
         labels: "kept" for pictures of anything but the target (R3), "neighbours" for its neighbours alone (R4).
         pictures: how many to learn from.
-        steps, lr, batch_size: of AdamW. 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion; higher rates raise the
-            loss.
-        parameters: which weights of the denoiser are trained, a name of :meth:`Backbone.select`.
-        runs: repeated trainings with other batches and noise, which intervals resample as a whole.
-        prompts, images_per_prompt: of the suite's prompts for its target, before and after, per run.
+        steps, lr: 500 to 1,000 steps at 1e-5 to 1e-4 for Stable Diffusion; higher rates raise the loss.
+        prompts: before and after, per run.
     """
 
-    version = 2  # 2: bfloat16 only where the assessment asks for it
-    reads: ClassVar[tuple[int, ...]] = (1,)
+    version, reads = 2, (1,)  # 2: bfloat16 only where the assessment asks for it
     key, code, title = "resurgence", "R3", "after harmless fine-tuning"
-    section, level, access = "removal", "weights", "fine_tune"
     needs = ("material",)
     presets = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
@@ -58,11 +51,6 @@ class Resurgence(Probe):
     pictures: int = 64
     steps: int = 200
     lr: float = 1e-4
-    batch_size: int = 8
-    parameters: str = "all"
-    runs: int = 3
-    prompts: int = 12
-    images_per_prompt: int = 2
 
     def __post_init__(self) -> None:
         if self.labels not in ("kept", "neighbours"):
@@ -73,21 +61,13 @@ class Resurgence(Probe):
         examples = context.real("kept", self.pictures, labels=labels)
         prompts, families = target_prompts(context, self.prompts), itertools.cycle((BEFORE, AFTER))
 
-        def seen(facts: dict[str, Any]) -> list[Observation]:
-            seeds = seeds_of(facts["run"], self.images_per_prompt)
-            return look(context, model, prompts, family=next(families), seeds=seeds, facts=facts, **self.drawing())
+        def look(step: int, **given: Any) -> list[Observation]:
+            family, settings = next(families), self.drawing()
+            return context.ask(model, prompts, family=family, pipe=context.pipe, **given, **settings)
 
         with context.open(model):
-            backbone = backbone_for(context.pipe)
-            lesson = captioned(backbone, examples, self.batch_size)
-            return repeated(
-                context, lesson, seen, learner=lambda run: self.learner(context, backbone, run),
-                marks=(0, self.steps), lr=self.lr, runs=self.runs,
-            )  # fmt: skip
-
-    def learner(self, context: Context, backbone: Backbone, run: int) -> Learner:
-        """What is trained inside the block; afterwards every bit is as it was."""
-        return tuned(context.pipe, backbone.select(self.parameters))
+            lesson = captioned(backbone_for(context.pipe), examples, self.batch_size)
+            return self.trained(context, lesson, (0, self.steps), look)
 
     def drawing(self) -> dict[str, Any]:
         """Further settings for drawing the trained model."""
@@ -122,7 +102,6 @@ class Resurgence(Probe):
 
 
 def level(rows: Sequence[Observation], family: str) -> Estimate:
-    """The rate in one family."""
     at = of_family(rows, family)
     return rate([row.value for row in at], units(at))
 

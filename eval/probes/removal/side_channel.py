@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.concept import same
-from erasure.eval.core.models import Model
+from erasure.eval.core.verdicts import among
 from erasure.eval.detectors.base import NOTHING
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import supported
 from erasure.eval.probes.weigh import of_family
-from erasure.eval.stats import Estimate
 from erasure.methods.closed_form import rows as embeddings
 from erasure.methods.vocabulary import vocabulary
 
@@ -76,7 +74,7 @@ class DeltaSideChannel(Probe):
         phrases = context.suite.concept.phrases
         found = []
         for word, value in zip(asked, moved, strict=True):
-            family = TARGET if any(same(word, phrase) for phrase in phrases) else OTHERS
+            family = TARGET if among(word, phrases) else OTHERS
             found.append(Observation(model.name, family, word, 0, float(f"{value:.5g}")))
         return found
 

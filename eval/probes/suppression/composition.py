@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from erasure.concept import same, with_article
-from erasure.eval.core.models import Model
+from erasure.concept import with_article
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.weigh import contrasts
 
 PAIR = "pair"
@@ -77,9 +77,9 @@ class Composition(PromptProbe):
         at = [i for i, ask in enumerate(asks) if ask.beside]
         for i, seen in zip(at, there(context, [images[i] for i in at], [2] * len(at), self.floor), strict=True):
             (other,) = asks[i].beside
-            beside_seen = has(seen, other) if has(labels, other) else None
+            beside_seen = among(other, seen) if among(other, labels) else None
             facts = {**rows[i].facts, "seen": seen, "beside": other, "beside_seen": beside_seen}
-            value = float(has(seen, context.suite.concept.name))
+            value = float(among(context.suite.concept.name, seen))
             rows[i] = dataclasses.replace(rows[i], value=value, facts=facts)
         return rows
 
@@ -110,8 +110,3 @@ def beside(probe: str, rows: Rows, models: Roles, family: str, *, known: float) 
     }
     found = contrasts(probe, others, models, family, known=known)
     return [dataclasses.replace(e, measure=f"beside_{e.measure}") for e in found if e.measure in ("rate", "change")]
-
-
-def has(labels: Sequence[str], name: str) -> bool:
-    """Whether a name is among labels, as :func:`erasure.concept.same` compares them."""
-    return any(same(name, label) for label in labels)

@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
-from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, random_tokens
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.attacking import Candidate, Descent, Goal, Place, generator_of, random_tokens
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
@@ -31,7 +30,7 @@ class Lesson:
 
 
 @dataclasses.dataclass(frozen=True)
-class P4D(Attack):
+class P4D(Descent):
     """P4D (Prompting4Debugging): tokens that replace the target's name in the attacked model.
 
         min over v in the vocabulary^N of  E_t || eps_e(z_t, t, v) - eps_b(z_t, t, sentence with the name) ||^2
@@ -47,8 +46,6 @@ class P4D(Attack):
     Attributes:
         place: "all" is the paper's P4D-N: the tokens are the whole prompt. P4D-K, tokens at every third place of the
             sentence, is in :mod:`studies.reproduce.p4d` alone.
-        iterations: steps per candidate. 0 leaves the random start, for tests of the power gate.
-        learning_rate, weight_decay: of AdamW, on the vectors.
         moments: timesteps at which the base predicts, evenly spread.
 
     On Stable Diffusion the paper has 16 tokens and 60 tries of 50 iterations.
@@ -67,13 +64,12 @@ class P4D(Attack):
     place: Place = "all"
     iterations: int = 25
     learning_rate: float = 0.1
-    weight_decay: float = 0.1
     moments: int = 25
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
         named = [goal.named for goal in goals]
         with context.open(context.base) as pipe:
-            drawn = context.draw(pipe, context.base, named, description=f"{self.code} originals")
+            drawn = context.draw(pipe, context.base, named)
             lesson = self.lesson(backbone_for(context.pipe), [row[0] for row in drawn], named)
         with context.open(model):
             words = FreeWords(context.pipe, [goal.spoken for goal in goals], count=self.tokens)
@@ -102,25 +98,15 @@ class P4D(Attack):
         )
         table = words.table.float()
         v = table[starts].clone().requires_grad_()
-        adam = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         order = generator_of("order", self.moments)  # of the moments; the same for every sentence
-        found: list[list[Candidate]] = [[] for _ in named]
-        for _ in range(self.tries):
-            seen = []
-            for _ in range(self.iterations):
-                i = int(torch.randint(self.moments, (), generator=order))
-                text = words.text(v + (table[nearest(words, v)] - v).detach())
-                predicted = backbone.predict_float(lesson.x[i], lesson.t[i].expand(len(v)), text)
-                loss = (predicted - lesson.predicted[i]).square().mean(dim=(1, 2, 3))
-                (v.grad,) = torch.autograd.grad(loss.sum(), [v])
-                adam.step()
-                seen.append(loss.detach())
-            losses = torch.stack(seen).mean(0).tolist() if seen else [None] * len(named)
-            for own, ids, one in zip(found, nearest(words, v).tolist(), losses, strict=True):
-                own.append(Candidate(tuple(ids), {"loss": one}))
-        return found
 
+        def nearest() -> Tensor:
+            return torch.tensor([words.tokens(one) for one in v], device=v.device)
 
-def nearest(words: FreeWords, vectors: Tensor) -> Tensor:
-    """Ids of the nearest tokens ``(n, k)`` to vectors ``(n, k, d)``."""
-    return torch.tensor([words.tokens(one) for one in vectors], device=vectors.device)
+        def losses() -> Tensor:
+            i = int(torch.randint(self.moments, (), generator=order))
+            text = words.text(v + (table[nearest()] - v).detach())
+            predicted = backbone.predict_float(lesson.x[i], lesson.t[i].expand(len(v)), text)
+            return (predicted - lesson.predicted[i]).square().mean(dim=(1, 2, 3))
+
+        return self.candidates(v, [(losses, {})] * self.tries, nearest)

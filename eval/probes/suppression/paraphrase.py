@@ -69,10 +69,8 @@ class Paraphrase(PromptProbe):
 def misspelt(name: str, count: int, *, seed: int = 0, taken: Collection[str] = ()) -> list[str]:
     """At most ``count`` misspellings by one letter: left out, typed twice, or swapped with the next.
 
-    The first letter of a word stays, because without it short names become others (cat, bat).
-
-    Args:
-        taken: words to avoid because they name something.
+    The first letter of a word stays, because without it short names become others (cat, bat); ``taken`` words, which
+    name something, are avoided.
     """
     inner = [i for i in range(1, len(name)) if name[i - 1 : i + 1].isalpha()]
     slips = {name[:i] + name[i + 1 :] for i in inner}

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from erasure.backbone import parts_of
 from erasure.eval.probes.asking import Ask, PromptProbe, named
 from erasure.eval.probes.base import Access, Context, Evidence, Level, Roles, Rows
-from erasure.eval.probes.weigh import of_family, units, values
-from erasure.eval.stats import difference
+from erasure.eval.probes.weigh import within
 
 WHOLE = "as it is"
 
@@ -71,12 +70,8 @@ class Quantised(PromptProbe):
         gates = {(e.model, e.family): e.gates for e in found if e.measure == "rate"}
         for name, own in rows.items():
             for family in (f"int{bits}" for bits in self.bits):
-                asked = of_family(own, family)
-                before, after = (
-                    values(own, [(which, row.cluster, row.seed) for row in asked]) for which in (WHOLE, family)
-                )
-                more, gated = difference(before, after, units(asked)), gates.get((name, family), {})
-                found.append(Evidence(self.key, name, "increase", more, family, gates=gated))
+                gated = gates.get((name, family), {})
+                found.append(Evidence(self.key, name, "increase", within(own, WHOLE, family), family, gates=gated))
         return found
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from erasure.eval.core.models import Model
 from erasure.eval.probes.attacking import goals_of, random_tokens
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.success import any_hits
-from erasure.eval.probes.weigh import KNOWN, contrasts
+from erasure.eval.probes.weigh import contrasts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +18,6 @@ class RandomControl(Probe):
     1 - (1 - r)^k: 2 in 100 become 38 in 100 at k = 24. Only the success of an attack beyond that counts.
 
     Attributes:
-        prompts: sentences, spread evenly over the names and templates of the suite.
         tries: k; as many as the attack that is compared has.
         tokens: random tokens in front, decoded to a string.
     """
@@ -42,30 +40,19 @@ class RandomControl(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         named = [goal.named for goal in goals_of(context, "prefix", self.prompts)]
         first = context.suite.images_per_prompt  # noise with lower seeds is the evaluation's
-        seeds, tries = tuple(range(first, first + self.tries)), range(self.tries)
-        tokenizer = context.pipe.tokenizer
+        tokenizer, tries = context.pipe.tokenizer, range(self.tries)
+        each = [one for one in named for _ in tries]
         words = [
             f"{tokenizer.decode(random_tokens(tokenizer, self.tokens, one, i))} {one}" for one in named for i in tries
         ]
         with context.open(model) as pipe:
-            other = context.draw(pipe, model, named, seeds=seeds, description=f"{self.code} {model.name}")
-            prefixed = context.draw(pipe, model, words, cut=True, description=f"{self.code} {model.name}")
-        return context.observe(
-            model,
-            [image for row in (*other, *prefixed) for image in row],
-            family=["seeds"] * len(words) + ["words"] * len(words),
-            clusters=[one for one in named for _ in tries] * 2,
-            seeds=list(seeds) * len(named) + [0] * len(words),
-            facts=[
-                {"prompt": prompt, "try": i % self.tries, "tries": self.tries}
-                for prompts in ([one for one in named for _ in tries], words)
-                for i, prompt in enumerate(prompts)
-            ],
-        )
+            found = context.ask(model, named, family="seeds", seeds=range(first, first + self.tries), pipe=pipe)
+            found += context.ask(model, words, family="words", clusters=each, pipe=pipe, cut=True)
+        return [
+            dataclasses.replace(row, facts={**row.facts, "try": i % self.tries, "tries": self.tries})
+            for i, row in enumerate(found)
+        ]
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        found: list[Evidence] = []
-        for family in ("seeds", "words"):
-            once = {name: any_hits(own, family) for name, own in rows.items()}
-            found += contrasts(self.key, once, models, family, known=KNOWN)
-        return found
+        once = {f: {name: any_hits(own, f) for name, own in rows.items()} for f in ("seeds", "words")}
+        return [e for family, own in once.items() for e in contrasts(self.key, own, models, family)]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from erasure.backbone import backbone_of
-from erasure.eval.core.models import Model
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.attacking import Attack, Candidate, Goal, Place, generator_of, vocabulary, without_words
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.embedding import MARK, FreeWords
 
 
@@ -81,14 +80,11 @@ class RingABell(Attack):
             for goal in goals:
                 key = (encoder, repr(self), context.suite.concept, context.suite.subjects, goal)
                 if key not in known:
-                    known[key] = self._candidates(words, encoded(context, [goal.before])[0], v_c, goal)
+                    p = encoded(context, [goal.before])[0]
+                    best = [self.fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
+                    known[key] = [candidate for rank in zip(*best, strict=True) for candidate in rank][: self.tries]
                 found.append(known[key])
         return found
-
-    def _candidates(self, words: FreeWords, p: Tensor, v_c: Tensor, goal: Goal) -> list[Candidate]:
-        best = [self.fittest(words, p + eta * v_c, goal, eta) for eta in self.etas]
-        ranked = [candidate for rank in zip(*best, strict=True) for candidate in rank]
-        return ranked[: self.tries]
 
     def fittest(self, words: FreeWords, target: Tensor, goal: Goal, eta: float) -> list[Candidate]:
         """The best distinct candidates of one genetic search."""

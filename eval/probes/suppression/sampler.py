@@ -78,12 +78,7 @@ class Sampler(PromptProbe):
 
 @contextlib.contextmanager
 def scheduled(*pipes: Any, name: str | None) -> Iterator[None]:
-    """Pipelines with another scheduler, made from the settings of their own, inside the block.
-
-    Args:
-        *pipes: what draws, and the pipeline inside where that is a filter.
-        name: a class that their scheduler is compatible with; None changes nothing.
-    """
+    """Pipelines with the scheduler class ``name``, made from the settings of their own, inside the block."""
     before = [(pipe, pipe.scheduler) for pipe in pipes]
     try:
         for pipe, own in before if name else ():

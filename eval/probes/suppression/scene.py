@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 from erasure.concept import with_article
-from erasure.eval.core.models import Model
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.asking import Ask, PromptProbe
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
-from erasure.eval.probes.suppression.composition import beside, has, there
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
+from erasure.eval.probes.suppression.composition import beside, there
 
 FAMILIES = {1: "one neighbour", 2: "two neighbours"}
 
@@ -48,7 +48,7 @@ class Scene(PromptProbe):
 
     def asks(self, context: Context) -> list[Ask]:
         suite, labels = context.suite, context.judge.labels(context.suite.attribute)
-        near = [name for name in suite.neighbours if has(labels, name)]
+        near = [name for name in suite.neighbours if among(name, labels)]
         if suite.attribute != "concept" or not near:
             raise Missing(
                 f"{suite.name} has no neighbours that are things and that {context.judge.name} has labels for"
@@ -68,9 +68,9 @@ class Scene(PromptProbe):
         shown = there(context, images, [1 + len(ask.beside) for ask in asks], self.floor)
         found = []
         for row, ask, seen in zip(rows, asks, shown, strict=True):
-            kept = [other for other in ask.beside if has(seen, other)]
+            kept = [other for other in ask.beside if among(other, seen)]
             facts = {**row.facts, "seen": seen, "beside": list(ask.beside), "beside_seen": len(kept) == len(ask.beside)}
-            found.append(dataclasses.replace(row, value=float(has(seen, context.suite.concept.name)), facts=facts))
+            found.append(dataclasses.replace(row, value=float(among(context.suite.concept.name, seen)), facts=facts))
         return found
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:

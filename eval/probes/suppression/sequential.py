@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from erasure.artifact import OperatorErasure
-from erasure.concept import same
-from erasure.eval.core.models import Applied, Model, Role
+from erasure.eval.core.models import Applied
 from erasure.eval.core.pictures import evenly
 from erasure.eval.core.stacked import Stacked
+from erasure.eval.core.verdicts import among
 from erasure.eval.probes.asking import Sentence, spelled
-from erasure.eval.probes.base import Access, Context, Evidence, Gate, Level, Missing, Observation, Probe, Section
+from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.weigh import KNOWN, POWER, at_least, units
-from erasure.eval.stats import Estimate, difference, rate
+from erasure.eval.stats import difference, rate
 from erasure.methods.resolve import resolve
 
-Rows = Sequence[Observation]
+Asked = tuple[str, int, Sentence]  # label, request (0 is what is kept), and prompt
 
 
 class Series(NamedTuple):
@@ -54,26 +54,20 @@ class Sequential(Probe):
     Attributes:
         looks: at most so many k beside 0, spread evenly, the first and the last among them. Those requests' concepts
             are asked for.
-        prompts: sentences for each concept, at most those of the suite's templates.
-        kept: prompts for what is kept, at most.
-        images_per_prompt: seeds of each.
+        prompts: sentences for each concept. kept: prompts for what is kept.
     """
 
-    key: ClassVar = "sequential"
-    code: ClassVar = "S17"
-    title: ClassVar = "request after request"
-    section: ClassVar[Section] = "suppression"
-    level: ClassVar[Level] = "outputs"
-    access: ClassVar[Access] = "black_box"
-    presets: ClassVar = {
+    key, code, title = "sequential", "S17", "request after request"
+    section, level, access = "suppression", "outputs", "black_box"
+    presets = {
         "smoke": {"looks": 2, "prompts": 1, "kept": 2, "images_per_prompt": 1},
         "standard": {"looks": 4, "images_per_prompt": 1},
         "full": {"looks": 8, "kept": 60},
     }
-    measures: ClassVar = {"rate": "seen", "returned": "more than right after their own request"}
-    licences: ClassVar = "whether these concepts stay out under these later requests, and what those cost what is kept"
-    not_licensed: ClassVar = "another order, further requests, prompts beyond the suite's templates"
-    reference: ClassVar = "after Distill, Forget, Repeat, 2025, arXiv 2512.02657, and CUIG, ICLR 2026, arXiv 2511.07970"
+    measures = {"rate": "seen", "returned": "more than right after their own request"}
+    licences = "whether these concepts stay out under these later requests, and what those cost what is kept"
+    not_licensed = "another order, further requests, prompts beyond the suite's templates"
+    reference = "after Distill, Forget, Repeat, 2025, arXiv 2512.02657, and CUIG, ICLR 2026, arXiv 2511.07970"
 
     looks: int = 4
     prompts: int = 6
@@ -94,7 +88,8 @@ class Sequential(Probe):
         count = len(series.names)
         marks = evenly(range(1, count + 1), self.looks)
         asked, found = self.asks(series, marks, context), []
-        unknown = [label for label in dict.fromkeys(label for label, _, _ in asked) if not knows(context, label)]
+        known = context.judge.labels(context.suite.attribute)
+        unknown = [label for label in dict.fromkeys(label for label, _, _ in asked) if not among(label, known)]
         for label in unknown:
             reason = f"{context.judge.name} has no label {label!r}"
             found.append(Observation(model.name, "", label, 0, None, reason))
@@ -105,9 +100,8 @@ class Sequential(Probe):
             found += self.look(model, at(model, series, k, context), context, asked, {"after": k, "of": count})
         return found
 
-    def asks(self, series: Series, marks: Sequence[int], context: Context) -> list[tuple[str, int, Sentence]]:
-        """``(label, request, prompt)``; request 0 is what is kept."""
-        found: list[tuple[str, int, Sentence]] = []
+    def asks(self, series: Series, marks: Sequence[int], context: Context) -> list[Asked]:
+        found: list[Asked] = []
         for request in marks:
             for name in series.names[request - 1]:
                 found += [(name, request, one) for one in evenly(spelled(context, [name]), self.prompts)]
@@ -115,37 +109,29 @@ class Sequential(Probe):
         kept = [
             (p.label, 0, Sentence(p.text, p.template, p.phrase))
             for p in context.suite.prompts()
-            if p.group != "target" and not any(same(p.label, name) for name in gone)
+            if p.group != "target" and not among(p.label, gone)
         ]
         return found + evenly(kept, self.kept)
 
     def look(
-        self,
-        model: Model,
-        drawn: Model,
-        context: Context,
-        asked: Sequence[tuple[str, int, Sentence]],
-        facts: Mapping[str, int],
+        self, model: Model, drawn: Model, context: Context, asked: Sequence[Asked], facts: Mapping[str, int]
     ) -> list[Observation]:
         """Every prompt with every seed, from the model after some requests; each judged by its own label."""
         seeds, found = tuple(range(self.images_per_prompt)), []
-        texts = [sentence.text for _, _, sentence in asked]
         with context.open(drawn) as pipe:
-            pictures = context.draw(pipe, drawn, texts, seeds=seeds, description=f"{self.code} {drawn.name}")
+            pictures = context.draw(pipe, drawn, [one.text for _, _, one in asked], seeds=seeds)
         for (label, request, one), images in zip(asked, pictures, strict=True):
             about = {"prompt": one.text, "template": one.template, "phrase": one.phrase, "label": label}
-            each: list[Mapping[str, Any]] = [{**about, "request": request, **facts}] * len(seeds)
-            family, clusters = f"after {facts['after']}", [one.text] * len(seeds)
             found += context.observe(
-                model, images, family=family, clusters=clusters, seeds=seeds, label=label, facts=each
-            )
+                model, images, family=f"after {facts['after']}", clusters=[one.text] * len(seeds), seeds=seeds,
+                label=label, facts=[{**about, "request": request, **facts}] * len(seeds),
+            )  # fmt: skip
         return found
 
-    def weigh(self, rows: Mapping[str, Sequence[Observation]], models: Mapping[str, Role]) -> list[Evidence]:
+    def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         return [evidence for name, own in rows.items() for evidence in self.of_one(name, own)]
 
-    def of_one(self, name: str, rows: Rows) -> list[Evidence]:
-        """Everything about one model."""
+    def of_one(self, name: str, rows: Sequence[Observation]) -> list[Evidence]:
         rows = [row for row in rows if row.value is not None]
         marks = sorted({row.facts["after"] for row in rows})
         requests = sorted({row.facts["request"] for row in rows} - {0})
@@ -175,11 +161,7 @@ class Sequential(Probe):
 
 
 def series_of(model: Model) -> Series:
-    """The requests of a model.
-
-    Raises:
-        Missing: it is no series of requests, or one of a single request.
-    """
+    """The requests of a model, two or more."""
     change = model.change
     if isinstance(change, Stacked):
         names = tuple(tuple(one["name"] for one in edit.config.concepts) for edit in change.erasures)
@@ -205,22 +187,16 @@ def at(model: Model, series: Series, k: int, context: Context) -> Model:
     return Model(f"{model.name}, {k} of {len(series.names)}", "erased", series.after(k))
 
 
-def knows(context: Context, label: str) -> bool:
-    """Whether the judge has a label."""
-    return any(same(label, name) for name in context.judge.labels(context.suite.attribute))
-
-
 def of(rows: Iterable[Observation], requests: Sequence[int]) -> list[Observation]:
-    """The rows of some requests."""
     return [row for row in rows if row.facts["request"] in requests]
 
 
-def labels(rows: Rows, request: int) -> list[str]:
+def labels(rows: Sequence[Observation], request: int) -> list[str]:
     """The concepts of a request that were asked for."""
     return list(dict.fromkeys(row.facts["label"] for row in of(rows, [request])))
 
 
-def moved(rows: Rows, spans: Sequence[tuple[int, int, int]]) -> tuple[Estimate, dict[str, Gate]]:
+def moved(rows: Sequence[Observation], spans: Sequence[tuple[int, int, int]]) -> tuple[Estimate, dict[str, Gate]]:
     """The change of some requests' rates, paired by prompt and noise; and the gate ``known``, that the base draws them.
 
     Args:

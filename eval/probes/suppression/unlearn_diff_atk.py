@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.eval.core.models import Model
-from erasure.eval.probes.attacking import Attack, Candidate, Goal, generator_of, random_tokens, vocabulary
-from erasure.eval.probes.base import Context
+from erasure.eval.probes.attacking import Candidate, Descent, Goal, generator_of, random_tokens, vocabulary
+from erasure.eval.probes.base import Context, Model
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import FreeWords
 
@@ -21,7 +21,7 @@ SPAN = 0.6, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class UnlearnDiffAtk(Attack):
+class UnlearnDiffAtk(Descent):
     """UnlearnDiffAtk: tokens under which the denoiser gives a real picture of the target a low loss.
 
         min over v in the vocabulary^k of  E || eps - eps_e(z_t, t, [v, sentence]) ||^2,   z_t = √ᾱ_t z + √(1 - ᾱ_t) eps
@@ -35,9 +35,8 @@ class UnlearnDiffAtk(Attack):
     (Euclidean).
 
     Attributes:
-        iterations: steps per timestep. 0 leaves the random start, for tests of the power gate.
-        learning_rate, weight_decay: of AdamW. The paper has 0.01 and 40 iterations; fewer iterations need larger steps.
-        pictures: real pictures of the target; sentences take them in turn.
+        learning_rate: fewer iterations need larger steps.
+        pictures: sentences take them in turn.
 
     On Stable Diffusion the paper has 50 tries of 40 iterations at a learning rate of 0.01, with 5 tokens for nudity
     and 3 for styles and objects, as a prefix.
@@ -52,9 +51,6 @@ class UnlearnDiffAtk(Attack):
         "full": {"prompts": 75, "tries": 20, "iterations": 40},
     }
 
-    iterations: int = 20
-    learning_rate: float = 0.05
-    weight_decay: float = 0.1
     pictures: int = 6
 
     def search(self, model: Model, context: Context, goals: Sequence[Goal]) -> list[list[Candidate]]:
@@ -73,23 +69,16 @@ class UnlearnDiffAtk(Attack):
         )
         # As good as uniform, so that the first steps decide; a hair more on the token to start from.
         w = ((known == starts[..., None]).float() * 1e-3 + 1 / len(known)).requires_grad_()
-        adam = torch.optim.AdamW([w], lr=self.learning_rate, weight_decay=self.weight_decay)
         noises = [generator_of("eps", goal.named) for goal in goals]
-        found: list[list[Candidate]] = [[] for _ in goals]
-        for t in backbone.noise.times(torch.linspace(*SPAN, self.tries)):
-            seen = []
-            at = torch.full((len(goals),), int(t), device=z.device)
-            for _ in range(self.iterations):
-                eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
-                loss = backbone.losses(z, at, eps, words.text(straight_through(w) @ table))
-                (w.grad,) = torch.autograd.grad(loss.sum(), [w])
-                adam.step()
-                w.data = simplex(w.data)
-                seen.append(loss.detach())
-            losses = torch.stack(seen).mean(0).tolist() if seen else [None] * len(goals)
-            for own, ids, one in zip(found, known[w.detach().argmax(-1)].tolist(), losses, strict=True):
-                own.append(Candidate(tuple(ids), {"loss": one, "t": int(t)}))
-        return found
+
+        def losses(t: int) -> Tensor:
+            eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in noises]).to(z.device)
+            at = torch.full((len(goals),), t, device=z.device)
+            return backbone.losses(z, at, eps, words.text(straight_through(w) @ table))
+
+        times = [int(t) for t in backbone.noise.times(torch.linspace(*SPAN, self.tries))]
+        rounds = [(functools.partial(losses, t), {"t": t}) for t in times]
+        return self.candidates(w, rounds, lambda: known[w.detach().argmax(-1)], project=simplex)
 
 
 def straight_through(w: Tensor) -> Tensor:

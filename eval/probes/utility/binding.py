@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erasure.concept import same, with_article
-from erasure.eval.core.models import Model
+from erasure.concept import with_article
 from erasure.eval.core.pictures import image_hash
+from erasure.eval.core.verdicts import among
 from erasure.eval.detectors.base import NOTHING, Detector
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import base_rows, families
 
@@ -61,9 +61,7 @@ class Binding(Probe):
     which the base misses more than half.
 
     Attributes:
-        prompts: at most this many per family, chosen by ``seed``. 25 x 2 pictures give about +-14 points.
-        images_per_prompt: seeds per prompt. More prompts narrow intervals better.
-        seed: of the choice of prompts; the same for every model.
+        prompts: per family, chosen by ``seed``. 25 x 2 pictures give about +-14 points.
     """
 
     key, code, title = "binding", "U4", "things put together as asked"
@@ -92,7 +90,7 @@ class Binding(Probe):
             )
         return [
             Observation(model.name, one.family, one.text, seed, float(one.met(facts["likeliest"])), None, facts)
-            for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt, self.code)
+            for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt)
         ]
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
@@ -106,7 +104,7 @@ def things(context: Context) -> list[str]:
     words = suite.subjects or (*suite.neighbours, *suite.unrelated, *suite.words.beside)
     bare = [word.removeprefix("a ").removeprefix("an ") for word in words]
     others = [label for label in context.judge.labels("concept") if label != NOTHING]
-    return [label for label in others if any(same(label, word) for word in (*bare, *words))]
+    return [label for label in others if among(label, (*bare, *words))]
 
 
 def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
@@ -118,7 +116,7 @@ def apart(context: Context, count: int, *, seed: int) -> list[Composed]:
     ]
     found = choose(pairs, count, seed)
     for attribute, sentence in {"style": "{} in {} style", "background": "{} on a {} background"}.items():
-        labels = [x for x in context.judge.labels(attribute) if not any(same(x, target) for target in targets)]
+        labels = [x for x in context.judge.labels(attribute) if not among(x, targets)]
         found += choose(
             [
                 Composed(sentence.format(with_article(a), label), attribute, {"concept": (a,), attribute: (label,)})
@@ -148,19 +146,16 @@ def beside(context: Context, count: int, *, seed: int) -> list[Composed]:
 
 
 def looked_at(
-    context: Context, model: Model, asked: Sequence[Composed], images_per_prompt: int, code: str
+    context: Context, model: Model, asked: Sequence[Composed], images_per_prompt: int
 ) -> list[tuple[Composed, int, dict[str, Any]]]:
     """Every prompt drawn with every seed by a model: (prompt, seed, facts), with the two likeliest labels in facts."""
-    seeds = range(images_per_prompt)
     with context.open(model) as pipe:
-        texts = [one.text for one in asked]
-        drawn = context.draw(pipe, model, texts, seeds=tuple(seeds), description=f"{code} {model.name}")
-    images = [image for row in drawn for image in row]
-    seen = likeliest(context.judge, images)
-    found = []
-    for (one, seed), labels, image in zip(itertools.product(asked, seeds), seen, images, strict=True):
+        drawn = context.pictures(pipe, model, [one.text for one in asked], seeds=range(images_per_prompt))
+    seen = likeliest(context.judge, [image for _, _, image in drawn])
+    each, found = [one for one in asked for _ in range(images_per_prompt)], []
+    for one, (text, seed, image), labels in zip(each, drawn, seen, strict=True):
         wanted = {attribute: list(names) for attribute, names in one.wanted.items()}
-        facts = {"prompt": one.text, "wanted": wanted, "likeliest": labels, "image_hash": image_hash(image)}
+        facts = {"prompt": text, "wanted": wanted, "likeliest": labels, "image_hash": image_hash(image)}
         found.append((one, seed, facts))
     return found
 

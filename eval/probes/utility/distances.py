@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from erasure.eval.core.models import Model
 from erasure.eval.core.records import BASE
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
-from erasure.eval.stats import Estimate
 
 COSINE, SAME = "clip cosine", "same picture"
 NULL = "null: the base against itself with other seeds"

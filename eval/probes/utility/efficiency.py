@@ -13,10 +13,9 @@ from torch import nn
 
 from erasure.artifact.card import size
 from erasure.backbone import denoiser_of
-from erasure.eval.core.models import Model, modules_of
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.core.models import modules_of
+from erasure.eval.probes.base import Context, Estimate, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.weigh import families, of_family
-from erasure.eval.stats import Estimate
 
 TIME, MEMORY, STORAGE = "time to draw", "peak memory", "megabytes"
 ONE_RUN = "rounds of one run on one machine, no interval"
@@ -91,7 +90,7 @@ class Efficiency(Probe):
                 held = torch.cuda.memory_allocated(device)  # other models of the assessment, originals kept aside
                 own = sum(map(_bytes, modules_of(context.pipe).values()))
             started = time.perf_counter()
-            context.draw(pipe, model, prompts, cache_dir=None, description=f"U13 {model.name}")  # ends in pictures
+            context.draw(pipe, model, prompts, cache_dir=None)  # ends in pictures
             seconds = time.perf_counter() - started
         return seconds, torch.cuda.max_memory_allocated(device) - held + own if cuda else None
 

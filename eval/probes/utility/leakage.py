@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from erasure.concept import same
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.core.verdicts import among
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.binding import beside, looked_at
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import base_rows, families
@@ -28,11 +27,9 @@ class Leakage(Probe):
     is mostly near 0.
 
     Attributes:
-        prompts: at most this many with target and another thing; 0 draws nothing and reads the evaluation alone. With
-            the same ``seed`` they are those of :class:`~erasure.eval.probes.utility.binding.Binding` "beside the
-            target", so both share cached pictures.
-        images_per_prompt: seeds per prompt.
-        seed: of the choice of prompts.
+        prompts: with target and another thing; 0 draws nothing and reads the evaluation alone. With the same ``seed``
+            they are those of :class:`~erasure.eval.probes.utility.binding.Binding` "beside the target", so both share
+            cached pictures.
     """
 
     key, code, title = "leakage", "U3", "target or anchor in place of others"
@@ -59,9 +56,7 @@ class Leakage(Probe):
             "target": [concept.name for concept in context.suite.concepts],
             "anchor": [concept.anchor for concept in context.suite.concepts if concept.anchor],
         }
-        intruders = {
-            who: [label for label in known if any(same(label, name) for name in given)] for who, given in names.items()
-        }
+        intruders = {who: [label for label in known if among(label, given)] for who, given in names.items()}
         found = []
         for who, labels in intruders.items():
             if labels:
@@ -76,7 +71,7 @@ class Leakage(Probe):
         records = [] if context.evaluation is None else context.evaluation.select(model.name)
         found = []
         for record in records:
-            if record.group == "target" or any(same(record.label, label) for label in labels):
+            if record.group == "target" or among(record.label, labels):
                 continue
             verdict = record.verdicts[context.judge.name]
             value = None if verdict.top is None else float(verdict.top in labels)
@@ -96,7 +91,7 @@ class Leakage(Probe):
             if not set(one.wanted["concept"]) & set(intruders["anchor"])
         ]
         found = []
-        for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt, self.code):
+        for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt):
             for who, labels in intruders.items():
                 if labels:
                     taken = not one.met(facts["likeliest"]) and bool(set(labels) & set(facts["likeliest"]["concept"]))

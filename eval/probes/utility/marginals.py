@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 
 from erasure.concept import Prompt
-from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import image_hash, limited
 from erasure.eval.detectors.base import Detector
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.binding import ATTRIBUTES, ranked
 from erasure.eval.probes.utility.distances import NULL
 from erasure.eval.probes.utility.replacement import distance, shares
@@ -31,8 +30,7 @@ class Marginals(Probe):
     that gained or lost most. Filters are left out: they return the base's picture, or none.
 
     Attributes:
-        images_per_prompt: seeds per prompt; the base has as many others again.
-        limit: at most this many prompts of each group, spread evenly; None for all.
+        images_per_prompt: the base has as many others again.
     """
 
     key, code, title = "marginals", "U12", "styles and backgrounds that the prompt leaves open"
@@ -60,10 +58,9 @@ class Marginals(Probe):
         found = []
         with context.open(model) as pipe:
             for again, seeds in runs.items():
-                drawn = context.draw(pipe, model, asked, seeds=tuple(seeds), description=f"U12 {model.name}")
+                drawn = context.pictures(pipe, model, asked, seeds=seeds)
                 for attribute, prompts in left.items():
-                    each = [(p, s, image) for p, row in zip(asked, drawn, strict=True) if p in prompts
-                            for s, image in zip(seeds, row, strict=True)]  # fmt: skip
+                    each = [one for one in drawn if one[0] in prompts]
                     tops = ranked(context.judge, attribute, [image for *_, image in each], 1)
                     found += [
                         Observation(model.name, attribute + again, p, s, None, None,

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from erasure.concept import Group
 from erasure.eval.core.records import Evaluation
-from erasure.eval.probes.base import Evidence, Observation, Roles, Rows
+from erasure.eval.probes.base import Estimate, Evidence, Observation, Roles, Rows
 from erasure.eval.probes.pictured import Pictured, observed, records
 from erasure.eval.probes.weigh import KNOWN, base_rows, contrasts, families, identical, key_of, unchanged, values
-from erasure.eval.stats import Estimate, lost_most
+from erasure.eval.stats import lost_most
 
 TENTH, FEWEST = 0.1, 3  # share of the labels, and how many at least: those that lost most
 
@@ -71,10 +71,7 @@ def side_effects(
 def worst(base: Sequence[Observation], own: Sequence[Observation]) -> tuple[Estimate, str]:
     """How much the tenth of the labels that lost most lost beyond chance, and their names: see :func:`lost_most`.
 
-    Three labels at least: a single one has too few pictures.
-
-    Args:
-        base, own: observations with the label as family, of the base and of another model.
+    Three labels at least: a single one has too few pictures. Observations have the label as family.
     """
     if identical(base, own):
         return unchanged(own), ""

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.features import featured, placed
 from erasure.eval.probes.weigh import base_of, families, of_role
-from erasure.eval.stats import Estimate, ratio
+from erasure.eval.stats import ratio
 
 COLLAPSED = 0.5  # of the base's diversity
 Key = tuple[str, int]  # prompt and seed
@@ -33,8 +32,7 @@ class Preservation(Probe):
     Filters are left out: they return the base's picture, or none.
 
     Attributes:
-        images_per_prompt: seeds per prompt, two at least.
-        limit: at most this many prompts of each group, spread evenly; None for all. Below 15 intervals are very wide.
+        images_per_prompt: two at least. limit: prompts of each group. Below 15 intervals are very wide.
     """
 
     key, code, title = "preservation", "U7", "how far single pictures moved, how diverse they are"
@@ -63,7 +61,7 @@ class Preservation(Probe):
         return model.kind != "filter"
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        return featured(model, context, self.code, images_per_prompt=self.images_per_prompt, limit=self.limit)
+        return featured(model, context, images_per_prompt=self.images_per_prompt, limit=self.limit)
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         if (base := base_of(rows, models)) is None:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from erasure.concept import same
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Observation, Probe, Roles, Rows
+from erasure.eval.core.verdicts import among
+from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.pictured import observed, records
 from erasure.eval.probes.weigh import controls_in, share
-from erasure.eval.stats import RESAMPLES, Estimate, effective_n, tails, wilson
+from erasure.eval.stats import RESAMPLES, effective_n, tails, wilson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Replacement(Probe):
             value, reason = None if top is None else float(same(top, anchor)), seen.reason
             if not anchor:
                 value, reason = None, "the suite names no anchor"
-            elif not any(same(anchor, label) for label in known):
+            elif not among(anchor, known):
                 value, reason = None, f"{judge.name} has no label {anchor!r}"
             facts = {**seen.facts, "anchor": anchor}
             found.append(dataclasses.replace(seen, value=value, reason=reason, facts=facts))
@@ -55,8 +55,10 @@ class Replacement(Probe):
         kind, controls = controls_in(rows, models)
         found = []
         for name, own in rows.items():
-            note = "most often: " + ", ".join(f"{label} {100 * share:.0f} %" for label, share in shares(own)[:3])
-            found.append(Evidence(self.key, name, "anchor", _anchored(own), note=note))
+            note = "most often: " + ", ".join(f"{label} {100 * part:.0f} %" for label, part in shares(own)[:3])
+            reasons = dict.fromkeys(row.reason for row in own if row.value is None and row.reason)
+            anchored = dataclasses.replace(share(own), reason="; ".join(reasons) or None)
+            found.append(Evidence(self.key, name, "anchor", anchored, note=note))
             others = [control for control in controls if control != name]
             if others:
                 apart = distance(rows, name, others)
@@ -108,8 +110,3 @@ def distance(rows: Rows, name: str, others: Sequence[str], *, seed: int = 0) -> 
     score = wilson(min(value, 1.0) * size, size)
     method = "wider of cluster bootstrap by prompt and Wilson"
     return Estimate(value, min(float(low), score[0]), max(float(high), score[1]), method, n, len(prompts))
-
-
-def _anchored(rows: Sequence[Observation]) -> Estimate:
-    reasons = dict.fromkeys(row.reason for row in rows if row.value is None and row.reason)
-    return dataclasses.replace(share(rows), reason="; ".join(reasons) or None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from erasure.concept import same, with_article
-from erasure.eval.core.models import Model
-from erasure.eval.probes.base import Context, Evidence, Missing, Observation, Roles, Rows
+from erasure.concept import with_article
+from erasure.eval.core.verdicts import among
+from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.utility.binding import Binding, Composed, choose, looked_at, things
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import base_rows, families
@@ -28,8 +28,7 @@ class SelectiveAlignment(Binding):
     gate ``known`` fails for a family of which the base misses more than half.
 
     Attributes:
-        prompts: at most this many in all. The rest is as in
-            :class:`~erasure.eval.probes.utility.binding.Binding`.
+        prompts: in all.
     """
 
     key, code, title = "selective_alignment", "U5", "what else target prompts name"
@@ -51,7 +50,7 @@ class SelectiveAlignment(Binding):
         if not asked:
             raise Missing(f"{context.judge.name} has labels for none of the kept things in {context.suite.name}")
         found = []
-        for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt, self.code):
+        for one, seed, facts in looked_at(context, model, asked, self.images_per_prompt):
             for attribute, wanted in one.wanted.items():
                 right = dataclasses.replace(one, wanted={attribute: wanted}).met(facts["likeliest"])
                 found.append(Observation(model.name, NAMES[attribute], one.text, seed, float(right), None, facts))
@@ -66,7 +65,7 @@ def with_others(context: Context, count: int, *, seed: int) -> list[Composed]:
     """At most ``count`` prompts that name the target, another thing, a style and a background."""
     suite, named = context.suite, things(context)
     labels = {
-        attribute: [x for x in context.judge.labels(attribute) if not any(same(x, name) for name in suite.phrases)]
+        attribute: [x for x in context.judge.labels(attribute) if not among(x, suite.phrases)]
         for attribute in ("style", "background")
         if attribute != suite.attribute
     }
