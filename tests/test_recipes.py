@@ -298,7 +298,7 @@ def test_a_kill_between_outputs_costs_the_one_it_was_at(recipe, monkeypatch):
     real = FORMATS["denoiser"]
 
     def killed(edit, pipe, path, rank):
-        (path.parent / f".{path.name}.half").mkdir()
+        (path.parent / f".{path.name}.ab12cd34").mkdir()  # as a temporary folder is called
         raise KeyboardInterrupt
 
     monkeypatch.setitem(FORMATS, "denoiser", dataclasses.replace(real, write=killed))

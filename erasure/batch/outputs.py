@@ -122,8 +122,7 @@ def refusal(output: Output, method: MethodChoice, base: str) -> str:
 def write(output: Output, edit: Erasure, pipe: Any, folder: Path) -> dict[str, Any]:
     """Write an output of a cell; returns the hash and size of each of its files."""
     path = folder / output.place
-    for left in [path, *folder.glob(f".{path.stem}.*")]:  # damaged, or half written when its process was killed
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # damaged, or of another erasure
     with quiet():  # diffusers draws a bar for each model
         FORMATS[output.name].write(edit, pipe, path, output.rank)
     for file in _files(path):
