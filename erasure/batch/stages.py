@@ -201,9 +201,11 @@ def _pushed(edit: Erasure, made: dict[str, Any], cell: Cell, recipe: Recipe) -> 
 
 
 __all__ = [
+    "JUDGED",
     "LOCK",
     "MADE",
     "RESULT",
+    "WRITTEN",
     "State",
     "finish",
     "intact",
