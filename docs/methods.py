@@ -74,6 +74,9 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
         shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
         shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
         picture = "![each method: the target kept out, against neighbours kept](images/comparison.png)"
+        if (weights := Path(folder) / "weights.png").exists():  # where it was compared with a preset's probes
+            shutil.copyfile(weights, PICTURE.with_name(weights.name))
+            picture += "\n\n![each method: what is still in the weights, against the rest](images/weights.png)"
         text = replace_block(text, "methods", f"`{command}`\n\n{picture}\n\n{table}")
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")

@@ -56,6 +56,7 @@ class AdaVD(Method):
 
     architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl")  # where the text alone makes the values
     key: ClassVar[str] = "adavd"
+    kind: ClassVar[str | None] = "value"
     summary: ClassVar[str] = "the concept's part taken out of cross-attention values while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "Precise, Fast, and Low-cost Concept Erasure in Value Space: Orthogonal Complement Matters",

@@ -71,6 +71,7 @@ class SAFREE(Method):
 
     architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl", "sd3")  # whose first encoder is CLIP's
     key: ClassVar[str] = "safree"
+    kind: ClassVar[str | None] = "filtered-text"
     summary: ClassVar[str] = "words that lead to the concept projected away from it while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image and Video Generation",

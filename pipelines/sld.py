@@ -48,6 +48,7 @@ class SLD(Method):
 
     architectures: ClassVar[tuple[str, ...] | None] = GUIDED
     key: ClassVar[str] = "sld"
+    kind: ClassVar[str | None] = "safe-guidance"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion Models",

@@ -8,8 +8,25 @@ from rich.console import Console
 
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
-from erasure.batch.comparison import Line, Rate, best, lines_of, picture, table, write_comparison
+from erasure.batch.comparison import (
+    INSIDE_NOTE,
+    MEANS_NOTE,
+    TARGETS,
+    Line,
+    Rate,
+    averaged,
+    inside_of,
+    lines_of,
+    mean,
+    means,
+    page,
+    rest_of,
+    table,
+    write_comparison,
+)
 from erasure.batch.cost import counted
+from erasure.batch.pictures import best, kept_out, still_inside
+from erasure.concept import WORLD, Suite
 from erasure.methods import BUILT_IN, method_class
 from tests.test_cli import run as call
 from tests.tiny import make, tiny, tiny_pipeline
@@ -68,11 +85,94 @@ def test_the_front_holds_what_none_beats_on_both_counts():
     assert best({"a": (0.5, 0.5)}) == ["a"] and best({}) == []
 
 
-def test_the_picture_is_drawn_of_one_suite_and_of_several(tmp_path):
-    for number, lines in enumerate([LINES, [*LINES, Line("uce", "cat", rates(0.3, 0.7), 0, 3.0, 1)]]):
-        file = tmp_path / f"{number}.png"
-        picture(lines, file)
-        assert file.stat().st_size > 10_000
+def test_the_picture_is_drawn_of_what_was_measured(tmp_path):
+    file = tmp_path / "kept.png"
+    kept_out(LINES, file)
+    assert file.stat().st_size > 10_000
+
+
+# --- what is still inside, and means over targets ---------------------------------------------------------------------
+
+
+def inside(**values):
+    return {name: Rate(value, value - 0.2, value + 0.2) for name, value in values.items()}
+
+
+def line(method, suite, target, **more):
+    return Line(method, suite, rates(target, 0.9), 100, 1.0, 1000, **more)
+
+
+def evidence(probe, measure, value, conclusive=True, control="gold"):
+    return {"probe": probe, "measure": measure, "control": control, "value": value, "low": None, "high": None,
+            "conclusive": conclusive}  # fmt: skip
+
+
+def test_the_number_about_the_weights_is_that_of_the_probe_that_recovers_most_and_whose_gates_it_passed():
+    found = inside_of([
+        evidence("inversion", "residual", 0.1),
+        evidence("completion", "residual", 0.4),
+        evidence("base_encoder", "residual", 0.9, conclusive=False),
+        evidence("relearning", "advantage", 1.5),
+    ])  # fmt: skip
+    assert {name: rate.value for name, rate in found.items()} == {"residual": 0.4, "advantage": 1.5}
+    lost = rest_of([evidence("neighbours", "change", -0.2), evidence("unrelated", "change", 0.0)])
+    assert lost.value == -0.2 and rest_of([]) is None
+
+
+def test_the_second_picture_has_a_panel_for_each_measure(tmp_path):
+    from matplotlib.image import imread
+
+    lines = [line("uce", "cat", 0.1, inside=inside(residual=0.4, advantage=1.0), rest=Rate(-0.1, -0.2, None))]
+    lines += [
+        line("esd", "cat", 0.2, inside=inside(residual=0.2), rest=Rate(-0.3, -0.4, -0.2)),
+        line("sld", "cat", 0.3),
+    ]
+    still_inside(lines, tmp_path / "two.png")
+    still_inside(lines[1:], tmp_path / "one.png")
+    assert imread(tmp_path / "two.png").shape[1] > imread(tmp_path / "one.png").shape[1]
+
+
+def test_a_mean_over_targets_is_as_wide_as_what_is_known_of_it():
+    spread = mean([Rate(0.1, 0.0, 0.2), Rate(0.5, 0.4, 0.6), Rate(0.3, 0.2, 0.4)])
+    assert spread.value == pytest.approx(0.3)
+    assert spread.high - 0.3 == pytest.approx(4.3027 * 0.2 / 3**0.5, rel=1e-4)  # t with 2 degrees of freedom
+    equal = mean([Rate(0.0, 0.0, 0.2)] * 4, within=(0.0, 1.0))
+    assert (equal.low, equal.high) == (0.0, pytest.approx(0.2 / 4**0.5))  # not of no width
+    assert mean([Rate(0.4, 0.1, 0.8)]) == Rate(0.4, 0.1, 0.8) and mean([Rate(0.4, None, 0.8)] * 2).low is None
+
+
+def test_means_are_over_targets_seeds_first_and_say_how_many():
+    lines = [
+        *(line("esd", "cat", value) for value in (0.2, 0.4)),  # two seeds
+        line("esd", "rose", 0.7, inside=inside(residual=0.5)),
+        line("uce", "cat", 0.1),
+        Line("uce", "rose", error="no"),
+        Line("sld", "cat", error="does not work"),
+        Line("sld", "rose", error="does not work"),
+    ]
+    esd, uce, sld = means(lines)
+    assert esd.suite == "2 targets" and esd.rates["target"].value == pytest.approx(0.5)
+    assert esd.inside == {}  # one of its targets has none
+    assert uce.suite == "1 of 2 targets" and sld.error == "does not work"
+    assert means(lines[:2]) == [] and averaged(lines[:2])[0].rates["target"].value == pytest.approx(0.3)
+    text = page(lines)
+    assert "| `esd` | 2 targets | 50 % (" in text and MEANS_NOTE in text and INSIDE_NOTE in text
+
+
+def test_presets_of_a_method_are_told_apart():
+    found = averaged([line("esd", "cat", 0.2), line("esd", "cat", 0.4, preset="official-2025-x")])
+    assert [one.label for one in found] == ["esd", "esd official-2025-x"]
+
+
+@pytest.mark.parametrize("options", [(), ("--suite", "cat", "--targets", "5"), ("--targets", "6")])
+def test_a_comparison_is_on_suites_or_on_a_number_of_targets(options, tmp_path, erasure):
+    code, _, err = erasure("compare", *options, "--out", tmp_path / "new")
+    assert code == 2 and ("--targets 5" in err or "take fewer" in err) and not (tmp_path / "new").exists()
+
+
+def test_the_five_targets_are_suites_of_the_world():
+    suites = [Suite.load(name) for name in TARGETS]
+    assert len({suite.target for suite in suites}) == 5 and {suite.base for suite in suites} == {WORLD}
 
 
 def test_the_page_is_made_of_what_a_recipe_came_to(tmp_path):

@@ -481,7 +481,7 @@ def test_cards_survive_being_written_down(tmp_path):
         DetectorCard.from_json(tmp_path / "card.json")
 
 
-@pytest.mark.parametrize("name", ["superhero", "cat", "twemoji", "twenty"])
+@pytest.mark.parametrize("name", ["superhero", "cat", "rose", "violin", "taxi", "twemoji", "twenty"])
 def test_world_suites_ask_only_for_what_training_saw(name):
     suite, world = Suite.load(name), spec()
     words = {phrase for emoji in world.concepts.values() for phrase in (emoji.name, *emoji.synonyms)}

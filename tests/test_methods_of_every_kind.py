@@ -71,6 +71,8 @@ def test_it_is_made_applied_taken_off_saved_and_loaded(method, architecture, tmp
     transformer = hasattr(pipe, "transformer")
     usual = ("delta", "lora") if issubclass(method_class(method), FineTune) else ("operator", "operator")
     assert edit.kind == KINDS.get(method, usual)[transformer]
+    settings = method_class(method).preset(None, **{k: v for k, v in edit.config["settings"].items() if v != ""})
+    assert settings.leaves(backbone_of(pipe).denoiser_name) == edit.kind
     edit.apply(pipe, 0.0)
     assert identical(before, weights(pipe)) and torch.equal(draw(pipe), base)
     edit.apply(pipe, 1.0)

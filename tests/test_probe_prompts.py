@@ -30,7 +30,7 @@ from tests.probe_helpers import ROLES, SUITE, rows_of, tiny_context
 from tests.tiny import clip_tokenizer, tiny
 
 KEYS = ("paraphrase", "description", "hierarchy", "composition", "translation", "negation", "sampler", "clip_skip")
-SUITES = ("superhero", "cat", "twemoji", "spiderman", "van_gogh")
+SUITES = ("superhero", "cat", "rose", "violin", "taxi", "twemoji", "spiderman", "van_gogh")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_shipped_suites_ask_what_fits_the_encoder_and_training_saw(name, context
 
 def test_the_world_is_asked_in_its_own_words():
     world = spec()
-    for name in ("superhero", "cat"):
+    for name in ("superhero", "cat", "rose", "violin", "taxi"):
         words, emoji = Suite.load(name).words, world.concepts[name]
         assert words.descriptions == (emoji.description,) and words.translations == {"es": (emoji.es,)}
         assert words.superclasses == (world.families[emoji.family],)

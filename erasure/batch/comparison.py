@@ -1,11 +1,15 @@
-"""Several methods on one page: what each keeps out, what it keeps, what it cost. Made from a recipe's results."""
+"""Several methods on one page: what each keeps out, what it keeps, what is still inside, what it cost.
+
+Made from a recipe's results. Pictures of it are in :mod:`erasure.batch.pictures`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +17,51 @@ from filelock import FileLock
 
 from erasure.batch.recipe import Cell, Recipe
 from erasure.batch.stages import LOCK, result_of
+from erasure.eval.judge import QUESTIONS
+from erasure.eval.stats.resample import t_half_width
 from erasure.io import remove_partial, write_atomically, write_json, writing
-from erasure.methods import method_class
 
 GROUPS = ("target", "neighbours", "unrelated")
+TARGETS = ("superhero", "cat", "rose", "violin", "taxi")  # shipped suites of Emoji World, for `--targets`
+ANY = (-math.inf, math.inf)  # the range of a number that has none
+INSIDE = {"residual": "residual in the weights", "advantage": "faster relearnt, powers of two"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A share of pictures with its 95 % interval."""
+    """A number with its 95 % interval; a share of pictures prints as per cent. An open end is None."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
+        return self.written("{:.0f}", 100, " %")
+
+    def written(self, form: str, factor: float = 1, unit: str = "") -> str:
+        """The number, times a factor, with its interval; an open end is a question mark."""
+        value, low, high = ("?" if x is None else form.format(factor * x) for x in (self.value, self.low, self.high))
+        return f"{value}{unit} ({low} to {high})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One method on one suite.
+    """One method on one suite, or its mean over several.
 
     Attributes:
-        method, suite: names.
+        method, suite: names. preset: of the method, where the recipe names one.
         rates: group ("target", "neighbours", "unrelated") to the share of its pictures that show what was asked for.
             Of several detectors the less flattering one: the highest rate of the target, the lowest of what is kept.
         passes: forward passes that making the erasure took; see :class:`~erasure.batch.cost.Cost`.
         seconds: it took, on the machine of this run.
         size: bytes of the erasure's file.
         error: why there is none, otherwise None.
+        answers: the five verdicts of its evaluation, each with its number.
+        inside: "residual" (0 as a model that never saw the target, 1 as the base; of the probe that recovers most) and
+            "advantage" (log2 of how much faster the target is relearnt than by such a model), as far as they were
+            measured and no gate failed.
+        controls: what "never saw the target" means for them: "gold", a retrained model, or "null".
+        rest: change of the kept pictures that are drawn right, against the base; of the group that lost more.
     """
 
     method: str
@@ -52,6 +71,19 @@ class Line:
     seconds: float = 0.0
     size: int = 0
     error: str | None = None
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)
+    inside: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    controls: tuple[str, ...] = ()
+    rest: Rate | None = None
+    preset: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method with its preset."""
+        return f"{self.method} {self.preset}".strip()
+
+
+# --- what the cells came to -------------------------------------------------------------------------------------------
 
 
 def lines_of(recipe: Recipe) -> list[Line]:
@@ -61,12 +93,23 @@ def lines_of(recipe: Recipe) -> list[Line]:
 
 
 def _line(cell: Cell, result: dict[str, Any], folder: Path) -> Line:
-    if result["status"] != "done":
-        return Line(cell.method.name, cell.target, error=result["error"])
-    rates = rates_of(result.get("figures", ()))
+    if "cost" not in result:
+        return Line(cell.method.name, cell.target, error=str(result.get("error")), preset=cell.method.preset or "")
+    evidence = result.get("evidence") or []
     size = sum(file.stat().st_size for file in (folder / "erasure").glob("*.safetensors"))
-    cost = result["cost"]
-    return Line(cell.method.name, cell.target, rates, cost["passes"], cost["seconds"], size)
+    return Line(
+        cell.method.name,
+        cell.target,
+        rates_of(result.get("figures", ())),
+        result["cost"]["passes"],
+        result["cost"]["seconds"],
+        size,
+        answers=answers_of(result),
+        inside=inside_of(evidence),
+        controls=tuple(sorted({e["control"] for e in evidence if e["measure"] in INSIDE and e["control"]})),
+        rest=rest_of(evidence),
+        preset=cell.method.preset or "",
+    )
 
 
 def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
@@ -81,6 +124,109 @@ def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
     return rates
 
 
+def answers_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """The five verdicts of an evaluation as a table has them: the word and its number."""
+    answers = result.get("answers") or {}
+    return {key: f"{answers[key]['word']} {answers[key]['number']}".strip() for key in QUESTIONS if answers.get(key)}
+
+
+def inside_of(evidence: Sequence[dict[str, Any]]) -> dict[str, Rate]:
+    """What is still in the weights: of each measure the highest number whose gates it passed."""
+    found = {}
+    for measure in INSIDE:
+        own = [_rate(e) for e in evidence if e["measure"] == measure and e["conclusive"]]
+        if own:
+            found[measure] = max(own, key=lambda rate: rate.value)
+    return found
+
+
+def rest_of(evidence: Sequence[dict[str, Any]]) -> Rate | None:
+    """The change of the kept group that lost more."""
+    own = [_rate(e) for e in evidence if e["measure"] == "change" and e["value"] is not None]
+    return min(own, key=lambda rate: rate.value, default=None)
+
+
+def _rate(e: dict[str, Any]) -> Rate:
+    return Rate(e["value"], e["low"], e["high"])
+
+
+# --- over several targets ---------------------------------------------------------------------------------------------
+
+
+def means(lines: Sequence[Line]) -> list[Line]:
+    """A line for each method with its means over targets; empty where there is one target."""
+    return averaged(lines) if len({line.suite for line in lines}) > 1 else []
+
+
+def averaged(lines: Sequence[Line]) -> list[Line]:
+    """A line for each method: means over seeds, then over targets. A number that one target lacks has no mean."""
+    total = len({line.suite for line in lines})
+    methods: dict[str, list[Line]] = {}
+    for line in lines:
+        methods.setdefault(line.label, []).append(line)
+    return [own[0] if len(own) == 1 else _mean_line(own, total) for own in methods.values()]
+
+
+def _mean_line(every: Sequence[Line], total: int) -> Line:
+    first, done = every[0], [line for line in every if line.error is None]
+    reached = len({line.suite for line in done})
+    on = f"{reached} targets" if reached == total else f"{reached} of {total} targets"
+    on = on if total > 1 else first.suite
+    if not done:
+        return Line(first.method, on, error=first.error, preset=first.preset)
+
+    def over(read: Callable[[Line], Rate | None], within: tuple[float, float] = ANY) -> Rate | None:
+        found: dict[str, list[Rate]] = {}
+        for line in done:
+            if (rate := read(line)) is None:
+                return None
+            found.setdefault(line.suite, []).append(rate)
+        return mean([mean(seeds, within=within) for seeds in found.values()], within=within)
+
+    rates = {group: over(lambda line, g=group: line.rates.get(g), (0.0, 1.0)) for group in GROUPS}  # type: ignore[misc]
+    inside = {measure: over(lambda line, m=measure: line.inside.get(m)) for measure in INSIDE}  # type: ignore[misc]
+    return Line(
+        first.method,
+        on,
+        {group: rate for group, rate in rates.items() if rate is not None},
+        round(statistics.mean(line.passes for line in done)),
+        statistics.mean(line.seconds for line in done),
+        round(statistics.mean(line.size for line in done)),
+        inside={measure: rate for measure, rate in inside.items() if rate is not None},
+        controls=tuple(sorted({control for line in done for control in line.controls})),
+        rest=over(lambda line: line.rest),
+        preset=first.preset,
+    )
+
+
+def mean(rates: Sequence[Rate], *, within: tuple[float, float] = ANY) -> Rate:
+    """The mean over targets with its interval: the wider, at each end, of two.
+
+    One is about these targets, from their own intervals (Zou and Donner 2008, for a mean): the root of the summed
+    squares of their arms, over their number. The other is about targets like these: the t interval of their values.
+    The first does not collapse where all targets have the same rate, the second sees how much targets differ.
+
+    Args:
+        within: the range of such numbers, where the interval ends.
+    """
+    if len(rates) == 1:
+        return rates[0]
+    values, n = [rate.value for rate in rates], len(rates)
+    middle = statistics.mean(values)
+    between = t_half_width(values)
+
+    def end(ends: Sequence[float | None], sign: int, limit: float) -> float | None:
+        if any(one is None for one in ends):
+            return None
+        arm = math.sqrt(sum((one - rate.value) ** 2 for one, rate in zip(ends, rates, strict=True) if one is not None))
+        return sign * min(sign * (middle + sign * max(arm / n, between)), sign * limit)
+
+    return Rate(middle, end([r.low for r in rates], -1, within[0]), end([r.high for r in rates], 1, within[1]))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
 def table(lines: Sequence[Line]) -> str:
     """A Markdown table, those that keep the target out best first; failed ones last, with their reason."""
     rows = [
@@ -89,98 +235,93 @@ def table(lines: Sequence[Line]) -> str:
     ]
     for line in sorted(lines, key=_order):
         if line.error is not None:
-            rows.append(f"| `{line.method}` | {line.suite} | failed: {line.error.replace('|', '/')} | | | | | |")
+            rows.append(f"| `{line.label}` | {line.suite} | failed: {line.error.replace('|', '/')} | | | | | |")
             continue
         shown = [str(line.rates[group]) if group in line.rates else "" for group in GROUPS]
         cost = [f"{line.passes:,}", f"{line.seconds:.0f}", f"{line.size / 1e6:.2f} MB"]
-        rows.append(f"| `{line.method}` | {line.suite} | {' | '.join([*shown, *cost])} |")
+        rows.append(f"| `{line.label}` | {line.suite} | {' | '.join([*shown, *cost])} |")
+    return "\n".join(rows)
+
+
+def verdicts(lines: Sequence[Line]) -> str:
+    """A Markdown table of the five verdicts and of what is still in the weights, in the order of :func:`table`.
+
+    Means have no verdict: that is for one target.
+    """
+    single = any(line.answers for line in lines)
+    headings = [question.heading for question in QUESTIONS.values()] if single else []
+    names = ["method", "on", *headings, *INSIDE.values(), *([] if single else ["the rest, against the base"])]
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for line in sorted((line for line in lines if line.error is None), key=_order):
+        inside = [line.inside[measure].written("{:.2f}") if measure in line.inside else "" for measure in INSIDE]
+        rest = [] if single else ["" if line.rest is None else line.rest.written("{:+.0f}", 100, " points")]
+        answers = [line.answers.get(key, "") for key in QUESTIONS] if single else []
+        rows.append(f"| {' | '.join([f'`{line.label}`', line.suite, *answers, *inside, *rest])} |")
     return "\n".join(rows)
 
 
 def _order(line: Line) -> tuple[bool, str, float, str]:
     target = line.rates.get("target")
-    return line.error is not None, line.suite, target.value if target else 1.0, line.method
+    return line.error is not None, line.suite, target.value if target else 1.0, line.label
 
 
-def picture(lines: Sequence[Line], file: Path) -> None:
-    """How far each method keeps the target out, against how many neighbours it keeps; larger points cost more.
-
-    A point is the mean over suites. Up and to the right is better. Methods on the dashed line are beaten by none on
-    both counts.
-    """
-    from matplotlib.figure import Figure
-
-    points = {}
-    for method in dict.fromkeys(line.method for line in lines):
-        own = [line for line in lines if line.method == method and {"target", "neighbours"} <= line.rates.keys()]
-        if own:
-            out = statistics.mean(1 - line.rates["target"].value for line in own)
-            kept = statistics.mean(line.rates["neighbours"].value for line in own)
-            points[method] = (kept, out, statistics.mean(line.passes for line in own), own)
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes, named = figure.subplots(), dict[tuple[float, float], list[str]]()
-    for method, (kept, out, passes, own) in points.items():
-        if len(own) == 1:
-            near, far = own[0].rates["neighbours"], own[0].rates["target"]
-            bars = [[[kept - near.low], [near.high - kept]], [[far.high - far.value], [far.value - far.low]]]
-            axes.errorbar(100 * kept, 100 * out, xerr=[[100 * v[0]] for v in bars[0]],
-                          yerr=[[100 * v[0]] for v in bars[1]], color="#bbb", linewidth=0.8, zorder=1)  # fmt: skip
-        colour = "#d1495b" if method_trains(method) else "#30638e"
-        axes.scatter(100 * kept, 100 * out, s=25 + passes**0.5, color=colour, alpha=0.8, zorder=2)
-        named.setdefault((100 * kept, 100 * out), []).append(method)
-    for at, names in named.items():  # methods at one place share a label; slanted ones stand closer
-        label = ", ".join(names)
-        axes.annotate(
-            label, at, xytext=(3, 6), textcoords="offset points", fontsize=8, rotation=40, rotation_mode="anchor"
-        )
-    front = best({method: (kept, out) for method, (kept, out, *_) in points.items()})
-    ends = sorted((100 * points[m][0], 100 * points[m][1]) for m in front)
-    axes.plot(*zip(*ends, strict=True), "--", color="#888", linewidth=1, zorder=0)
-    axes.margins(x=0.12, y=0.14)  # room for the labels
-    axes.set_xlabel("neighbours drawn right, %")
-    axes.set_ylabel("pictures of the target without it, %")
-    axes.set_title("Kept out when asked by name, against neighbours kept\nred: trained, blue: not; larger: more passes")
-    figure.savefig(file, dpi=110)
+NOTE = (
+    "Shown and right: shares of pictures with 95 % intervals, by the less flattering detector. This says what is drawn "
+    "when the target is asked for by name; it says nothing about attacks or about the weights. Seconds compare within "
+    "this run only."
+)
+INSIDE_NOTE = (
+    "Residual: what probes recover, from 0 (as from a model that never saw the target) to 1 (as from the base), of the "
+    "probe that recovers most. Relearnt: how much faster than such a model the target is learnt again, as a power of "
+    "two; 0 is as fast. A number is missing where a probe could not run or a gate of it failed. The reports say which."
+)
+NULL_NOTE = (
+    "On some targets no retrained model is there, and the comparison is with a null control; that can prevent a claim "
+    "and is no evidence about removal."
+)
+MEANS_NOTE = (
+    "Means over targets: the interval is the wider of two at each end, one from the targets' own intervals and one "
+    "from how much they differ."
+)
 
 
-def method_trains(name: str) -> bool:
-    """Whether a method fine-tunes."""
-    from erasure.methods.finetune import FineTune
-
-    return issubclass(method_class(name), FineTune)
-
-
-def best(points: dict[str, tuple[float, float]]) -> list[str]:
-    """The names that no other point beats on both counts."""
-    return [
-        name
-        for name, (x, y) in points.items()
-        if not any((a >= x and b >= y) and (a > x or b > y) for other, (a, b) in points.items() if other != name)
-    ]
+def page(lines: Sequence[Line]) -> str:
+    """The whole comparison as Markdown."""
+    parts, over = [table(lines), NOTE], means(lines)
+    if any(line.inside or len(line.answers) for line in lines):
+        parts += [verdicts(lines), INSIDE_NOTE]
+        parts += [NULL_NOTE] if any("null" in line.controls for line in lines) else []
+    if over:
+        parts += [table(over), *([verdicts(over)] if any(line.inside for line in over) else []), MEANS_NOTE]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_comparison(recipe: Recipe) -> list[Path]:
-    """``comparison.json``, ``comparison.md`` and, where something was measured, ``comparison.png`` beside the cells.
+    """``comparison.json`` and ``comparison.md`` beside the cells, and pictures of what was measured.
 
     Raises:
         ValueError: no cell of the recipe has been run.
     """
+    from erasure.batch.pictures import kept_out, still_inside
+
     lines = lines_of(recipe)
     if not lines:
         raise ValueError(f"no cell of the recipe has a result in {recipe.out}; run it first")
-    files = [recipe.out / f"comparison.{kind}" for kind in ("json", "md", "png")]
-    note = (
-        "Shown and right: shares of pictures with 95 % intervals, by the less flattering detector. This says what is "
-        "drawn when the target is asked for by name; it says nothing about attacks or about the weights. Seconds "
-        "compare within this run only."
+    text, table_, kept, inside = (
+        recipe.out / name for name in ("comparison.json", "comparison.md", "comparison.png", "weights.png")
     )
-    with replacing(*files):
-        write_json(files[0], [dataclasses.asdict(line) for line in lines])
-        write_atomically(files[1], f"{table(lines)}\n\n{note}\n".encode())
-        if not any(line.rates for line in lines):
-            return files[:2]
-        with writing(files[2]) as partial:
-            picture(lines, partial)
+    shown, files = averaged(lines), [text, table_]
+    with replacing(text, table_, kept, inside):
+        write_json(text, [dataclasses.asdict(line) for line in (*lines, *means(lines))])
+        write_atomically(table_, page(lines))
+        for file, picture, measured in (
+            (kept, kept_out, any({"target", "neighbours"} <= line.rates.keys() for line in shown)),
+            (inside, still_inside, any(line.inside and line.rest for line in shown)),
+        ):
+            if measured:
+                with writing(file) as partial:
+                    picture(shown, partial)
+                files.append(file)
     return files
 
 
@@ -194,4 +335,17 @@ def replacing(*files: Path) -> Iterator[None]:
         yield
 
 
-__all__ = ["Line", "Rate", "best", "lines_of", "picture", "replacing", "table", "write_comparison"]
+__all__ = [
+    "TARGETS",
+    "Line",
+    "Rate",
+    "answers_of",
+    "lines_of",
+    "mean",
+    "means",
+    "page",
+    "replacing",
+    "table",
+    "verdicts",
+    "write_comparison",
+]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from erasure.batch.stages import MADE, record
+from erasure.batch.stages import JUDGED, MADE, WRITTEN, record
 from erasure.io import write_json
 
 STARTED = ".started"
@@ -49,7 +49,8 @@ def started(folder: Path, *, cache: Path) -> Iterator[None]:
 
 def _progress(folder: Path, cache: Path) -> int:
     """The time at which something was last finished in a cell, as the file system counts it; 0 before the first."""
-    found = [folder / MADE, cache, *(folder / "training").glob("*.safetensors")]
+    found = [*(folder / name for name in (MADE, WRITTEN, JUDGED)), cache]
+    found += [*(folder / "training").glob("*.safetensors"), *(folder / "probes").glob("*/*.jsonl")]
     return max((path.stat().st_mtime_ns for path in found if path.exists()), default=0)
 
 

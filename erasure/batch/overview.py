@@ -15,12 +15,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from erasure.batch.comparison import GROUPS, rates_of, replacing, write_comparison
+from erasure.batch.comparison import GROUPS, answers_of, rates_of, replacing, write_comparison
 from erasure.batch.recipe import Cell, Recipe
 from erasure.batch.stages import LOCK, MADE, RESULT, state_of
+from erasure.eval.judge import QUESTIONS
 from erasure.io import write_atomically
 
-COLUMNS = ("cell", "state", "base", "concept", "method", "seed", *GROUPS, "passes", "seconds", "note")
+VERDICTS = {key: question.heading for key, question in QUESTIONS.items()}
+COLUMNS = (
+    "cell", "state", "base", "concept", "method", "seed", *GROUPS, *VERDICTS.values(), "passes", "seconds", "note",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Row:
         passes: forward passes that making it took; 0 before it is done.
         seconds: the cell took, on the machine that did it.
         size: bytes of its folder.
-        note: why it failed.
+        note: why it failed, or where it was pushed to.
+        answers: the five verdicts of its evaluation, each with its number; empty without one.
     """
 
     cell: Cell
@@ -43,11 +48,13 @@ class Row:
     seconds: float
     size: int
     note: str
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def values(self) -> list[Any]:
         """In the order of :data:`COLUMNS`."""
         rates = [round(self.rates[group], 4) if group in self.rates else "" for group in GROUPS]
         named = [self.cell.key, self.state, self.cell.base, self.cell.target, self.cell.method.name, self.cell.seed]
+        rates += [self.answers.get(key, "") for key in VERDICTS]
         return [*named, *rates, self.passes or "", round(self.seconds, 1) or "", self.note]
 
 
@@ -70,7 +77,8 @@ def row_of(recipe: Recipe, cell: Cell, state: str, result: dict[str, Any]) -> Ro
         result.get("cost", {}).get("passes", 0),
         result.get("seconds", 0.0),
         size,
-        result.get("error", ""),
+        result.get("error") or (result.get("pushed") or {}).get("repository", ""),
+        answers_of(result),
     )
 
 
@@ -179,7 +187,7 @@ th {{ cursor: pointer; position: sticky; top: 0; background: Canvas }}
 </style>
 <h1>Cells of the recipe</h1>
 <p>{states}. Target: pictures that still show it. Neighbours, unrelated: pictures drawn right. All by the less
-flattering detector. Click a heading to sort.</p>
+flattering detector. The five verdicts are those of each report. Click a heading to sort.</p>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <script>
 for (const [i, th] of document.querySelectorAll("th").entries()) th.onclick = () => {{

@@ -9,14 +9,21 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure import __version__
+from erasure.batch.concepts import Csv, FromRegister, Wanted, wanted_of
+from erasure.batch.judging import Judging
+from erasure.batch.outputs import Output, refusal
+from erasure.batch.publishing import Push, check_cells
 from erasure.concept import STRICT, WORLD, Concept, Count, Suite
 from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json, shown
+
+if TYPE_CHECKING:
+    from erasure.methods.base import Method
 
 INDEX = "model_index.json"  # of a diffusers folder
 PIECES, PIECE = 16, 65_536  # of a large file that are hashed, and their bytes
@@ -32,7 +39,7 @@ class MethodChoice:
 
     @model_validator(mode="after")
     def _check(self) -> MethodChoice:
-        self.method.preset(self.preset, **self.settings)
+        self.chosen()
         if "seed" in self.settings:
             raise ValueError(f"{self.name}: a seed in its settings; list it under `seeds` of the recipe instead")
         return self
@@ -43,6 +50,10 @@ class MethodChoice:
         from erasure.methods import method_class
 
         return method_class(self.name)
+
+    def chosen(self) -> Method:
+        """The method with all its settings."""
+        return self.method.preset(self.preset, **self.settings)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -72,27 +83,37 @@ class Cell:
     """One erasure of the grid.
 
     Attributes:
+        wanted: what it erases, and what it keeps.
         content: a hash of the base; its name for one on the hub.
     """
 
     base: str
-    concepts: tuple[Concept, ...]
-    suite: Suite | None
+    wanted: Wanted
     method: MethodChoice
     seed: int
     dtype: str = "float32"
-    evaluate: bool = True
-    limit: int | None = None
     content: str = ""
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        return self.wanted.concepts
+
+    @property
+    def suite(self) -> Suite | None:
+        """What the cell is evaluated on."""
+        return self.wanted.suite
 
     @property
     def target(self) -> str:
         """What the cell erases, in a few words."""
-        return self.suite.target if self.suite else self.concepts[0].name
+        return self.wanted.target
 
     @functools.cached_property
     def key(self) -> str:
-        """Name of the cell's folder: readable, and another for every other setting, file, base and version of this."""
+        """Name of the cell's folder: readable, and another for every other setting, file, base and version of this.
+
+        What is made of the erasure (outputs, an evaluation, a push) does not count: asked for later, it is added.
+        """
         method = dataclasses.asdict(self.method)  # type: ignore[call-overload]
         method["settings"] |= {n: sha256_file(f) for n, f in self.method.files.items()}
         facts = sha256_json(
@@ -100,8 +121,8 @@ class Cell:
                 "library": __version__,
                 "base": self.content or base_print(self.base),
                 "dtype": self.dtype,
-                "evaluate": [self.evaluate, self.limit],
                 "concepts": [dataclasses.asdict(concept) for concept in self.concepts],  # type: ignore[call-overload]
+                "keep": self.wanted.keep,
                 "method": method,
                 "suite": dataclasses.asdict(self.suite) if self.suite else None,  # type: ignore[call-overload]
             },
@@ -143,6 +164,42 @@ def _sample(path: Path) -> Iterator[bytes]:
             yield file.read(PIECE)
 
 
+def _kind(value: Any) -> str:
+    """Which of :data:`Listed` a line under `concepts` is."""
+    if isinstance(value, str):
+        return "name"
+    has = value.__contains__ if isinstance(value, dict) else functools.partial(hasattr, value)
+    return next((source for source in ("csv", "register") if has(source)), "concept")
+
+
+def _named(value: Any) -> Any:
+    """A bare name as a mapping."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _judging(value: Any) -> Any:
+    """`true` is a plain evaluation, `false` none, a name is a preset."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if not isinstance(value, str | dict | Judging | None):
+        raise ValueError(f"true, false, a preset or a mapping with `preset`; got {shown(value)}")
+    return {"preset": value} if isinstance(value, str) else value
+
+
+def _push(value: Any) -> Any:
+    """A repository's name as a mapping."""
+    return {"repository": value} if isinstance(value, str) else value
+
+
+Listed = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[Concept, Tag("concept")]
+    | Annotated[Csv, Tag("csv")]
+    | Annotated[FromRegister, Tag("register")],
+    Discriminator(_kind),
+]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
     """A grid of erasures. Every base is combined with every concept, method and seed.
@@ -150,65 +207,93 @@ class Recipe:
     Attributes:
         version: of the format; this library reads 1.
         out: folder of the results, relative to the recipe's.
-        concepts: names of shipped suites, YAML files of suites, or concepts written out.
+        concepts: names of shipped suites, YAML files of suites, CSV files, ``csv`` and ``register`` with their settings
+            (:class:`~erasure.batch.concepts.Csv`, :class:`~erasure.batch.concepts.FromRegister`), or concepts written
+            out.
         methods: names, or mappings with ``name``, ``preset`` and ``settings``.
         bases: "emoji-world", diffusers folders or hub ids.
         seeds: of the method. A method without a seed, as closed forms are, has one cell however many are listed.
-        evaluate: also evaluate each cell whose concept came from a suite.
-        limit: at most so many prompts per group in these evaluations; leave it out for figures to publish.
+        outputs: what each cell leaves beside the erasure: names, or mappings with ``name`` and ``rank``.
+        evaluate: also evaluate each cell whose concept came from a suite: true (plainly), false, a preset's name, or a
+            mapping with ``preset`` and ``probes``.
+        limit: at most so many prompts per group in plain evaluations; leave it out for figures to publish.
+        push: repository of each finished cell on the Hugging Face Hub, or a mapping with ``repository``, ``private``.
         dtype: float32, float16 or bfloat16.
     """
 
     version: Literal[1]
     out: Path
-    concepts: tuple[str | Concept, ...]
-    methods: tuple[MethodChoice, ...]
+    concepts: tuple[Listed, ...]
+    methods: tuple[Annotated[MethodChoice, BeforeValidator(_named, json_schema_input_type=str | MethodChoice)], ...]
     bases: tuple[str, ...] = (WORLD,)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    evaluate: bool = True
+    outputs: tuple[Annotated[Output, BeforeValidator(_named, json_schema_input_type=str | Output)], ...] = ()
+    evaluate: Annotated[
+        Judging | None, BeforeValidator(_judging, json_schema_input_type=bool | str | Judging | None)
+    ] = Judging()
     limit: Count | None = None
+    push: Annotated[Push | None, BeforeValidator(_push, json_schema_input_type=str | Push | None)] = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names(cls, data: Any) -> Any:
-        """Let a method be written as its bare name."""
-        raw = data.kwargs if hasattr(data, "kwargs") else data
-        if isinstance(raw, dict) and isinstance(raw.get("methods"), list):
-            raw["methods"] = [{"name": m} if isinstance(m, str) else m for m in raw["methods"]]
-        return data
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         for field in ("concepts", "methods", "bases", "seeds"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty, so there is nothing to run; list at least one")
+        if self.limit is not None and self.evaluate is not None and self.evaluate.preset is not None:
+            raise ValueError("a preset has its own sizes; leave `limit` out, or take the preset smoke for a trial")
+        names = [output.name for output in self.outputs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"outputs: {twice!r} stands twice; keep one")
         return self
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a recipe; paths in it are taken relative to its folder."""
+        """Read a recipe; paths in it are taken relative to its folder.
+
+        Raises:
+            FileNotFoundError: a file that it names is not there.
+            ValueError: it cannot be run as it stands; the message says what, and where.
+        """
         path = Path(path)
         recipe = load_yaml(cls, path)
-        concepts = tuple(
-            str(path.parent / c) if isinstance(c, str) and c.endswith((".yaml", ".yml")) else c for c in recipe.concepts
+        recipe = dataclasses.replace(
+            recipe,
+            out=path.parent / recipe.out,
+            concepts=tuple(_beside(given, path.parent) for given in recipe.concepts),
+            bases=tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases),
+            methods=tuple(method.beside(path.parent) for method in recipe.methods),
         )
-        bases = tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases)
-        methods = tuple(method.beside(path.parent) for method in recipe.methods)
-        return dataclasses.replace(
-            recipe, out=path.parent / recipe.out, concepts=concepts, bases=bases, methods=methods
-        )
+        try:
+            recipe.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return recipe
+
+    def check(self) -> None:
+        """Raise ValueError where an output cannot be what is asked for, or a push would go wrong."""
+        for output, method, base in itertools.product(self.outputs, self.methods, self.bases):
+            if reason := refusal(output, method, base):
+                raise ValueError(f"outputs: {reason}")
+        if self.push is not None:
+            check_cells(self.push, self.cells())
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""
-        suites = {c: Suite.load(c) for c in self.concepts if isinstance(c, str)}
-        prints = {base: base_print(base) for base in self.bases}
         cells = []
-        for base, c, method in itertools.product(self.bases, self.concepts, self.methods):
-            suite = suites[c] if isinstance(c, str) else None
-            concepts = suite.concepts if suite else (Concept.of(c),)
-            for seed in self.seeds if method.seeded else self.seeds[:1]:
-                cells.append(
-                    Cell(base, concepts, suite, method, seed, self.dtype, self.evaluate, self.limit, prints[base])
-                )
+        for base in self.bases:
+            content = base_print(base)
+            wanted = itertools.chain(*(wanted_of(given, base) for given in self.concepts))
+            for one, method in itertools.product(wanted, self.methods):
+                seeds = self.seeds if method.seeded else self.seeds[:1]
+                cells += [Cell(base, one, method, seed, self.dtype, content) for seed in seeds]
         return cells
+
+
+def _beside(given: Any, folder: Path) -> Any:
+    """A line under `concepts` with its file taken relative to a folder."""
+    if isinstance(given, str) and given.lower().endswith(".csv"):
+        given = Csv(csv=Path(given))
+    if isinstance(given, Csv | FromRegister):
+        return given.beside(folder)
+    return str(folder / given) if isinstance(given, str) and given.endswith((".yaml", ".yml")) else given

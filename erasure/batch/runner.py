@@ -18,7 +18,7 @@ from erasure.batch.losses import started
 from erasure.batch.overview import Row, row_of
 from erasure.batch.progress import Progress
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.stages import LOCK, RESULT, judge, make, result_of, state_of
+from erasure.batch.stages import LOCK, RESULT, finish, result_of, so_far, state_of, wishes
 from erasure.batch.worker import Worker, alone
 from erasure.io import printable, remove_partials, write_json
 from erasure.opening import load_base
@@ -136,20 +136,18 @@ class _Job:
             if (stops := _for_all(error)) is not None:
                 raise stops from error
             outcome = {
+                **so_far(self._recipe, cell),
                 "status": "failed",
                 "error": printable(error, limit=2000),
                 "traceback": traceback.format_exc(),
             }
-        facts = {"cell": cell.key, "attempts": attempts, "recipe": _facts(cell)}
+        facts = {"cell": cell.key, "attempts": attempts, "recipe": _facts(cell), "asked": wishes(self._recipe, cell)}
         result = {**outcome, **facts, "seconds": time.perf_counter() - began}
         write_json(folder / RESULT, result, default=str)
         return result
 
     def _stages(self, cell: Cell) -> dict[str, Any]:
-        edit, made = make(self._opened(cell), cell, self._recipe.out / cell.key)
-        if not self._recipe.evaluate or cell.suite is None:
-            return made
-        return {**made, "figures": judge(self._pipe, edit, cell, self._recipe, self._judge)}
+        return finish(self._opened(cell), cell, self._recipe, self._judge)
 
     def _opened(self, cell: Cell) -> Any:
         if self._base != cell.base:

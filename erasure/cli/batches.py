@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from erasure.cli.options import Device, Dtype, Limit, follow, path
-from erasure.io import check_writable
+from erasure.io import check_writable, fault_of
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
@@ -187,10 +187,17 @@ def _print_left(found: Iterable[Any]) -> None:
 
 @commands.command(
     epilog="Examples: [bold]erasure compare --suite superhero[/bold]  |  "
-    "[bold]erasure compare --suite superhero --suite cat -m uce -m esd -m leco --out comparison[/bold]"
+    "[bold]erasure compare --suite superhero --suite cat -m uce -m esd -m leco --out comparison[/bold]  |  "
+    "[bold]erasure compare --targets 5 --preset quick --out five[/bold]"
 )
 def compare(
-    suite: Annotated[list[str], typer.Option(help="A shipped suite or a YAML file; repeat for more targets.")],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A shipped suite or a YAML file; repeat for more targets.")
+    ] = None,
+    targets: Annotated[
+        int | None,
+        typer.Option(min=1, help="In place of suites: so many targets of emoji-world, at most 5; means over them."),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -202,30 +209,45 @@ def compare(
     out: Annotated[
         Path, typer.Option(parser=path, help="Folder of the results; the same command resumes there.")
     ] = Path("erasure-comparison"),
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Evaluate by the probes of smoke (a trial), no-draw, quick, standard or full; see evaluate."),
+    ] = None,
+    probe: Annotated[list[str] | None, typer.Option(help="Run only this probe of the preset; repeat for more.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model; the suites' own by default.")] = None,
     limit: Limit = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Make and evaluate every method on one or more targets, unattended; one table and one picture."""
+    """Make and evaluate every method on one or more targets, unattended: tables and pictures.
+
+    With a preset also: what is still in the weights, against what happened to the rest of the model.
+    """
+    from pydantic import ValidationError
+
     from erasure.batch import Recipe, run
     from erasure.batch.comparison import write_comparison
     from erasure.concept import Suite
     from erasure.methods import available
 
+    suites = _suites(suite or [], targets)
     check_writable(out)
-    bases = {base or Suite.load(name).base for name in suite}
+    bases = {base or Suite.load(name).base for name in suites}
     if len(bases) > 1:
         raise ValueError(f"the suites are of different bases, {sorted(bases)}; compare them one at a time, or --base")
-    plan = Recipe(
-        version=1,
-        out=out,
-        concepts=tuple(suite),
-        methods=tuple({"name": name} for name in method or sorted(available())),  # type: ignore[misc]
-        bases=tuple(bases),
-        limit=limit,
-        dtype=dtype or "float32",  # type: ignore[arg-type]
-    )
+    try:
+        plan = Recipe(
+            version=1,
+            out=out,
+            concepts=tuple(suites),
+            methods=tuple(method or sorted(available())),  # type: ignore[arg-type]
+            bases=tuple(bases),
+            evaluate={"preset": preset, "probes": tuple(probe or ())},  # type: ignore[arg-type]
+            limit=limit,
+            dtype=dtype or "float32",  # type: ignore[arg-type]
+        )
+    except ValidationError as error:
+        raise ValueError(fault_of(error)) from None
     found: list[Any] = []
     failed = run(plan, device=device, console=console, retry_failed=True, each=found.append)
     _print_states(_in_order(plan, found))
@@ -234,3 +256,18 @@ def compare(
     follow("open comparison.png; every method's own report lies in its folder")
     if failed:
         raise typer.Exit(1)
+
+
+def _suites(named: list[str], targets: int | None) -> list[str]:
+    """The suites to compare on: those that are named, or the first of the world's five."""
+    from erasure.batch.comparison import TARGETS
+
+    if (targets is None) == (not named):
+        raise ValueError(
+            "compare on suites or on a number of targets; got "
+            f"{'both' if named else 'neither'}; give --suite NAME, or --targets 5"
+        )
+    if targets is not None and targets > len(TARGETS):
+        known = ", ".join(TARGETS)
+        raise ValueError(f"emoji-world has {len(TARGETS)} targets for comparisons ({known}); got {targets}; take fewer")
+    return named or list(TARGETS[:targets])

@@ -94,14 +94,38 @@ def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
 
 
 def _meant(kind: Any, error: Any) -> str:
-    """Which key was meant where one is not known."""
+    """Which key was meant where one is not known, or which are known there."""
     first = _first(error)
     if first["type"] not in UNKNOWN:
         return ""
-    schema = kind.json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    known = {name for part in parts for name in part.get("properties", {})}
-    return meant(first["loc"][-1], known - {first["loc"][-1]})  # the key itself may be one of another part
+    *place, key = first["loc"]
+    known = _keys_at(kind.json_schema(), place) - {key}  # it may be one of another form
+    return meant(key, known) or (f"; known are {sorted(known)}" if known else "")
+
+
+def _keys_at(schema: dict[str, Any], place: list[Any]) -> set[str]:
+    """The keys that a JSON schema has at a place; of all forms that a value may take there."""
+    nodes, known = [schema], set[str]()
+    for step in [*place, None]:
+        forms = [form for node in nodes for form in _forms(node, schema)]
+        known = {name for form in forms for name in form.get("properties", {})} or known
+        nodes = [part for form in forms for part in _within(form, step)] or nodes  # a form has a name, which is no key
+    return known
+
+
+def _forms(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A schema's alternatives, references followed."""
+    if "$ref" in node:
+        return _forms(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+    nested = [part for word in ("anyOf", "oneOf", "allOf") for part in node.get(word, ())]
+    return [form for part in nested for form in _forms(part, schema)] or [node]
+
+
+def _within(form: dict[str, Any], step: Any) -> list[dict[str, Any]]:
+    """What a schema says of one of its keys or items."""
+    inside = form.get("properties", {}).get(step) if isinstance(step, str) else form.get("items")
+    more = form.get("additionalProperties")
+    return [part for part in (inside, more) if isinstance(part, dict)][:1]
 
 
 def _first(error: Any) -> Any:

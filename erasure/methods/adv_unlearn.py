@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -46,6 +46,8 @@ class AdvUnlearn(FineTune):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "adv-unlearn"
+    kind: ClassVar[str | None] = "delta"
+    part: ClassVar[Literal["denoiser", "text encoder"]] = "text encoder"
     summary: ClassVar[str] = "adversarial fine-tune of the text encoder; minutes; a drop-in encoder"
     reference: ClassVar[Reference] = Reference(
         "Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion Models",

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -75,6 +75,8 @@ class Method(abc.ABC):
         presets: preset name to the settings in which it differs from the field defaults.
         files: settings that name a file; an erasure keeps its name, not the path.
         architectures: of the backbones it works on; None for all.
+        part: what it changes, the denoiser or the text encoders.
+        kind: of its erasures, where that is the same for all settings; see :meth:`leaves`.
     """
 
     key: ClassVar[str]
@@ -83,6 +85,8 @@ class Method(abc.ABC):
     reference: ClassVar[Reference]
     presets: ClassVar[dict[str, dict[str, Any]]]
     files: ClassVar[tuple[str, ...]] = ()
+    part: ClassVar[Literal["denoiser", "text encoder"]] = "denoiser"
+    kind: ClassVar[str | None] = None
 
     @classmethod
     def preset(cls, name: str | None = None, **changes: Any) -> Self:
@@ -114,6 +118,13 @@ class Method(abc.ABC):
     def needs_keep(self) -> bool:
         """Whether these settings damage neighbours unless there is a keep list."""
         return False
+
+    def leaves(self, denoiser: str) -> str | None:
+        """The kind of erasure that these settings make on a model with a "unet" or a "transformer".
+
+        None where that is not known before: what depends on it is checked when the erasure is there.
+        """
+        return self.kind
 
     def validate(self, backbone: Backbone, request: Request) -> None:
         """Refuse, before any work, a request that contradicts itself or a model the method does not work on.

@@ -131,6 +131,7 @@ class ClosedForm(Method):
     pooled: bool = False
 
     files: ClassVar[tuple[str, ...]] = ("corpus",)
+    kind: ClassVar[str | None] = "operator"
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **{name: os.path.basename(getattr(self, name)) for name in self.files}}

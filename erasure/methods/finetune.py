@@ -185,9 +185,16 @@ class FineTune(Method):
         """Whether the keep list has a part in these settings."""
         return self.retain > 0
 
+    def leaves(self, denoiser: str) -> str | None:
+        return self.kind or ("lora" if self.adapted(denoiser) else "delta")
+
+    def adapted(self, denoiser: str) -> bool:
+        """Whether an adapter is trained, and not the weights, on a model with a "unet" or a "transformer"."""
+        return self.adapter == "lora" or (self.adapter == "auto" and denoiser != "unet")
+
     def lora(self, backbone: Backbone) -> bool:
         """Whether an adapter is trained, and not the weights."""
-        return self.adapter == "lora" or (self.adapter == "auto" and backbone.denoiser_name != "unet")
+        return self.adapted(backbone.denoiser_name)
 
     def finished(self, backbone: Backbone, request: Request, edit: Erasure) -> Erasure:
         """What the method makes of the trained erasure: that itself, unless there is something to add."""

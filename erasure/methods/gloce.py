@@ -69,6 +69,7 @@ class GLoCE(Method):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "gloce"
+    kind: ClassVar[str | None] = "localized"
     summary: ClassVar[str] = "gated closed form on cross-attention outputs, place by place; a minute; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "Localized Concept Erasure for Text-to-Image Diffusion Models Using Training-Free Gated Low-Rank Adaptation",

@@ -69,6 +69,7 @@ class MACE(FineTune):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "mace"
+    kind: ClassVar[str | None] = "delta"
     summary: ClassVar[str] = "closed form, an adapter against attention, closed-form fusion; minutes a concept"
     reference: ClassVar[Reference] = MACECFR.reference
     presets: ClassVar[dict[str, dict[str, Any]]] = {

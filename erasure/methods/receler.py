@@ -68,6 +68,7 @@ class Receler(FineTune):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "receler"
+    kind: ClassVar[str | None] = "residual"
     summary: ClassVar[str] = "erasers behind cross-attention, trained under attack; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "Receler: Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight Erasers",

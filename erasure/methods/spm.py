@@ -52,6 +52,7 @@ class SPM(FineTune):
     anchors: Count = 4
 
     key: ClassVar[str] = "spm"
+    kind: ClassVar[str | None] = "gated"
     summary: ClassVar[str] = "gated rank-1 adapter; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
         "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",

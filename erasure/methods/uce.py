@@ -79,6 +79,9 @@ class UCE(Sentences):
         share = max(0.1, 1 / max(len(keep), 1)) if self.preserve_rule == "share" else 1.0
         return share * total
 
+    def leaves(self, denoiser: str) -> str | None:
+        return "operator" if self.technique == "replace" else "delta"
+
     def validate(self, backbone: Backbone, request: Request) -> None:
         super().validate(backbone, request)
         if self.technique == "tensor" and self.pooled:

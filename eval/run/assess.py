@@ -68,6 +68,7 @@ def assess(
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     batch_size: int = 16,
     autocast: bool | None = None,
     progress: bool = True,
@@ -89,6 +90,7 @@ def assess(
         policy: what is required, and by whom; the report compares.
         probes: keys, to run fewer than the preset has.
         out: folder for the cells; the same call continues there. None stores nothing.
+        cache_dir: of pictures, for several assessments that share a base; ``cache`` in ``out`` by default.
 
     A probe that lacks an input, or fails, leaves its reason and no number; ``ERASURE_DEBUG=1`` raises a failure.
 
@@ -99,7 +101,7 @@ def assess(
     chosen = probes_of(preset, None if probes is None else tuple(probes))
     check_base(pipe)
     started, folder = time.monotonic(), None if out is None else Path(out)
-    cache = None if folder is None else folder / "cache"
+    cache = cache_dir or (None if folder is None else folder / "cache")
     shared = options_of(pipe, batch_size=batch_size, autocast=autocast, cache_dir=cache, progress=progress)
     before = shared["hash_weights"](pipe)
     _apart(pipe, before, controls, shared["hash_weights"])
