@@ -25,9 +25,10 @@ def suggest_neighbours(
     """Names that an erasure of a concept is likely to damage, the nearest first: a draft of the keep list.
 
     Where a shipped suite has the concept as its target or as a neighbour, what stands beside it there comes first. The
-    others are ranked by what this model's text encoder makes of them: the cosine between mean embeddings of "a superhero" and "a wizard", each minus the mean
-    of all candidates. Near to the encoder is what an edit of the text reaches first, and not always what a person would
-    call alike. Look through the list, and take out what means the concept itself.
+    others are ranked by what this model's text encoder makes of them: the cosine between mean embeddings of "a
+    superhero" and "a wizard", each minus the mean of all candidates. Near to the encoder is what an edit of the text
+    reaches first, and not always what a person would call alike. Look through the list, and take out what means the
+    concept itself.
 
     Args:
         pipe: a diffusers pipeline.
