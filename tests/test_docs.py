@@ -77,8 +77,8 @@ STAND_INS: dict[str, Callable[[], Any]] = {
     "CompVis/stable-diffusion-v1-4": lambda: tiny("sd1"),
     "runwayml/stable-diffusion-inpainting": inpainting,
 }
-# The first draws hundreds of pictures of a real checkpoint and judges them by open_clip, whose weights are not here. The
-# second runs until it is stopped; tests/test_app.py clicks through it.
+# The first draws hundreds of pictures of a real checkpoint and judges them by open_clip, whose weights are not here.
+# The second runs until it is stopped; tests/test_app.py clicks through it.
 PARSED_ONLY = ("erasure evaluate", "erasure app")
 
 

@@ -25,14 +25,16 @@ def test_a_suites_target_gets_its_neighbours_and_its_neighbours_get_it(world):
 def test_what_no_suite_knows_is_ranked_by_the_text_encoder(world):
     """Better than chance, for concepts of the world whose families are known; the ranking reads no family."""
     names = list(spec().concepts)
+    targets = [one for plan in ("superhero", "cat", "twenty") for one in Suite.load(plan).concepts]
+    known = {name for one in targets for name in (one.name, *one.neighbours)}
     hits = chance = 0.0
-    for name in ("pig", "astronaut", "watermelon", "fire engine", "sailboat", "trumpet", "bicycle", "parrot"):
+    for name in sorted({*names} - known):
         family = {one for one in names if spec().concepts[one].family == spec().concepts[name].family} - {name}
         near = erasure.suggest_neighbours(world, name, n=5, among=names)
         assert name not in near
         hits += len(family & {*near}) / 5
         chance += len(family) / (len(names) - 1)
-    assert hits > 2 * chance
+    assert hits > 2 * chance  # 23 % and 7 % of 24 concepts
 
 
 def test_names_of_the_concept_are_left_out_and_own_ones_come_first(world):
@@ -43,10 +45,13 @@ def test_names_of_the_concept_are_left_out_and_own_ones_come_first(world):
 
 
 def test_styles_are_suggested_for_styles_alone(world):
-    plain = candidate_names(world=True, style=False)
+    plans = [*map(Suite.load, Suite.shipped())]
+    plain = candidate_names(plans, world=True, style=False)
     assert "noto style" not in plain and "noto" not in plain and "wizard" in plain
-    assert "noto style" in candidate_names(world=True) and "noto style" not in candidate_names(world=False)
-    assert {"Batman", "Claude Monet", "bicycle"} <= {*candidate_names(world=False)}
+    assert "noto style" in candidate_names(plans, world=True) and "noto style" not in candidate_names(
+        plans, world=False
+    )
+    assert {"Batman", "Claude Monet", "bicycle"} <= {*candidate_names(plans, world=False)}
     assert "noto" in erasure.suggest_neighbours(world, Concept("twemoji", kind="style"), n=2)
 
 

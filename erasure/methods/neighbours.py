@@ -43,21 +43,21 @@ def suggest_neighbours(
     if n < 1:
         raise ValueError(f"n is how many names are wanted; got {n}; give 1 or more")
     backbone, concept = backbone_of(pipe), Concept.of(concept)
-    own = base_name(pipe) == WORLD
-    first = [*concept.neighbours, *_of_suites(concept, world=own)]
-    names = candidate_names(world=own, style=not own or concept.kind == "style") if among is None else among
+    own, plans = base_name(pipe) == WORLD, [*map(Suite.load, Suite.shipped())]
+    first = [*concept.neighbours, *_of_suites(plans, concept, world=own)]
+    names = candidate_names(plans, world=own, style=not own or concept.kind == "style") if among is None else among
     candidates = backbone.fitting(_others(names, concept))
     return list(dict.fromkeys([*first, *_nearest(backbone, concept, candidates)]))[:n]
 
 
-def candidate_names(*, world: bool, style: bool = True) -> list[str]:
-    """Every name in the shipped suites that a base may know, and everyday nouns; on Emoji World its own alone.
+def candidate_names(suites: Iterable[Suite], *, world: bool, style: bool = True) -> list[str]:
+    """Every name in suites that a base may know, and everyday nouns; on Emoji World its own alone.
 
     Args:
         style: whether Emoji World's styles and backgrounds are among them.
     """
     found: list[str] = [] if world else list(EVERYDAY)
-    for suite in map(Suite.load, Suite.shipped()):
+    for suite in suites:
         theirs = suite.base == WORLD
         if (theirs or not world) and (style or not theirs or suite.attribute == "concept"):
             found += [*(c.name for c in suite.concepts if c.kind != "nsfw"), *suite.neighbours, *suite.unrelated]
@@ -66,10 +66,9 @@ def candidate_names(*, world: bool, style: bool = True) -> list[str]:
     return list({ARTICLE.sub("", folded(name)): name for name in kept}.values())
 
 
-def _of_suites(concept: Concept, *, world: bool) -> list[str]:
+def _of_suites(suites: Iterable[Suite], concept: Concept, *, world: bool) -> list[str]:
     """Shipped neighbours of the concept; behind them, what stands beside it among another one's neighbours."""
-    plans = [suite for suite in map(Suite.load, Suite.shipped()) if (suite.base == WORLD) == world]
-    known = [one for suite in plans for one in suite.concepts]
+    known = [one for suite in suites if (suite.base == WORLD) == world for one in suite.concepts]
     own = [one.neighbours for one in known if _meet(one.phrases, concept.phrases)]
     beside = [
         (one.name, *one.neighbours) for one in known if one.kind != "nsfw" and _meet(one.neighbours, concept.phrases)

@@ -252,9 +252,9 @@ class Page:
             gr.update(visible=True), str(made.archive), _use(made, 1.0), 1.0, *texts, DRAWING, "",
             gr.update(visible=False),
         ]  # fmt: skip
+        yield [*ready]
+        ready[1], ready[9] = self._drawn(made, prompts, 1.0, 0, steps)
         yield ready
-        status, drawn = self._drawn(made, prompts, 1.0, 0, steps)
-        yield [gr.skip(), status, *[gr.skip()] * 7, drawn, gr.skip(), gr.skip()]
 
     def on_draw(
         self, made: Made | None, scale: float | None, seed: float | None, steps: float | None, target: str,
