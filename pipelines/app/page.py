@@ -80,7 +80,7 @@ class Page:
                 with gr.Column(scale=5, min_width=320):
                     self._form(base, opened.architecture, _about(opened))
                 with gr.Column(scale=7, min_width=320):
-                    self._result()
+                    self._result(usual_settings(base)["num_inference_steps"])
             self._wire()
 
     # --- components ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Page:
         self.cost = gr.HTML(_cost(methods[0]), elem_id="cost")
         self.erase = gr.Button("Erase", variant="primary", elem_id="erase")
 
-    def _result(self) -> None:
+    def _result(self, steps: int) -> None:
         self.status = gr.HTML(message("Ready.", kind="busy"), elem_id="status")
         self.pictures = gr.HTML(EMPTY, elem_id="pictures")
         with gr.Column(visible=False) as self.result:
@@ -134,7 +134,7 @@ class Page:
                 with gr.Row():
                     self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
                     self.steps = gr.Number(
-                        8, label="Sampler steps", precision=0, minimum=1, maximum=1000, elem_id="steps"
+                        steps, label="Sampler steps", precision=0, minimum=1, maximum=1000, elem_id="steps"
                     )
             with gr.Row():
                 self.redraw = gr.Button("Draw again", size="md", elem_id="draw")
@@ -208,9 +208,9 @@ class Page:
             usual_settings(opened.name)["num_inference_steps"],
         )
 
-    def on_suite(self, name: str) -> Any:
+    def on_suite(self, name: str | None) -> Any:
         """Fill the fields from a suite; they are its own then, but for the keep list."""
-        if name == OWN_WORDS:
+        if not name or name == OWN_WORDS:
             return [gr.update(value=value, interactive=True) for value in ("", "", "", "object")] + [
                 gr.update(value="")
             ]
