@@ -49,7 +49,8 @@ CSS = """
 #answers, #pictures {min-height: 5rem;}
 #answers:empty {min-height: 0;}
 .drawing {min-height: 9rem;}
-#head, #about, #cost, #status, #pictures, #answers, #use {padding: 0 !important; min-width: 0;}
+#head, #about, #cost, #status, #pictures, #answers, #use {min-width: 0;}
+.gradio-container .html-container {padding: 0 !important;}
 #pictures .progress-text, #answers .progress-text {display: none;}
 #use pre, #use code {white-space: pre-wrap; overflow-wrap: anywhere;}
 @media (max-width: 800px) {#columns {flex-direction: column; flex-wrap: nowrap;} #columns > * {min-width: 0 !important;

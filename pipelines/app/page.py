@@ -239,6 +239,7 @@ class Page:
         """Make an erasure, hand out its file, then draw."""
         try:
             order = _order(base, suite, concept, synonyms, anchor, kind, keep, method, preset)
+            yield [gr.skip(), message(f"Erasing with {order.method} ...", kind="busy"), *[gr.skip()] * 10]
             made = self.studio.make(order)
             prompts = order.prompts()
         except FAULTS as error:
