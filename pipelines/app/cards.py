@@ -55,7 +55,7 @@ CSS = """
 #use pre, #use code {white-space: pre-wrap; overflow-wrap: anywhere;}
 @media (max-width: 800px) {#columns {flex-direction: column; flex-wrap: nowrap;} #columns > * {min-width: 0 !important;
   width: 100%;}}
-@media (max-width: 480px) {.cards {grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem;}}
+@media (max-width: 480px) {.cards {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .6rem;}}
 """
 
 
