@@ -168,7 +168,7 @@ def images(html):
 def test_the_whole_flow_over_http(tab, tmp_path):
     keep, said = tab.predict("emoji-world", OWN_WORDS, "superhero", "", "", "object", api_name="/suggest")
     assert keep.startswith("supervillain, ninja") and "superhero" not in keep.split(", ") and "Look through" in said
-    message, _, file, use, scale, *texts, html, answers, report = ask(tab, "erase", keep=keep)
+    message, file, use, scale, *texts, html, answers, report = ask(tab, "erase", keep=keep)
     assert "Drawn: superhero-uce on emoji-world" in message and scale == 1 and "superhero-uce" in use
     assert len(images(html)) == 2 * 8 and texts[0] == "a superhero\na picture of a superhero" and answers == ""
     assert html.index("Target") < html.index("Neighbours") < html.index("Unrelated")
@@ -221,7 +221,7 @@ def test_two_tabs_never_mix_their_erasures(address):
         ({"base": ""}, "No base model"),
         ({"base": "./nowhere"}, "No model at"),
         ({"anchor": "superhero"}, "The anchor equals the target"),
-        ({"method": "concept-ablation"}, "Concept-ablation needs an anchor"),
+        ({"method": "eraseflow"}, "Eraseflow needs an anchor"),
         ({"synonyms": "caped hero", "keep": "caped hero"}, "both to be erased and to be kept"),
         ({"concept": "superhero " * 99}, "longer than"),
         (
