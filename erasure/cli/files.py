@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from tqdm.auto import tqdm
 
 from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
 from erasure.io import check_file, check_writable, sha256_file, writing_folder
@@ -89,6 +88,8 @@ def gram(
     device: Device = None,
 ) -> None:
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
+    from tqdm.auto import tqdm
+
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
     from erasure.methods.gram import Gram
@@ -123,6 +124,7 @@ def inspect(
     """Say what is in an erasure: its base, method, settings, concepts, files and quick report."""
     from erasure.artifact import Erasure
     from erasure.artifact.card import facts, report_rows
+    from erasure.concept import WORLD
 
     edit = Erasure.from_pretrained(erasure)  # checks every hash
     files = _files(Path(erasure))
@@ -139,16 +141,24 @@ def inspect(
     table.add_row("can be solved again", "yes" if edit.system else "no system.safetensors in it")
     figures, groups = report_rows(edit.config.get("report") or {})
     for key, number in figures.items():
-        table.add_row(key.replace("_", " "), f"{number:.3g}")
+        table.add_row(*_figure(key, number))
     for group, moved, cosine in groups:
-        table.add_row(f"moved: {group}", f"{moved:.3f}, cosine {cosine:.3f}")
+        table.add_row(f"moved: {group}", f"{100 * moved:.1f} %, cosine {cosine:.3f}")
     console.print(table)
+    if groups:
+        say(
+            "moved: how far the embeddings of these words moved, in their own length; a cosine of 1 is the old "
+            "direction. Far is right for the target, and for it alone. No picture was drawn for this."
+        )
     if rows := edit.config.get("evaluation"):
         columns = list(dict.fromkeys(key for row in rows for key in row))
         evaluation = PlainTable(*columns, title="evaluation")
         for row in rows:
             evaluation.add_row(*(str(row.get(column, "")) for column in columns))
         console.print(evaluation)
+    base, target = edit.config["base"]["name"], shlex.quote(f"a {edit.config['concepts'][0]['name']}")
+    where = "" if base == WORLD else f" --base {shlex.quote(base)}"
+    follow(f"erasure generate {target} --erasure {shlex.quote(erasure)}{where} --grid --out pictures")
 
 
 @commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
@@ -204,6 +214,15 @@ def diff(
         console.print(table)
     if len(rows) > limit:
         say(f"and {len(rows) - limit} more; --limit or --json shows them")
+    if models[0]:
+        say("relative: the difference over the first tensor, as norms. largest: the largest single difference.")
+        follow("erasure evaluate --suite SUITE --model FOLDER")
+    else:
+        say(
+            "distance: the norm of the difference of both edits; relative: that over the larger edit. cosine: 1 where "
+            "both edit in one direction, 0 where they have nothing in common."
+        )
+        follow(f"erasure evaluate --suite SUITE --erasure {shlex.quote(a)} --erasure {shlex.quote(b)}")
 
 
 def _check_place(out: Path, format: Format) -> None:
@@ -232,6 +251,14 @@ def _files(folder: Path) -> dict[str, tuple[int, str]]:
 
     found = [folder / name for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).is_file()]
     return {file.name: (file.stat().st_size, sha256_file(file)) for file in found}
+
+
+def _figure(key: str, number: float) -> tuple[str, str]:
+    """A figure of the quick report by its name and with what it is in."""
+    name = key.replace("_", " ")
+    if key.endswith("relative_change"):
+        return name.replace("relative change", "weights moved by"), f"{number:.2g} times their size"
+    return name, f"{number:.3g}"
 
 
 def _number(value: float | None) -> str:
