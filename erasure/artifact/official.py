@@ -20,7 +20,7 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure, check_scale, exact
 from erasure.artifact.delta import DeltaErasure
-from erasure.artifact.export import base_weights
+from erasure.artifact.factors import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
 from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
