@@ -1,4 +1,4 @@
-"""The whole edited denoiser as a folder of its own."""
+"""The whole edited denoiser, or pipeline, as a folder of its own."""
 
 from __future__ import annotations
 
@@ -40,4 +40,21 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-__all__ = ["save_denoiser"]
+def save_pipeline(pipe: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a whole pipeline as it is now, erasures included, into a new folder; completely or not at all.
+
+    Raises:
+        ValueError: the folder is there and not empty, or erasures are attached, which are in no weight.
+    """
+    folder = named(folder)
+    refuse_attached(pipe)
+    refuse_origin(pipe, folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is there and not empty; give a new folder")
+    with writing_folder(folder, last="model_index.json") as temporary:
+        pipe.save_pretrained(temporary)
+        write_beside(temporary, records_of(pipe))
+    return folder
+
+
+__all__ = ["save_denoiser", "save_pipeline"]

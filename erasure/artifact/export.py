@@ -67,13 +67,30 @@ def export_lora(
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more; got {rank}; leave it out for an exact LoRA")
     pairs, error = factors(edit, backbone, rank)
-    pairs = filled(pairs, ranks)
+    return write_lora(edit, backbone, path, filled(pairs, ranks), layout=layout, error=error)
+
+
+def write_lora(
+    edit: Erasure,
+    backbone: Backbone,
+    path: str | os.PathLike[str],
+    pairs: Pairs,
+    *,
+    layout: Layout,
+    error: float = 0.0,
+) -> Path:
+    """Write the pairs of an erasure under the names of a layout; see :func:`export_lora`.
+
+    Args:
+        error: the relative error of the pairs, for the file's metadata.
+    """
+    check_writable(path) if layout in FOLDERS else check_file(path)
     files = named_tensors(pairs, backbone, layout)
     if isinstance(edit, GatedErasure):
         warnings.warn(
             f"{edit.name!r} acts as far as the prompt resembles the concept, and a LoRA cannot: the file acts on every "
             "prompt; what was measured with the gate does not hold for it",
-            stacklevel=2,
+            stacklevel=3,
         )
     metadata = {"format": "pt", "erasure": json.dumps(_facts(edit, error), ensure_ascii=False)}
     written = [_write(Path(path), part, named, layout, metadata, backbone, edit) for part, named in files.items()]
@@ -174,4 +191,4 @@ def _peft_config(edit: Erasure, modules: list[str], rank: int) -> dict[str, Any]
     }
 
 
-__all__ = ["FOLDERS", "Layout", "export_lora", "named_tensors"]
+__all__ = ["FOLDERS", "Layout", "export_lora", "named_tensors", "write_lora"]

@@ -39,7 +39,7 @@ def patched(
     """
     with safe_open(source, "pt") as file:
         metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     _refuse_encoders(pipe, backbone, source, metadata, edit)
     views = converted(tensors, backbone)
     if edit is not None:
@@ -62,7 +62,8 @@ def patched(
     for name, value in made.items():
         if not torch.equal(after[name], value):
             raise ValueError(
-                f"{name} is stored in {source} in a form that cannot be written to; export the pipeline's folder instead"
+                f"{name} is stored in {source} in a form that cannot be written to; export the pipeline's folder "
+                "instead"
             )
     return tensors, metadata
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from erasure.cli import batches, doctor, evaluate, files, lists, make, register, serve, verify, world
+from erasure.cli import batches, doctor, evaluate, files, lists, make, push, register, serve, verify, world
 from erasure.cli.options import fail, note
 from erasure.io import fault_of, shown
 from erasure.terminal import say
@@ -43,7 +43,7 @@ def options(
     """Take a concept out of what a diffusion model draws, and say honestly what that did."""
 
 
-for group in (make, batches, evaluate, files, serve, verify, lists, doctor):
+for group in (make, batches, evaluate, files, push, serve, verify, lists, doctor):
     app.add_typer(group.commands)
 app.add_typer(world.commands, name="world")
 app.add_typer(register.commands, name="register")
