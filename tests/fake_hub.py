@@ -29,7 +29,7 @@ class Fault:
 
     Attributes:
         where: of "METHOD path", as a regular expression.
-        status: answered; 0 to close the connection: half way through the answer, or before any of it.
+        status: answered; 0 to close the connection half way through the answer, and to do nothing of what was asked.
         times: how often; then requests are answered again.
         late: do what was asked first, and lose the answer.
     """
@@ -71,6 +71,10 @@ class Hub:
         """What it holds now."""
         return self.repositories[repository][-1].files
 
+    def pushed(self, repository: str) -> list[Commit]:
+        """Every commit but the first, which a new repository has."""
+        return self.repositories.get(repository, [])[1:]
+
 
 class Answer(Exception):
     """An answer other than 200 with JSON."""
@@ -94,8 +98,8 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             with hub.lock:
                 hub.asked.append(request)
             fault = hub.fault_for(request)
-            if fault is not None and fault.status and not fault.late:
-                self.send(Answer(fault.status, {"error": f"fault {fault.status}"}))
+            if fault is not None and not fault.late and (fault.status or self.command in ("POST", "PUT")):
+                self.send(Answer(fault.status or 200, {"error": f"fault {fault.status}"}), broken=not fault.status)
                 return
             try:
                 with hub.lock:
@@ -145,7 +149,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 raise Answer(401, {"error": "Invalid username or password."})
 
         def read(self, repository: str) -> Commit:
-            missing = repository not in hub.repositories or not hub.repositories[repository]
+            missing = repository not in hub.repositories
             if (missing or repository in hub.private) and not self.known():
                 raise Answer(401, {"error": "Invalid username or password."}, X_Error_Code="RepoNotFound")
             if missing:
@@ -158,7 +162,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repository = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             if repository in hub.repositories:
                 raise Answer(409, {"error": "You already created this model repo", "url": f"{hub.url}/{repository}"})
-            hub.repositories[repository] = []
+            hub.repositories[repository] = [Commit("0" * 40, "initial commit", {".gitattributes": b""})]
             if asked.get("private") or asked.get("visibility") == "private":
                 hub.private.add(repository)
             return {"url": f"{hub.url}/{repository}", "id": repository}
@@ -192,7 +196,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             lines = [json.loads(line) for line in raw.splitlines() if line]
             title = next(line["value"]["summary"] for line in lines if line["key"] == "header")
             before = hub.repositories[repository]
-            files = dict(before[-1].files) if before else {}
+            files = dict(before[-1].files)
             for line in lines:
                 value = line["value"]
                 if line["key"] == "file":

@@ -47,6 +47,8 @@ class Cell:
             return f"refused: {self.said}"
         if self.error > 0.01 or self.strangers:
             return f"**wrong**: {self.error:.2g} off"
+        if self.error == 0:
+            return "bit for bit"
         return "exact" if self.error <= EXACT else f"within {self.error:.0e}"
 
 

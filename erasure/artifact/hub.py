@@ -7,7 +7,7 @@ holds.
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,12 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
 
+    if not re.fullmatch(r"[^\s/]+/[^\s/]+", repo_id):
+        raise ValueError(f"no name of a repository; got {repo_id!r}; give 'org/name'")
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        additions = [CommitOperationAdd(name, io.BytesIO(raw)) for name, raw in blobs.items()]
+        additions = [CommitOperationAdd(name, raw) for name, raw in blobs.items()]
         api.preupload_lfs_files(repo_id, additions, free_memory=False)
     except HFValidationError as error:
         raise ValueError(
@@ -52,7 +54,8 @@ def push(
     try:
         return str(api.create_commit(repo_id, additions, commit_message=commit_message).commit_url)
     except Exception as error:
-        state = _holds(api, repo_id, blobs)
+        refused = any(400 <= (_status(one) or 0) < 500 for one in _chain(error))
+        state = False if refused else _holds(api, repo_id, blobs)
         if state:
             return f"{api.endpoint}/{repo_id}"
         told = (

@@ -40,7 +40,7 @@ def push(
     from erasure.artifact import Erasure
 
     edit = Erasure.from_pretrained(erasure)
-    if repository.count("/") != 1 or not all(repository.split("/")):
+    if repository.count("/") != 1 or not all(repository.split("/")):  # before pictures are drawn
         raise ValueError(f"a repository is org/name; got {repository!r}; put the account's name in front")
     if base and not preview:
         raise ValueError("--base is for --preview; got no --preview; leave it out, or give a prompt to draw")
