@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import erasure
 from erasure import Erasure
 from erasure.artifact.files import CARD, CONFIG, SYSTEM, WEIGHTS
 from erasure.cli import app
@@ -154,6 +153,21 @@ def test_a_repository_or_revision_that_is_not_there(hub, edit):
         Erasure.from_pretrained("org/nobody", token=TOKEN)
 
 
+def test_the_token_and_the_revision_are_the_ones_that_were_given(hub, edit):
+    edit.push_to_hub(NAME, token=TOKEN, private=True)
+    first = hub.pushed(NAME)[0].oid
+    assert identical(Erasure.from_pretrained(NAME, token=TOKEN, revision=first).tensors, edit.tensors)
+    assert any(f"/resolve/{first}/" in request for request in hub.asked)
+
+
+def test_a_path_is_never_asked_for(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("../name", "./name", "~/name", "/a/b", "name", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no erasure at"):
+            Erasure.from_pretrained(path)
+    assert not hub.asked
+
+
 def test_another_repository_than_an_erasure_is_said_to_be_none(hub, edit):
     edit.push_to_hub(NAME, token=TOKEN)
     del hub.files(NAME)[CONFIG]
@@ -165,12 +179,15 @@ def test_another_repository_than_an_erasure_is_said_to_be_none(hub, edit):
 
 
 def test_the_command_puts_verdicts_and_pictures_into_the_card(hub, tmp_path, monkeypatch):
-    edit = erasure.erase(erasure.world.load(), "superhero", keep=["ninja"], apply=False, progress=False, name="uce")
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "base")
+    edit = uce(pipe)
+    edit.name = "uce"
     edit.save_pretrained(tmp_path / "hero")
     assessment_of(demo_evaluation()).save(tmp_path / "results")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     command = ["push", str(tmp_path / "hero"), NAME, "--evaluation", str(tmp_path / "results"),
-               "--preview", "a superhero", "--device", "cpu"]  # fmt: skip
+               "--preview", "a superhero", "--base", str(tmp_path / "base"), "--device", "cpu"]  # fmt: skip
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert f"{hub.url}/{NAME}/commit/" in result.output.replace("\n", "") and TOKEN not in result.output

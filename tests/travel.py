@@ -45,7 +45,7 @@ class Cell:
     def __str__(self) -> str:
         if self.error is None:
             return f"refused: {self.said}"
-        if self.error > 0.01 or self.strangers:
+        if self.error > 0.05 or self.strangers:
             return f"**wrong**: {self.error:.2g} off"
         if self.error == 0:
             return "bit for bit"
