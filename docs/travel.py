@@ -83,12 +83,15 @@ def main() -> None:
     def log(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    with quiet():
-        blocks = {"engines": engines(), "kinds": kinds(log), "architectures": architectures(log)}
-    text = PAGE.read_text("utf-8")
-    for name, block in blocks.items():
-        text = replaced(text, name, block)
-    PAGE.write_text(text, "utf-8")
+    makers: dict[str, Callable[[], str]] = {
+        "engines": engines,
+        "architectures": lambda: architectures(log),
+        "kinds": lambda: kinds(log),
+    }
+    for name, make in makers.items():
+        with quiet():
+            block = make()
+        PAGE.write_text(replaced(PAGE.read_text("utf-8"), name, block), "utf-8")
 
 
 def replaced(text: str, name: str, block: str) -> str:

@@ -124,7 +124,8 @@ DROPPED = (
     "a LoRA is chosen for each request there, and one without it is drawn by the base model; where the erasure must be "
     "on for everybody, write the whole model: --format pipeline"
 )
-FOLD = "fold first, quantise afterwards: give the written model to the quantiser"
+FOLD = "fold first, quantise afterwards"
+FOLDED = "quantise {out}: the erasure is in its weights already, and no LoRA is needed"
 AS_LORA = "put it among the LoRAs, and check the log: names that are not found are left out"
 AS_CHECKPOINT = "put it among the checkpoints or diffusion models"
 
@@ -183,17 +184,17 @@ ENGINES: dict[str, Engine] = {
                 else None
             ),
         ),
-        load={"lora": 'transformer.update_lora_params("{out}/pytorch_lora_weights.safetensors")', "pipeline": FOLD},
+        load={"lora": 'transformer.update_lora_params("{out}/pytorch_lora_weights.safetensors")', "pipeline": FOLDED},
     ),
     "fp8": Engine(
         title="a model in fp8",
         forms=("pipeline", "single-file"),
-        load={"pipeline": FOLD, "single-file": FOLD},
+        load={"pipeline": FOLDED, "single-file": FOLDED},
     ),
     "gguf": Engine(
         title="a model in GGUF",
         forms=("single-file", "pipeline"),
-        load={"single-file": FOLD, "pipeline": FOLD},
+        load={"single-file": FOLDED, "pipeline": FOLDED},
     ),
 }
 # Why a form that others read is none for a program; said where somebody asks for it.
