@@ -211,6 +211,8 @@ def test_an_edit_of_a_text_encoder_is_not_left_out_of_a_patched_file(tmp_path):
     opened = load_base(tmp_path / "model.safetensors", device="cpu")
     with pytest.raises(ValueError, match="text_encoder is edited.*--format pipeline"):
         export_single_file(opened, tmp_path / "out.safetensors", edit)
+    with pytest.raises(ValueError, match="changes the text_encoder.*--format pipeline"):
+        plan(edit, opened, "a1111")
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -20,6 +20,7 @@ from erasure.artifact.export import named_tensors, write_lora
 from erasure.artifact.factors import Pairs, factors, filled
 from erasure.artifact.gated import GatedErasure
 from erasure.artifact.single_file import export_single_file
+from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.names import split
 
@@ -107,8 +108,7 @@ def whole_file(*architectures: str) -> Rule:
     """The program opens single files of these models; of others only a copy of a file that it opened before."""
 
     def rule(backbone: Backbone, edit: Erasure, form: Form) -> Reason:
-        source = Path(str(backbone.pipe.config.get("_name_or_path") or ""))
-        if form != "single-file" or backbone.architecture in architectures or source.suffix == ".safetensors":
+        if form != "single-file" or backbone.architecture in architectures or _opened_from_file(backbone):
             return None
         return (
             f"it does not open a {backbone.architecture} denoiser under diffusers' names; give the file that it opens "
@@ -269,12 +269,19 @@ def misfit(
     return None
 
 
+def _opened_from_file(backbone: Backbone) -> bool:
+    source = Path(str(backbone.pipe.config.get("_name_or_path") or ""))
+    return source.suffix == ".safetensors" and source.is_file()
+
+
 def _check_parts(edit: Erasure, backbone: Backbone) -> None:
-    whole = backbone.architecture in UNETS
+    """Refuse parts that a single file does not hold, or a copy of the opened one could not be changed in."""
+    copied, whole = _opened_from_file(backbone), backbone.architecture in UNETS
+    written = (backbone.denoiser_name,) if copied else backbone.denoisers
     for name in edit.parameter_names:
         part = split(name, first=backbone.denoiser_name)[0]
-        if part not in backbone.denoisers and not whole:
-            raise ValueError(f"it changes the {part}, and the file holds the denoiser alone; write the pipeline")
+        if part not in written and (copied or not whole):
+            raise ValueError(f"it changes the {part}, and the file takes the denoiser's alone; write the pipeline")
 
 
 def _elsewhere(edit: Erasure) -> str:
@@ -312,6 +319,8 @@ def write_form(edit: Erasure, pipe: Any, path: str | os.PathLike[str], made: Pla
         return write_lora(edit, backbone_of(pipe), path, filled_up, layout=LORAS[made.form], error=error)
     if made.form == "single-file":
         return export_single_file(pipe, path, edit, scale=scale)
+    if stack_of(pipe).layers:
+        raise ValueError("the pipeline carries erasures already, which would be written too; remove them first")
     edit.apply(pipe, scale)
     try:
         return save_pipeline(pipe, path)

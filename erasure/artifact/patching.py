@@ -2,7 +2,7 @@
 
 Which tensor of the file is which parameter is asked of diffusers: its own converter turns the file's tensors into the
 model's, mostly as views of them, so that an edited parameter is written through the view into the file's tensor.
-Afterwards the file is converted again, and every parameter is compared.
+Afterwards the file is converted again, and what was written is compared.
 """
 
 from __future__ import annotations
