@@ -7,8 +7,9 @@ Afterwards the file is converted again, and what was written is compared.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +43,40 @@ def patched(
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     _refuse_encoders(pipe, backbone, source, metadata, edit)
     views = converted(tensors, backbone)
+    wanted: dict[str, Callable[[Tensor], Tensor]]
     if edit is not None:
-        wanted = {name: (lambda weight, name=name: edit.edit(name, weight, scale)) for name in edit.parameter_names}
+        wanted = {name: functools.partial(edit.edit, name, scale=scale) for name in edit.parameter_names}
     else:
-        own = parameters_by_name({backbone.denoiser_name: backbone.denoiser}, first=backbone.denoiser_name)
-        now = {name: parameter.detach().cpu() for name, parameter in own.items()}
-        wanted = {
-            name: (lambda weight, value=value: value)
-            for name, value in now.items()
-            if name not in views or not torch.equal(views[name].to(value.dtype), value)
-        }
+        wanted = differing(views, backbone)
     made = {}
-    for name, value in wanted.items():
+    for name, edited in wanted.items():
         if name not in views:
             raise ValueError(f"{source} holds no tensor that is {name} alone; export the pipeline's folder instead")
-        made[name] = check_finite(name, views[name], value(views[name])).to(views[name].dtype)
+        made[name] = check_finite(name, views[name], edited(views[name])).to(views[name].dtype)
         views[name].copy_(made[name])
     after = converted(tensors, backbone)
-    for name, value in made.items():
-        if not torch.equal(after[name], value):
+    for name, written in made.items():
+        if not torch.equal(after[name], written):
             raise ValueError(
                 f"{name} is stored in {source} in a form that cannot be written to; export the pipeline's folder "
                 "instead"
             )
     return tensors, metadata
+
+
+def differing(views: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What makes each parameter of a denoiser that differs from the file's, seen in the pipeline's precision."""
+    own = parameters_by_name({backbone.denoiser_name: backbone.denoiser}, first=backbone.denoiser_name)
+    now = {name: parameter.detach().cpu() for name, parameter in own.items()}
+    return {
+        name: functools.partial(_instead, value)
+        for name, value in now.items()
+        if name not in views or not torch.equal(views[name].to(value.dtype), value)
+    }
+
+
+def _instead(value: Tensor, weight: Tensor) -> Tensor:
+    return value
 
 
 def _refuse_encoders(

@@ -65,6 +65,10 @@ def export_single_file(
     source = Path(str(pipe.config.get("_name_or_path") or ""))
     if edit is None:
         return _write(pipe, backbone, Path(path), source)
+    if not edit.parameter_names:
+        raise ValueError(
+            f"{edit.name!r} is a {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
+        )
     if stack_of(pipe).layers:
         raise ValueError("the pipeline carries erasures already; remove them, or leave edit out to write what is on it")
     edit.apply(pipe, scale)

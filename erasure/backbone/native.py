@@ -66,6 +66,7 @@ WAN = (
 MAPPED = re.compile(r"\.(attn|attention|attn1|attn2|ff|ff_context|ff_i|ff_t)\.")
 COMFYUI_MAPS = ("sd3", "flux", "auraflow", "pixart", "z-image")
 # Not among ComfyUI's own models; nodes of other people may open them under names that we do not know.
+WORKS = "what works: lora or peft with diffusers, single-file, pipeline"
 NOT_IN_COMFYUI = {"kolors": "Kolors", "sana": "Sana", "cogview4": "CogView4", "cogvideox": "CogVideoX"}
 
 
@@ -170,8 +171,9 @@ def kohya_stem(backbone: Any, module: str) -> str:
 
 def _unknown(backbone: Any, module: str) -> str:
     if name := NOT_IN_COMFYUI.get(backbone.architecture):
-        return f"{name} is none of ComfyUI's own models, and has no names of its own there"
-    return f"the original code has no layer of its own for {module} of {backbone.architecture}, or none that we know"
+        return f"{name} is none of ComfyUI's own models, and has no names of its own there; {WORKS}"
+    told = f"the original code has no layer of its own for {module} of {backbone.architecture}"
+    return f"{told}, or none that we know; {WORKS}"
 
 
 __all__ = ["comfyui_stem", "kohya_stem", "native_module", "original_unet_names"]
