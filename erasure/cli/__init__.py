@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from erasure.cli import batches, browser, doctor, evaluate, files, lists, make, register, serve, verify, world
+from erasure.cli import batches, browser, doctor, evaluate, files, lists, make, push, register, serve, verify, world
 from erasure.cli.options import fail, note
 from erasure.io import one_line
 from erasure.terminal import say
@@ -42,7 +42,7 @@ def options(
     """Take a concept out of what a diffusion model draws, and say honestly what that did."""
 
 
-for group in (make, browser, batches, evaluate, files, serve, verify, lists, doctor):
+for group in (make, browser, batches, evaluate, files, push, serve, verify, lists, doctor):
     app.add_typer(group.commands)
 app.add_typer(world.commands, name="world")
 app.add_typer(register.commands, name="register")
