@@ -74,7 +74,7 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
         shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
         shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
         picture = "![each method: the target kept out, against neighbours kept](images/comparison.png)"
-        text = replace_block(text, "methods", f"`{command}`\n\n{picture}\n\n{table}")
+        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{table}")
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 
