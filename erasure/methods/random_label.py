@@ -27,8 +27,8 @@ class RandomLabel(FineTune):
     list, mixed with eps (Fan et al. 2024, equation 6). a is a random prompt of the keep list, or the concept's anchor;
     e is the frozen base. It is the simplest fine-tune on data, and what others should beat.
 
-    The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`. Its banks hold
-    ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
+    The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`. Its banks
+    hold ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
     """
 
     lr: float = 1e-5
