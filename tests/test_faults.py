@@ -9,6 +9,7 @@ import multiprocessing
 import pytest
 
 from erasure.register import Register
+from erasure.register.joint import recipe_of
 from erasure.register.page import page
 from tests import fault_worker
 from tests.fault_worker import KINDS
@@ -70,11 +71,19 @@ def test_a_register_on_a_machine_whose_clock_is_set_back(tmp_path, monkeypatch):
     for module in ("register", "rows"):
         monkeypatch.setattr(f"erasure.register.{module}.now", back)
     first = add(register, "superhero")
-    facts = {"key": "k", "settings": {}, "overruled": [], "hash": "", "files": {}, "folder": ""}
+    facts = {
+        "key": "k",
+        "settings": recipe_of(register.settings),
+        "overruled": [],
+        "hash": "",
+        "files": {},
+        "folder": "",
+    }
     (served,) = register.put_in_force(BASE, [first], facts)
     second = add(register, "wizard")
     assert served.served < served.received and second.received < first.received
     register.withdraw(first.request, reason="a mistake")
     assert not Register(register.path).check() and [e.request for e in register.wanted(BASE)] == [second.request]
-    assert "the machine's clock was set back" in served.clock(real)[1]
+    word, sentence = served.clock(real)
+    assert word == "late" and "the machine's clock was set back; not counted as in time" in sentence
     assert "clock was set back" in page(register)

@@ -141,7 +141,12 @@ class Entry:
         word = {None: "served", "refused": "refused", "withdrawn": "withdrawn before it was served"}
         how = word[None if self.served else self.status if self.ended else None]
         span = (done or now) - self.received
-        took = duration(span) if span >= SLACK else "a time that is not known (the machine's clock was set back)"
+        took = duration(span)
+        if done is not None and span < SLACK:
+            return (
+                "late",
+                f"{how} before it was received, since the machine's clock was set back; not counted as in time",
+            )
         if done is None and now <= self.due:
             return "open", f"open for {took}, {duration(self.due - now)} left"
         if done is None:
