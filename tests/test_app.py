@@ -190,7 +190,7 @@ def test_a_report_is_made_on_demand(tab):
     ask(tab, "erase")
     message, answers, report = tab.predict("trial", api_name="/evaluate")
     page = Path(report["value"] if isinstance(report, dict) else report).read_text("utf-8")
-    assert "is evaluated (trial)" in message and "asked by name" in answers and "not tested" in answers
+    assert "Evaluated superhero-uce (trial)" in message and "asked by name" in answers and "not tested" in answers
     assert "superhero" in page and "<html" in page
 
 

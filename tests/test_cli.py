@@ -238,7 +238,7 @@ def test_nudenet_counts_from_the_command_line(tmp_path, erasure, monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", module)
     code, text, err = erasure(*arguments, "--nudenet", "exposed")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert code == 0 and "nudenet" in text and found["detectors"][0] == "nudenet[exposed, 0.2]", err
+    assert code == 0 and "nudenet" in text and next(iter(found["detectors"])) == "nudenet[exposed, 0.2]", err
 
 
 def test_a_whole_denoiser_is_refused_where_it_would_be_the_bases_own(base, tmp_path, erasure):

@@ -249,7 +249,7 @@ class Page:
             _forget(before)
         name, texts = made.edit.name, ["\n".join(prompts[group]) for group in SHOWN]
         ready = [
-            made, message(f"{name} is made. Drawing before and after ...", kind="busy", more=made.notes),
+            made, message(f"Made {name}. Drawing before and after ...", kind="busy", more=made.notes),
             gr.update(visible=True), str(made.archive), _use(made, 1.0), 1.0, *texts, DRAWING, "",
             gr.update(visible=False),
         ]  # fmt: skip
@@ -279,7 +279,7 @@ class Page:
             found = self.studio.evaluate(made, size)
         except FAULTS as error:
             return message(one_line(error), kind="bad"), gr.skip(), gr.skip()
-        done = message(f"{made.edit.name} is evaluated ({size}). The report has every picture and number.")
+        done = message(f"Evaluated {made.edit.name} ({size}). The report has every picture and number.")
         return done, answers(found, size), gr.update(visible=True, value=str(found.report))
 
     def _drawn(
