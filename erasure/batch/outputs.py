@@ -13,7 +13,8 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from erasure.artifact import DeltaErasure, Erasure, export_lora, export_single_file, save_denoiser, save_pipeline
-from erasure.artifact.export import Layout, base_weights
+from erasure.artifact.export import Layout
+from erasure.artifact.factors import base_weights
 from erasure.backbone import backbone_of
 from erasure.concept import STRICT, WORLD, Count
 from erasure.io import meant, read_json, sha256_file, shown
