@@ -236,7 +236,7 @@ def test_the_recipe_on_the_page_is_valid(tmp_path):
     add(new_register(tmp_path), "owl")
     (tmp_path / "register.sqlite").rename(tmp_path / "desk.sqlite")
     plan = Recipe.load(tmp_path / "recipe.yaml")
-    assert [cell.target for cell in plan.cells()[::2]] == ["superhero", "cat", "rose", "superhero", "taxi", "owl"]
+    assert [cell.target for cell in plan.cells()[::2]] == ["superhero", "cat", "rose", "ninja", "taxi", "owl"]
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
