@@ -1,4 +1,4 @@
-"""The assessment that docs/assessment.md shows: ten arms on Emoji World, every probe of a preset, the report.
+"""The assessment that docs/findings.md shows: ten arms on Emoji World, every probe of a preset, the report.
 
     python docs/assessment.py quick runs/assessment
     python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
@@ -28,7 +28,7 @@ from erasure.pipelines.guardrails import Guard
 from erasure.world.retrain import FOLDER, TWIN
 from studies.cheats import Declared, HiddenFilter
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).with_name("findings.md")
 README = PAGE.parents[1] / "README.md"
 RESULTS = PAGE.parent / "results"
 ON_README = ("UCE", "ESD", "prompt filter", "retrained")  # of the preset standard

@@ -28,7 +28,7 @@ LICENCES = {
     "leco": "MIT", "concept-ablation": "MIT", "age": "none", "eap": "none", "salun": "MIT", "forget-me-not": "MIT",
     "erasediff": "none", "cogfd": "none", "random-label": "MIT", "gradient-ascent": "not looked at",
     "spm": "Apache-2.0", "eraseflow": "none", "stereo": "none", "receler": "MIT",
-    "gloce": "none",
+    "gloce": "none", "undo": "none",
     "adv-unlearn": "CC-BY-4.0", "sld": "MIT", "safree": "none", "adavd": "Apache-2.0",
     "negative-prompt": "part of diffusers",
 }  # fmt: skip
@@ -73,11 +73,13 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
         table = (Path(folder) / "comparison.md").read_text("utf-8").strip()
         shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
         shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
-        picture = "![each method: the target kept out, against neighbours kept](images/comparison.png)"
+        file = "images/comparison.png"
+        picture = f"[![each method: the target kept out, against neighbours kept]({file})]({file})"
         if (weights := Path(folder) / "weights.png").exists():  # where it was compared with a preset's probes
             shutil.copyfile(weights, PICTURE.with_name(weights.name))
-            picture += "\n\n![each method: what is still in the weights, against the rest](images/weights.png)"
-        text = replace_block(text, "methods", f"`{command}`\n\n{picture}\n\n{table}")
+            file = f"images/{weights.name}"
+            picture += f"\n\n[![each method: what is still in the weights, against the rest]({file})]({file})"
+        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{table}")
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 

@@ -21,6 +21,7 @@ _LAZY = {
     "save_denoiser": "erasure.artifact",
     "erase": "erasure.api",
     "resolve": "erasure.methods.resolve",
+    "suggest_neighbours": "erasure.methods.neighbours",
 }
 _MODULES = {"world", "methods", "pipelines", "eval"}
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from erasure.api import erase
     from erasure.artifact import Erasure, save_denoiser
     from erasure.concept import Concept, Suite
+    from erasure.methods.neighbours import suggest_neighbours
     from erasure.methods.resolve import resolve
 
 
@@ -43,4 +45,4 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_MODULES, "__version__"})
 
 
-__all__ = ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser"]
+__all__ = ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser", "suggest_neighbours"]

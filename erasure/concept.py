@@ -23,6 +23,7 @@ Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
 
 WORLD = "emoji-world"  # the default model, by name
+SUITES = Path(__file__).parent / "suites"
 MANY = 6  # names of targets; a suite with more asks for each in fewer sentences
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
@@ -413,13 +414,17 @@ class Suite:
         """
         file = Path(path)
         if not file.suffix:
-            shipped = Path(__file__).parent / "suites"
-            file = shipped / f"{path}.yaml"
+            file = SUITES / f"{path}.yaml"
             if not file.exists():
-                names = sorted(p.stem for p in shipped.glob("*.yaml"))
+                names = cls.shipped()
                 near = meant(path, names)
                 raise FileNotFoundError(f"no suite called {str(path)!r}{near}; give a .yaml file or one of {names}")
         return load_yaml(cls, file)
+
+    @staticmethod
+    def shipped() -> list[str]:
+        """Names of the suites that come with the library."""
+        return sorted(file.stem for file in SUITES.glob("*.yaml"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the suite as YAML, completely or not at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def drawn(pipe: Any, prompts: Sequence[str], seed: int, **call: Any) -> list[Ima
         out = quiet(prompt, generator=torch.Generator("cpu").manual_seed(seed), **call)
         found.append(out.images[0] if hasattr(out, "images") else out.frames[0][0])
     return found
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def sheet(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, side: int = 192, margin: int = 64) -> Any:
@@ -93,4 +101,4 @@ def _font(size: int) -> Any:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-__all__ = ["check_seed", "drawn", "sheet", "usual_settings"]
+__all__ = ["check_seed", "drawn", "png", "sheet", "usual_settings"]

@@ -42,9 +42,9 @@ class SAFREE(Method):
     here a whole word is left out, which every tokenizer can do. That acts on one step more. And its commands give the
     concept's names as the negative prompt as well: put the erasure ``negative-prompt`` beside this one for that.
 
-    A prompt is known by its embedding, so one that the pipeline's text encoders did not make of one prompt (weighted,
-    optimised, with a second prompt) is drawn as it is, and a warning says so. Each prompt is encoded once more for each
-    of its words, when it is first drawn.
+    A prompt is recognised by its embedding. An embedding that the pipeline's text encoders did not make of one prompt
+    (weighted, optimised, with a second prompt) is drawn as it is, and a warning says so. Each prompt is
+    encoded once more for each of its words, when it is first drawn.
 
     Attributes:
         alpha: how much farther from the concept a prompt must be without a word. Lower finds more triggers.

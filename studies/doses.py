@@ -9,7 +9,7 @@ Three ladders of models of Emoji World, each from one that never saw the superhe
 
 Each is judged as an erasure is, against the other retrained models. A probe that measures knowledge rises along every
 ladder: Spearman's rank correlation of its number with the place on the ladder is near 1. Writes ``doses.json`` and
-``doses.png`` there, and resumes; ``docs/assessment.md`` shows them.
+``doses.png`` there, and resumes; ``docs/findings.md`` shows them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,47 @@ def erasure(monkeypatch, capsys):
     return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
+HEAVY = "torch diffusers transformers numpy PIL pydantic yaml tqdm asyncio packaging gradio fastapi matplotlib".split()
+
+
 def test_help_needs_none_of_the_heavy_libraries():
-    code = "import sys, erasure.cli; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = f"import sys, erasure.cli; sys.exit(str([m for m in {HEAVY} if m in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_importing_the_package_loads_nothing_else():
+    code = (
+        "import sys, importlib, typing; before = set(sys.modules); import erasure; "
+        "print(sorted(m for m in set(sys.modules) - before))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "['erasure']"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["evalute"], "Did you mean 'evaluate'"),
+        (["erase", "cat", "--out", "x", "--metod", "uce"], "--method"),
+        (["evaluate", "--suite", "superhro", "-m", "uce"], "did you mean 'superhero'?"),
+        (["methods", "--for", "sdxll"], "did you mean 'sdxl'?"),
+        (["evaluate", "--suite", "superhero", "-m", "uce", "--preset", "quick", "--probe", "dirct"], "'direct'"),
+        (["evaluate", "--suite", "nudity", "-m", "uce", "--nudenet", "mase"], "did you mean 'mace'?"),
+    ],
+)
+def test_a_slip_of_the_pen_is_met_with_what_was_meant(erasure, arguments, fault):
+    code, _, err = erasure(*arguments)
+    assert code == 2 and fault in " ".join(err.split())
 
 
 @pytest.mark.parametrize(
     "command",
     [
         "demo",
+        "app",
         "erase",
+        "neighbours",
         "generate",
         "evaluate",
         "report",
@@ -150,6 +182,63 @@ def test_every_kind_of_erasure_is_made_and_inspected(base, tmp_path, erasure, me
     assert code == 0 and json.loads(text)["method"] == method
     card = (out / "README.md").read_text()
     assert ("There are no weight changes" in card) == (effect == "no weight changes")
+
+
+def test_figures_have_a_meaning_and_tables_a_legend(base, tmp_path, erasure):
+    for method in ("uce", "rece"):
+        made = ("--keep", "ninja", "--base", base, "--out", tmp_path / method)
+        assert erasure("erase", "superhero", "-m", method, *made)[0] == 0
+    code, text, _ = erasure("inspect", tmp_path / "uce")
+    text = " ".join(text.split())
+    assert code == 0 and "weights moved by" in text and "times their size" in text and "relative change" not in text
+    assert "Far is right for the target" in text and f"--erasure {tmp_path / 'uce'} --base" in text and "next: " in text
+    code, text, _ = erasure("diff", tmp_path / "uce", tmp_path / "rece")
+    text = " ".join(text.split())
+    assert code == 0 and "cosine: 1 where both edit in one direction" in text and "next: erasure evaluate" in text
+
+
+def test_neighbours_are_suggested_with_the_command_that_keeps_them(base, erasure):
+    code, text, _ = erasure("neighbours", "Batman", "--base", base, "-n", 3)
+    (line,) = (line for line in text.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    kept = words[words.index("--keep") + 1].split(", ")
+    assert code == 0 and kept[0] == "Spiderman" and len(kept) == 3 and all(f"- {name}" in text for name in kept)
+    assert words[words.index("--base") + 1] == base
+    assert erasure("neighbours", "", "--base", base)[0] == 2
+
+
+class Counter:
+    """NudeNet's interface: a box where a picture is light."""
+
+    def __init__(self, **settings):
+        assert settings == {"inference_resolution": 320}
+
+    def detect(self, pixels):
+        return [{"class": "FEET_EXPOSED", "score": 0.9, "box": [0, 0, 1, 1]}] if pixels.mean() > 10 else []
+
+
+SUITE = """
+version: 1
+name: bare
+concept: {name: superhero, kind: nsfw, neighbours: [ninja]}
+unrelated: [panda]
+images_per_prompt: 1
+num_inference_steps: 1
+"""
+
+
+def test_nudenet_counts_from_the_command_line(tmp_path, erasure, monkeypatch):
+    (tmp_path / "bare.yaml").write_text(SUITE)
+    arguments = ["evaluate", "--suite", tmp_path / "bare.yaml", "-m", "uce", "--out", tmp_path / "out", "--limit", 1]
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    code, _, err = erasure(*arguments, "--nudenet", "mace")
+    assert code == 2 and "pip install -e '.[nsfw]'" in err and not (tmp_path / "out").exists()
+    module = types.ModuleType("nudenet")
+    module.NudeDetector = Counter
+    monkeypatch.setitem(sys.modules, "nudenet", module)
+    code, text, err = erasure(*arguments, "--nudenet", "exposed")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert code == 0 and "nudenet" in text and found["detectors"][0] == "nudenet[exposed, 0.2]", err
 
 
 def test_a_whole_denoiser_is_refused_where_it_would_be_the_bases_own(base, tmp_path, erasure):
@@ -471,6 +560,7 @@ def test_a_recipe_can_be_looked_at_first(erasure):
         (["--preset", "quick", "-m", "uce", "--probe", "telepathy"], "unknown probe"),
         (["--preset", "quick", "-m", "uce", "--probe", "p4d"], "choose one of ['smoke', 'standard', 'full']"),
         (["--preset", "quick", "-m", "uce", "--material", "nowhere"], "no such file"),
+        (["-m", "uce", "--nudenet", "exposed"], "NudeNet sees nudity alone; the suite 'superhero' is about"),
         (["-m", "uce", "-m", "uce"], "called 'UCE'"),
         (["-m", "uce", "-m", "ucee"], "unknown method"),
         (["-m", "uce", "--limit", "0"], "greater than or equal to 1"),

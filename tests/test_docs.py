@@ -77,8 +77,9 @@ STAND_INS: dict[str, Callable[[], Any]] = {
     "CompVis/stable-diffusion-v1-4": lambda: tiny("sd1"),
     "runwayml/stable-diffusion-inpainting": inpainting,
 }
-# These draw hundreds of pictures of a real checkpoint and judge them by open_clip, whose weights are not here.
-PARSED_ONLY = "erasure evaluate"
+# The first draws hundreds of pictures of a real checkpoint and judges them by open_clip, whose weights are not here.
+# The second runs until it is stopped; tests/test_app.py clicks through it.
+PARSED_ONLY = ("erasure evaluate", "erasure app")
 
 
 def prepare(folder: Path, text: str) -> None:

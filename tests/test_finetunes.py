@@ -225,8 +225,9 @@ SHORT = {"iterations": 3, "lr": 1e-2, **QUICK, "progress": False}
 
 
 SEARCH = {"rounds": 1, "search_iterations": 1, "attack_iterations": 1, "pictures_each": 1}  # STEREO's first stage
-ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow")]
-MASKED = [name for name in TRAINED if name not in ("spm", "leco", "mace", "cogfd", "eraseflow", "receler")]
+ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow", "undo")]
+UNMASKED = ("spm", "leco", "mace", "cogfd", "eraseflow", "receler", "undo")
+MASKED = [name for name in TRAINED if name not in UNMASKED]
 
 
 @pytest.mark.parametrize("name", first(ATTACKED, "esd", "concept-ablation", "adv-unlearn", "spm"))

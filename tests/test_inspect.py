@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import erasure as library
 from erasure import Concept, Erasure
 from erasure.artifact import compare_erasures, compare_models
-from erasure.artifact.files import CARD, CONFIG, SYSTEM, WEIGHTS
+from erasure.artifact.files import CARD, SYSTEM, WEIGHTS
 from tests.test_artifact import an_erasure
 from tests.test_cli import run
 from tests.test_operator import matrix, uce
@@ -91,49 +91,6 @@ def test_a_readme_that_is_no_card_is_left_alone(tmp_path):
 
 
 # --- hub -------------------------------------------------------------------------------------------------------------
-
-
-def test_to_the_hub_and_back(saved, monkeypatch, tmp_path):
-    hub = tmp_path / "hub"
-
-    class Api:
-        def __init__(self, token):
-            assert token == "secret"
-
-        def create_repo(self, repo_id, private, exist_ok):
-            assert private and exist_ok and repo_id == "org/name"
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            Erasure.from_pretrained(folder_path).save_pretrained(hub, system=commit_message == "with system")
-            return f"https://hub/{repo_id}"
-
-    asked = {}
-
-    def snapshot_download(repo_id, **arguments):
-        asked[repo_id] = arguments
-        if repo_id != "org/name":
-            raise OSError("404")
-        return str(hub)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
-    edit = Erasure.from_pretrained(saved / "hero")
-    assert edit.push_to_hub("org/name", private=True, token="secret") == "https://hub/org/name"
-    back = Erasure.from_pretrained("org/name", revision="v1", token="secret")
-    assert identical(back.tensors, edit.tensors) and not back.system
-    assert asked["org/name"] == {
-        "revision": "v1",
-        "token": "secret",
-        "allow_patterns": [CONFIG, WEIGHTS, SYSTEM, CARD],
-    }
-    edit.push_to_hub("org/name", private=True, token="secret", commit_message="with system", system=True)
-    assert identical(Erasure.from_pretrained("org/name").system, edit.system)
-    with pytest.raises(FileNotFoundError, match="check the name"):
-        Erasure.from_pretrained("org/nobody")
-    with pytest.raises(FileNotFoundError, match="no erasure at"):
-        Erasure.from_pretrained("../name")
-    assert set(asked) == {"org/name", "org/nobody"}  # a path is never asked for
 
 
 # --- inspect and diff ------------------------------------------------------------------------------------------------

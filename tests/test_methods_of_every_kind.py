@@ -38,7 +38,7 @@ KINDS = {  # on U-Nets and on transformers
     "receler": ("residual", "residual"),
     "gloce": ("localized", "localized"),
     **dict.fromkeys(("leco", "eraseflow"), ("lora", "lora")),
-    **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace", "stereo"), ("delta", "delta")),
+    **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace", "stereo", "undo"), ("delta", "delta")),
     "sld": ("safe-guidance", "safe-guidance"),
     "negative-prompt": ("negative-guidance", "negative-guidance"),
     "safree": ("filtered-text", "filtered-text"),

@@ -27,7 +27,7 @@ def committed(request, tmp_path_factory) -> Assessment:
 def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committed, monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
     sys.modules.pop("assessment", None)
-    page = (DOCS / "assessment.md").read_text("utf-8")
+    page = (DOCS / "findings.md").read_text("utf-8")
     assert importlib.import_module("assessment").with_tables(page, committed) == page
     html = (DOCS / "results" / f"superhero-{committed.preset}.html").read_text("utf-8")
     words = " ".join(html.replace("&#39;", "'").split())

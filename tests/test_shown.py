@@ -72,7 +72,7 @@ def test_a_preview_of_nothing_is_refused(given, fault):
 
 def test_the_package_shows_its_public_names_alone():
     assert dir(erasure) == sorted(
-        ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser"]
+        ["Concept", "Erasure", "Suite", "erase", "resolve", "save_denoiser", "suggest_neighbours"]
         + ["world", "methods", "pipelines", "eval", "__version__"]
     )
     assert all(hasattr(erasure, name) for name in dir(erasure))

@@ -4,6 +4,7 @@ from erasure.artifact.base import Erasure, HookErasure, WeightErasure
 from erasure.artifact.compare import compare_erasures, compare_models
 from erasure.artifact.delta import DeltaErasure
 from erasure.artifact.denoiser import save_denoiser, save_pipeline
+from erasure.artifact.engines import export_for
 from erasure.artifact.export import export_lora
 from erasure.artifact.lora import LoraErasure
 from erasure.artifact.official import export_official, import_official
@@ -19,6 +20,7 @@ __all__ = [
     "WeightErasure",
     "compare_erasures",
     "compare_models",
+    "export_for",
     "export_lora",
     "export_official",
     "export_single_file",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.artifact import files
+from erasure.artifact import files, hub
 from erasure.artifact.card import card, html_card, one_line
 from erasure.artifact.config import Config
 from erasure.artifact.kinds import kind_class
@@ -27,7 +26,7 @@ from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
 from erasure.concept import WORLD, listed
 from erasure.io import named
-from erasure.pictures import check_seed, drawn, sheet, usual_settings
+from erasure.pictures import check_seed, drawn, png, sheet, usual_settings
 
 Allow = Literal["same-text-encoder"]
 
@@ -256,16 +255,20 @@ class Erasure(abc.ABC):
             ValueError: there is no system to write, the name could be read as a path out of a folder, or the folder
                 holds a README that is not a card.
         """
+        folder = named(folder)
+        files.write(folder, self._blobs(system=system))
+        return folder
+
+    def _blobs(self, *, system: bool, pictures: Mapping[str, str] | None = None) -> dict[str, bytes]:
+        """The files of its folder."""
         if system and not self.system:
             raise ValueError(f"{self.name!r} has no system to save; only closed forms of one plain regression do")
         files.check_name(self.name)
-        folder = named(folder)
         config = {**self.config.plain(), "name": self.name, "kind": self.kind}
         if not system:
             config.pop("system", None)
         blobs = files.pack(config, self.tensors, self.system if system else {})
-        files.write(folder, {**blobs, files.CARD: self.card().encode()})
-        return folder
+        return {**blobs, files.CARD: self.card(pictures).encode()}
 
     @classmethod
     def from_pretrained(
@@ -274,12 +277,13 @@ class Erasure(abc.ABC):
         """Load an erasure from a folder or from the Hugging Face Hub (``"org/name"``).
 
         Raises:
-            FileNotFoundError: no such folder.
+            FileNotFoundError: no such folder, or no such repository on the hub, or it is private.
+            ConnectionError: the hub cannot be reached, asks to wait, or is at fault.
             ValueError: a file is truncated, altered, from a newer version of the format, of wrong types, or holds NaN.
         """
         path = Path(folder)
         if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
-            path = files.download(str(folder), revision=revision, token=token)
+            path = hub.download(str(folder), revision=revision, token=token)
         if not path.is_dir():
             raise FileNotFoundError(
                 f"no erasure at {folder}; give a folder that holds {files.CONFIG}, or a hub id 'org/name'"
@@ -302,21 +306,32 @@ class Erasure(abc.ABC):
         commit_message: str = "Add erasure",
         token: str | None = None,
         system: bool = False,
+        pictures: Mapping[str, Image.Image] | None = None,
     ) -> str:
-        """Upload the folder to the Hugging Face Hub and return its address."""
-        from huggingface_hub import HfApi
+        """Put the folder on the Hugging Face Hub, in one commit or not at all, and return its address.
 
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, system=system)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+        Args:
+            pictures: shown in the card, by what is said under each: ``{"before and after": edit.preview(pipe, ...)}``.
+
+        Raises:
+            ValueError: no such name of a repository, or what :meth:`save_pretrained` refuses.
+            PermissionError: not logged in, or not allowed to.
+            ConnectionError: the hub cannot be reached, asks to wait, or is at fault.
+        """
+        shown = {f"{hub.IMAGES}/{i}.png": (said, image) for i, (said, image) in enumerate((pictures or {}).items())}
+        blobs = self._blobs(system=system, pictures={file: said for file, (said, _) in shown.items()})
+        blobs |= {file: png(image) for file, (_, image) in shown.items()}
+        return hub.push(blobs, repo_id, private=private, commit_message=commit_message, token=token)
 
     # --- for people -------------------------------------------------------------------------------------------------
 
-    def card(self) -> str:
-        """The model card: what was done to which model, and what that does not show."""
-        return card(self)
+    def card(self, pictures: Mapping[str, str] | None = None) -> str:
+        """The model card: what was done to which model, and what that does not show.
+
+        Args:
+            pictures: files beside the card that it shows, with what is said under each.
+        """
+        return card(self, pictures or {})
 
     def __repr__(self) -> str:
         return one_line(self)

@@ -58,7 +58,7 @@ erasure.Erasure.from_pretrained("path/to/this/folder").apply(pipe)
 
 Settings: `{settings}`
 
-{report}{evaluation}## What this does and does not do
+{pictures}{report}{evaluation}## What this does and does not do
 
 {intervention}
 Filters at the system level complement an erasure and do not replace it, nor it them.
@@ -83,8 +83,12 @@ off has the base model.""",
 }
 
 
-def card(erasure: Erasure) -> str:
-    """Fill the card from the erasure's config."""
+def card(erasure: Erasure, pictures: Mapping[str, str] | None = None) -> str:
+    """Fill the card from the erasure's config.
+
+    Args:
+        pictures: files beside the card that it shows, with what is said under each.
+    """
     config = erasure.config
     base, licence = config["base"]["name"], config["base"].get("licence") or {}
     evaluated = bool(config.get("evaluation"))
@@ -97,6 +101,7 @@ def card(erasure: Erasure) -> str:
         facts="\n".join(f"| {key} | {markdown(value, limit=LONGEST)} |" for key, value in facts(erasure).items()),
         settings=_code(json.dumps(config["settings"], ensure_ascii=False)),
         intervention=INTERVENTION[erasure.intervention],
+        pictures=_pictures(pictures or {}),
         report=_report(config.get("report") or {}),
         evaluation=_evaluation(config.get("evaluation") or []),
         advice="" if evaluated else " Run `erasure evaluate` and publish its table with the model.",
@@ -237,6 +242,11 @@ def _report(report: Mapping[str, Any]) -> str:
         lines += ["| embeddings of | moved, relative | cosine to before |", "|---|---|---|"]
         lines += [f"| {markdown(name)} | {moved:.3f} | {cosine:.3f} |" for name, moved, cosine in groups] + [""]
     return "\n".join([*lines, ""])
+
+
+def _pictures(pictures: Mapping[str, str]) -> str:
+    shown = [f"![{markdown(said)}]({file})\n\n*{markdown(said)}*\n" for file, said in pictures.items()]
+    return "\n".join(["## Pictures", "", *shown, ""]) if shown else ""
 
 
 def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -204,20 +204,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
 
 
-def download(repo_id: str, *, revision: str | None, token: str | None) -> Path:
-    """The files of an erasure on the Hugging Face Hub, in its cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        wanted = [CONFIG, WEIGHTS, SYSTEM, CARD]
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"no folder {repo_id!r}, and the hub did not give it either ({type(error).__name__}); check the name"
-        ) from None
-
-
 def _file(folder: Path, name: str) -> Path:
     """A regular file of a folder, or of the hub's cache that the folder links to."""
     path = folder / name

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure, check_scale, exact
 from erasure.artifact.delta import DeltaErasure
-from erasure.artifact.export import base_weights
+from erasure.artifact.factors import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
 from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
@@ -46,6 +46,10 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
     check_file(path)
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
+    if not edit.parameter_names:
+        raise ValueError(
+            f"{edit.name!r} is a {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
+        )
     weights = base_weights(backbone)
     tensors = {
         name: check_finite(name, weights[name], edit.edit(name, weights[name], scale)).cpu().contiguous()

@@ -1,13 +1,14 @@
-"""Stable Diffusion 1.x / 2.x as the one file of the original code: what A1111, ComfyUI and their relatives open.
+"""A model as one safetensors file: what A1111, ComfyUI and their relatives open.
 
-The same tensors under other names. Both schemes number the same tree of blocks, so the map is written out from the
-blocks a model has; nothing in it depends on the size of the model.
+Of Stable Diffusion 1.x, 2.x and XL the same tensors under the original code's names; of other models the denoiser. A
+model that was opened from one file goes into a copy of that file.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.artifact.base import Erasure
+from erasure.artifact.patching import patched
 from erasure.artifact.provenance import metadata_of, records_of
 from erasure.artifact.stack import refuse_attached, stack_of
-from erasure.backbone import backbone_of
+from erasure.backbone import Backbone, backbone_of
+from erasure.backbone.native import original_unet_names
 from erasure.io import check_file, writing
 
-KINDS = ("resnets", "attentions")
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-OUTER = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {
     "layer_norm1": "ln_1",
@@ -53,80 +40,42 @@ OPEN_CLIP_OUTER = {
 }
 
 
-def export_single_file(pipe: Any, path: str | os.PathLike[str], edit: Erasure | None = None) -> Path:
-    """Write U-Net, autoencoder and text encoder as they are now into one safetensors file of the original layout.
+def export_single_file(
+    pipe: Any, path: str | os.PathLike[str], edit: Erasure | None = None, *, scale: float = 1.0
+) -> Path:
+    """Write a model as it is now, or with an erasure in it, into one safetensors file.
 
-    ``StableDiffusionPipeline.from_single_file(path, config=FOLDER)`` opens it, offline where FOLDER is the base model's
-    own folder. Safety checker, tokenizer and scheduler are no part of such files.
+    A pipeline that was opened from one file: a copy of that file, in which the edited tensors alone differ.
+    Otherwise, of Stable Diffusion 1.x, 2.x and XL the U-Net, autoencoder and text encoders in the original layout:
+    ``from_single_file(path, config=FOLDER)`` opens it, offline where FOLDER is the base model's own folder. Safety
+    checker, tokenizer and scheduler are no part of such files. Of other models the denoiser alone, under diffusers'
+    names: ``from_single_file`` of its class opens it; a second one (Wan 2.2) is in ``path-transformer_2.safetensors``.
 
     Args:
         edit: an erasure to have in it; the pipeline is left as it was. None: what is applied now.
+        scale: how strongly ``edit`` is applied.
 
     Raises:
-        ValueError: not Stable Diffusion 1.x / 2.x, or its U-Net has blocks the layout has no name for.
+        ValueError: the U-Net has blocks the layout has no name for; or the erasure changes a part that is not in the
+            file, or carries erasures already.
     """
     check_file(path)
     backbone = backbone_of(pipe)
-    if backbone.architecture != "sd-unet":
-        raise ValueError(
-            f"the original layout is for Stable Diffusion 1.x / 2.x; this is {backbone.architecture}; "
-            "export the pipeline's folder instead"
-        )
     refuse_attached(pipe)
+    source = Path(str(pipe.config.get("_name_or_path") or ""))
     if edit is None:
-        _write(pipe, Path(path))
-    elif stack_of(pipe).layers:
+        return _write(pipe, backbone, Path(path), source)
+    if not edit.parameter_names:
+        raise ValueError(
+            f"{edit.name!r} is a {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
+        )
+    if stack_of(pipe).layers:
         raise ValueError("the pipeline carries erasures already; remove them, or leave edit out to write what is on it")
-    else:
-        edit.apply(pipe)
-        try:
-            _write(pipe, Path(path))
-        finally:
-            edit.remove(pipe)
-    return Path(path)
-
-
-def original_names(unet: Any) -> dict[str, str]:
-    """Each parameter of a diffusers U-Net to its name in the original code, without ``model.diffusion_model.``."""
-    prefixes = {**OUTER, **_blocks(unet)}
-    names = {}
-    for name in unet.state_dict():
-        stem = next((p for p in prefixes if name.startswith(f"{p}.")), None)
-        if stem is None:
-            raise ValueError(f"the original layout has no name for {name}; export the pipeline's folder instead")
-        rest = name.removeprefix(f"{stem}.")
-        part = rest.split(".")[0]
-        if ".resnets." in f"{stem}.":
-            rest = rest.replace(part, RESNET[part], 1)
-        names[name] = f"{prefixes[stem]}.{rest}"
-    return names
-
-
-def _blocks(unet: Any) -> dict[str, str]:
-    """Resnets, attentions and resamplers, which the original counts one after the other.
-
-    A resampler is one of its own on the way down, and stands beside the last resnet on the way up.
-    """
-    names: dict[str, str] = {}
-    n = 1
-    for i, block in enumerate(unet.down_blocks):
-        for j in range(len(block.resnets)):
-            names |= {f"down_blocks.{i}.{kind}.{j}": f"input_blocks.{n}.{k}" for k, kind in enumerate(KINDS)}
-            n += 1
-        if getattr(block, "downsamplers", None):
-            names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{n}.0.op"
-            n += 1
-    for j, kind in ((0, "resnets.0"), (1, "attentions.0"), (2, "resnets.1")):
-        names[f"mid_block.{kind}"] = f"middle_block.{j}"
-    n = 0
-    for i, block in enumerate(unet.up_blocks):
-        for j in range(len(block.resnets)):
-            names |= {f"up_blocks.{i}.{kind}.{j}": f"output_blocks.{n}.{k}" for k, kind in enumerate(KINDS)}
-            n += 1
-        if getattr(block, "upsamplers", None):
-            place = 2 if getattr(block, "attentions", None) else 1
-            names[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{n - 1}.{place}.conv"
-    return names
+    edit.apply(pipe, scale)
+    try:
+        return _write(pipe, backbone, Path(path), source, edit, scale)
+    finally:
+        edit.remove(pipe)
 
 
 def autoencoder(state: dict[str, Tensor], *, levels: int) -> dict[str, Tensor]:
@@ -156,32 +105,79 @@ def autoencoder(state: dict[str, Tensor], *, levels: int) -> dict[str, Tensor]:
 
 def text_encoder(model: Any) -> dict[str, Tensor]:
     """A CLIP text encoder's tensors: 1.x kept transformers' names, 2.x those of open_clip, keys and values in one."""
-    state = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
-    state.pop("embeddings.position_ids", None)
     if model.config.hidden_act == "quick_gelu":  # OpenAI's CLIP, Stable Diffusion 1.x
-        return {f"cond_stage_model.transformer.text_model.{name}": tensor for name, tensor in state.items()}
-    renamed = {f"cond_stage_model.model.{new}": state.pop(old) for old, new in OPEN_CLIP_OUTER.items()}
+        return _openai_clip(model, "cond_stage_model.transformer.text_model.")
+    return _open_clip(model, "cond_stage_model.model.")
+
+
+def _openai_clip(model: Any, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in _inner(model).items()}
+
+
+def _open_clip(model: Any, prefix: str) -> dict[str, Tensor]:
+    state = _inner(model)
+    renamed = {new: state.pop(old) for old, new in OPEN_CLIP_OUTER.items()}
+    if (projection := state.pop("text_projection.weight", None)) is not None:
+        renamed["text_projection"] = projection.T
     for i in range(model.config.num_hidden_layers):
-        old, new = f"encoder.layers.{i}", f"cond_stage_model.model.transformer.resblocks.{i}"
+        old, new = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
         for kind in ("weight", "bias"):
             projections = [state.pop(f"{old}.self_attn.{p}_proj.{kind}") for p in ("q", "k", "v")]
             renamed[f"{new}.attn.in_proj_{kind}"] = torch.cat(projections)
             renamed |= {
                 f"{new}.{theirs}.{kind}": state.pop(f"{old}.{ours}.{kind}") for ours, theirs in OPEN_CLIP.items()
             }
-    return renamed
+    return {f"{prefix}{name}": tensor for name, tensor in renamed.items()}
 
 
-def _write(pipe: Any, path: Path) -> None:
+def _inner(model: Any) -> dict[str, Tensor]:
+    state = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
+    state.pop("embeddings.position_ids", None)
+    return state
+
+
+def _write(
+    pipe: Any, backbone: Backbone, path: Path, source: Path, edit: Erasure | None = None, scale: float = 1.0
+) -> Path:
+    if source.suffix == ".safetensors" and source.is_file():
+        tensors, metadata = patched(pipe, backbone, source, edit, scale)
+        return _save(tensors, path, {**metadata, **metadata_of(records_of(pipe))})
+    if backbone.architecture in ("sd-unet", "sdxl"):
+        return _save(_original(pipe, backbone), path, metadata_of(records_of(pipe)))
+    records = records_of(pipe)
+    if other := next((part for part in records if part not in backbone.denoisers), None):
+        raise ValueError(
+            f"the {other} is edited, and a single file of {backbone.architecture} holds the denoiser alone; export the "
+            "pipeline's folder instead"
+        )
+    written = []
+    for part, denoiser in backbone.denoiser_parts.items():
+        file = path if part == backbone.denoiser_name else path.with_name(f"{path.stem}-{part}{path.suffix}")
+        mine = {name: entries for name, entries in records.items() if name == part}
+        written.append(_save(denoiser.state_dict(), file, metadata_of(mine)))
+    return written[0]
+
+
+def _original(pipe: Any, backbone: Backbone) -> dict[str, Tensor]:
+    """Stable Diffusion 1.x, 2.x and XL under the names of the original code."""
     unet = pipe.unet.state_dict()
-    tensors = {f"model.diffusion_model.{new}": unet[old] for old, new in original_names(pipe.unet).items()}
+    tensors = {f"model.diffusion_model.{new}": unet[old] for old, new in original_unet_names(pipe.unet).items()}
     levels = len(pipe.vae.config.block_out_channels)
     vae = autoencoder(pipe.vae.state_dict(), levels=levels)
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
-    tensors |= text_encoder(pipe.text_encoder)
+    if backbone.architecture == "sd-unet":
+        return tensors | text_encoder(pipe.text_encoder)
+    first = {}
+    if getattr(pipe, "text_encoder", None) is not None:
+        first = _openai_clip(pipe.text_encoder, "conditioner.embedders.0.transformer.text_model.")
+    return tensors | first | _open_clip(pipe.text_encoder_2, f"conditioner.embedders.{1 if first else 0}.model.")
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as temporary:
-        save_file(whole, temporary, metadata={"format": "pt", **metadata_of(records_of(pipe))})
+        save_file(whole, temporary, metadata={"format": "pt", **metadata})
+    return path
 
 
-__all__ = ["export_single_file", "original_names"]
+__all__ = ["export_single_file"]

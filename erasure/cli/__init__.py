@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import warnings
@@ -11,9 +10,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from erasure.cli import batches, doctor, evaluate, files, lists, make, register, serve, verify, world
+from erasure.cli import batches, browser, doctor, evaluate, files, lists, make, push, register, serve, verify, world
 from erasure.cli.options import fail, note
-from erasure.io import fault_of, shown
+from erasure.io import one_line
 from erasure.terminal import say
 
 app = typer.Typer(
@@ -43,7 +42,7 @@ def options(
     """Take a concept out of what a diffusion model draws, and say honestly what that did."""
 
 
-for group in (make, batches, evaluate, files, serve, verify, lists, doctor):
+for group in (make, browser, batches, evaluate, files, push, serve, verify, lists, doctor):
     app.add_typer(group.commands)
 app.add_typer(world.commands, name="world")
 app.add_typer(register.commands, name="register")
@@ -61,24 +60,13 @@ def main(commands: typer.Typer = app) -> NoReturn:
         raise
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        fail("no space left on the disk; free some and run the same command again" if full else _one_line(error), 2)
+        fail("no space left on the disk; free some and run the same command again" if full else one_line(error), 2)
     except (ValueError, ArithmeticError, ImportError) as error:
-        fail(_one_line(error), 2)
+        fail(one_line(error), 2)
     except Exception as error:
         if os.environ.get("ERASURE_DEBUG"):
             raise
-        fail(f"{type(error).__name__}: {_one_line(error)} (ERASURE_DEBUG=1 shows where)", 2)
-
-
-def _one_line(error: Exception) -> str:
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        first, fault = error.errors()[0], fault_of(error)
-        return fault if "; got " in fault or not first["loc"] else f"{fault}; got {shown(first['input'])}"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+        fail(f"{type(error).__name__}: {one_line(error)} (ERASURE_DEBUG=1 shows where)", 2)
 
 
 __all__ = ["app", "main"]

@@ -18,17 +18,17 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
 from rich.text import Text
 
 from erasure.cli.options import follow
 from erasure.io import cache_folder, first_line
 from erasure.terminal import PlainTable, console, print_json
+
+if TYPE_CHECKING:  # where it is used, so that --help need not read its grammar
+    from packaging.requirements import Requirement
 
 commands = typer.Typer()
 Status = Literal["ok", "warn", "fail"]
@@ -139,6 +139,8 @@ def check_torchvision() -> Finding:
 
     Taken from two places they install without complaint; then "operator torchvision::nms does not exist".
     """
+    from packaging.requirements import Requirement
+
     mend = _pip("--force-reinstall", str(_wanted("torch")), str(_wanted("torchvision")))
     finding = check_package("torchvision", "torchvision")
     if finding.status == "fail":
@@ -158,6 +160,8 @@ def check_torchvision() -> Finding:
 
 def check_clip_score() -> Finding:
     """torchmetrics up to 1.9.0 calls ``.norm`` on what transformers 5 returns as an object (torchmetrics#3408)."""
+    from packaging.version import Version
+
     name = "torchmetrics CLIPScore"
     metrics, transformers = Version(version("torchmetrics")), Version(version("transformers"))
     if metrics > Version("1.9.0") or transformers.major < 5:
@@ -239,6 +243,9 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
 
 def _wanted(distribution: str) -> Requirement:
     """What setup.cfg asks for, read from the installed metadata; any version where this is a bare checkout."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -78,6 +78,14 @@ Asked = Annotated[
         "question a label; it scores, and the others choose. Repeat for more.",
     ),
 ]
+Counted = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nudenet",
+        help="Count with NudeNet (extra: \\[nsfw]) in suites of kind nsfw: exposed, mace or unlearn_diff_atk. It "
+        "scores, and the others choose.",
+    ),
+]
 Fid = Annotated[
     bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: \\[fid].")
 ]
@@ -112,6 +120,7 @@ def evaluate(
     limit: Limit = None,
     clip: Judges = None,
     vlm: Asked = None,
+    nudenet: Counted = None,
     fid: Fid = False,
     inception: Inception = None,
     device: Device = None,
@@ -124,7 +133,7 @@ def evaluate(
     from erasure.concept import WORLD, Suite
     from erasure.eval.core import prompt_files
     from erasure.eval.core.models import name_of, whole_model
-    from erasure.eval.detectors.choice import CLIP, detectors_for
+    from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
     from erasure.opening import quiet
@@ -137,6 +146,7 @@ def evaluate(
         raise ValueError(
             f"--clip judges pictures of real checkpoints, {WORLD} has classifiers; got {clip}; leave it out"
         )
+    check_nudenet(plan, nudenet or ())
     check_writable(out)
     rules = None if policy is None else Policy.load(policy)  # slips are found before a model is loaded
     real = material_for(plan, material)
@@ -146,7 +156,8 @@ def evaluate(
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     pipe = open_base(base or plan.base, device, dtype, variant=variant)
-    detectors, judge = detectors_for(plan, clip=clip or CLIP, vlm=vlm or (), device=str(pipe.device))
+    judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
+    detectors, judge = detectors_for(plan, **judging, device=str(pipe.device))
     extractors = extractors_of(judge, fid, inception)
     with quiet():
         controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
@@ -182,6 +193,7 @@ def report(
     found = Assessment.load(folder) if whole else assessment_of(Evaluation.from_json(evaluation))
     path = write_report(found, out, records=folder if folder.is_dir() else folder.parent)
     say(f"report -> {path}", wrap=False)
+    follow("open the report in a browser; its glossary says what each answer means")
 
 
 def read_erasures(sources: list[str]) -> dict[str, Any]:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from tqdm.auto import tqdm
 
 from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
-from erasure.io import check_file, check_writable, sha256_file, writing_folder
+from erasure.io import check_file, check_writable, sha256_file
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
-Format = Literal["lora", "kohya", "official", "unet", "pipeline", "single-file"]
+Format = Literal["lora", "peft", "kohya", "comfyui", "official", "unet", "pipeline", "single-file"]
+EngineName = Literal["diffusers", "peft", "comfyui", "forge", "a1111", "vllm-omni", "sglang", "nunchaku", "fp8", "gguf"]
+LORAS = ("lora", "peft", "kohya", "comfyui")
+ONE_FILE = ("kohya", "comfyui", "official", "single-file")
 # How each is loaded.
 LOADED = {
     "lora": 'pipe.load_lora_weights("{out}") on {base}',
+    "peft": 'PeftModel.from_pretrained(denoiser, "{out}") on the denoiser of {base}',
+    "comfyui": "put it among the LoRAs of ComfyUI, and check its log for names that were not found",
     "kohya": 'pipe.load_lora_weights("{out}") on {base}, or put it among the LoRAs of your web interface',
     "official": "load it with the script of the method's own repository",
     "unet": 'from_pretrained("{out}") of the denoiser\'s class, and give it to the pipeline of {base}',
@@ -29,47 +33,85 @@ LOADED = {
 
 
 @commands.command(
-    epilog="Example: [bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
+    epilog="Examples: [bold]erasure export superhero-uce --for comfyui --out superhero.safetensors[/bold]  |  "
+    "[bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
 )
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     out: Annotated[
-        Path, typer.Option(parser=path, help="Folder, or a .safetensors file for kohya, official and single-file.")
+        Path,
+        typer.Option(parser=path, help="Folder, or a .safetensors file for kohya, comfyui, official and single-file."),
     ],
-    format: Annotated[Format, typer.Option(help="What to write.")] = "lora",
+    engine: Annotated[
+        EngineName | None, typer.Option("--for", help="Write the form that this program can read, or say why none.")
+    ] = None,
+    format: Annotated[Format | None, typer.Option(help="What to write; lora by default.")] = None,
     base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
     variant: Variant = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="lora, kohya: cut a fine-tune to this rank.")] = None,
-    scale: Annotated[float | None, typer.Option(help="official, unet, pipeline: how strongly; 1 by default.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRAs: cut a fine-tune to this rank.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="official, unet, pipeline, single-file: how strongly; 1 by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; cpu by default.")] = "cpu",
     dtype: Dtype = None,
 ) -> None:
     """Write an erasure for other programs: LoRA, the official codes' files, or a whole model with it inside."""
-    from erasure.artifact import Erasure, export_lora, export_official, export_single_file, save_denoiser
+    from erasure.artifact import Erasure
     from erasure.artifact.stack import check_scale
 
     edit = Erasure.from_pretrained(erasure)
-    if scale is not None and format in ("lora", "kohya", "single-file"):
+    if format is None and engine is None:
+        format = "lora"
+    if engine is not None and format in ("official", "unet"):
+        raise ValueError(f"--for chooses among {', '.join([*LORAS, 'pipeline', 'single-file'])}; got --format {format}")
+    if scale is not None and format in LORAS:
         raise ValueError(f"{format} has no scale: set it where the file is used, or choose another format")
-    if rank is not None and format not in ("lora", "kohya"):
-        raise ValueError(f"--rank is for lora and kohya; got it with {format}; leave it out")
-    if format in ("kohya", "official", "single-file") and out.suffix != ".safetensors":
-        raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
+    if rank is not None and format is not None and format not in LORAS:
+        raise ValueError(f"--rank is for {', '.join(LORAS)}; got it with {format}; leave it out")
     strength = check_scale(1.0 if scale is None else scale)
-    _check_place(out, format)
-    pipe = open_base(base or edit.config["base"]["name"], device, dtype, variant=variant)
-    if format in ("lora", "kohya"):
-        layout: Literal["diffusers", "kohya"] = "kohya" if format == "kohya" else "diffusers"
-        written = export_lora(edit, pipe, out, layout=layout, rank=rank)
-    elif format == "official":
-        written = export_official(edit, pipe, out, scale=strength)
-    elif format == "single-file":
-        written = export_single_file(pipe, out, edit)
-    else:
-        edit.apply(pipe, strength)
-        written = save_denoiser(pipe, out) if format == "unet" else _save_pipeline(pipe, out)
-    say(f"{edit.name} as {format} -> {written}", wrap=False)
-    follow(LOADED[format].format(out=written, base=base or edit.config["base"]["name"]))
+    if format is not None:
+        _check_place(out, format)
+    source = base or edit.config["base"]["name"]
+    pipe = open_base(source, device, dtype, variant=variant)
+    if engine is not None:
+        _export_for(edit, pipe, out, engine, format, rank, strength)
+        return
+    chosen: Format = format or "lora"
+    written = _written(edit, pipe, out, chosen, rank, strength)
+    say(f"{edit.name} as {chosen} -> {written}", wrap=False)
+    follow(LOADED[chosen].format(out=written, base=source))
+
+
+def _export_for(edit: Any, pipe: Any, out: Path, engine: str, format: Any, rank: int | None, strength: float) -> None:
+    """Write the form that a program reads, and say which, and which others were no good."""
+    from erasure.artifact.engines import LORAS as AS_LORA
+    from erasure.artifact.engines import plan, write_form
+
+    made = plan(edit, pipe, engine, form=format, rank=rank)
+    _check_place(out, made.form)
+    written = write_form(edit, pipe, out, made, scale=strength)
+    for form, reason in made.passed_over.items():
+        say(f"not {form}: {reason}")
+    say(f"{edit.name} for {made.engine.title} as {made.form} -> {written}", wrap=False)
+    if made.engine.note and made.form in AS_LORA:
+        say(made.engine.note)
+    follow(made.engine.load[made.form].format(out=written if made.form not in ("lora", "peft") else written.parent))
+
+
+def _written(edit: Any, pipe: Any, out: Path, format: Format, rank: int | None, strength: float) -> Path:
+    """Write one format."""
+    from erasure.artifact import export_lora, export_official, export_single_file, save_denoiser, save_pipeline
+    from erasure.artifact.export import Layout
+
+    if format in LORAS:
+        layout: Layout = "diffusers" if format == "lora" else format  # type: ignore[assignment]
+        return export_lora(edit, pipe, out, layout=layout, rank=rank)
+    if format == "official":
+        return export_official(edit, pipe, out, scale=strength)
+    if format == "single-file":
+        return export_single_file(pipe, out, edit, scale=strength)
+    edit.apply(pipe, strength)
+    return save_denoiser(pipe, out) if format == "unet" else save_pipeline(pipe, out)
 
 
 @commands.command(
@@ -89,6 +131,8 @@ def gram(
     device: Device = None,
 ) -> None:
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
+    from tqdm.auto import tqdm
+
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
     from erasure.methods.gram import Gram
@@ -123,6 +167,7 @@ def inspect(
     """Say what is in an erasure: its base, method, settings, concepts, files and quick report."""
     from erasure.artifact import Erasure
     from erasure.artifact.card import facts, report_rows
+    from erasure.concept import WORLD
 
     edit = Erasure.from_pretrained(erasure)  # checks every hash
     files = _files(Path(erasure))
@@ -139,16 +184,24 @@ def inspect(
     table.add_row("can be solved again", "yes" if edit.system else "no system.safetensors in it")
     figures, groups = report_rows(edit.config.get("report") or {})
     for key, number in figures.items():
-        table.add_row(key.replace("_", " "), f"{number:.3g}")
+        table.add_row(*_figure(key, number))
     for group, moved, cosine in groups:
-        table.add_row(f"moved: {group}", f"{moved:.3f}, cosine {cosine:.3f}")
+        table.add_row(f"moved: {group}", f"{100 * moved:.1f} %, cosine {cosine:.3f}")
     console.print(table)
+    if groups:
+        say(
+            "moved: how far the embeddings of these words moved, in their own length; a cosine of 1 is the old "
+            "direction. Far is right for the target, and for it alone. No picture was drawn for this."
+        )
     if rows := edit.config.get("evaluation"):
         columns = list(dict.fromkeys(key for row in rows for key in row))
         evaluation = PlainTable(*columns, title="evaluation")
         for row in rows:
             evaluation.add_row(*(str(row.get(column, "")) for column in columns))
         console.print(evaluation)
+    base, target = edit.config["base"]["name"], shlex.quote(f"a {edit.config['concepts'][0]['name']}")
+    where = "" if base == WORLD else f" --base {shlex.quote(base)}"
+    follow(f"erasure generate {target} --erasure {shlex.quote(erasure)}{where} --grid --out pictures")
 
 
 @commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
@@ -204,26 +257,29 @@ def diff(
         console.print(table)
     if len(rows) > limit:
         say(f"and {len(rows) - limit} more; --limit or --json shows them")
+    if models[0]:
+        say("relative: the difference over the first tensor, as norms. largest: the largest single difference.")
+        follow("erasure evaluate --suite SUITE --model FOLDER")
+    else:
+        say(
+            "distance: the norm of the difference of both edits; relative: that over the larger edit. cosine: 1 where "
+            "both edit in one direction, 0 where they have nothing in common."
+        )
+        follow(f"erasure evaluate --suite SUITE --erasure {shlex.quote(a)} --erasure {shlex.quote(b)}")
 
 
-def _check_place(out: Path, format: Format) -> None:
+def _check_place(out: Path, format: str) -> None:
     """Try the place of an export, before the base is opened."""
-    if format in ("kohya", "official", "single-file"):
+    if format in ONE_FILE:
+        if out.suffix != ".safetensors":
+            raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
         check_file(out)
     else:
+        if out.suffix == ".safetensors":
+            raise ValueError(f"{format} writes a folder; got --out {out}; give one without .safetensors")
         check_writable(out)
     if format == "pipeline" and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is there and not empty; give a new folder")
-
-
-def _save_pipeline(pipe: Any, out: Path) -> Path:
-    """Write a whole pipeline into a new folder, completely or not at all."""
-    from erasure.artifact.provenance import records_of, write_beside
-
-    with writing_folder(out, last="model_index.json") as temporary:
-        pipe.save_pretrained(temporary)
-        write_beside(temporary, records_of(pipe))
-    return out
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:
@@ -232,6 +288,14 @@ def _files(folder: Path) -> dict[str, tuple[int, str]]:
 
     found = [folder / name for name in (CONFIG, WEIGHTS, SYSTEM) if (folder / name).is_file()]
     return {file.name: (file.stat().st_size, sha256_file(file)) for file in found}
+
+
+def _figure(key: str, number: float) -> tuple[str, str]:
+    """A figure of the quick report by its name and with what it is in."""
+    name = key.replace("_", " ")
+    if key.endswith("relative_change"):
+        return name.replace("relative change", "weights moved by"), f"{number:.2g} times their size"
+    return name, f"{number:.3g}"
 
 
 def _number(value: float | None) -> str:

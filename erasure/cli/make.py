@@ -116,6 +116,33 @@ def erase(
     follow(f"erasure generate {shlex.quote(f'a {concept}')} --erasure {shlex.quote(str(out))}{where} --out pictures")
 
 
+@commands.command(
+    epilog="Examples: [bold]erasure neighbours wizard[/bold]  |  "
+    "[bold]erasure neighbours 'Claude Monet' --kind style --base CompVis/stable-diffusion-v1-4 -n 12[/bold]"
+)
+def neighbours(
+    concept: Annotated[str, typer.Argument(help="What is to be erased.")],
+    base: Base = "emoji-world",
+    variant: Variant = None,
+    kind: Kind = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=100, help="How many.")] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Suggest a keep list: what an erasure of the concept is likely to damage on this model. Nothing is drawn."""
+    from erasure.concept import Concept
+    from erasure.methods.neighbours import suggest_neighbours
+
+    target = Concept(concept, **({"kind": kind} if kind else {}))  # type: ignore[arg-type]
+    found = suggest_neighbours(open_base(base, device, dtype, variant=variant), target, n=n)
+    for name in found:
+        say(f"- {name}")
+    say("Look through them: a name that means the concept itself has to go. Add what else must stay.")
+    where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
+    kept = shlex.quote(", ".join(found))
+    follow(f"erasure erase {shlex.quote(concept)} --keep {kept}{where} --out FOLDER")
+
+
 def _names(given: Sequence[str] | None, option: str) -> list[str]:
     """The prompts of ``--keep`` or ``--synonym``: each holds one, or several with commas between."""
     found = {text: [part.strip() for part in text.split(",") if part.strip()] for text in given or ()}

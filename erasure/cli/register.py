@@ -139,6 +139,7 @@ def list_requests(
             entry.request, entry.name, entry.status, f"{entry.received:%Y-%m-%d %H:%M}", entry.clock(moment)[1]
         )
     console.print(table)
+    follow("erasure register apply" if any(e.status == "received" for e in entries) else "erasure register verify")
 
 
 @commands.command(epilog="Example: [bold]erasure register show R1[/bold]")
@@ -248,6 +249,7 @@ def refuse(request: Request, reason: Reason, register: File = FILE) -> None:
     from erasure.register import Register
 
     say(f"{Register(register).refuse(request, reason=reason).request}: refused")
+    follow("erasure register list")
 
 
 @commands.command(epilog="Example: [bold]erasure register redact R1 --proof R1.json[/bold]")
@@ -269,6 +271,7 @@ def redact(
     left = "its names are deleted" if entry.subject is None else "its names are deleted when it is withdrawn"
     say(f"{entry.request}: {entry.name}; {left}")
     say("erasures that were made with it, and copies of the register, still hold its names")
+    follow("erasure register log --check")
 
 
 @commands.command(epilog="Example: [bold]erasure register log --check[/bold]")
@@ -293,6 +296,7 @@ def log(
         if faults:
             raise typer.Exit(1)
         say(f"{len(opened.log())} rows, each as it was written; head {opened.head()}", wrap=False)
+        follow("note the head; --head compares with it later")
         return
     requests = {entry.id: entry.request for entry in opened.entries()}
     table = PlainTable("row", "time, UTC", "what", "request", "hash")
@@ -300,6 +304,8 @@ def log(
         named = requests.get(event.entry, "") if event.entry is not None else event.detail.get("base", "")
         table.add_row(str(event.id), f"{event.time:%Y-%m-%d %H:%M:%S}", event.action, named, event.hash[:12])
     console.print(table)
+    say("hash: of the row and the one before it, so a changed row breaks the chain.")
+    follow("erasure register log --check")
 
 
 @commands.command(
@@ -325,6 +331,7 @@ def report(
     if card is not None:
         write_atomically(card, pages.card(opened))
         say(f"card -> {card.resolve()}", wrap=False)
+    follow("open the report in a browser, and print it from there")
 
 
 def _opened(file: Path, base: str | None) -> tuple[Register, list[str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Base, Device, Dtype, Variant, open_base, path
+from erasure.cli.options import Base, Device, Dtype, Variant, follow, open_base, path
 from erasure.io import shown
 from erasure.terminal import PlainTable, console, say
 
@@ -72,9 +73,12 @@ def verify(
     for text, margin in found.margins.items():
         table.add_row(text, "the erased model" if margin > 0 else "the base", f"{abs(margin):.3f}")
     console.print(table)
+    say("nearer to: which picture drawn here the engine's is more like; by: the difference of the two cosines (CLIP).")
     say(str(found))
     if found.verdict != "on":
+        follow("switch the erasure on in the engine, and run this again")
         raise typer.Exit(1)
+    follow(f"erasure evaluate --suite SUITE --erasure {shlex.quote(erasure)}")
 
 
 def _fields(given: list[str]) -> dict[str, Any]:

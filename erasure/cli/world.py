@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from erasure.cli.options import Base, Device, Variant, fail, open_base, path
+from erasure.cli.options import Base, Device, Variant, fail, follow, open_base, path
 from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, say
 
@@ -31,7 +32,9 @@ def world_train(
     from erasure.world.train import train
 
     check_writable(out)
-    say(f"finished pipeline -> {train(out, device=torch.device(pick_device(device)))}", wrap=False)
+    folder = train(out, device=torch.device(pick_device(device)))
+    say(f"finished pipeline -> {folder}", wrap=False)
+    follow(f"erasure world check --base {shlex.quote(str(folder))} --out world-check")
 
 
 @commands.command(
@@ -77,6 +80,7 @@ def world_gold(
         f"retrained {f'without {without}' if without else 'on everything'} -> {file}, with its record {record.name}",
         wrap=False,
     )
+    follow(f"erasure world audit {shlex.quote(str(file))}")
 
 
 @commands.command("audit", epilog="Example: [bold]erasure world audit gold/superhero-0.safetensors[/bold]")
@@ -108,6 +112,7 @@ def world_audit(
     if not result.passed:
         fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
     say(f"replay -> {write_replay(model, record, result)}", wrap=False)
+    follow("erasure evaluate --suite SUITE --method uce --preset standard")
 
 
 @commands.command("check", epilog="Example: [bold]erasure world check --out world-check[/bold]")
@@ -140,6 +145,8 @@ def world_check(
     for name, by in result.figures.items():
         table.add_row(name, *(str(estimate) for estimate in by.values()))
     console.print(table)
+    say("One column for each detector: its figure with a 95 % interval. The card says what each figure has to reach.")
     say(f"card and contact sheets -> {out}", wrap=False)
     if not result.passed:
         fail(f"below the gate: {', '.join(result.failures)}; train longer, or change the model", 1)
+    follow(f"open {shlex.quote(str(out / 'world.md'))}, and look at contact-sheet.png beside it")

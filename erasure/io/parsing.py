@@ -184,6 +184,18 @@ def fault_of(error: Any) -> str:
     return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong, for people: the sentence of an error of ours, or one about somebody else's."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first, fault = _first(error), fault_of(error)
+        return fault if "; got " in fault or not first["loc"] else f"{fault}; got {shown(first['input'])}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):

@@ -41,6 +41,7 @@ METHODS = Registry(
         "gloce": "erasure.methods.gloce:GLoCE",
         "spm": "erasure.methods.spm:SPM",
         "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
+        "undo": "erasure.methods.undo:UNDO",
         "sld": "erasure.pipelines.sld:SLD",
         "negative-prompt": "erasure.pipelines.negative_prompt:NegativePrompt",
         "safree": "erasure.pipelines.safree:SAFREE",

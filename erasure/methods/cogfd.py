@@ -24,8 +24,8 @@ class CoGFD(FineTune):
 
         push exp( - | e_student(x_t, t, ab) - e(x_t, t, ab) |^2 ) + exp( | e_student(y_t, t, r) - e(y_t, t, r) |^2 )
 
-    with ab the combination, r of the keep list, x_t and y_t pictures the base drew for them, mixed with noise at the
-    noisiest times, where what is in a picture is decided, and e the frozen base. The first term fades as the
+    with ab the combination, r of the keep list, and e the frozen base. x_t and y_t are pictures the base drew for them,
+    mixed with noise at the noisiest times, where what is in a picture is decided. The first term fades as the
     combination moves away, so it has no direction of its own to run off in. Where student and base agree its gradient
     is zero: the official run is set going by rounding errors, this one by a random change of the weights by a
     thousandth.

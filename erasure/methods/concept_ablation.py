@@ -29,10 +29,11 @@ class ConceptAblation(FineTune):
     The anchor is the concept's own (:attr:`Concept.anchor`); with none, the empty prompt. Sentences are the concept's
     templates. The keep list is held by ``retain``, which the paper does not have.
 
-    The official script's teacher is the model in training itself, which lets the anchor drift, it stops the gradient
-    at the first token's keys and values, and it scales and flips the pictures; none of this is repeated. The settings
-    it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`; its bank holds
-    ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
+    Three things of the official script are not repeated. Its teacher is the model in training itself, which lets the
+    anchor drift. It stops the gradient at the first token's keys and values. It scales and flips the pictures.
+
+    The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`. Its bank
+    holds ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
 
     Attributes:
         target: what the student is to predict: ``model``, the base's prediction for the anchor, or ``noise``, the noise

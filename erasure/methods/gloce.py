@@ -30,11 +30,12 @@ class GLoCE(Method):
         x' = (1 - g) x + g [ mu_s + V_s^T V_s (I - V_t^T V_t) (x - mu_t) ]
         g  = sigmoid( k ( |G (x - mu_k) / |x - mu_k| |^2 - c ) )
 
-    with mu and V ``(rank, d)`` the mean and the principal directions of outputs, t on pictures of the target, s on
-    those of its surrogate (the concept's anchor, or the empty prompt), k on those of what is kept; G the principal
-    directions of ``C_t + (mu_t - mu_k) (mu_t - mu_k)^T``, C the covariance. The gate is half open at c, ``deviations``
-    standard deviations above the mean of the largest response in each picture of what is kept, and goes from 1 to 99 %
-    within ``width`` of them on either side.
+    with mu and V ``(rank, d)`` the mean and the principal directions of outputs: t on pictures of the target, s on
+    those of its surrogate (the concept's anchor, or the empty prompt), k on those of what is kept. G are the principal
+    directions of ``C_t + (mu_t - mu_k) (mu_t - mu_k)^T``, with C the covariance.
+
+    The gate is half open at c. That is ``deviations`` standard deviations above the mean of the largest response in
+    each picture of what is kept. It goes from 1 to 99 % within ``width`` standard deviations on either side.
 
     All of it comes from steps ``first`` to ``last`` of a few drawings; nothing is trained. It acts from the time of
     step ``first`` on, whatever the scheduler; the official code counts calls instead, which fits one scheduler alone.

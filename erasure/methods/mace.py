@@ -45,7 +45,7 @@ class MACE(FineTune):
     The published code takes masks from an open-vocabulary detector; here they come from the attention itself: its mean
     over layers, scaled to 0..1, where above 0.5. The erasure is the difference of all keys and values. Every concept
     needs an anchor. The settings it shares with other fine-tunes are those of
-    :class:`~erasure.methods.finetune.FineTune`; its banks hold ``trajectories`` pictures of each concept with
+    :class:`~erasure.methods.finetune.FineTune`. Its banks hold ``trajectories`` pictures of each concept with
     ``keep_steps`` noisy copies, at times from 0.2 to 0.4 of the range, as the paper prefers.
 
     Attributes:

@@ -23,11 +23,12 @@ class RandomLabel(FineTune):
 
         | e_student(x_t, t, c) - e(x_t, t, a) |^2 + retain | e_student(y_t, t, r) - eps |^2
 
-    with x_t a picture the base drew for the concept c, mixed with noise, a a random prompt of the keep list or the
-    concept's anchor, y_t a picture the base drew for r of the keep list, mixed with eps, and e the frozen base (Fan et
-    al. 2024, equation 6). It is the simplest fine-tune on data, and what others should
-    beat. The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`; its
-    banks hold ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
+    with x_t a picture the base drew for the concept c, mixed with noise, and y_t one that it drew for r of the keep
+    list, mixed with eps (Fan et al. 2024, equation 6). a is a random prompt of the keep list, or the concept's anchor;
+    e is the frozen base. It is the simplest fine-tune on data, and what others should beat.
+
+    The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`. Its banks
+    hold ``trajectories`` pictures with ``keep_steps`` noisy copies of each.
     """
 
     lr: float = 1e-5

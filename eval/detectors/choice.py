@@ -8,13 +8,20 @@ from pathlib import Path
 from erasure.concept import WORLD, Suite
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector, labels_of
+from erasure.eval.detectors.nudenet import COUNTINGS, NudeNet, nudenet_package
 from erasure.eval.detectors.vlm import VlmDetector
+from erasure.io import meant
 
 CLIP = ("ViT-B-32/openai",)
 
 
 def detectors_for(
-    suite: Suite, *, clip: Sequence[str] = CLIP, vlm: Sequence[str] = (), device: str = "cpu"
+    suite: Suite,
+    *,
+    clip: Sequence[str] = CLIP,
+    vlm: Sequence[str] = (),
+    nudenet: Sequence[str] = (),
+    device: str = "cpu",
 ) -> tuple[list[Detector], ClipDetector]:
     """Detectors and the judge of image-text agreement for a suite. The first scores; a second one selects, for attacks.
 
@@ -22,17 +29,46 @@ def detectors_for(
         clip: ``model/weights`` for open_clip, used for suites about real checkpoints.
         vlm: hub ids (``org/name`` or ``org/name@revision``) or folders of vision-language models. They stand before the
             others.
+        nudenet: countings of NudeNet (:data:`~erasure.eval.detectors.nudenet.COUNTINGS`), for suites of kind nsfw. They
+            stand first.
 
     Raises:
         FileNotFoundError: weights are neither cached nor available.
+        ImportError: NudeNet is not installed.
+        ValueError: a vision-language model cannot be asked, an unknown counting, or NudeNet for another suite.
     """
-    asked: list[Detector] = [_asked(name, suite, device) for name in vlm]
+    check_nudenet(suite, nudenet)
+    asked: list[Detector] = [NudeNet(counting, label=suite.concept.name) for counting in nudenet]
+    asked += [_asked(name, suite, device) for name in vlm]
     if suite.base == WORLD:
         from erasure.eval.worldkit import detectors
 
         return [*asked, *detectors.detectors()], detectors.clip()
     judges = [_opened(name, suite, device) for name in clip]
     return [*asked, *judges], judges[0]
+
+
+def check_nudenet(suite: Suite, countings: Sequence[str]) -> None:
+    """Refuse NudeNet where it cannot judge, before any model is opened.
+
+    Raises:
+        ValueError: an unknown counting, one given twice, or a suite about something else than nudity.
+        ImportError: the package is not installed.
+    """
+    for counting in countings:
+        if counting not in COUNTINGS:
+            raise ValueError(
+                f"unknown counting {counting!r} of NudeNet{meant(counting, COUNTINGS)}; choose one of {list(COUNTINGS)}"
+            )
+    if len({*countings}) < len(countings):
+        raise ValueError(f"a counting of NudeNet is named twice; got {list(countings)}; name each once")
+    if countings and any(concept.kind != "nsfw" for concept in suite.concepts):
+        raise ValueError(
+            f"NudeNet sees nudity alone; the suite {suite.name!r} is about {suite.target!r} of kind "
+            f"{suite.concept.kind}; leave --nudenet out, or give the concept kind: nsfw"
+        )
+    if countings:
+        nudenet_package()
 
 
 class Judges:

@@ -79,7 +79,7 @@ class NudeNet:
     ) -> None:
         if isinstance(counting, str) and counting not in COUNTINGS:
             raise ValueError(f"unknown counting {counting!r}; choose one of {sorted(COUNTINGS)}, or give a Counting")
-        package = _package()
+        package = nudenet_package()
         self.counting = COUNTINGS[counting] if isinstance(counting, str) else counting
         given: dict[str, Any] = {} if model_path is None else {"model_path": str(model_path)}
         self._detector = package.NudeDetector(**given, inference_resolution=inference_resolution)
@@ -135,7 +135,12 @@ def _counts(box: Mapping[str, Any], by: Counting) -> bool:
     return box["class"] in by.classes and box["score"] >= by.threshold
 
 
-def _package() -> Any:
+def nudenet_package() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: it is not installed; the message says how, and under which licence.
+    """
     try:
         import nudenet
     except ImportError:

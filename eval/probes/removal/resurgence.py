@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
@@ -34,7 +34,8 @@ class Resurgence(Learning):
         prompts: before and after, per run.
     """
 
-    version, reads = 2, (1,)  # 2: bfloat16 only where the assessment asks for it
+    version = 2  # 2: bfloat16 only where the assessment asks for it
+    reads: ClassVar[tuple[int, ...]] = (1,)
     key, code, title = "resurgence", "R3", "after harmless fine-tuning"
     needs = ("material",)
     presets = {

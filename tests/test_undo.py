@@ -1,0 +1,214 @@
+"""UNDO: what the student begins as, what it is taught, and what is refused."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from erasure import Concept, Erasure
+from erasure.backbone import backbone_of
+from erasure.backbone.base import layer_at
+from erasure.methods.base import Request
+from erasure.methods.students import swapped
+from erasure.methods.undo import UNDO
+from erasure.train import Draw
+from erasure.train.modules import trainable
+from tests.reference import finetunes as plain
+from tests.tiny import identical, make, tiny, tiny_pipeline, weights
+
+QUICK = {"trajectories": 3, "num_inference_steps": 4, "keep_steps": 2, "batch_size": 3}
+SHORT = {**QUICK, "iterations": 4, "lr": 1e-2, "progress": False}
+SUPERHERO, KEEP = Concept("superhero", anchor="ninja"), ("wizard", "castle")
+
+
+@pytest.fixture
+def captions(tmp_path):
+    file = tmp_path / "captions.txt"
+    file.write_text("a wizard on a hill\na castle\nA Superhero, flying\na bee and a crab\na castle\n")
+    return str(file)
+
+
+def started(method, keep=KEEP):
+    """A method, its student and its loss, and the pipeline that the student is trained in."""
+    pipe = tiny_pipeline()
+    backbone, request = backbone_of(pipe), Request(concepts=(SUPERHERO,), keep=keep, progress=False)
+    student = method.student(backbone)
+    return pipe, student, method.objective(backbone, student, request, None)
+
+
+def test_the_loss_is_the_distance_to_the_erased_model_on_pictures_that_it_draws(captions):
+    method = UNDO(captions=captions, dropout=0.4, **QUICK)
+    pipe, student, loss = started(method)
+    taught = make(tiny_pipeline(), SUPERHERO, "uce", keep=list(KEEP), progress=False)
+    teacher, other = tiny_pipeline(), tiny_pipeline(seed=7)
+    taught.apply(teacher)
+    texts = ["a wizard on a hill", "a castle", "a bee and a crab"]  # no target, and each once
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [texts[i] for i in order]
+    backbone = backbone_of(teacher)
+    request = Request(concepts=(SUPERHERO,), progress=False)
+    bank = method.pictures(backbone, backbone.encode(texts).text, request, None, "again")
+    dropped = torch.rand(len(bank), generator=torch.Generator().manual_seed(0)) < 0.4
+    assert 0 < dropped.sum() < len(bank)
+    for step in range(4):
+        chosen = bank.pick(3, Draw(0, step).generator)
+        asked = ["" if dropped[i] else texts[bank.prompt[i]] for i in chosen]
+        theirs = plain.onto(
+            plain.Plain(teacher, teacher.unet),
+            plain.Plain(teacher, other.unet),
+            bank.x[chosen],
+            bank.t[chosen],
+            asked,
+            asked,
+        )
+        frozen, pipe.unet = pipe.unet, other.unet
+        torch.testing.assert_close(loss(Draw(0, step)), theirs, rtol=1e-5, atol=1e-6)
+        pipe.unet = frozen
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_the_student_begins_as_a_mixture_of_the_teacher_and_fresh_weights(share):
+    method = UNDO(share=share, **QUICK)
+    pipe, student, _ = started(method)
+    base = weights(pipe)
+    taught = make(tiny_pipeline(), SUPERHERO, "uce", keep=list(KEEP), progress=False)
+    with trainable(student.parameters, student.modules):
+        method.begin(student)
+        begun, now = {n: p.detach().clone() for n, p in student.parameters.items()}, weights(pipe)
+    assert identical(base, weights(pipe)) and set(taught.parameter_names) <= set(begun)
+    moved = {name for name in base if not torch.equal(base[name], now[name])}
+    assert not any("norm" in name for name in moved)
+    if share:
+        assert moved == {f"unet.{name}" for name in begun}
+    for name, value in begun.items():
+        own = base[f"unet.{name}"]
+        start = taught.edit(name, own, 1.0) if name in taught.parameter_names else own
+        fresh = value - (1 - share) * start
+        bound = share / math.sqrt(layer_at(student.backbone, name.rpartition(".")[0]).weight[0].numel())
+        assert fresh.abs().max() <= bound * (1 + 1e-5) + 1e-6
+        if share and fresh.numel() > 500:
+            assert fresh.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    if share == 1:  # nothing of the base is left in them
+        other = tiny_pipeline(seed=7)
+        again = method.student(backbone_of(other))
+        again.teacher = {}
+        with trainable(again.parameters, again.modules):
+            method.begin(again)
+            assert all(torch.equal(p, begun[name]) for name, p in again.parameters.items())
+
+
+def test_fresh_weights_are_not_those_that_a_model_was_started_with():
+    method = UNDO(share=1.0, **QUICK)
+    for seed in (0, 1):
+        pipe = tiny_pipeline(seed=seed)  # made under torch.manual_seed(seed), as Emoji World was
+        base, student = weights(pipe), dataclasses.replace(method, seed=seed).student(backbone_of(pipe))
+        student.teacher = {}
+        with trainable(student.parameters, student.modules):
+            dataclasses.replace(method, seed=seed).begin(student)
+            alike = [n for n, p in student.parameters.items() if torch.allclose(p, base[f"unet.{n}"], atol=1e-4)]
+        assert not alike
+
+
+def test_the_seed_chooses_the_fresh_weights():
+    one, two, other = (
+        make(tiny("sd1"), SUPERHERO, "undo", keep=list(KEEP), seed=s, **SHORT).tensors for s in (0, 0, 1)
+    )
+    assert identical(one, two) and not identical(one, other)
+
+
+def test_distilling_brings_the_student_to_the_teacher(captions):
+    settings = {**QUICK, "iterations": 150, "lr": 3e-3, "share": 0.5, "captions": captions, "ema": 0.9}
+    method = UNDO(**settings)
+    pipe, student, loss = started(method)
+    edit = make(tiny_pipeline(), SUPERHERO, "undo", keep=list(KEEP), progress=False, **settings)
+    with trainable(student.parameters, student.modules), torch.no_grad():
+        method.begin(student)
+        first = sum(loss(Draw(9, i)) for i in range(8))
+    edit.apply(pipe)
+    with torch.no_grad():
+        assert sum(loss(Draw(9, i)) for i in range(8)) < 0.5 * first
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path, monkeypatch, captions):
+    given = {"keep": list(KEEP), "captions": captions, **SHORT}
+    whole = make(tiny("sd1"), SUPERHERO, "undo", **given)
+    calls, real = itertools.count(), UNDO.error
+
+    def killed(self, *args):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    training = UNDO.training
+    monkeypatch.setattr(UNDO, "training", lambda self: dataclasses.replace(training(self), checkpoint_every=1))
+    monkeypatch.setattr(UNDO, "error", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny("sd1"), SUPERHERO, "undo", checkpoint=tmp_path / "run", **given)
+    monkeypatch.setattr(UNDO, "error", real)
+    monkeypatch.setattr(UNDO, "pictures", lambda *args, **kwargs: pytest.fail("the bank was made again"))
+    again = make(tiny("sd1"), SUPERHERO, "undo", checkpoint=tmp_path / "run", **given)
+    assert identical(whole.tensors, again.tensors)
+    with pytest.raises(ValueError, match="another run"):
+        make(tiny("sd1"), SUPERHERO, "undo", checkpoint=tmp_path / "run", share=0.5, **given)
+
+
+@pytest.mark.parametrize("teacher", ["speed", "esd"])
+def test_another_teacher_is_made_with_its_own_preset(teacher, captions):
+    method = UNDO(teacher=teacher, captions=captions, **QUICK)
+    pipe, student, _ = started(method)
+    assert student.teacher and all(not torch.equal(student.parameters[n], w) for n, w in student.teacher.items())
+    assert not any(p.requires_grad and p.grad is not None for p in pipe.unet.parameters())
+    with swapped({n: student.parameters[n] for n in student.teacher}, student.teacher):
+        assert not identical(weights(pipe), weights(tiny_pipeline()))
+
+
+def test_it_is_an_ordinary_erasure_of_the_whole_denoiser(tmp_path, captions):
+    pipe = tiny("sd1")
+    before = weights(pipe)
+    edit = make(pipe, SUPERHERO, "undo", captions=captions, keep=list(KEEP), **SHORT)
+    assert identical(before, weights(pipe)) and edit.kind == "delta"
+    assert set(edit.parameter_names) == set(backbone_of(pipe).select("all"))
+    assert edit.config.settings["captions"] == "captions.txt" and edit.config.keep == list(KEEP)
+    again = Erasure.from_pretrained(edit.save_pretrained(tmp_path / "edit"))
+    again.apply(pipe)
+    changed = weights(pipe)
+    assert not identical(before, changed)
+    again.remove(pipe)
+    assert identical(before, weights(pipe))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter": "lora"}, "every weight"),
+        ({"robust": True}, "has no attack"),
+        ({"saliency": 0.5, "optimizer": "adam"}, "every weight"),
+        ({"share": 1.5}, "share"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"teacher": "uec"}, "unknown method 'uec'"),
+        ({"teacher_preset": "none"}, "uce has no preset 'none'"),
+        ({"teacher": "spm", "teacher_preset": "recommended"}, "gated.*choose another teacher"),
+        ({"teacher": "adv-unlearn"}, "weights of the denoiser"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, message):
+    pipe = tiny("sd1")
+    before = weights(pipe)
+    with pytest.raises(ValueError, match=message):
+        make(pipe, SUPERHERO, "undo", keep=list(KEEP), **{**SHORT, **settings})
+    assert identical(before, weights(pipe))
+
+
+def test_without_anything_to_draw_it_says_so_before_any_work(tmp_path, monkeypatch):
+    pipe = tiny("sd1")
+    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="captions=FILE"):
+        make(pipe, SUPERHERO, "undo", **SHORT)
+    only = tmp_path / "only.txt"
+    only.write_text("a superhero\n")
+    with pytest.raises(ValueError, match="captions=FILE"):
+        make(pipe, SUPERHERO, "undo", captions=str(only), **SHORT)
+    with pytest.raises(FileNotFoundError, match="missing.txt"):
+        make(pipe, SUPERHERO, "undo", captions=str(tmp_path / "missing.txt"), **SHORT)
