@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from erasure.artifact import DeltaErasure, Erasure, export_lora, export_single_file, save_denoiser, save_pipeline
-from erasure.artifact.export import Layout
+from erasure.artifact.export import FOLDERS, Layout
 from erasure.artifact.factors import base_weights
 from erasure.backbone import backbone_of
 from erasure.concept import STRICT, WORLD, Count
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from erasure.batch.recipe import MethodChoice
 
 WEIGHTS_KINDS = ("operator", "lora", "delta")  # of the library's own; the others change no weight
-FOLDERS = ("diffusers", "peft")  # layouts of LoRAs that are folders; the others are files
 LORAS = {"lora" if layout == "diffusers" else layout: layout for layout in get_args(Layout)}
 
 
@@ -83,11 +82,11 @@ class Base:
 
     Attributes:
         denoiser: "unet" or "transformer".
-        first: whether it is Stable Diffusion 1.x or 2.x.
+        original: whether it is Stable Diffusion 1.x, 2.x or XL, whose single files hold the text encoders too.
     """
 
     denoiser: str
-    first: bool
+    original: bool
 
 
 def bases_of(base: str) -> list[Base]:
@@ -101,8 +100,7 @@ def bases_of(base: str) -> list[Base]:
         return [Base("unet", True), Base("unet", False), Base("transformer", False)]
     if not isinstance(parts, dict) or "unet" not in parts:
         return [Base("transformer", False)]
-    kind = str(parts.get("_class_name"))
-    return [Base("unet", kind.startswith("StableDiffusion") and "XL" not in kind)]
+    return [Base("unet", str(parts.get("_class_name")).startswith("StableDiffusion"))]
 
 
 def refusal(output: Output, method: MethodChoice, base: str) -> str:
@@ -221,12 +219,6 @@ def _no_lora(kind: str, part: str, base: Base, rank: int | None) -> str:
     return ""
 
 
-def _no_kohya(kind: str, part: str, base: Base, rank: int | None) -> str:
-    if base.denoiser != "unet":
-        return "kohya's names are for U-Nets; take `lora`"
-    return _no_lora(kind, part, base, rank)
-
-
 def _elsewhere(kind: str, part: str, base: Base, rank: int | None) -> str:
     if part != "denoiser":
         return f"it changes the {part}, and this holds the denoiser alone; take `pipeline`"
@@ -238,16 +230,11 @@ def _no_delta(kind: str, part: str, base: Base, rank: int | None) -> str:
 
 
 def _no_single_file(kind: str, part: str, base: Base, rank: int | None) -> str:
-    if not base.first:
-        return "single files are those of Stable Diffusion 1.x and 2.x; take `pipeline`"
-    return _weights_only(kind)
+    return _weights_only(kind) if base.original else _elsewhere(kind, part, base, rank)
 
 
 FORMATS: dict[str, Format] = {
-    **{
-        name: Format(_lora(layout), _no_kohya if name == "kohya" else _no_lora, _suffix(layout))
-        for name, layout in LORAS.items()
-    },
+    **{name: Format(_lora(layout), _no_lora, _suffix(layout)) for name, layout in LORAS.items()},
     "delta": Format(_delta, _no_delta),
     "denoiser": Format(_inside(save_denoiser), _elsewhere),
     "pipeline": Format(_inside(save_pipeline), _no_delta),
