@@ -93,10 +93,9 @@ class Technique:
 
         if self.config.erasure is not None:
             return Erasure.from_pretrained(self.config.erasure)
-        anchor = {} if self.config.anchor is None else {"anchor": self.config.anchor}
         return erase(
             self.pipe,
-            Concept(str(self.config.erase_concept), **anchor),
+            Concept(str(self.config.erase_concept), anchor=self.config.anchor or ""),
             self.config.method,
             preset=self.config.preset,
             keep=list(self.config.keep),

@@ -59,10 +59,10 @@ def judge(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, judges: Callable
 
     asked = recipe.evaluate
     assert cell.suite is not None and asked is not None  # the caller looked
-    arm, folder = cell.method.name.upper(), recipe.out / cell.key
+    suite, arm, folder = cell.suite, cell.method.name.upper(), recipe.out / cell.key
     by = _plainly if asked.preset is None else _by_preset
 
-    found = within_memory(lambda size: by(pipe, {arm: edit}, cell, recipe, judges(cell.suite), size))
+    found = within_memory(lambda size: by(pipe, {arm: edit}, cell, recipe, judges(suite), size))
     found.save(folder)
     write_report(found, folder / "report.html", records=folder)
     (claim,) = found.claims()
@@ -79,7 +79,7 @@ def judge(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, judges: Callable
 def _plainly(pipe: Any, edits: Any, cell: Cell, recipe: Recipe, judges: Any, batch_size: int) -> Any:
     from erasure.eval import evaluate
 
-    assert recipe.evaluate is not None
+    assert cell.suite is not None
     detectors, clip = judges
     return evaluate(
         pipe,

@@ -68,7 +68,7 @@ def assess(
     policy: Policy | None = None,
     probes: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
     batch_size: int = 16,
     autocast: bool | None = None,
     progress: bool = True,
