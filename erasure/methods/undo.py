@@ -212,7 +212,7 @@ class Mixed(Weights):
 
 def fresh_like(backbone: Backbone, name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     """A weight or bias as PyTorch starts linears and convolutions: uniform within ``1 / sqrt(fan in)`` of zero."""
-    weight: Tensor = layer_at(backbone, name.rpartition(".")[0]).weight  # type: ignore[assignment]
+    weight: Tensor = layer_at(backbone, name.rpartition(".")[0]).weight
     bound = 1 / math.sqrt(weight[0].numel())
     values = (2 * torch.rand(parameter.shape, generator=generator) - 1) * bound
     return values.to(parameter.device, parameter.dtype)
