@@ -212,7 +212,7 @@ def test_what_makes_no_sense_is_refused(settings, message, monkeypatch):
 
 def test_without_anything_to_draw_it_says_so_before_any_work(tmp_path, monkeypatch):
     pipe = tiny("sd1")
-    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("work was done"))
+    monkeypatch.setattr(UNDO, "taught", lambda *args: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="captions=FILE"):
         make(pipe, SUPERHERO, "undo", **SHORT)
     only = tmp_path / "only.txt"
