@@ -2,7 +2,7 @@
 
     python -m studies.undo train runs/undo 0.7      # hours of one core; the share of fresh weights; resumes
     python -m studies.undo measure runs/undo        # resumes; writes undo.json and prints the tables
-    python -m studies.undo quick runs/undo          # pictures and one run of relearning, in a folder of their own
+    python -m studies.undo quick runs/undo          # pictures and one run of learning, in a folder of their own
 
 ``train`` writes captions of Emoji World without the superhero, as its grammar makes them, and runs the method ``undo``
 on them. ``measure`` compares the result with UCE, which it began with, with two models retrained without the superhero
@@ -56,7 +56,10 @@ PROBES: tuple[Probe, ...] = (
     Divergence(images=12, bins=4),
     ConceptInversion(**ConceptInversion.presets["quick"]),
 )
-QUICK: tuple[Probe, ...] = (Relearning(steps=(0, 5, 10, 20, 40), runs=1, prompts=12, images_per_prompt=1),)
+QUICK: tuple[Probe, ...] = (
+    Relearning(steps=(0, 5, 10, 20, 40), runs=1, prompts=12, images_per_prompt=1),
+    Plasticity(steps=(0, 20, 40, 80), runs=1, prompts=8, images_per_prompt=1),
+)
 LIMIT = 20  # pictures of a group in a quick look
 
 
@@ -103,7 +106,7 @@ def measure(out: Path, names: Sequence[str] = (), *, quick: bool = False) -> dic
         rows = {model.name: observed(probe, model, context, out) for model in models if asked(probe, model)}
         roles = {model.name: model.role for model in models if model.name in rows}
         found["evidence"] += [dataclasses.asdict(one) for one in probe.weigh(rows, roles)]
-    write_json(out / "undo.json", found)
+        write_json(out / "undo.json", found)
     return found
 
 
@@ -136,7 +139,7 @@ def pictures(model: Model, context: Context, out: Path, *, limit: int | None = N
             guidance_scale=suite.guidance_scale, cache_dir=out / "cache", progress=False,
             hash_weights=context.hash_weights,
         )  # fmt: skip
-    for group in ("target", "neighbour", "unrelated"):
+    for group in ("target", "neighbours", "unrelated"):
         own = [i for i, prompt in enumerate(prompts) if prompt.group == group]
         for detector in (context.judge, context.chooser):
             images, labels = [drawn[i][0] for i in own], [prompts[i].label for i in own]

@@ -10,7 +10,10 @@ import torch
 from erasure import Concept, Erasure
 from erasure.backbone import backbone_of
 from erasure.backbone.base import layer_at
+from erasure.methods import method_class
+from erasure.methods.adv_unlearn import AdvUnlearn
 from erasure.methods.base import Request
+from erasure.methods.esd import ESD
 from erasure.methods.students import swapped
 from erasure.methods.undo import UNDO
 from erasure.train import Draw
@@ -154,9 +157,14 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path, monkeypatch, ca
         make(tiny("sd1"), SUPERHERO, "undo", checkpoint=tmp_path / "run", share=0.5, **given)
 
 
-@pytest.mark.parametrize("teacher", ["speed", "esd"])
-def test_another_teacher_is_made_with_its_own_preset(teacher, captions):
-    method = UNDO(teacher=teacher, captions=captions, **QUICK)
+SOON = {"iterations": 2, "trajectories": 2, "keep_steps": 2, "num_inference_steps": 2, "lr": 1e-2}
+
+
+@pytest.mark.parametrize(("teacher", "preset"), [("speed", "many"), ("esd", "short")])
+def test_another_teacher_is_made_with_its_own_preset(teacher, preset, captions, monkeypatch):
+    monkeypatch.setitem(ESD.presets, "short", {**SOON, "adapter": "weights"})
+    method = UNDO(teacher=teacher, teacher_preset=preset, captions=captions, **QUICK)
+    assert method.erasing_method() == method_class(teacher).preset(preset)
     pipe, student, _ = started(method)
     assert student.teacher and all(not torch.equal(student.parameters[n], w) for n, w in student.teacher.items())
     assert not any(p.requires_grad and p.grad is not None for p in pipe.unet.parameters())
@@ -189,11 +197,12 @@ def test_it_is_an_ordinary_erasure_of_the_whole_denoiser(tmp_path, captions):
         ({"dropout": 1.0}, "dropout"),
         ({"teacher": "uec"}, "unknown method 'uec'"),
         ({"teacher_preset": "none"}, "uce has no preset 'none'"),
-        ({"teacher": "spm", "teacher_preset": "recommended"}, "gated.*choose another teacher"),
-        ({"teacher": "adv-unlearn"}, "weights of the denoiser"),
+        ({"teacher": "negative-prompt"}, "negative-guidance on 0 weights; choose another teacher"),
+        ({"teacher": "adv-unlearn", "teacher_preset": "short"}, "weights of the denoiser"),
     ],
 )
-def test_what_makes_no_sense_is_refused(settings, message):
+def test_what_makes_no_sense_is_refused(settings, message, monkeypatch):
+    monkeypatch.setitem(AdvUnlearn.presets, "short", {**SOON, "warmup_steps": 1, "attack_steps": 1})
     pipe = tiny("sd1")
     before = weights(pipe)
     with pytest.raises(ValueError, match=message):
@@ -203,7 +212,7 @@ def test_what_makes_no_sense_is_refused(settings, message):
 
 def test_without_anything_to_draw_it_says_so_before_any_work(tmp_path, monkeypatch):
     pipe = tiny("sd1")
-    monkeypatch.setattr(type(pipe), "__call__", lambda *args, **kwargs: pytest.fail("work was done"))
+    monkeypatch.setattr(UNDO, "taught", lambda *args: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="captions=FILE"):
         make(pipe, SUPERHERO, "undo", **SHORT)
     only = tmp_path / "only.txt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -38,10 +39,10 @@ class UNDO(FineTune):
 
            | e_student(x_t, t, caption) - e(x_t, t, caption) |^2
 
-    An edit stops the model from using what it knows; the fresh weights destroy it, and what is distilled back is what
-    the erased model shows on the captions. Norms keep the base's numbers: they are few (0.2 % of Emoji World), know
-    no concept, and a fresh one would only rescale what the trained layers can rescale. Text encoders and embeddings are
-    not touched.
+    An edit stops the model from using what it knows; the fresh weights are there to destroy it, and what is distilled
+    back is what the erased model shows on the captions. How far that goes is in ``docs/undo.md``. Norms keep the base's
+    numbers: they are few (0.2 % of Emoji World), know no concept, and a fresh one would only rescale what the trained
+    layers can rescale. Text encoders and embeddings are not touched.
 
     The teacher's predictions are computed once, for the whole bank. With a share of ``dropout`` of its rows the caption
     is the empty prompt, as guidance needs that prediction too. A step then costs one forward and backward pass. The
@@ -51,7 +52,8 @@ class UNDO(FineTune):
 
     Attributes:
         share: of fresh weights, the paper's alpha. More removes more, and takes longer to distil: on Emoji World 0.5
-            changes next to nothing about how fast the target is relearnt, and 0.85 needs several thousand steps.
+            changes next to nothing about how fast the target is relearnt, and 0.85 was far from distilled after 35,000
+            pictures.
         teacher, teacher_preset: the method that erases, and its preset; one that changes weights of the denoiser. It
             has the request's keep list.
         captions: file of captions, one a line or a CSV with a column ``concept``. They stand for everything that the
@@ -81,7 +83,7 @@ class UNDO(FineTune):
 
     files: ClassVar[tuple[str, ...]] = ("captions",)
     key: ClassVar[str] = "undo"
-    summary: ClassVar[str] = "erase, mix in fresh weights, distil back; hours, and slow to relearn"
+    summary: ClassVar[str] = "erase, mix in fresh weights, distil back; hours; relearnt more slowly than an edit"
     reference: ClassVar[Reference] = Reference(
         "Distillation Robustifies Unlearning",
         "Lee et al., NeurIPS 2025",
@@ -133,6 +135,9 @@ class UNDO(FineTune):
         texts = backbone.fitting(read_texts(self.captions)) if self.captions else []
         texts = texts or expanded(backbone, request.keep, articles=self.articles)
         return list(dict.fromkeys(without(texts, request.concepts)))
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "captions": os.path.basename(self.captions)}
 
     # --- the teacher --------------------------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Mixed(Weights):
 
 def fresh_like(backbone: Backbone, name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     """A weight or bias as PyTorch starts linears and convolutions: uniform within ``1 / sqrt(fan in)`` of zero."""
-    weight: Tensor = layer_at(backbone, name.rpartition(".")[0]).weight  # type: ignore[assignment]
+    weight: Tensor = layer_at(backbone, name.rpartition(".")[0]).weight
     bound = 1 / math.sqrt(weight[0].numel())
     values = (2 * torch.rand(parameter.shape, generator=generator) - 1) * bound
     return values.to(parameter.device, parameter.dtype)
