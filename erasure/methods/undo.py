@@ -46,7 +46,7 @@ class UNDO(FineTune):
 
     The teacher's predictions are computed once, for the whole bank. With a share of ``dropout`` of its rows the caption
     is the empty prompt, as guidance needs that prediction too. A step then costs one forward and backward pass. The
-    erasure is as large as the denoiser. The settings it shares with other fine-tunes are those of
+    result is as large as the denoiser. The settings it shares with other fine-tunes are those of
     :class:`~erasure.methods.finetune.FineTune`; its bank holds ``trajectories`` pictures with ``keep_steps`` noisy
     copies of each.
 
