@@ -127,6 +127,9 @@ BASE = Recipe(
 METHOD = dataclasses.replace(BASE, row="m", arms={"noise": {"boxes": Published(0, 1e9)}}, after=("b",))
 
 
+INCEPTION = "torchmetrics.image.fid.NoTrainInceptionV3"
+
+
 @pytest.fixture
 def short(monkeypatch) -> None:
     """The published file, of three rows."""
@@ -141,7 +144,7 @@ def short(monkeypatch) -> None:
 
 @pytest.mark.parametrize("row", list(RECIPES))
 def test_every_row_runs(row: str, tmp_path, nudenet, monkeypatch) -> None:
-    monkeypatch.setattr(metrics, "_inception", lambda weights: Features())
+    monkeypatch.setattr(INCEPTION, lambda *_, feature_extractor_weights_path: Features())
     recipe, pipe = RECIPES[row], unconditional() if row == "20" else tiny_pipeline()
     arm = next(iter(recipe.arms))
     before = weights(pipe)
@@ -450,7 +453,11 @@ def test_inception_sees_clean_pictures_and_only_it_is_called_fid(monkeypatch) ->
             seen.append((pixels.dtype, tuple(pixels.shape[1:])))
             return super().forward(pixels)
 
-    monkeypatch.setattr(metrics, "_inception", lambda weights: asked.append(weights) or Network())
+    def network(*_, feature_extractor_weights_path: str | None) -> Network:
+        asked.append(feature_extractor_weights_path)
+        return Network()
+
+    monkeypatch.setattr(INCEPTION, network)
     rng = np.random.default_rng(0)
     sets = [
         [Image.fromarray(rng.integers(0, top, (20 + i, 30, 3), dtype=np.uint8)) for i in range(16)] for top in (90, 250)
