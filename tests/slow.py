@@ -20,6 +20,10 @@ def first(every: Iterable[Any], *quick: Any) -> list[Any]:
     return [case if case in quick else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
 
 
+# One method for each way of making an erasure: closed forms, training of weights, of adapters, of text encoders, hooks.
+WAYS = ("uce", "rece", "speed", "mace", "esd", "spm", "receler", "gloce", "adv-unlearn", "sld")
+
+
 def every_method(*quick: str) -> list[Any]:
     """Every built-in method; those alike with another are marked slow, or all but some."""
     return first(sorted(BUILT_IN), *(quick or sorted(set(BUILT_IN) - ALIKE)))

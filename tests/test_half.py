@@ -12,7 +12,7 @@ from erasure.backbone import backbone_of
 from erasure.methods import method_class
 from erasure.methods.base import Request
 from erasure.opening import load_base
-from tests.slow import every_method, first
+from tests.slow import WAYS, every_method, first
 from tests.tiny import ARCHITECTURES, identical, shortest, tiny, weights
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -30,7 +30,7 @@ def draw(pipe: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", first(HALVES, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("method", every_method())
+@pytest.mark.parametrize("method", every_method(*WAYS))
 def test_every_method_works_in_half_precision(method, dtype, tmp_path):
     pipe = tiny("sd1").to(dtype)
     before, picture = weights(pipe), draw(pipe)

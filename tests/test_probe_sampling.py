@@ -92,7 +92,7 @@ def test_a_trajectory_in_two_parts_is_the_whole(sampler):
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", first(KEYS, "noise", "inpainting"))
+@pytest.mark.parametrize("key", first(KEYS, "noise"))
 def test_the_small_preset_runs_repeats_and_gives_the_weights_back(context, key):
     probe, before = probe_class(key).preset("smoke"), weights_hash(context.pipe)
     rows = {model.name: probe.run(model, context) for model in context.models.values()}
