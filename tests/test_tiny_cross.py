@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.slow import first
 from tests.text_readers import denoiser_call, denoiser_calls, text_readers
 from tests.tiny import identical, weights
 from tests.tiny_cross import CROSS, RELATIVES, call, tiny_cross
@@ -16,6 +17,7 @@ from tests.tiny_relatives import dual_cross_attention
 from tests.tiny_words import bert_tokenizer, chatglm_tokenizer, gemma_tokenizer, glm_tokenizer
 
 ALL = [*CROSS, *RELATIVES]
+FEW = pytest.mark.parametrize("name", first(ALL, "pixart-sigma", "sana", "lumina2", "cogview4", "kolors"))
 LONG = "the cat in the style of van gogh, spiderman, batman and a photo of a ninja"
 
 SPATIAL = r".*\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_[kv]"
@@ -49,7 +51,7 @@ def draw(pipe: Any, name: str, prompt: str | list[str] | None = "a superhero", *
     return latents if torch.is_tensor(latents) else torch.stack(list(latents))
 
 
-@pytest.mark.parametrize("name", ALL)
+@FEW
 def test_draws(name: str) -> None:
     pipe = tiny_cross(name)
     for dtype in (torch.float32, torch.bfloat16):
@@ -61,7 +63,7 @@ def test_draws(name: str) -> None:
     assert torch.equal(pictures[1], pictures[2]) != name.startswith("lcm")
 
 
-@pytest.mark.parametrize("name", ALL)
+@FEW
 def test_a_seed_decides_every_weight_and_the_prompt_changes_the_picture(name: str) -> None:
     pipe, again, other = tiny_cross(name), tiny_cross(name), tiny_cross(name, seed=1)
     assert identical(weights(pipe), weights(again))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 
+from tests.slow import first
 from tests.tiny_joint import JOINT, calls, denoisers, draw, entry_linears, modular, text_arguments, tiny_joint
 
 LONG = "the cat in the style of van gogh"
@@ -43,6 +44,8 @@ CALLS = {
     "flux3": (4, 4, 2),
 }
 
+FEW = pytest.mark.parametrize("architecture", first(JOINT, "flux2-klein", "qwen-image", "z-image", "wan"))
+
 
 def small(architecture: str) -> dict[str, Any]:
     return SMALL if architecture.startswith("wan") else {}
@@ -61,7 +64,7 @@ def guidance(pipe: Any, architecture: str, scale: float | None) -> dict[str, Any
     return {"guidance_scale": scale}
 
 
-@pytest.mark.parametrize("architecture", JOINT)
+@FEW
 def test_draws_at_every_guidance(architecture: str) -> None:
     pipe = tiny_joint(architecture)
     for scale, expected in zip((None, 0.0, 1.0), CALLS.get(architecture, (2, 2, 2)), strict=True):
@@ -69,7 +72,7 @@ def test_draws_at_every_guidance(architecture: str) -> None:
         assert len(calls(pipe, "a superhero", **settings)) == expected
 
 
-@pytest.mark.parametrize("architecture", JOINT)
+@FEW
 def test_draws_in_half_precision(architecture: str) -> None:
     pipe = tiny_joint(architecture)
     pipe.to(torch.bfloat16)
@@ -78,7 +81,7 @@ def test_draws_in_half_precision(architecture: str) -> None:
         assert draw(pipe, "a superhero", **settings).isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", JOINT)
+@FEW
 def test_the_seed_decides_the_weights_and_the_picture(architecture: str) -> None:
     settings = small(architecture)
     first = draw(tiny_joint(architecture), "a superhero", **settings)
