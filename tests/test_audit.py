@@ -125,6 +125,7 @@ def test_a_sketch_keeps_distances():
     assert torch.dist(torch.tensor(sketch_of(a)), torch.tensor(sketch_of(b))) == pytest.approx(true, rel=0.35)
 
 
+@pytest.mark.slow
 def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monkeypatch):
     fit = {**train.config()["fit"]["phase3"], "steps": 1, "batch": 2, "save_every": 1}
     monkeypatch.setitem(train.config()["fit"], "phase3", fit)

@@ -18,6 +18,7 @@ from erasure.pipelines import attach_erasures, fuse_erasures
 from erasure.pipelines.guardrails import Guard
 from tests.eval_helpers import PixelDetector
 from tests.every import build
+from tests.slow import first
 from tests.tiny import tiny_pipeline
 
 SUITE = Suite(version=1, name="tiny", concept=Concept("cat", neighbours=("dog",)), num_inference_steps=1)
@@ -52,7 +53,7 @@ def test_an_erased_model_of_any_architecture_is_no_base(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("low_memory", first([False, True], False))
 def test_a_fused_erasure_is_remembered_by_its_part_and_by_its_files(architecture, low_memory, tmp_path):
     pipe = build(architecture)
     made(architecture)[1].fuse(pipe, low_memory=low_memory)

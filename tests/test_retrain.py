@@ -91,6 +91,7 @@ def test_a_twin_sees_everything_and_a_dose_a_share_of_the_target(tmp_path, folde
     assert not torch.equal(loaded.unet.conv_in.weight, retrain.load_gold(None, folder=folder).unet.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_a_twin_of_another_length_is_no_twin(tmp_path, folder, quick):
     """A residual is read between retrained models and twins, which differ in their data and in nothing else."""
     made = {"device": torch.device("cpu"), "folder": folder}

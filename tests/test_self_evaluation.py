@@ -100,6 +100,7 @@ def world():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_filter_suppresses_and_is_never_called_removal(world):
     filtered = next(claim for claim in world.claims() if claim.model == "prompt filter")
     assert filtered.removal == NOT_BY_CONSTRUCTION
