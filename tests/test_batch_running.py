@@ -15,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
+import erasure.batch.outputs
 import erasure.batch.stages
 from erasure.batch import Recipe, run
 from erasure.batch.losses import DEATHS
@@ -29,8 +30,8 @@ from tests.test_batch import PROCESSES, QUIET, erasures, process, recipe_fixture
 
 def test_each_erasure_is_hashed_once_in_a_run(recipe, tmp_path, monkeypatch):
     recipe()
-    hashed, real = [], erasure.batch.stages.sha256_file
-    monkeypatch.setattr("erasure.batch.stages.sha256_file", lambda file: (hashed.append(file), real(file))[1])
+    hashed, real = [], erasure.batch.outputs.sha256_file
+    monkeypatch.setattr("erasure.batch.outputs.sha256_file", lambda file: (hashed.append(file), real(file))[1])
     for _ in ("made", "found"):
         ran = CliRunner().invoke(app, ["batch", str(tmp_path / "recipe.yaml")])
         assert ran.exit_code == 0 and "4 done" in ran.output

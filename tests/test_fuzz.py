@@ -117,7 +117,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
             accepted += 1
         except REFUSED:
             pass
-    assert not forged or accepted > 1  # most hit a fingerprint, a number or a name; some reach past every check
+    assert not forged or accepted  # most hit a fingerprint, a number or a name; some reach past every check
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

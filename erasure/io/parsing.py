@@ -42,7 +42,7 @@ def read_json(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> A
     try:
         return parse_json(raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(error, limit=None)}") from None
 
 
 def parse_json(raw: str | bytes, *, depth: int = JSON_DEPTH) -> Any:
@@ -90,7 +90,8 @@ def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {fault_of(error)}{_meant(adapter, error)}") from None
+        fault = printable(f"{fault_of(error)}{_meant(adapter, error)}", limit=None)
+        raise ValueError(f"{path}: {fault}") from None
 
 
 def _meant(kind: Any, error: Any) -> str:
@@ -140,7 +141,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     try:
         return parse_yaml(raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(error, limit=None)}") from None
 
 
 def parse_yaml(text: str | bytes) -> Any:
