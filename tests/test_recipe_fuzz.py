@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erasure.batch import Recipe
+from erasure.io import printable
 
 VALID = {
     "version": 1,
@@ -44,7 +45,7 @@ def loaded(folder, raw: bytes) -> str | None:
             assert cell.key
     except (ValueError, FileNotFoundError) as error:
         line = str(error)
-        assert line and "\n" not in line and line.isprintable(), repr(line)
+        assert line and line == printable(line, limit=None), repr(line)
         return line
     return None
 
