@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.artifact import Erasure
+from erasure.artifact.stack import applied
 from erasure.io import shown
 from erasure.pictures import drawn
 from erasure.pipelines.embedders import Embedder
@@ -186,11 +187,8 @@ def verify_engine(
     """
     prompts = list(prompts) or [s.format(c["name"]) for c in edit.config["concepts"] for s in SENTENCES]
     base = [drawn(pipe, prompts, seed, **call) for seed in seeds]
-    edit.apply(pipe)
-    try:
+    with applied(edit, pipe):
         erased = [drawn(pipe, prompts, seed, **call) for seed in seeds]
-    finally:
-        edit.remove(pipe)
     served = [[engine.draw(prompt, seed) for prompt in prompts] for seed in seeds]
     ours, theirs, found = (
         torch.stack([unit(embedder.image_features(row)) for row in rows]) for rows in (erased, base, served)

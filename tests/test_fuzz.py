@@ -101,7 +101,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
     chance, original, pipe = random.Random(kind), Erasure.from_pretrained(originals / kind), tiny_pipeline()
     folder = shutil.copytree(originals / kind, tmp_path / "e")
     text, accepted = (folder / CONFIG).read_text(), 0
-    for i in range(40):
+    for i in range(70 if forged else 40):
         config = mutations(json.loads(text), chance)
         if forged and isinstance(config.get("sha256"), dict):
             config["sha256"][CONFIG] = digest(config)
@@ -117,7 +117,7 @@ def test_mutated_json(kind, forged, originals, tmp_path):
             accepted += 1
         except REFUSED:
             pass
-    assert not forged or accepted  # most hit a fingerprint, a number or a name; some reach past every check
+    assert not forged or accepted > 1  # most hit a fingerprint, a number or a name; some reach past every check
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -20,7 +20,7 @@ from erasure.artifact.export import named_tensors, write_lora
 from erasure.artifact.factors import Pairs, factors, filled
 from erasure.artifact.gated import GatedErasure
 from erasure.artifact.single_file import export_single_file
-from erasure.artifact.stack import stack_of
+from erasure.artifact.stack import applied, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.names import split
 
@@ -321,11 +321,8 @@ def write_form(edit: Erasure, pipe: Any, path: str | os.PathLike[str], made: Pla
         return export_single_file(pipe, path, edit, scale=scale)
     if stack_of(pipe).layers:
         raise ValueError("the pipeline carries erasures already, which would be written too; remove them first")
-    edit.apply(pipe, scale)
-    try:
+    with applied(edit, pipe, scale):
         return save_pipeline(pipe, path)
-    finally:
-        edit.remove(pipe)
 
 
 __all__ = ["ENGINES", "FILES", "LORAS", "VLLM_RANKS", "Engine", "Form", "Plan", "export_for", "plan", "write_form"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +30,7 @@ class Installed:
         )
 
 
-class Listener(Installed):
+class Listener(Installed, abc.ABC):
     """What hooks must know of the denoiser's current call. ``current`` is of one thread: each has its own call."""
 
     def __init__(self) -> None:
@@ -42,9 +43,9 @@ class Listener(Installed):
     def _hear(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.hear(named_arguments(denoiser, args, kwargs))
 
+    @abc.abstractmethod
     def hear(self, call: Mapping[str, Any]) -> None:
         """Keep what is needed of one call's arguments, by name."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass

@@ -19,7 +19,7 @@ from torch import Tensor
 from erasure.artifact.base import Erasure
 from erasure.artifact.patching import patched
 from erasure.artifact.provenance import metadata_of, records_of
-from erasure.artifact.stack import refuse_attached, stack_of
+from erasure.artifact.stack import applied, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.native import original_unet_names
 from erasure.io import check_file, writing
@@ -71,11 +71,8 @@ def export_single_file(
         )
     if stack_of(pipe).layers:
         raise ValueError("the pipeline carries erasures already; remove them, or leave edit out to write what is on it")
-    edit.apply(pipe, scale)
-    try:
+    with applied(edit, pipe, scale):
         return _write(pipe, backbone, Path(path), source, edit, scale)
-    finally:
-        edit.remove(pipe)
 
 
 def autoencoder(state: dict[str, Tensor], *, levels: int) -> dict[str, Tensor]:

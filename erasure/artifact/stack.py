@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from erasure.backbone import Backbone, parts_of
 from erasure.backbone.checks import parameters_of, refuse_unreachable
 from erasure.backbone.names import qualified, split
 from erasure.io import shown
+
+if TYPE_CHECKING:
+    from erasure.artifact.base import Erasure
 
 LARGEST_SCALE = 100  # published ones reach 15
 
@@ -362,10 +365,21 @@ def refuse_attached(pipe: Any) -> None:
         )
 
 
+@contextlib.contextmanager
+def applied(edit: Erasure, pipe: Any, scale: float = 1.0) -> Iterator[None]:
+    """An erasure on a pipeline for the time of a block; the pipeline is left as it was, whatever happens inside."""
+    edit.apply(pipe, scale)
+    try:
+        yield
+    finally:
+        edit.remove(pipe)
+
+
 __all__ = [
     "Handle",
     "Layer",
     "Stack",
+    "applied",
     "check_finite",
     "check_scale",
     "check_scales",

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from erasure.artifact import DeltaErasure, Erasure, export_lora, export_single_file, save_denoiser, save_pipeline
 from erasure.artifact.export import FOLDERS, Layout
 from erasure.artifact.factors import base_weights
+from erasure.artifact.stack import applied
 from erasure.backbone import backbone_of
 from erasure.concept import STRICT, WORLD, Count
 from erasure.io import meant, read_json, sha256_file, shown
@@ -188,11 +189,8 @@ def _delta(edit: Erasure, pipe: Any, path: Path, rank: int | None) -> None:
 
 def _inside(save: Callable[[Any, Path], Any]) -> Callable[[Erasure, Any, Path, int | None], Any]:
     def write(edit: Erasure, pipe: Any, path: Path, rank: int | None) -> None:
-        edit.apply(pipe)
-        try:
+        with applied(edit, pipe):
             save(pipe, path)
-        finally:
-            edit.remove(pipe)
 
     return write
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from erasure.api import erase
 from erasure.artifact import Erasure
+from erasure.artifact.stack import applied
 from erasure.backbone import backbone_of
 from erasure.concept import Concept, Group
 from erasure.methods import method_class
@@ -164,11 +165,8 @@ class Studio:
         texts = [text for _, text in flat]
         with self.opened(made.order.base) as pipe:
             before = generate(pipe, texts, seeds=[seed], description="before", **settings)
-            made.edit.apply(pipe, scale)
-            try:
+            with applied(made.edit, pipe, scale):
                 after = generate(pipe, texts, seeds=[seed], description="after", **settings)
-            finally:
-                made.edit.remove(pipe)
         found: Drawn = {group: [] for group in prompts}
         for (group, text), [old], [new] in zip(flat, before, after, strict=True):
             found[group].append((text, old, new))
