@@ -21,6 +21,7 @@ from erasure.methods.base import Request
 from erasure.methods.closed_form import ClosedForm
 from erasure.train import Draw
 from tests.reference import uce as reference
+from tests.slow import first
 from tests.tiny import ARCHITECTURES, clip_tokenizer, identical, make, t5_tokenizer, tiny, weights
 
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -490,7 +491,10 @@ def test_trajectory_is_what_the_pipelines_own_call_gives_its_denoiser(architectu
     assert all((step.unconditional is not None) == guided for step in ours)
 
 
-@pytest.mark.parametrize("preset", [p for p in method_class("esd").presets if "sdxl" in p])
+SDXL_PRESETS = [p for p in method_class("esd").presets if "sdxl" in p]
+
+
+@pytest.mark.parametrize("preset", first(SDXL_PRESETS, "official-2025-sdxl-x-strict", "official-2025-sdxl-u"))
 def test_esd_trains_sdxl(preset):
     pipe = tiny("sdxl")
     listening(pipe)
@@ -611,7 +615,7 @@ def test_a_concept_in_the_span_of_what_is_kept_is_refused():
         make(tiny("sd1"), Concept("superhero", anchor="ninja"), "double-projections", keep=["wizard", "batman"])
 
 
-@EVERY
+@pytest.mark.parametrize("architecture", first(ARCHITECTURES, "sdxl", "flux"))
 @pytest.mark.parametrize("method", CLOSED_FORMS)
 def test_every_closed_form_works_everywhere(architecture, method):
     pipe = tiny(architecture)

@@ -349,6 +349,7 @@ def test_installed_packages_are_not_searched_for_every_cell(recipe, tmp_path, mo
     path = tmp_path / "recipe.yaml"
     path.write_text(path.read_text().replace("seeds: [0]", f"seeds: {list(range(50))}"))
     searched, real = [], erasure.registry.entry_points
+    erasure.registry.declared.cache_clear()
     monkeypatch.setattr("erasure.registry.entry_points", lambda **group: (searched.append(group), real(**group))[1])
     assert len({cell.key for cell in Recipe.load(path).cells()}) == 102
     assert len(searched) < 10

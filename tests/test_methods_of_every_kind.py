@@ -51,7 +51,7 @@ REFUSED = {
 }
 REFUSED |= {("stereo", "sdxl")} | {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
-ON_SD3 = ("uce", "rece", "double-projections", "esd", "leco", "spm", "sld", "negative-prompt", "safree")
+ON_SD3 = ("uce", "esd", "spm", "safree")
 EVERY = first(WORKS, *((m, a) for m, a in WORKS if (a == "sd1" and m not in ALIKE) or (a == "sd3" and m in ON_SD3)))
 
 

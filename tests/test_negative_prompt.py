@@ -64,8 +64,7 @@ def test_every_architecture_that_is_claimed_is_compared():
 
 
 @pytest.mark.parametrize("architecture", GUIDED)
-@pytest.mark.parametrize("negative", [None, "a dog"])
-@pytest.mark.parametrize("factor", [0.4, 1.7])
+@pytest.mark.parametrize(("negative", "factor"), [(None, 1.7), ("a dog", 0.4)])
 def test_the_guided_prediction_is_that_of_the_equation(architecture, negative, factor):
     """``u + w (p - u)`` is linear in u: what u becomes can be read from three runs of the pipeline.
 

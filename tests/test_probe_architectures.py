@@ -19,6 +19,8 @@ INSIDE = ("divergence", "membership", "linear_probe", "construction")  # what it
 TRAINED = ("relearning", "resurgence", "adapter_on_top", "plasticity", "gradient_reversal")
 SAMPLED = ("noise", "completion", "inpainting", "image_to_image", "latent_inversion")
 DRAWN = ("output_distance",)
+KINDS = ("divergence", "linear_probe", "relearning", "gradient_reversal", "noise", "completion", "latent_inversion",
+         "output_distance")  # fmt: skip
 EVERY = (*INSIDE, *TRAINED, *SAMPLED, *DRAWN)
 WORDS_ONLY = ("inversion", "soft_prompt", "p4d", "unlearn_diff_atk", "ring_a_bell")
 WITH_LATENTS = ("sd2", "sdxl", "sd3", "flux", "flux2", "flux2-klein", "qwen-image", "z-image", "wan", "wan2.2",
@@ -57,7 +59,7 @@ def numbers(row) -> list[float]:
     return row.facts["features"] if row.value is None else [row.value]
 
 
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", first(EVERY, *KINDS))
 def test_a_probe_from_inside_gives_numbers_repeats_itself_and_gives_the_weights_back(key, context):
     probe, before = probe_class(key).preset("smoke"), weights_hash(context.pipe)
     rows = {name: probe.run(context.models[name], context) for name in ("base", "noise", "gold-0", "gold-1")}

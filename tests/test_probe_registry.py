@@ -34,7 +34,7 @@ class Brightness(Probe):
 def declared(monkeypatch):
     def declare(name, value):
         point = EntryPoint(name, value, "erasure.probes")
-        monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "erasure.probes" else [])
+        monkeypatch.setattr(registry, "declared", lambda group, path: (point,) if group == "erasure.probes" else ())
 
     return declare
 

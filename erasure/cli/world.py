@@ -98,7 +98,7 @@ def world_audit(
     from erasure.eval.core.audit import UnlearningRecord, verify
     from erasure.eval.worldkit.audit import audited, record_file, record_of_gold, replay_of_gold, write_replay
     from erasure.runtime import pick_device
-    from erasure.world.retrain import stored_gold
+    from erasure.world.retrain import gold_facts, stored_gold
 
     check_writable(out)
     if not model.exists():
@@ -110,7 +110,8 @@ def world_audit(
     result = verify(record, replay_of_gold(model, out, device=pick_device(device)))
     say(f"{model.name}: {result}")
     if not result.passed:
-        fail("the record does not lead to these weights here; other versions or another machine may be why", 1)
+        unsaid = "" if "precision" in gold_facts(model) else "; its file does not say what it was computed in"
+        fail(f"the record does not lead to these weights here; other versions or another machine may be why{unsaid}", 1)
     say(f"replay -> {write_replay(model, record, result)}", wrap=False)
     follow("erasure evaluate --suite SUITE --method uce --preset standard")
 

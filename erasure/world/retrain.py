@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from erasure.io import parse_json, write_atomically, writing_folder
-from erasure.train import Training
+from erasure.runtime import fast_bfloat16
+from erasure.train import Precision, Training
 from erasure.world import path
 from erasure.world.spec import spec
 from erasure.world.train import (
@@ -85,6 +86,7 @@ def retrain(
         "bits": 4,
         "steps": training.iterations,
         "batch": training.batch_size,
+        "precision": training.precision,
         "scope": {name: SCOPE[name] for name in (without, "every target") if name is not None},
         "scenes": scenes_hash(training_scenes(left_out(without), share=share)),
         "start": start_hash(folder),
@@ -116,8 +118,14 @@ def trained_without(
     share: float = 0.0,
     steps: int | None = None,
     batch: int | None = None,
+    precision: Precision | None = None,
 ) -> tuple[Training, dict[str, nn.Module]]:
-    """The training of :func:`retrain`, whose arguments it has: its settings, and the model it ends in."""
+    """The training of :func:`retrain`, whose arguments it has: its settings, and the model it ends in.
+
+    Args:
+        precision: what the forward pass computes in, which a replay takes from the record; by default bfloat16 where
+            the device is fast in it, and float32 elsewhere. Where it is slow, bfloat16 takes twenty times as long.
+    """
     if without is not None:
         check_target(without)
     if not 0 <= share < 1 or (share and without is None):
@@ -134,7 +142,10 @@ def trained_without(
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     training = phase_training(LAST, 1000 * (seed + 1))
     training = dataclasses.replace(
-        training, iterations=steps or training.iterations, batch_size=batch or training.batch_size
+        training,
+        iterations=steps or training.iterations,
+        batch_size=batch or training.batch_size,
+        precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
     model = run_phase(
         out,

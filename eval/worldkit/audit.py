@@ -53,6 +53,7 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
     hidden = [digest(dataclasses.asdict(scene)) for scene in before if gone & {*scene.concepts, scene.style}]
     start = stored_model(file.parent / "start")
     fit = {**config()["fit"][LAST], "steps": facts["steps"], "batch": facts["batch"]}
+    fit |= {"precision": facts["precision"]} if "precision" in facts else {}  # files of the first edition do not say
     stored = f"difference from the start, {'four' if bits_of(facts) == 4 else 'eight'} bits a weight"
     return UnlearningRecord.chained(
         request=file.stem,
@@ -113,7 +114,7 @@ def replay_of_gold(file: str | os.PathLike[str], out: str | os.PathLike[str], *,
             raise ValueError(f"{folder} is not the start that the record of {file.name} has; get both from one place")
         _, model = trained_without(
             Path(out), facts["without"], seed=facts["seed"], device=torch.device(device), folder=file.parent,
-            share=facts.get("share", 0.0), steps=end.step, batch=facts["batch"],
+            share=facts.get("share", 0.0), steps=end.step, batch=facts["batch"], precision=facts.get("precision"),
         )  # fmt: skip
         return weights_of(unpack(pack(model, start, bits=bits_of(facts)), start))  # as the file stores it
 
