@@ -1,4 +1,4 @@
-"""How a probe's number rises with what a model knows: ``python -m studies.doses runs/doses [preset [probe ...]]``.
+"""How a probe's number rises with what a model knows: ``python -m studies.doses runs/doses [--ladders NAME ...]``.
 
 Three ladders of models of Emoji World, each from one that never saw the superhero to one that knows it:
 
@@ -14,9 +14,9 @@ ladder: Spearman's rank correlation of its number with the place on the ladder i
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,18 +61,14 @@ class Scaled:
         self._edit.remove(pipe)
 
 
-def ladders(pipe: Any, suite: erasure.Suite) -> dict[str, dict[str, Applied]]:
-    """Ladder to its models, from the one that knows least to the one that knows most."""
+def erased(pipe: Any, suite: erasure.Suite) -> list[tuple[str, Applied]]:
+    """One erasure at its full scale, and at less and less of it."""
     edit = erasure.erase(pipe, suite.concepts, method="uce", keep=suite.kept)
     edit.remove(pipe)
-    erased: dict[str, Applied] = {f"UCE x {scale:g}": Scaled(edit, scale) for scale in SCALES}
-    found = {"relearnt": dict(relearnt(suite)), "erased": erased}
-    if doses := dict(dosed()):
-        found["retrained with a share"] = doses
-    return found
+    return [(f"UCE x {scale:g}", Scaled(edit, scale)) for scale in SCALES]
 
 
-def relearnt(suite: erasure.Suite) -> list[tuple[str, Applied]]:
+def relearnt(_: Any, suite: erasure.Suite) -> list[tuple[str, Applied]]:
     """The first retrained model after some steps of the relearning probe's training."""
     pipe, material = load_gold(TARGET, seed=0), material_for(suite)
     assert material is not None
@@ -83,7 +79,7 @@ def relearnt(suite: erasure.Suite) -> list[tuple[str, Applied]]:
     return found
 
 
-def dosed() -> list[tuple[str, Applied]]:
+def dosed(*_: Any) -> list[tuple[str, Applied]]:
     """Models retrained with none, some and all of the target's scenes, those of them that are there."""
     found = []
     for share in (0.0, *SHARES, 1.0):
@@ -102,15 +98,20 @@ def kept(name: str, pipe: StableDiffusionPipeline) -> Swapped:
     return Swapped(name, copies, intervention="weights")
 
 
-def main(out: Path, preset: str = "quick", *probes: str) -> None:
+# Ladder to its models, from the one that knows least to the one that knows most.
+LADDERS = {"relearnt": relearnt, "erased": erased, "retrained with a share": dosed}
+
+
+def main(out: Path, *, preset: str, probes: Sequence[str], ladders: Sequence[str]) -> None:
     pipe, suite = erasure.world.load(), erasure.Suite.load(TARGET)
     pipe.set_progress_bar_config(disable=True)
-    every = ladders(pipe, suite)
+    every = {ladder: dict(LADDERS[ladder](pipe, suite)) for ladder in ladders}
+    every = {ladder: models for ladder, models in every.items() if models}
     controls = [m for m in controls_for(suite, pipe, "standard") if not (m.role == "gold" and holds_first(m))]
     arms = {f"{ladder}: {name}": change for ladder, models in every.items() for name, change in models.items()}
     found = assess(
         pipe, arms, suite, preset=preset, detectors=detectors.detectors(), controls=controls,
-        material=material_for(suite), probes=probes or PROBES, out=out,
+        material=material_for(suite), probes=tuple(probes), out=out,
     )  # fmt: skip
     rungs = {ladder: [f"{ladder}: {name}" for name in models] for ladder, models in every.items()}
     curves = curves_of(found.evidence, rungs)
@@ -180,4 +181,10 @@ def figure(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--probes", nargs="+", default=list(PROBES))
+    parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=list(LADDERS))
+    given = parser.parse_args()
+    main(given.out, preset=given.preset, probes=given.probes, ladders=given.ladders)
