@@ -158,12 +158,12 @@ def rank(numbers: Sequence[Sequence[float] | None]) -> float | None:
 
 
 def figure(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A row for each probe and a column for each ladder."""
+    """A row for each ladder and a column for each probe."""
     ladder_names = list(next(iter(curves.values()))["values"])
-    size = (3.4 * len(ladder_names), 1.9 * len(curves))
-    sheet, axes = plt.subplots(len(curves), len(ladder_names), figsize=size, squeeze=False, layout="constrained")
-    for row, (probe, facts) in zip(axes, curves.items(), strict=True):
-        for axis, ladder in zip(row, ladder_names, strict=True):
+    size = (2.6 * len(curves), 2.2 * len(ladder_names))
+    sheet, axes = plt.subplots(len(ladder_names), len(curves), figsize=size, squeeze=False, layout="constrained")
+    for row, ladder in zip(axes, ladder_names, strict=True):
+        for axis, (probe, facts) in zip(row, curves.items(), strict=True):
             known = [(i, number) for i, number in enumerate(facts["values"][ladder]) if number is not None]
             at, numbers = [i for i, _ in known], [number for _, number in known]
             values = [value for value, _, _ in numbers]
@@ -174,8 +174,9 @@ def figure(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             axis.set_xticks(range(len(facts["rungs"][ladder])), facts["rungs"][ladder], fontsize=6)
             axis.tick_params(axis="y", labelsize=7)
             found = facts["rank correlation"][ladder]
-            axis.set_title(f"{ladder} (rank {'n/a' if found is None else format(found, '.2f')})", fontsize=8)
-        row[0].set_ylabel(f"{probe}\n{facts['measure']}", fontsize=8)
+            ranked = "n/a" if found is None else format(found, ".2f")
+            axis.set_title(f"{probe}, {facts['measure']} (rank {ranked})", fontsize=8)
+        row[0].set_ylabel(ladder, fontsize=8)
     sheet.savefig(file, dpi=110)
     plt.close(sheet)
 
