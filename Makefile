@@ -24,15 +24,20 @@ test: others pytest
 others: .venv/installed-test build/installed
 	printf '%s\n' lint types docs wheel $(NOTEBOOKS) | xargs -P 2 -n 1 $(MAKE) --no-print-directory
 
-# torch and torchvision come out of one plain command, from one place, so that they fit each other.
-.venv/installed: setup.cfg
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+# torch and torchvision come out of one plain command, from one place, so that they fit each other. Most of the twenty
+# thousand files that come along are never imported, so none is compiled before it is.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.cfg | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	touch $@
+.venv/installed-test: setup.cfg | $(BIN)/python
+	$(INSTALL) ".[test]"
+	touch .venv/installed $@
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
