@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -276,3 +277,61 @@ def test_one_string_with_commas_may_be_several_prompts():
     assert listed("a ninja") == ["a ninja"] and listed(["a cat, asleep"]) == ["a cat, asleep"]
     with pytest.raises(ValueError, match=r"give several as a list, \['ninja', 'wizard'\]"):
         listed("ninja, wizard")
+
+
+# --- what cannot be seen, what stands twice, what is no name ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["super\u200bhero", "\ufeffsuperhero", "superhero\x00", "\u2066superhero\u2069", "super\u00adhero"]
+)
+def test_a_pasted_name_is_the_word_that_everybody_types(text):
+    concept = Concept(text, synonyms=(text + " man",), neighbours=("nin\u200bja",))
+    assert concept == Concept("superhero", synonyms=("superhero man",), neighbours=("ninja",))
+    with pytest.raises(ValueError, match="both to be erased and to be kept|the target is among its own neighbours"):
+        Concept("superhero", neighbours=(text,))
+
+
+def test_joiners_that_words_are_written_with_stay():
+    for text in ("می\u200cخواهم", "👩\u200d🚒", "क्\u200dष"):
+        assert Concept(text).name == text
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u202e", "\x00", "\ufeff \u200b"])
+def test_a_name_of_nothing_is_refused_in_one_line(text):
+    for call in (lambda: Concept.of(text), lambda: Concept("cat", synonyms=(text,))):
+        with pytest.raises(ValueError, match="needs a name|at least 1 character"):
+            call()
+    with pytest.raises(ValueError) as caught:
+        Concept.of(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"cat", ["cat"], {"name": "cat"}])
+def test_what_is_no_concept_is_refused_in_one_line(wrong):
+    with pytest.raises(ValueError, match="a concept is a name or a Concept; got") as caught:
+        Concept.of(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"cat", {"cat": 1}, [None], [["cat"]]])
+def test_what_is_no_list_of_strings_is_refused(wrong):
+    with pytest.raises(ValueError, match="one string or a list of strings is needed; got"):
+        listed(wrong)
+
+
+def test_what_stands_twice_is_asked_once():
+    """The same prompt with the same noise is one picture, however often it is counted."""
+    cat = Concept("cat", synonyms=("cat", "kitty", "kitty"), neighbours=("dog", "dog"))
+    twice = Suite(
+        version=1, name="x", concept=cat, also=(Concept("kitty", neighbours=("dog",)),), unrelated=("sun", "sun")
+    )
+    asked = [prompt.text for prompt in twice.prompts()]
+    assert asked == ["a cat", "a kitty", "a dog", "a sun"]
+    assert twice.phrases == ("cat", "kitty") and twice.neighbours == ("dog",)
+
+
+def test_braces_in_a_sentence_are_text():
+    concept = Concept("cat", templates=("{} in {x}", "{0.__class__} of {}"))
+    suite = Suite(version=1, name="x", concept=dataclasses.replace(concept, neighbours=("dog",)))
+    assert suite.prompts()[0].text == "a cat in {x}"

@@ -226,7 +226,7 @@ class Recipe:
     concepts: tuple[Listed, ...]
     methods: tuple[Annotated[MethodChoice, BeforeValidator(_named, json_schema_input_type=str | MethodChoice)], ...]
     bases: tuple[str, ...] = (WORLD,)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     outputs: tuple[Annotated[Output, BeforeValidator(_named, json_schema_input_type=str | Output)], ...] = ()
     evaluate: Annotated[
         Judging | None, BeforeValidator(_judging, json_schema_input_type=bool | str | Judging | None)
@@ -242,6 +242,10 @@ class Recipe:
                 raise ValueError(f"{field} is empty, so there is nothing to run; list at least one")
         if self.limit is not None and self.evaluate is not None and self.evaluate.preset is not None:
             raise ValueError("a preset has its own sizes; leave `limit` out, or take the preset smoke for a trial")
+        for field in ("concepts", "methods", "bases", "seeds"):
+            given = list(getattr(self, field))
+            if (twice := next((one for i, one in enumerate(given) if one in given[:i]), None)) is not None:
+                raise ValueError(f"{field}: {shown(getattr(twice, 'name', twice))} stands twice; keep one")
         names = [output.name for output in self.outputs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"outputs: {twice!r} stands twice; keep one")
