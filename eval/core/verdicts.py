@@ -23,6 +23,7 @@ def verdicts_of(
     if not known or not images:
         return [Verdict(None, None, None, None, f"{detector.name} has no labels for {attribute}")] * len(images)
     scores = scores_of(detector, images, attribute)
+    check_probabilities(detector, scores)
     top = [known[i] for i in scores.argmax(-1)]
     nothing = _nothing(detector, images, attribute, top)
     out = []
@@ -53,10 +54,10 @@ def labels_of(detector: Detector, attribute: str) -> tuple[str, ...]:
 
 
 def scores_of(detector: Detector, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-    """The probabilities that a detector gives, ``(images, labels)``. A row of NaN stays one.
+    """The numbers that a detector gives, ``(images, labels)``; the largest of a row is what it sees.
 
     Raises:
-        ValueError: there is not a row for each picture and a number for each label, or they are no probabilities.
+        ValueError: there is not a row for each picture and a number for each label.
     """
     given, shape = detector.scores(images, attribute), (len(images), len(labels_of(detector, attribute)))
     try:
@@ -67,13 +68,17 @@ def scores_of(detector: Detector, images: Sequence[Image.Image], attribute: str)
         raise ValueError(
             f"{detector.name}: scores must be (pictures, labels of {attribute}), here {shape}; got {scores.shape}"
         )
+    return scores
+
+
+def check_probabilities(detector: Detector, scores: np.ndarray) -> None:
+    """Refuse what are no probabilities: a detector that gives them is broken, or its softmax is missing. NaN passes."""
     rows = scores[~np.isnan(scores).any(axis=-1)]
     if rows.size and (rows.min() < -OFF or abs(rows.sum(axis=-1) - 1).max() > OFF):
         raise ValueError(
             f"{detector.name}: scores must be probabilities, from 0 to 1 and 1 in sum; got a row from {rows.min():.3g} "
             f"to {rows.max():.3g}; put a softmax over the labels"
         )
-    return scores
 
 
 def _nothing(
