@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 import erasure
@@ -335,3 +336,49 @@ def test_braces_in_a_sentence_are_text():
     concept = Concept("cat", templates=("{} in {x}", "{0.__class__} of {}"))
     suite = Suite(version=1, name="x", concept=dataclasses.replace(concept, neighbours=("dog",)))
     assert suite.prompts()[0].text == "a cat in {x}"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def made(pipe, concept, **given):
+    return erase(pipe, concept, apply=False, **{"keep": ["wizard"], "preset": "official-2025", **given})
+
+
+def test_a_concept_that_stands_twice_weighs_once(pipe):
+    one, several = made(pipe, "superhero"), made(pipe, ["superhero", "Superhero ", Concept("superhero")])
+    assert several.name == one.name and several.config["concepts"] == one.config["concepts"]
+    assert all(torch.equal(one.tensors[name], several.tensors[name]) for name in one.tensors)
+    assert made(pipe, "superhero", keep=["wizard", "wizard"]).config["keep"] == ["wizard"]
+    with pytest.raises(ValueError, match="two concepts are called 'superhero', and differ"):
+        made(pipe, ["superhero", Concept("superhero", anchor="ninja")])
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"concept": {"name": "cat"}}, "a concept is a name, a Concept, or a list of them; got {'name': 'cat'}"),
+        ({"concept": 5}, "a concept is a name, a Concept, or a list of them; got 5"),
+        ({"concept": [None]}, "a concept is a name or a Concept; got None"),
+        ({"keep": {"wizard": 1}}, "one string or a list of strings is needed"),
+        ({"keep": [None]}, "one string or a list of strings is needed; got None in it"),
+        ({"name": "../x"}, "unsafe name of an erasure; got '../x'"),
+        ({"name": 5}, "the name of an erasure is text; got 5"),
+    ],
+)
+def test_what_cannot_be_erased_or_saved_is_refused_before_any_work(pipe, given, fault, monkeypatch):
+    monkeypatch.setattr(UCE, "erase", None)  # it would be called, and fail
+    with pytest.raises(ValueError, match=re.escape(fault)) as caught:
+        made(pipe, **{"concept": "superhero", **given})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("method", ["uce", "esd"])
+def test_a_model_that_holds_nan_is_refused(part, method):
+    broken = tiny_pipeline()
+    next(getattr(broken, part).parameters()).data.view(-1)[-1] = torch.nan
+    with pytest.raises(ValueError, match=f"{part}..* holds NaN or infinity: the model is broken"):
+        erase(broken, "superhero", method, keep=["wizard"], progress=False)

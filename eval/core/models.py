@@ -169,7 +169,9 @@ class Model:
 
     @property
     def kind(self) -> Kind:
-        """What the change does to the parameters."""
+        """What the change does to the parameters. What wraps a pipeline is a filter, whatever it says of itself."""
+        if isinstance(self.change, Wraps):
+            return "filter"
         return "none" if self.change is None else getattr(self.change, "intervention", "weights")
 
     @property

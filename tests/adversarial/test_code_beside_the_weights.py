@@ -259,6 +259,17 @@ def test_a_model_that_changes_while_it_draws_is_refused():
         )  # fmt: skip
 
 
+def test_what_wraps_a_pipeline_is_a_filter_whatever_it_says_of_itself():
+    class Wrapped(Cheat):
+        def wrap(self, pipe):
+            return pipe
+
+    for kind in ("weights", "retrained", "adapter"):
+        cheat = Wrapped(small_edit)
+        cheat.intervention = kind
+        assert Model("cheat", "erased", cheat).kind == "filter"
+
+
 def test_weights_that_are_no_numbers_are_no_removal():
     def broken(pipe):
         return overwrite(pipe.unet.conv_in.weight, torch.full_like(pipe.unet.conv_in.weight, torch.nan))
