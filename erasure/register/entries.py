@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT, Concept, Named, folded, listed, nfc
-from erasure.io import fault_of, first_line, sha256, sha256_json, shown
+from erasure.io import fault_of, one_line, printable, sha256, sha256_json, shown
 
 Status = Literal["received", "in force", "withdrawn", "refused"]
 Requester = Literal[
@@ -179,7 +179,7 @@ def entry_of(row: Mapping[str, Any]) -> Entry:
         return _entry(row)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"the entry {shown(row['request'])} cannot be read ({first_line(error, limit=200)}); it was changed by "
+            f"the entry {shown(row['request'])} cannot be read ({printable(one_line(error))}); it was changed by "
             "something else; `erasure register log --check` says what was"
         ) from None
 

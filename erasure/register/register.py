@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.concept import Concept
+from erasure.concept import Concept, nfc
 from erasure.io import meant, plain, sha256_json, shown
 from erasure.io.sqlite import SqliteFile
 from erasure.register import chain
@@ -375,7 +375,8 @@ class Register:
     def _id(self, connection: sqlite3.Connection, request: Any) -> int:
         row = None
         if isinstance(request, str):
-            row = connection.execute("SELECT id FROM entries WHERE request = ?", (request.strip(),)).fetchone()
+            for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
+                row = row or connection.execute("SELECT id FROM entries WHERE request = ?", (name,)).fetchone()
         if row is None:
             known = [name for (name,) in connection.execute("SELECT request FROM entries ORDER BY id DESC LIMIT 1000")]
             raise ValueError(
