@@ -243,9 +243,11 @@ class Recipe:
         if self.limit is not None and self.evaluate is not None and self.evaluate.preset is not None:
             raise ValueError("a preset has its own sizes; leave `limit` out, or take the preset smoke for a trial")
         for field in ("concepts", "methods", "bases", "seeds"):
-            given = list(getattr(self, field))
-            if (twice := next((one for i, one in enumerate(given) if one in given[:i]), None)) is not None:
-                raise ValueError(f"{field}: {shown(getattr(twice, 'name', twice))} stands twice; keep one")
+            seen: set[str] = set()
+            for given in getattr(self, field):
+                if repr(given) in seen:
+                    raise ValueError(f"{field}: {shown(getattr(given, 'name', given))} stands twice; keep one")
+                seen.add(repr(given))
         names = [output.name for output in self.outputs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"outputs: {twice!r} stands twice; keep one")
