@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from erasure.artifact import Erasure
+from erasure.artifact.files import check_name
 from erasure.artifact.provenance import already, names_in
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept, Suite, listed, nfc
+from erasure.concept import Concept, Suite, folded, listed, nfc
+from erasure.io import shown
 from erasure.methods import method_class
 from erasure.methods.base import Request
 
@@ -56,14 +59,14 @@ def erase(
         raise ValueError(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
-    concepts = tuple(Concept.of(c) for c in ([concept] if isinstance(concept, str | Concept) else concept))
+    concepts = concepts_of(concept)
     recipe = method_class(method).preset(preset, **settings)
     backbone = backbone_of(pipe)
     everything = (neighbour for c in concepts for neighbour in c.neighbours)
     request = Request(
         concepts=concepts,
-        keep=tuple(dict.fromkeys(everything) if keep is None else map(nfc, listed(keep))),
-        name=name,
+        keep=tuple(dict.fromkeys(everything if keep is None else map(nfc, listed(keep)))),
+        name=name if name is None else named_safely(name),
         preset=preset or next(iter(recipe.presets)),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
@@ -82,6 +85,36 @@ def erase(
             )
         edit = recipe.erase(backbone, request)
         return edit.apply(pipe) if apply else edit
+
+
+def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept, ...]:
+    """What is to be erased, each once.
+
+    Raises:
+        ValueError: it is no name and no list of names, or two concepts of one name are not the same.
+    """
+    if not isinstance(given, str | Concept) and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
+        raise ValueError(f"a concept is a name, a Concept, or a list of them; got {shown(given)}")
+    found: dict[str, Concept] = {}
+    for concept in map(Concept.of, [given] if isinstance(given, str | Concept) else given):
+        known = found.setdefault(folded(concept.name), concept)
+        if known != concept and dataclasses.replace(concept, name=known.name) != known:
+            raise ValueError(
+                f"two concepts are called {known.name!r}, and differ in what else they say; give one, with the "
+                "synonyms and neighbours of both"
+            )
+    return tuple(found.values())
+
+
+def named_safely(name: str) -> str:
+    """The name of an erasure, before any work: one that no folder could have would be refused when it is saved."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"the name of an erasure is text; got {shown(name)}; leave it out for one made of its concepts"
+        )
+    if name:
+        check_name(name)
+    return name
 
 
 def refuse_erased(stack: Stack) -> None:

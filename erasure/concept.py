@@ -10,14 +10,14 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import dump_yaml, load_yaml, meant, shown, write_atomically
+from erasure.io import dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -29,20 +29,37 @@ MANY = 6  # names of targets; a suite with more asks for each in fewer sentences
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 
+JOINERS = frozenset("\u200c\u200d")  # of Persian, of Hindi, of emoji
+UNSEEN = ("Cc", "Cf", "Cs")  # controls, formats and directions, half characters
+
+
 def nfc(text: str) -> str:
-    """The text in Unicode's composed form: "Beyoncé" is one name, whether its last letter is one character or two."""
+    """The text in Unicode's composed form, without characters that cannot be seen.
+
+    "Beyoncé" is one name, whether its last letter is one character or two, and "super\u200bhero", as a page may have
+    it, is the word that everybody types: to a text encoder it would be another one.
+    """
+    if not text.isprintable():
+        text = "".join(c for c in text if c in JOINERS or c.isspace() or unicodedata.category(c) not in UNSEEN)
     return unicodedata.normalize("NFC", text)
 
 
 def named(text: str) -> str:
     """The text in composed form, unless it is empty: an empty prompt names nothing."""
-    if not text:
-        raise ValueError("an empty string; a name or a prompt needs at least 1 character")
-    return nfc(text)
+    if not (seen := nfc(text).strip()):
+        what = "an empty string" if not text else f"nothing that can be seen, {shown(text)}"
+        raise ValueError(f"{what}; a name or a prompt needs at least 1 character")
+    return seen
+
+
+def once(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Each text once: what is drawn and counted twice would look like more evidence."""
+    return tuple(dict.fromkeys(values))
 
 
 Phrase = Annotated[str, AfterValidator(nfc)]
 Named = Annotated[str, AfterValidator(named)]
+Several = Annotated[tuple[Named, ...], AfterValidator(once)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -113,12 +130,17 @@ def listed(values: str | Iterable[str]) -> list[str]:
     """Several strings as a list; one by itself is one, and not its letters.
 
     Raises:
-        ValueError: one string with commas, which may be several.
+        ValueError: one string with commas, which may be several; or no strings.
     """
+    if not isinstance(values, str) and (isinstance(values, Mapping | bytes) or not isinstance(values, Iterable)):
+        raise ValueError(f"one string or a list of strings is needed; got {shown(values)}")
     if isinstance(values, str) and "," in values:
         several = [part.strip() for part in values.split(",")]
         raise ValueError(f"one string with commas: give several as a list, {several}, or one as a list of one")
-    return [values] if isinstance(values, str) else list(values)
+    found = [values] if isinstance(values, str) else list(values)
+    if wrong := [value for value in found if not isinstance(value, str)]:
+        raise ValueError(f"one string or a list of strings is needed; got {shown(wrong[0])} in it")
+    return found
 
 
 def naming(texts: Iterable[str], phrases: Iterable[str]) -> list[str]:
@@ -148,14 +170,14 @@ class Concept:
 
     name: Phrase
     kind: Kind = "object"
-    synonyms: tuple[Named, ...] = ()
+    synonyms: Several = ()
     anchor: Phrase = ""
-    neighbours: tuple[Named, ...] = ()
+    neighbours: Several = ()
     templates: Annotated[tuple[Phrase, ...], Field(min_length=1)] = ("{}",)
 
     @model_validator(mode="after")
     def _check(self) -> Concept:
-        if not self.name:
+        if not self.name.strip():
             raise ValueError("a concept needs a name; got an empty string; say what to erase, e.g. 'superhero'")
         for phrase in self.phrases:
             if self.anchor and same(self.anchor, phrase):
@@ -175,13 +197,24 @@ class Concept:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The name and its synonyms."""
-        return (self.name, *self.synonyms)
+        """The name and its synonyms, each once."""
+        return once((self.name, *self.synonyms))
 
     @classmethod
     def of(cls, value: str | Concept) -> Concept:
-        """A concept from its name, or itself."""
-        return value if isinstance(value, Concept) else cls(value)
+        """A concept from its name, or itself.
+
+        Raises:
+            ValueError: it is no name, in one line.
+        """
+        if isinstance(value, Concept):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(f"a concept is a name or a Concept; got {shown(value)}; write erase(pipe, 'superhero')")
+        try:
+            return cls(value)
+        except ValidationError as error:
+            raise ValueError(fault_of(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +250,14 @@ class Words:
         ValueError: sentences in a language without names, or a sentence or scene without ``{}``.
     """
 
-    paraphrases: tuple[Named, ...] = ()
-    misspellings: tuple[Named, ...] = ()
-    descriptions: tuple[Named, ...] = ()
-    superclasses: tuple[Named, ...] = ()
-    translations: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
-    sentences: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
-    beside: tuple[Named, ...] = ()
-    scenes: dict[Named, tuple[Named, ...]] = dataclasses.field(default_factory=dict)
+    paraphrases: Several = ()
+    misspellings: Several = ()
+    descriptions: Several = ()
+    superclasses: Several = ()
+    translations: dict[Named, Several] = dataclasses.field(default_factory=dict)
+    sentences: dict[Named, Several] = dataclasses.field(default_factory=dict)
+    beside: Several = ()
+    scenes: dict[Named, Several] = dataclasses.field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Words:
@@ -275,13 +308,13 @@ class Suite:
     concept: Concept
     base: Named = WORLD
     also: tuple[Concept, ...] = ()
-    unrelated: tuple[Named, ...] = ()
-    keep: tuple[Named, ...] = ()
+    unrelated: Several = ()
+    keep: Several = ()
     words: Words = Words()
     attribute: Literal["concept", "style"] = "concept"
     information: Literal["higher-order", "observed", "latent"] = "higher-order"
-    subjects: tuple[Named, ...] = ()
-    further: tuple[Named, ...] = ()
+    subjects: Several = ()
+    further: Several = ()
     images_per_prompt: Annotated[Count, Field(le=10_000)] = 2
     num_inference_steps: Annotated[Count, Field(le=1000)] = 25
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 5.0
@@ -330,7 +363,7 @@ class Suite:
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every name of every target."""
-        return tuple(phrase for concept in self.concepts for phrase in concept.phrases)
+        return once(tuple(phrase for concept in self.concepts for phrase in concept.phrases))
 
     @property
     def neighbours(self) -> tuple[str, ...]:
@@ -397,6 +430,7 @@ class Suite:
     def _named(self) -> list[tuple[str, Group, str]]:
         """Every name with its group and its label."""
         named: list[tuple[str, Group, str]] = [(p, "target", c.name) for c in self.concepts for p in c.phrases]
+        named = list({name: (name, group, label) for name, group, label in reversed(named)}.values())[::-1]
         named += [(name, "neighbours", name) for name in self.neighbours]
         return named + [(name, "unrelated", name) for name in self.unrelated]
 
@@ -415,10 +449,12 @@ class Suite:
         file = Path(path)
         if not file.suffix:
             file = SUITES / f"{path}.yaml"
-            if not file.exists():
+            if not os.path.exists(file):  # false, too, where the name is too long
                 names = cls.shipped()
                 near = meant(path, names)
-                raise FileNotFoundError(f"no suite called {str(path)!r}{near}; give a .yaml file or one of {names}")
+                raise FileNotFoundError(
+                    f"no suite called {shown(str(path))}{near}; give a .yaml file or one of {names}"
+                )
         return load_yaml(cls, file)
 
     @staticmethod

@@ -62,8 +62,17 @@ def attach_erasures(
     """
     backbone = backbone_of(pipe)
     several = [edits] if isinstance(edits, Erasure) else list(edits)
+    stack, names = stack_of(backbone), [edit.name for edit in several]
+    on_it, there = stack.layers, [name for handle in stack.attached for name in handle.edits]
+    if len({*names, *there}) < len(names) + len(there):
+        raise ValueError(f"two erasures of one name; got {names}, attached are {there}; rename one of them")
     for edit in several:
         edit.check_base(backbone, allow=allow)
+        if edit.name in on_it:
+            raise ValueError(
+                f"{edit.name!r} is applied to this pipeline already, and the edit would be made twice; remove it "
+                "first, or rename one of the two"
+            )
         edit.warn_unreached(backbone)
     operators = [check_map(edit, backbone) for edit in several]
     return Attached(backbone, operators, scales=scales, rows=rows, num_images_per_prompt=num_images_per_prompt)
@@ -104,10 +113,7 @@ class Attached(Installed):
         num_images_per_prompt: int | None,
     ) -> None:
         self._stack = stack_of(backbone)
-        there = [name for handle in self._stack.attached for name in handle.edits]
         names = [edit.name for edit in edits]
-        if len({*names, *there}) < len(names) + len(there):
-            raise ValueError(f"two erasures of one name; got {names}, attached are {there}; rename one of them")
         self.edits = {edit.name: edit for edit in edits}
         self.scales = dict(zip(names, check_scales(scales, len(edits)), strict=True))
         self.copies = Copies()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.artifact.stack import check_scale
+from erasure.io import shown
 
 Names = Erasure | str | Sequence[Erasure | str] | Mapping[Any, float]  # to scales
 Scales = dict[str, float]
@@ -69,7 +70,10 @@ def _scales(known: Mapping[str, float], names: Names) -> Scales:
     if isinstance(names, Mapping):
         given = [(name, check_scale(scale)) for name, scale in names.items()]
     else:
-        given = [(name, None) for name in ([names] if isinstance(names, str | Erasure) else names)]
+        several = [names] if isinstance(names, str | Erasure) else names
+        if not isinstance(several, Sequence) or not all(isinstance(name, str | Erasure) for name in several):
+            raise ValueError(f"erasures are chosen by their names; got {shown(names)}; [] chooses none")
+        given = [(name, None) for name in several]
     named = [(name.name if isinstance(name, Erasure) else name, scale) for name, scale in given]
     if unknown := [name for name, _ in named if name not in known]:
         raise ValueError(f"not attached: {unknown}; attached are {list(known)}; attach them first (attach_erasures)")
@@ -119,7 +123,8 @@ def order(choice: Choice, latents: Any, text: Any, *, guidance_doubles: bool, gu
 
     Pipelines repeat each prompt for its pictures, and all of that for guidance: ``p1 p1 p2 p2 | p1 p1 p2 p2``. A batch
     of 4 rows for 2 prompts is two pictures each without guidance, or one each with it; the halves of a guided batch
-    hold the same latents, and pictures of one prompt the same text. What remains open is refused.
+    hold the same latents, and pictures of one prompt the same text. What remains open is refused, and so is what the
+    texts contradict: a call of other prompts than there are rows for.
 
     Args:
         latents: of the call; a tensor, or one a row.
@@ -138,6 +143,11 @@ def order(choice: Choice, latents: Any, text: Any, *, guidance_doubles: bool, gu
         fits = images and images * predictions * prompts == batch and choice.images in (None, images)
         if fits and (choice.certain or _repeats(latents, predictions)):
             found[images] = tuple(i for i in range(prompts) for _ in range(images)) * predictions
+    if not choice.certain:
+        doubled = guidance_doubles and guided and any(_repeats(latents, n) for n in PREDICTIONS[1:] if not batch % n)
+        if doubled:  # a part of this batch has no prompt, so a row for each of its rows is wrong
+            found.pop(each, None)
+        found = {images: plan for images, plan in found.items() if not _other_texts(text, batch, images)}
     plans = set(found.values())
     if len(plans) > 1:
         rows = text()
@@ -161,6 +171,14 @@ def _repeats(latents: Any, times: int) -> bool:
     n = len(latents) // times
     first, *others = (latents[k * n : (k + 1) * n] for k in range(times))
     return all(all(map(torch.equal, first, other)) for other in others)
+
+
+def _other_texts(text: Any, batch: int, images: int) -> bool:
+    """Whether a row for each of the texts is there, and what would be pictures of one prompt has several."""
+    if images < 2:
+        return False
+    rows = text()
+    return len(list(rows)[:: max(len(rows) // batch, 1)]) == batch and not _constant(rows, batch, images)
 
 
 def _constant(text: Sequence[Tensor], batch: int, images: int) -> bool:

@@ -185,7 +185,7 @@ def verify_engine(
         ValueError: the engine's answer holds no picture, or the erasure changes none of the prompts.
         OSError: it cannot be reached.
     """
-    prompts = list(prompts) or [s.format(c["name"]) for c in edit.config["concepts"] for s in SENTENCES]
+    prompts = list(prompts) or [s.replace("{}", c["name"]) for c in edit.config["concepts"] for s in SENTENCES]
     base = [drawn(pipe, prompts, seed, **call) for seed in seeds]
     with applied(edit, pipe):
         erased = [drawn(pipe, prompts, seed, **call) for seed in seeds]

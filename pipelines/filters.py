@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ class Match:
 
     @property
     def matched(self) -> bool:
-        return self.score >= self.threshold
+        return not self.score < self.threshold  # what is no number is stopped
 
 
 class InputFilter(Protocol):
@@ -198,6 +199,7 @@ class EmbeddingFilter:
                 f"an embedding filter needs phrases and window >= 1; got {list(self.phrases)} and {self.window}; "
                 "name the concept"
             )
+        check_threshold(self.name, self.threshold)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -283,7 +285,7 @@ class AnyOf:
 
     def matches(self, prompts: Sequence[str], /) -> list[Match]:
         each = [one.matches(prompts) for one in self.filters]
-        return [max(row, key=lambda match: match.margin) for row in zip(*each, strict=True)]
+        return [max(row, key=lambda match: (match.matched, match.margin)) for row in zip(*each, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +312,7 @@ class OutputFilter:
                 f"{self.detector.name} has no label {self.label!r} for {self.attribute}; "
                 f"choose one of {sorted(self.detector.labels(self.attribute))}"
             )
+        check_threshold(self.name, self.threshold)
 
     @property
     def name(self) -> str:
@@ -328,7 +331,22 @@ class OutputFilter:
         if not len(images):
             return []
         scores = self.detector.scores(list(images), self.attribute)[:, column]
+        if len(scores) != len(images) or any(math.isnan(score) for score in scores):
+            raise ValueError(
+                f"{self.name} gave {len(scores)} scores for {len(images)} pictures, or NaN for one; nothing is "
+                "delivered, since nobody looked at it; mend the detector"
+            )
         return [Match(float(score), self.threshold, labels[column]) for score in scores]
+
+
+def check_threshold(name: str, threshold: Any) -> None:
+    """Refuse a threshold below which, or above which, everything would be.
+
+    Raises:
+        ValueError: it is no finite number: nothing is at least NaN, so everything would pass.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not math.isfinite(threshold):
+        raise ValueError(f"the threshold of {name} must be a finite number; got {threshold!r}; 0.5 is a usual one")
 
 
 def calibrated(filter: T, samples: Sequence[Any], *, false_positive_rate: float = 0.01) -> T:

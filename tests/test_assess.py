@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,6 +168,29 @@ def test_what_another_run_left_in_the_folder_is_not_read(context, tmp_path):
     (out / "assessment.json").write_text(kept)  # as if that run had been interrupted
     with pytest.raises(ValueError, match="another run wrote into the folder"):
         Assessment.load(out)
+
+
+def test_observations_that_somebody_changed_are_not_weighed(folder):
+    file = Cell.file(folder, "paraphrase", "noise")
+    whole = file.read_text()
+    head, row, *rows = whole.splitlines()
+    other = json.dumps({**json.loads(row), "value": 1.0 - json.loads(row)["value"]})
+    file.write_text("\n".join([head, other, *rows]) + "\n")
+    with pytest.raises(ValueError, match="paraphrase on noise were changed after the assessment was written"):
+        Assessment.load(folder)
+    file.write_text(whole)
+    assert Assessment.load(folder)
+
+
+@pytest.mark.parametrize("lie", [{"kind": "retrained"}, {"role": "gold"}, {"weights": "0" * 40}, {"name": "other"}])
+def test_a_model_that_is_called_something_else_afterwards_is_refused(folder, tmp_path, lie):
+    shutil.copytree(folder, tmp_path / "lie")
+    file = tmp_path / "lie" / "assessment.json"
+    raw = json.loads(file.read_text())
+    raw["models"][1] |= lie
+    file.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="it calls .* and its pictures are of .*; it was changed"):
+        Assessment.load(tmp_path / "lie")
 
 
 def test_half_a_cell_is_run_again(context, folder):

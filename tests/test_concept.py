@@ -1,7 +1,9 @@
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 import erasure
@@ -276,3 +278,107 @@ def test_one_string_with_commas_may_be_several_prompts():
     assert listed("a ninja") == ["a ninja"] and listed(["a cat, asleep"]) == ["a cat, asleep"]
     with pytest.raises(ValueError, match=r"give several as a list, \['ninja', 'wizard'\]"):
         listed("ninja, wizard")
+
+
+# --- what cannot be seen, what stands twice, what is no name ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["super\u200bhero", "\ufeffsuperhero", "superhero\x00", "\u2066superhero\u2069", "super\u00adhero"]
+)
+def test_a_pasted_name_is_the_word_that_everybody_types(text):
+    concept = Concept(text, synonyms=(text + " man",), neighbours=("nin\u200bja",))
+    assert concept == Concept("superhero", synonyms=("superhero man",), neighbours=("ninja",))
+    with pytest.raises(ValueError, match="both to be erased and to be kept|the target is among its own neighbours"):
+        Concept("superhero", neighbours=(text,))
+
+
+def test_joiners_that_words_are_written_with_stay():
+    for text in ("می\u200cخواهم", "👩\u200d🚒", "क्\u200dष"):
+        assert Concept(text).name == text
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u202e", "\x00", "\ufeff \u200b"])
+def test_a_name_of_nothing_is_refused_in_one_line(text):
+    for call in (lambda: Concept.of(text), lambda: Concept("cat", synonyms=(text,))):
+        with pytest.raises(ValueError, match="needs a name|at least 1 character"):
+            call()
+    with pytest.raises(ValueError) as caught:
+        Concept.of(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"cat", ["cat"], {"name": "cat"}])
+def test_what_is_no_concept_is_refused_in_one_line(wrong):
+    with pytest.raises(ValueError, match="a concept is a name or a Concept; got") as caught:
+        Concept.of(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"cat", {"cat": 1}, [None], [["cat"]]])
+def test_what_is_no_list_of_strings_is_refused(wrong):
+    with pytest.raises(ValueError, match="one string or a list of strings is needed; got"):
+        listed(wrong)
+
+
+def test_what_stands_twice_is_asked_once():
+    """The same prompt with the same noise is one picture, however often it is counted."""
+    cat = Concept("cat", synonyms=("cat", "kitty", "kitty"), neighbours=("dog", "dog"))
+    twice = Suite(
+        version=1, name="x", concept=cat, also=(Concept("kitty", neighbours=("dog",)),), unrelated=("sun", "sun")
+    )
+    asked = [prompt.text for prompt in twice.prompts()]
+    assert asked == ["a cat", "a kitty", "a dog", "a sun"]
+    assert twice.phrases == ("cat", "kitty") and twice.neighbours == ("dog",)
+
+
+def test_braces_in_a_sentence_are_text():
+    concept = Concept("cat", templates=("{} in {x}", "{0.__class__} of {}"))
+    suite = Suite(version=1, name="x", concept=dataclasses.replace(concept, neighbours=("dog",)))
+    assert suite.prompts()[0].text == "a cat in {x}"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def made(pipe, concept, **given):
+    return erase(pipe, concept, apply=False, **{"keep": ["wizard"], "preset": "official-2025", **given})
+
+
+def test_a_concept_that_stands_twice_weighs_once(pipe):
+    one, several = made(pipe, "superhero"), made(pipe, ["superhero", "Superhero ", Concept("superhero")])
+    assert several.name == one.name and several.config["concepts"] == one.config["concepts"]
+    assert all(torch.equal(one.tensors[name], several.tensors[name]) for name in one.tensors)
+    assert made(pipe, "superhero", keep=["wizard", "wizard"]).config["keep"] == ["wizard"]
+    with pytest.raises(ValueError, match="two concepts are called 'superhero', and differ"):
+        made(pipe, ["superhero", Concept("superhero", anchor="ninja")])
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"concept": {"name": "cat"}}, "a concept is a name, a Concept, or a list of them; got {'name': 'cat'}"),
+        ({"concept": 5}, "a concept is a name, a Concept, or a list of them; got 5"),
+        ({"concept": [None]}, "a concept is a name or a Concept; got None"),
+        ({"keep": {"wizard": 1}}, "one string or a list of strings is needed"),
+        ({"keep": [None]}, "one string or a list of strings is needed; got None in it"),
+        ({"name": "../x"}, "unsafe name of an erasure; got '../x'"),
+        ({"name": 5}, "the name of an erasure is text; got 5"),
+    ],
+)
+def test_what_cannot_be_erased_or_saved_is_refused_before_any_work(pipe, given, fault, monkeypatch):
+    monkeypatch.setattr(UCE, "erase", None)  # it would be called, and fail
+    with pytest.raises(ValueError, match=re.escape(fault)) as caught:
+        made(pipe, **{"concept": "superhero", **given})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("method", ["uce", "esd"])
+def test_a_model_that_holds_nan_is_refused(part, method):
+    broken = tiny_pipeline()
+    next(getattr(broken, part).parameters()).data.view(-1)[-1] = torch.nan
+    with pytest.raises(ValueError, match=f"{part}..* holds NaN or infinity: the model is broken"):
+        erase(broken, "superhero", method, keep=["wizard"], progress=False)

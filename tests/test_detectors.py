@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.worldkit import augment, classifier, train
 from erasure.eval.worldkit import detectors as world
@@ -17,6 +18,7 @@ from erasure.eval.worldkit.detectors import load
 from erasure.io import sha256_file
 from erasure.train import step_rng
 from erasure.world.spec import spec
+from tests.eval_helpers import PixelDetector
 
 SHIPPED = ("a", "b", "clip")
 CLASSIFIERS = ("a", "b")
@@ -167,3 +169,61 @@ def test_augmentation_keeps_range_and_shape_and_repeats_with_its_seed(recipe) ->
     assert y.shape == x.shape and y.min() >= -1 and y.max() <= 1
     assert torch.equal(y, recipe(x.clone(), step_rng(5)))
     assert not torch.equal(x, y)
+
+
+# --- detectors that are broken ----------------------------------------------------------------------------------------
+
+
+class Broken(PixelDetector):
+    """Gives something else than its probabilities."""
+
+    def __init__(self, spoil, **given):
+        super().__init__(**given)
+        self.spoil = spoil
+
+    def scores(self, images, attribute):
+        return self.spoil(super().scores(images, attribute))
+
+
+GREYS = [Image.new("RGB", (8, 8), (level,) * 3) for level in (10, 90, 150)]
+
+
+def verdicts(detector):
+    return verdicts_of(detector, GREYS, ["cat", "dog", "sun"], "concept")
+
+
+def test_a_picture_without_a_number_has_no_verdict():
+    """The largest of NaN is the first label: for every other prompt it would be "not seen"."""
+    one = verdicts(Broken(lambda rows: np.where(np.arange(3)[:, None] == 1, np.nan, rows)))
+    assert [v.hit for v in one] == [True, None, True] and one[1].reason == "pixels gave NaN for this picture"
+    assert all(v.hit is None and v.nothing is None for v in verdicts(Broken(lambda rows: rows * np.nan)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows[:, :2], lambda rows: rows[:1], lambda rows: rows[0], lambda rows: rows[:, :0],
+        lambda rows: np.concatenate([rows, rows], 1), lambda rows: None, lambda rows: rows.T, lambda rows: -rows,
+        lambda rows: 100 * rows, lambda rows: 0 * rows, lambda rows: np.full(rows.shape, np.inf), lambda rows: "x",
+    ],
+)  # fmt: skip
+def test_what_are_no_probabilities_is_refused_in_one_line(spoil):
+    with pytest.raises(ValueError, match="pixels: scores must be") as caught:
+        verdicts(Broken(spoil))
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_lists_and_half_precision_are_numbers():
+    expected = [v.hit for v in verdicts(PixelDetector())]
+    for spoil in (np.ndarray.tolist, torch.tensor, lambda rows: torch.tensor(rows).half().requires_grad_()):
+        assert [v.hit for v in verdicts(Broken(spoil))] == expected
+
+
+@pytest.mark.parametrize(
+    "labels", [("cat", "Cat ", "dog", "nothing"), "cat!", (1, 2, 3, 4), ("cat", None, "dog", "sun")]
+)
+def test_labels_that_are_none_or_twice_are_refused(labels):
+    detector = PixelDetector()
+    detector.labels = lambda attribute: labels
+    with pytest.raises(ValueError, match="two labels of concept are the same|must give a tuple of texts"):
+        verdicts(detector)

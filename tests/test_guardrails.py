@@ -17,6 +17,7 @@ from erasure.pipelines import (
     EmbeddingFilter,
     Guard,
     GuardedPipeline,
+    Match,
     OutputFilter,
     Stopped,
     WordFilter,
@@ -57,6 +58,21 @@ def noise(count, channels=4):
 
 def is_grey(image):
     return image.getcolors() == [(image.width * image.height, GREY)]
+
+
+# --- what is no number -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None, "0.5", True])
+def test_a_threshold_that_is_no_number_would_let_everything_pass(threshold):
+    with pytest.raises(ValueError, match="the threshold of sees must be a finite number; got"):
+        OutputFilter(Sees(1.0), "cat", threshold=threshold)
+
+
+def test_a_picture_that_nobody_could_look_at_is_not_delivered():
+    with pytest.raises(ValueError, match="sees gave 1 scores for 1 pictures, or NaN for one; nothing is delivered"):
+        OutputFilter(Sees(float("nan")), "cat").matches([Image.new("RGB", (8, 8))])
+    assert Match(float("nan"), 0.5).matched
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

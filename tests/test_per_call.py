@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import copy
+import dataclasses
 import functools
 import pickle
 import threading
@@ -12,8 +13,8 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from erasure.pipelines import GuardedPipeline, WordFilter, attach_erasures, erasures
-from tests.tiny import make, tiny_pipeline
+from erasure.pipelines import GuardedPipeline, WordFilter, attach_erasures, erasures, load_erasure
+from tests.tiny import identical, make, tiny_pipeline, weights
 
 SHORT = {"num_inference_steps": 2, "output_type": "latent"}
 PROMPTS = ["a superhero", "a ninja", "van gogh"]
@@ -193,6 +194,44 @@ def test_rows_that_are_not_those_of_the_call_are_refused(attached):
         pipe(["a cat", "a dog"], num_images_per_prompt=2, **SHORT)
     with pytest.raises(ValueError, match="one row a prompt"):
         erasures(pipe, rows=[["ninja"], []], num_images_per_prompt=1)(["a", "b"], num_images_per_prompt=2, **SHORT)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("prompts", [["a superhero"], PROMPTS, [*PROMPTS, "a cat"]], ids=len)
+def test_rows_for_two_prompts_do_not_fit_a_call_of_others(attached, prompts, guidance):
+    """Whatever number of them, the batch alone would fit: as pictures of two prompts, or as two of guidance's parts."""
+    pipe, _ = attached
+    with erasures(pipe, rows=[["superhero"], []]), pytest.raises(ValueError, match="rows for 2 prompts"):
+        pipe(prompts, generator=noise(*range(len(prompts))), guidance_scale=guidance, **SHORT)
+
+
+@pytest.mark.parametrize("names", [5, [5], [[]], [None]])
+def test_names_that_are_none_are_refused(attached, names):
+    pipe, _ = attached
+    for given in ({"names": names}, {"rows": [names]}):
+        with pytest.raises(ValueError, match="erasures are chosen by their names"):
+            erasures(pipe, **given)
+
+
+def test_an_erasure_is_not_put_on_twice(attached):
+    """Applied and attached, or under another name: the edit would be made twice, and nothing would say so."""
+    pipe, edit = tiny_pipeline(), made(tiny_pipeline(), "cat")[0]
+    before = weights(pipe)
+    edit.apply(pipe)
+    with pytest.raises(ValueError, match="would be made twice"):
+        attach_erasures(pipe, edit)
+    with pytest.raises(ValueError, match="'again' is on this pipeline already, as 'cat', and the edit would be made"):
+        load_erasure(pipe, edit, name="again")
+    edit.remove(pipe)
+    with attach_erasures(pipe, edit):
+        for given in (edit, dataclasses.replace(edit, name="again")):
+            with pytest.raises(ValueError, match="attached to this pipeline already, as 'cat'"):
+                given.apply(pipe)
+    assert identical(before, weights(pipe))
+    edit.apply(pipe)
+    edit.apply(pipe, 0.5)  # another scale for the one that is there
+    edit.remove(pipe)
+    assert identical(before, weights(pipe))
 
 
 def test_a_layer_called_alone_follows_the_choice_of_its_moment(attached):

@@ -533,3 +533,36 @@ def test_entering_a_request_needs_none_of_the_heavy_libraries():
         " 'erasure.pipelines')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- what is given in the wrong form ----------------------------------------------------------------------------------
+
+
+def test_one_name_is_no_list_of_letters(register):
+    entry = add(register, "cat", languages={"de": "Katze"}, keep="dog", bases=BASE)
+    assert entry.subject.languages == {"de": ("Katze",)} and entry.subject.keep == ("dog",)
+    assert list(entry.bases) == [BASE]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"languages": 5}, {"languages": ["de"]}, {"languages": {"de": [5]}}, {"keep": 5}, {"keep": [None]}, {"bases": 5}],
+)
+def test_what_is_no_list_of_names_is_refused_in_one_line(register, wrong):
+    with pytest.raises(ValueError, match="languages map codes|one string or a list of strings") as caught:
+        add(register, "cat", **wrong)
+    assert "\n" not in str(caught.value) and not register.entries()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"method": []}, {"preset": 0}, {"preset": []}, {"settings": None}, {"settings": [1]}]
+)
+def test_settings_of_the_wrong_type_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="are names; got|are a mapping; got"):
+        Register.create(tmp_path / "r.sqlite", Settings(**wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_status_finds_nothing_and_says_so(register):
+    with pytest.raises(ValueError, match="unknown status; got 'done'; choose one of"):
+        register.entries(status="done")

@@ -272,3 +272,40 @@ def test_a_kill_while_the_file_is_made_leaves_nothing_or_all_of_it(tmp_path):
             break
         assert status
     assert at > 3 and Register(path).settings == QUICK
+
+
+# --- what no number is, and rows that others changed ------------------------------------------------------------------
+
+
+def test_numbers_that_are_none_do_not_make_the_register_unreadable(register):
+    """JSON has no NaN: a row with one could never be read again, and with it nothing after it."""
+    nan = float("nan")
+    with pytest.raises(ValueError, match="no finite numbers; its weights hold NaN"):
+        register.add_base("broken", {"unet": {"layout": "x", "samples": [nan]}})
+    add(register, "spiderman")
+    register.record_check({"base": BASE, "moved": {"R1": nan, "R2": float("inf")}})
+    assert register.log()[-1].detail["moved"] == {"R1": None, "R2": None}
+    assert list(register.bases()) == [BASE] and not register.check()
+
+
+@pytest.mark.parametrize("value", ["subject = 'x'", "received = 'x'", "bases = '['", "subject = x'ff'"])
+def test_an_entry_that_others_changed_is_named_in_one_line(register, value):
+    add(register, "spiderman")
+    raw(register, f"UPDATE entries SET {value} WHERE id = 1")
+    with pytest.raises(ValueError, match="the entry 'R1' cannot be read .*log --check` says what was") as caught:
+        register.entries()
+    assert "\n" not in str(caught.value)
+    assert any("the entry 'R1': not what row" in fault for fault in register.check())
+
+
+def test_a_row_of_the_log_that_others_changed_is_named(register):
+    raw(register, "UPDATE log SET time = 'x' WHERE id = 2")
+    with pytest.raises(ValueError, match="row 2 of the log cannot be read"):
+        register.log()
+    assert any("row 2 was changed" in fault for fault in register.check())
+
+
+@pytest.mark.parametrize("table", ["bases SET prints = 'x'", "facts SET value = 'x'"])
+def test_the_check_goes_on_past_what_it_cannot_read(register, table):
+    raw(register, f"UPDATE {table}")
+    assert any("not what row" in fault for fault in register.check())

@@ -214,7 +214,17 @@ class Erasure(abc.ABC):
             raise ValueError(f"the erasure does not fit this model; {bad[0]}; wrong base model, or an altered file")
 
     def check_unerased(self, backbone: Backbone) -> None:
-        """Raise if the pipeline has this erasure, or one that does the same, in its weights for good."""
+        """Raise if the pipeline has this erasure, or one that does the same: on it, or in its weights for good."""
+        stack = stack_of(backbone)
+        on_it = {name: layer.erasure for name, layer in stack.layers.items() if layer.erasure is not self}
+        attached = {name: edit for handle in stack.attached for name, edit in handle.edits.items()}
+        for name, other in [*on_it.items(), *attached.items()]:
+            if same_edit(self, other):
+                where = "attached to" if name in attached else "on"
+                raise ValueError(
+                    f"{self.name!r} is {where} this pipeline already, as {name!r}, and the edit would be made twice; "
+                    "give that one another scale, or take it off first"
+                )
         made_on = (self.config.base.model_extra or {}).get("erased") or []
         concepts = [concept["name"] for concept in self.config["concepts"]]
         for entry in (entry for entries in stack_of(backbone).fused.values() for entry in entries):
@@ -282,9 +292,9 @@ class Erasure(abc.ABC):
             ValueError: a file is truncated, altered, from a newer version of the format, of wrong types, or holds NaN.
         """
         path = Path(folder)
-        if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
+        if not os.path.exists(path) and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
             path = hub.download(str(folder), revision=revision, token=token)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise FileNotFoundError(
                 f"no erasure at {folder}; give a folder that holds {files.CONFIG}, or a hub id 'org/name'"
             )
@@ -410,6 +420,14 @@ class HookErasure(Erasure):
     @abc.abstractmethod
     def install(self, pipe: Any, scale: float) -> Handle:
         """Hook it into a pipeline at a scale; the handle's ``remove`` leaves no trace."""
+
+
+def same_edit(one: Any, other: Any) -> bool:
+    """Whether two erasures are of one kind and have the same numbers, whatever they are called."""
+    mine, theirs = (getattr(each, "tensors", None) for each in (one, other))
+    if not mine or not theirs or type(one) is not type(other) or mine.keys() != theirs.keys():
+        return False
+    return all(mine[name] is theirs[name] or torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def ordinary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

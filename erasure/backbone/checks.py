@@ -92,6 +92,18 @@ def _refuse_module(part: str, module: Any) -> None:
             )
 
 
+def refuse_nan(components: Mapping[str, Any]) -> None:
+    """Refuse components (by name) that hold NaN or infinity: whatever is computed with them is nothing."""
+    for part, module in components.items():
+        for name, parameter in module.named_parameters():
+            total = parameter.detach().sum(dtype=torch.float32)  # quicker than a look at each
+            if not torch.isfinite(total) and not torch.isfinite(parameter).all():
+                raise ValueError(
+                    f"{part}.{name} holds NaN or infinity: the model is broken, or was overflowed in half precision; "
+                    "load it again"
+                )
+
+
 def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
     """Refuse a denoiser on which erasures stand when these parameters are no longer there, or no longer read."""
     parameters, wanted = parameters_of(module), list(names)

@@ -69,12 +69,28 @@ def listening(parts: Mapping[str, nn.Module], *, before: Any = None, after: Any 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by name; what a ``**kwargs`` collects is named like the rest."""
-    signature = inspect.signature(module.forward)
+    signature = inspect.signature(_forward(module))
     found = dict(signature.bind(*args, **kwargs).arguments)
+    if hidden := [name for name in found if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL]:
+        raise ValueError(
+            f"{type(module).__name__}.forward was replaced by one whose arguments have no names (*{hidden[0]}); which "
+            "of them is the text is not known; load the pipeline again, or give its wrapper functools.wraps"
+        )
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found |= found.pop(parameter.name, {})
     return found
+
+
+def _forward(module: nn.Module) -> Callable[..., Any]:
+    """The ``forward`` that names its arguments: a wrapper around it may take whatever it is given."""
+    every = [
+        module.forward,
+        *(vars(k)["forward"].__get__(module) for k in type(module).__mro__ if "forward" in vars(k)),
+    ]
+    kinds = [{p.kind for p in inspect.signature(one).parameters.values()} for one in every]
+    named = (one for one, k in zip(every, kinds, strict=True) if inspect.Parameter.VAR_POSITIONAL not in k)
+    return next(named, module.forward)
 
 
 def first(output: Any) -> Any:

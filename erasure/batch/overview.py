@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -156,7 +157,7 @@ def collect(recipe: Recipe) -> list[Path]:
 
 def _plain(value: Any) -> Any:
     """Text that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n＝＋－＠") else value
 
 
 def page(found: Sequence[Row]) -> str:
@@ -172,7 +173,7 @@ def _cells(row: Row) -> Iterator[str]:
     for column, value in zip(COLUMNS, row.values(), strict=True):
         shown = f"{100 * value:.1f} %" if column in GROUPS and value != "" else html.escape(str(value))
         if column == "cell" and row.state == "done" and row.rates:
-            shown = f'<a href="{html.escape(row.cell.key)}/report.html">{shown}</a>'
+            shown = f'<a href="{html.escape(quote(row.cell.key))}/report.html">{shown}</a>'
         yield f"<td>{shown}</td>"
 
 

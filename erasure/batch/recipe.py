@@ -226,7 +226,7 @@ class Recipe:
     concepts: tuple[Listed, ...]
     methods: tuple[Annotated[MethodChoice, BeforeValidator(_named, json_schema_input_type=str | MethodChoice)], ...]
     bases: tuple[str, ...] = (WORLD,)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     outputs: tuple[Annotated[Output, BeforeValidator(_named, json_schema_input_type=str | Output)], ...] = ()
     evaluate: Annotated[
         Judging | None, BeforeValidator(_judging, json_schema_input_type=bool | str | Judging | None)
@@ -242,6 +242,12 @@ class Recipe:
                 raise ValueError(f"{field} is empty, so there is nothing to run; list at least one")
         if self.limit is not None and self.evaluate is not None and self.evaluate.preset is not None:
             raise ValueError("a preset has its own sizes; leave `limit` out, or take the preset smoke for a trial")
+        for field in ("concepts", "methods", "bases", "seeds"):
+            seen: set[str] = set()
+            for given in getattr(self, field):
+                if repr(given) in seen:
+                    raise ValueError(f"{field}: {shown(getattr(given, 'name', given))} stands twice; keep one")
+                seen.add(repr(given))
         names = [output.name for output in self.outputs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"outputs: {twice!r} stands twice; keep one")

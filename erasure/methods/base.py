@@ -17,6 +17,7 @@ from erasure.artifact import Erasure
 from erasure.artifact.config import Config
 from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, architectures
+from erasure.backbone.checks import refuse_nan
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept, naming, same, with_article
 from erasure.io import NAME, fault_of, folder_name, meant, shown
@@ -135,6 +136,7 @@ class Method(abc.ABC):
             ValueError: what, what was given, and what to do instead.
         """
         check_supported(self, backbone)
+        refuse_nan(backbone.components)
         check_request(request.concepts, request.keep)
         check_read(backbone, request)
 
@@ -189,11 +191,11 @@ def with_anchors(
     for concept in concepts:
         for phrase in concept.phrases if synonyms else (concept.name,):
             for template in concept.templates if templates else ("{}",):
-                found.append((template.format(phrase), template.format(concept.anchor).strip()))
-                articled = template.format(with_article(phrase))
+                found.append((template.replace("{}", phrase), template.replace("{}", concept.anchor).strip()))
+                articled = template.replace("{}", with_article(phrase))
                 if articles and backbone.fitting([articled]):
                     anchor = with_article(concept.anchor) if concept.anchor else ""
-                    found.append((articled, template.format(anchor).strip()))
+                    found.append((articled, template.replace("{}", anchor).strip()))
     return list(dict.fromkeys(found))
 
 

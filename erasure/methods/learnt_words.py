@@ -99,7 +99,7 @@ def learn_word(
     """
     v = torch.nn.Parameter(start.clone())
     learnt.vectors[word] = v
-    asked = [sentence.format(word) for sentence in sentences]
+    asked = [sentence.replace("{}", word) for sentence in sentences]
 
     def loss(draw: Draw) -> Tensor:
         with learnt.read():

@@ -192,7 +192,8 @@ class MACECFR(ClosedForm):
         phrases = concept.phrases if self.synonyms else (concept.name,)
         templates = STYLES if concept.kind == "style" else THINGS
         written = with_article if self.articles and concept.kind != "style" else str
-        return [(t.format(written(phrase)), t.format(written(concept.anchor))) for t in templates for phrase in phrases]
+        anchor = written(concept.anchor)
+        return [(t.replace("{}", written(p)), t.replace("{}", anchor)) for t in templates for p in phrases]
 
     def concept_rows(
         self, backbone: Backbone, concepts: Sequence[Concept], space: Space

@@ -32,7 +32,7 @@ def sentences(concept: Concept, *, synonyms: bool) -> list[tuple[str, str]]:
     """The concept inside five sentences, and its anchor inside the same."""
     phrases = concept.phrases if synonyms else (concept.name,)
     templates = EXPANSIONS["style" if concept.kind == "style" else "other"]
-    return [(template.format(p), template.format(concept.anchor).strip()) for template in templates for p in phrases]
+    return [(t.replace("{}", p), t.replace("{}", concept.anchor).strip()) for t in templates for p in phrases]
 
 
 __all__ = ["EXPANSIONS", "Sentences", "sentences"]

@@ -110,7 +110,7 @@ class STEREO(FineTune):
     def validate(self, backbone: Backbone, request: Request) -> None:
         super().validate(backbone, request)
         for concept in request.concepts:
-            backbone.check_lengths([sentence.format(concept.name) for sentence in sentences(concept)])
+            backbone.check_lengths([sentence.replace("{}", concept.name) for sentence in sentences(concept)])
         self.learnt_words(backbone, request)  # refuses vocabularies that are too small
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
@@ -159,7 +159,7 @@ class STEREO(FineTune):
         for i, concept in enumerate(concepts):
             rows = owner[bank.prompt] == i
             own = TrajectoryBank.of({name: tensor[rows] for name, tensor in bank.tensors().items()})
-            anchors = backbone.encode([sentence.format(concept.name) for sentence in sentences(concept)]).text
+            anchors = backbone.encode([sentence.replace("{}", concept.name) for sentence in sentences(concept)]).text
             towards = mean_prediction(backbone, own, anchors, len(text)) - own.unconditional
             away = mean_prediction(backbone, own, text[(owner == i).to(text.hidden.device)], len(text))
             targets[rows] = own.unconditional + (self.g - 1) * towards - (self.g + 1) * (away - own.unconditional)
@@ -218,7 +218,7 @@ class STEREO(FineTune):
     def pictures_of(self, backbone: Backbone, concept: Concept, seed: int) -> Tensor:
         """Clean latents of the concept in its sentences, drawn by the base."""
         generator = torch.Generator().manual_seed(self.seed + seed)
-        text = backbone.encode([sentence.format(concept.name) for sentence in sentences(concept)]).text
+        text = backbone.encode([sentence.replace("{}", concept.name) for sentence in sentences(concept)]).text
         parts = []
         for rows in torch.arange(self.pictures_each).split(16):
             noise = torch.randn(len(rows), *backbone.latent_shape, generator=generator)

@@ -75,7 +75,7 @@ class TIME(ClosedForm):
             )
         pairs = super().prompt_pairs(concept)
         return [
-            (template.format(target), template.format(anchor).strip())
+            (template.replace("{}", target), template.replace("{}", anchor).strip())
             for template in self.templates
             for target, anchor in pairs
         ]

@@ -12,7 +12,7 @@ import json
 import sqlite3
 from typing import Any
 
-from erasure.io import parse_json, sha256_json
+from erasure.io import parse_json, plain, printable, sha256_json, shown
 from erasure.register.entries import iso
 
 START = "0" * 64  # stands before the first row
@@ -54,7 +54,7 @@ def append(
     """Add a row within the caller's transaction; returns its hash."""
     last = connection.execute("SELECT id, hash FROM log ORDER BY id DESC LIMIT 1").fetchone()
     id, previous = (last[0] + 1, last[1]) if last else (1, START)
-    text = json.dumps(detail or {}, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(plain(detail or {}), ensure_ascii=False, sort_keys=True)
     row = (id, iso(time), action, entry, text, digest, previous)
     hash = sha256_json(row)
     connection.execute(f"INSERT INTO log ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, hash))
@@ -71,7 +71,13 @@ def events(connection: sqlite3.Connection, entry: int | None = None, *, action: 
 
 
 def _event(id: int, time: str, action: str, entry: int | None, detail: str, *hashes: str) -> Event:
-    return Event(id, datetime.datetime.fromisoformat(time), action, entry, parse_json(detail), *hashes)
+    try:
+        return Event(id, datetime.datetime.fromisoformat(time), action, entry, parse_json(detail), *hashes)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"row {id} of the log cannot be read ({printable(error)}); it was changed; `erasure register log --check` "
+            "says what else was"
+        ) from None
 
 
 def head(connection: sqlite3.Connection) -> str:
@@ -104,7 +110,7 @@ def faults(connection: sqlite3.Connection, *, expected: str | None = None) -> li
     if last and last[0] > number:
         found.append(_missing(number + 1, last[0]))
     if expected is not None and expected not in hashes:
-        found.append(f"no row has the hash {expected[:80]}: rows were cut off or the log was written anew")
+        found.append(f"no row has the hash {shown(expected)}: rows were cut off or the log was written anew")
     return found
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, Concept, Named, folded, nfc
-from erasure.io import fault_of, sha256, sha256_json, shown
+from erasure.concept import STRICT, Concept, Named, folded, listed, nfc
+from erasure.io import fault_of, one_line, printable, sha256, sha256_json, shown
 
 Status = Literal["received", "in force", "withdrawn", "refused"]
 Requester = Literal[
@@ -170,7 +170,21 @@ def digest_of(row: Mapping[str, Any]) -> str:
 
 
 def entry_of(row: Mapping[str, Any]) -> Entry:
-    """An entry from its row."""
+    """An entry from its row.
+
+    Raises:
+        ValueError: the row was changed by something else than a register, and cannot be read.
+    """
+    try:
+        return _entry(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the entry {shown(row['request'])} cannot be read ({printable(one_line(error))}); it was changed by "
+            "something else; `erasure register log --check` says what was"
+        ) from None
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
     facts = {key: value for key, value in row.items() if key not in PRIVATE}
     facts |= {key: datetime.datetime.fromisoformat(row[key]) for key in TIMES if row[key] is not None}
     facts |= {key: json.loads(row[key]) for key in ("bases", "settings", "evidence") if row[key] is not None}
@@ -187,8 +201,10 @@ def subject_of(concept: str | Concept, languages: Mapping[str, Sequence[str]] | 
         ValueError: what is wrong with it, in one line.
     """
     try:
-        named = {code: tuple(names) for code, names in (languages or {}).items()}
-        return Subject(Concept.of(concept), named, tuple(keep))
+        if not isinstance(languages or {}, Mapping):
+            raise ValueError(f"languages map codes to names, {{'de': ['Katze']}}; got {shown(languages)}")
+        named = {code: tuple(listed(names)) for code, names in (languages or {}).items()}
+        return Subject(Concept.of(concept), named, tuple(listed(keep)))
     except ValidationError as error:
         raise ValueError(fault_of(error)) from None
 

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.concept import Concept
-from erasure.io import meant, sha256_json, shown
+from erasure.concept import Concept, nfc
+from erasure.io import meant, plain, sha256_json, shown
 from erasure.io.sqlite import SqliteFile
 from erasure.register import chain
 from erasure.register.chain import Event
 from erasure.register.entries import (
     LONGEST_REASON,
+    STATUSES,
     Entry,
     Status,
     iso,
@@ -124,8 +125,15 @@ class Register:
             ValueError: another model has this name.
         """
         name = line_of("the name of a base", name)
-        plain = {part: dict(facts) for part, facts in prints.items()}
-        base = Base(name, sha256_json(plain), plain)
+        facts = {part: dict(own) for part, own in prints.items()}
+        try:
+            text = json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"the fingerprints of {shown(name)} are no finite numbers; its weights hold NaN or infinity; load the "
+                "model again"
+            ) from None
+        base = Base(name, sha256_json(facts), facts)
         with self._file.writing() as connection:
             known = bases_of(connection).get(name)
             if known is not None and known.hash != base.hash:
@@ -134,7 +142,7 @@ class Register:
                     f"{base.hash[:12]}; add it under another name, so that earlier entries stay true"
                 )
             if known is None:
-                connection.execute("INSERT INTO bases VALUES (?, ?, ?)", (name, base.hash, json.dumps(plain)))
+                connection.execute("INSERT INTO bases VALUES (?, ?, ?)", (name, base.hash, text))
                 chain.append(connection, now(), "base", detail={"base": name}, digest=base.hash)
         return base
 
@@ -193,6 +201,8 @@ class Register:
 
     def entries(self, *, status: Status | None = None) -> list[Entry]:
         """The requests in the order they were entered, all or those of one status."""
+        if status is not None and status not in STATUSES:
+            raise ValueError(f"unknown status; got {shown(status)}; choose one of {list(STATUSES)}")
         with self._file.reading() as connection:
             return [one for one in entries_in(connection) if status in (None, one.status)]
 
@@ -330,7 +340,7 @@ class Register:
             if last is None or not last.detail["hash"]:
                 raise ValueError(f"nothing is in force on {shown(base)}; there is nothing to evaluate; run apply first")
             facts = {**evidence, "base": base, "erasure": last.detail["hash"], "time": iso(time)}
-            text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+            text = json.dumps(plain(facts), ensure_ascii=False, sort_keys=True)
             for request in requests:
                 change(connection, self._id(connection, request), "evaluated", time=time, evidence=text)
 
@@ -365,7 +375,8 @@ class Register:
     def _id(self, connection: sqlite3.Connection, request: Any) -> int:
         row = None
         if isinstance(request, str):
-            row = connection.execute("SELECT id FROM entries WHERE request = ?", (request.strip(),)).fetchone()
+            for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
+                row = row or connection.execute("SELECT id FROM entries WHERE request = ?", (name,)).fetchone()
         if row is None:
             known = [name for (name,) in connection.execute("SELECT request FROM entries ORDER BY id DESC LIMIT 1000")]
             raise ValueError(

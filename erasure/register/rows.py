@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from erasure.concept import listed
 from erasure.io import meant, parse_json, sha256_json, shown
 from erasure.register import chain
 from erasure.register.chain import Event
@@ -55,6 +56,10 @@ class Settings:
             raise ValueError(
                 f"hours must be above 0 and at most {LONGEST_TERM:,}; got {shown(self.hours)}; 48 is usual"
             )
+        if not isinstance(self.method, str) or not isinstance(self.preset, str | None):
+            raise ValueError(f"a method and its preset are names; got {shown(self.method)} and {shown(self.preset)}")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"the settings of a method are a mapping; got {shown(self.settings)}; {{}} for its own")
         recipe_of(self)
         return self
 
@@ -88,7 +93,7 @@ def bases_of(connection: sqlite3.Connection) -> dict[str, Base]:
 def chosen(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
     """Base to hash: those named, or all."""
     known = bases_of(connection)
-    for name in names:
+    for name in listed(names):
         if name not in known:
             raise ValueError(
                 f"unknown base; got {shown(name)}{meant(name, known)}; registered are {list(known)}; add it with "
@@ -96,7 +101,7 @@ def chosen(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, st
             )
     if not known:
         raise ValueError("the register has no base model; got none; add one with `erasure register init --base`")
-    return {name: known[name].hash for name in dict.fromkeys(names or known)}
+    return {name: known[name].hash for name in dict.fromkeys(listed(names) or known)}
 
 
 def next_request(connection: sqlite3.Connection) -> str:
@@ -179,14 +184,22 @@ def base_in(detail: str) -> Any:
         return None  # a changed row, which is reported as such
 
 
+def _json_hash(text: Any) -> str:
+    """The hash of JSON; "" of what is none, which no row of the log has."""
+    try:
+        return sha256_json(parse_json(text))
+    except (ValueError, TypeError, AttributeError):
+        return ""
+
+
 def altered(connection: sqlite3.Connection, last: Mapping[Any, tuple[int, str]]) -> list[str]:
     """Where the tables are not what the log says."""
     nothing = (0, "")
     found, seen = [], set()
     (text,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone() or ("null",)
-    present: list[tuple[Any, str, str]] = [(("settings", None), "the settings", sha256_json(parse_json(text)))]
+    present: list[tuple[Any, str, str]] = [(("settings", None), "the settings", _json_hash(text))]
     for name, hash, prints in connection.execute("SELECT name, hash, prints FROM bases"):
-        whole = hash if sha256_json(parse_json(prints)) == hash else ""
+        whole = hash if _json_hash(prints) == hash else ""
         present.append((("base", name), f"the base {shown(name)}", whole))
     for row in connection.execute(f"{ENTRIES} ORDER BY id"):
         facts = dict(zip(COLUMNS, row, strict=True))

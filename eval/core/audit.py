@@ -243,6 +243,7 @@ def judged(audit: Any, parts: Mapping[str, nn.Module], denoisers: Iterable[str])
     if not audit:
         return None
     whole = isinstance(audit, Mapping) and {"digest", "target", "weights", "parts"} <= audit.keys()
+    whole = whole and isinstance(audit["parts"], list | tuple) and all(isinstance(p, str) for p in audit["parts"])
     if not whole or not {*denoisers} <= {*audit["parts"]}:
         return {"digest": str(audit)}
     own = {part: parts[part] for part in audit["parts"] if part in parts}

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -21,6 +20,8 @@ from erasure.artifact.stack import Stack, fused_in
 from erasure.backbone import denoiser_of, parts_of
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
+from erasure.eval.core.surroundings import around, changes, differences, state_of
+from erasure.io import printable, shown
 
 Role = Literal["base", "erased", "gold", "twin", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
@@ -59,6 +60,10 @@ class Wraps(Protocol):
     def wrap(self, pipe: Any) -> Any:
         """The pipeline to draw with."""
         ...
+
+
+class Unfaithful(RuntimeError):
+    """A change is not the same each time, or leaves a trace: nothing measured with it can be believed."""
 
 
 class Swapped:
@@ -114,26 +119,22 @@ def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
     if change is None:
         yield pipe
         return
-    before = called(pipe)
+    before = state_of(pipe)
     change.apply(pipe)
     try:
-        if not isinstance(change, Wraps) and (other := called(pipe)) != before:
-            what = next(name for name in before if other[name] != before[name])
+        if not isinstance(change, Wraps) and (other := changes(before["around"], around(pipe))):
             raise ValueError(
-                f"{change.name} changes the pipeline's {what}, which is no edit of a model; a change that stands "
+                f"{change.name} changes the pipeline's {other[0]}, which is no edit of a model; a change that stands "
                 "around a pipeline needs wrap(pipe), and is then judged as the filter it is"
             )
         yield change.wrap(pipe) if isinstance(change, Wraps) else pipe
     finally:
         change.remove(pipe)
-
-
-def called(pipe: Any) -> dict[str, Any]:
-    """What decides how a pipeline draws beside its weights: classes, and methods that an object has for itself."""
-    parts = {"class": pipe, "image_processor": getattr(pipe, "image_processor", None), "scheduler": pipe.scheduler}
-    own = {name: getattr(part, "__dict__", {}) for name, part in parts.items()}
-    methods = {name: sorted(key for key, value in has.items() if inspect.isroutine(value)) for name, has in own.items()}
-    return {name: (type(part), methods[name]) for name, part in parts.items()}
+    if left := differences(before, state_of(pipe)):
+        raise Unfaithful(
+            f"{change.name} did not give the pipeline back: {printable(left[0])} after remove(); nothing that is drawn "
+            "afterwards would be the base's; load the pipeline afresh and report a bug of the erasure"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +155,30 @@ class Model:
     def __post_init__(self) -> None:
         if (self.role == "base") != (self.change is None):
             raise ValueError(f"the base has no change and every other model has one; got {self.name!r}, {self.role}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(
+                f"{self.name!r} has the intervention {shown(self.kind)}; an erasure's is one of {list(get_args(Kind))}"
+            )
+        if self.change is not None:
+            if lacking := [name for name in ("name", "config", "apply", "remove") if not hasattr(self.change, name)]:
+                raise ValueError(
+                    f"{self.name!r} is no erasure: it has no {lacking[0]}; got {shown(self.change)}; give an Erasure, "
+                    "or anything with name, config, apply(pipe) and remove(pipe)"
+                )
+            check_config(self.name, self.change.config)
 
     @property
     def kind(self) -> Kind:
-        """What the change does to the parameters."""
+        """What the change does to the parameters. What wraps a pipeline is a filter, whatever it says of itself."""
+        if isinstance(self.change, Wraps):
+            return "filter"
         return "none" if self.change is None else getattr(self.change, "intervention", "weights")
 
     @property
     def config(self) -> dict[str, Any]:
-        return {} if self.change is None else {"name": self.change.name, **self.change.config}
+        if self.change is None:
+            return {}
+        return {"name": str(self.change.name), **{key: self.change.config[key] for key in self.change.config.keys()}}
 
     @contextlib.contextmanager
     def on(self, pipe: Any) -> Iterator[Any]:
@@ -171,8 +187,24 @@ class Model:
             yield drawn
 
 
+def check_config(name: str, config: Any) -> None:
+    """Refuse what an erasure says of itself where it cannot be read."""
+    if not (hasattr(config, "keys") and all(isinstance(key, str) for key in config.keys())):
+        raise ValueError(
+            f"the config of {name!r} must be a mapping from words to values; got {shown(config)}; {{}} says nothing"
+        )
+    for key in ("keep", "keep_everyday", "prompts"):
+        value = config[key] if key in config.keys() else ()
+        if isinstance(value, str) or not (isinstance(value, Sequence) and all(isinstance(one, str) for one in value)):
+            raise ValueError(f"{key!r} in the config of {name!r} must be a list of prompts; got {shown(value)}")
+
+
 def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -> list[Model]:
     """Every model of a comparison: the base, its erasures by name, then the controls."""
+    if not isinstance(erasures, Mapping):
+        raise ValueError(f"erasures are given by name, {{'UCE': erasure}}; got {shown(erasures)}")
+    if not isinstance(controls, Sequence) or not all(isinstance(control, Model) for control in controls):
+        raise ValueError(f"controls are a list of Model; got {shown(controls)}; see erasure.eval.run.controls")
     return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
 
 
@@ -180,9 +212,18 @@ def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[
     """Raise unless the weights have the hash they had."""
     after = hash_weights(pipe)
     if after != before:
-        raise RuntimeError(
+        raise Unfaithful(
             f"{name} did not give the weights back: their hash was {before[:12]} and is {after[:12]} after remove(); "
             "pass a pipeline without that erasure on it; if it had none, load it afresh and report a bug of the erasure"
+        )
+
+
+def check_unchanged(pipe: Any, before: str, name: str, when: str, *, hash_weights: Callable[[Any], str]) -> None:
+    """Raise unless a model that is open has the hash it had before."""
+    if (now := hash_weights(pipe)) != before:
+        raise Unfaithful(
+            f"{name} has other weights {when}: their hash was {before[:12]} and is {now[:12]}; what is judged must be "
+            "one model: an erasure that makes the same edit each time, and leaves it alone while pictures are drawn"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -35,6 +36,12 @@ class Observation:
     value: float | None
     reason: str | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value is not None and math.isnan(self.value):  # every comparison with it is false, a limit's too
+            raise ValueError(
+                f"{self.model} gave no number (NaN) for {self.cluster!r}; its weights or losses overflowed"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,9 +82,9 @@ def generate(
         One list of pictures per prompt, in the order of ``seeds``.
     """
     prompts, seeds = list(prompts), list(seeds)
-    if batch_size < 1 or not seeds:
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1 or not seeds:
         raise ValueError(
-            f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={batch_size}"
+            f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={shown(batch_size)}"
         )
     if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scipy.special import ndtr, ndtri
 
-from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
+from erasure.eval.judge.licences import CODE_BESIDE, NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
 from erasure.eval.judge.view import Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.probes.weigh import KNOWN
@@ -26,7 +26,8 @@ def intact(view: View) -> str:
     """Why the model still has what the base has, by construction; "" where it may not.
 
     An adapter or a filter can be removed. A denoiser that is the base's, or predicts the same, becomes the base with
-    the base's text encoder and autoencoder.
+    the base's text encoder and autoencoder. Hooks, and replaced layers, methods and settings, can be taken off again,
+    whatever was done to the weights beside them.
     """
     if view.kind in ("none", "adapter", "filter"):
         return NOT_BY_CONSTRUCTION
@@ -38,7 +39,8 @@ def intact(view: View) -> str:
         found = view.one("construction", measure)
         if found is not None and found.estimate.value is not None and found.estimate.value <= limit:
             return reason
-    return ""
+    beside = view.one("construction", "beside")
+    return CODE_BESIDE if beside is not None and beside.estimate.value else ""
 
 
 def destruction(view: View) -> Verdict:

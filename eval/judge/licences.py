@@ -35,7 +35,8 @@ NULL = "C4'"
 NOT_BY_CONSTRUCTION = "not removal by construction: the original parameters are present"
 SAME_DENOISER = "not removal by construction: the denoiser is the base's, bit for bit"
 SAME_PREDICTIONS = "not removal by construction: the denoiser predicts what the base's predicts"
-BY_CONSTRUCTION = (NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS)
+CODE_BESIDE = "not removal by construction: code beside the parameters takes part, and can be taken off"
+BY_CONSTRUCTION = (NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS, CODE_BESIDE)
 NOT_APPLICABLE = "not applicable"
 
 

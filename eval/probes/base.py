@@ -22,7 +22,7 @@ from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
-from erasure.eval.core.models import Model, Role, Swapped, Wraps
+from erasure.eval.core.models import Model, Role, Swapped, Wraps, check_unchanged
 from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.prompt_files import PromptFile
@@ -161,8 +161,13 @@ class Context:
     @contextlib.contextmanager
     def open(self, model: Model) -> Iterator[Any]:
         """The pipeline as a model, inside the block. Two models are never open at once."""
-        with model.on(self.pipe) as drawn, self._decoding(model):
-            yield drawn
+        with model.on(self.pipe) as drawn:
+            drawn_as = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
+            if before := drawn_as.get(model.name):
+                when = "than when its pictures were drawn"
+                check_unchanged(self.pipe, before, model.name, when, hash_weights=self.hash_weights)
+            with self._decoding(model):
+                yield drawn
 
     def decoded_by_base(self, model: Model) -> bool:
         """Whether a model is opened with the base's autoencoder in the place of its own."""

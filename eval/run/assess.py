@@ -24,6 +24,7 @@ from erasure.eval.core.models import (
     Applied,
     Model,
     Swapped,
+    Unfaithful,
     check_base,
     check_restored,
     denoisers_of,
@@ -213,6 +214,8 @@ def _cell(
         cell = dataclasses.replace(cell, rows=tuple(probe.run(context.models[card.name], context)))
     except (Missing, TooLong) as absent:
         cell = dataclasses.replace(cell, missing=str(absent))
+    except Unfaithful:
+        raise
     except Exception as error:
         if os.environ.get("ERASURE_DEBUG"):
             raise

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ class Cell:
         """What identifies a cell."""
         facts = {name: getattr(self, name) for name in ("probe", "version", "settings", "model", "inputs")}
         return json.loads(json.dumps(facts, default=str))
+
+    @property
+    def content(self) -> str:
+        """The hash of what was observed. It finds a changed file; whoever may write the folder can write it too."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return fingerprint([json.loads(json.dumps(rows, default=float)), self.missing])
 
     @staticmethod
     def file(folder: Path, probe: str, model: str) -> Path:
@@ -242,7 +248,7 @@ class Assessment:
             "policy": None if self.policy is None else dataclasses.asdict(self.policy),
             "settings": dict(self.settings),
             "pictures": self.evaluation.key,
-            "cells": [[cell.probe, cell.model, fingerprint(cell.key)] for cell in self.cells],
+            "cells": [[c.probe, c.model, fingerprint(c.key), c.content] for c in self.cells],
             "missing": self.missing,
             "evidence": [dataclasses.asdict(e) for e in self.evidence],
             "claims": [dataclasses.asdict(report) for report in self.claims()],
@@ -283,11 +289,17 @@ class Assessment:
         evaluation = Evaluation.from_json(folder)
         if evaluation.key != pictures:
             raise ValueError(f"{folder}: its pictures are not {MADE_OF}")
+        _check_models(file, models, evaluation)
         cells = []
-        for probe, model, key in made_of:
+        for probe, model, key, *content in made_of:  # older ones have no hash of the observations themselves
             stored = Cell.file(folder, probe, model)
             if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
                 raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
+            if content and cell.content != content[0]:
+                raise ValueError(
+                    f"{folder}: the observations of {probe} on {model} were changed after the assessment was written; "
+                    "get it again, or run the same evaluation into the folder again"
+                )
             if cell.version not in (now := (kind := probe_class(probe)).version, *kind.reads):
                 raise ValueError(
                     f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
@@ -296,6 +308,20 @@ class Assessment:
                 )
             cells.append(cell)
         return cls(evaluation, preset, models, tuple(cells), policy, settings)
+
+
+def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:
+    """Refuse models that are not those whose pictures are there: another role or kind would give other claims."""
+    stated = {model.name: (model.role, model.kind, model.weights) for model in models}
+    drawn = {arm.name: (arm.role, arm.kind, arm.weights) for arm in evaluation.arms}
+    for name in {**stated, **drawn}:
+        mine, theirs = stated.get(name, ("", "", "")), drawn.get(name, ("", "", ""))
+        kinds = mine[1] == theirs[1] or not theirs[1]  # older evaluations do not name the kind
+        if mine[0] != theirs[0] or mine[2] != theirs[2] or not kinds:
+            raise ValueError(
+                f"{file}: it calls {printable(name)} {' '.join(mine[:2]) or 'nothing'}, and its pictures are of "
+                f"{' '.join(theirs[:2]) or 'no such model'}; it was changed; get it again"
+            )
 
 
 def _audit(model: ModelCard) -> Audit | None:

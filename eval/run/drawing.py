@@ -8,6 +8,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +17,28 @@ from PIL import Image
 
 from erasure.artifact.base import base_name
 from erasure.backbone import denoiser_of
-from erasure.concept import Prompt, Suite, same
+from erasure.concept import Prompt, Suite, folded, same
 from erasure.eval.core.distances import OTHER_SEEDS, Distances
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import refuse_cut
 from erasure.eval.core.metrics import ClipFeatures
-from erasure.eval.core.models import Applied, Model, Swapped, Wraps, check_base, check_restored, models_of
+from erasure.eval.core.models import (
+    Applied,
+    Model,
+    Swapped,
+    Wraps,
+    check_base,
+    check_restored,
+    check_unchanged,
+    models_of,
+)
 from erasure.eval.core.pictures import evenly, generate, image_hash, limited
 from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record
 from erasure.eval.core.tables import named_in
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
+from erasure.io import shown
 from erasure.runtime import autocast_for
 
 PACKAGES = (
@@ -122,7 +133,7 @@ def paired_pictures(
     """
     check_base(pipe)
     models = models_of(erasures, controls)
-    check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit)
+    check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit, wide)
     started = time.monotonic()
     seeds = tuple(range(suite.pictures(wide=wide, images=images_per_prompt))) if draw else ()
     prompts = limited(suite.prompts(wide=wide, images=images_per_prompt), limit) if draw else ()
@@ -173,26 +184,37 @@ def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, l
         beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
         uncached = {"cache_dir": None} if model.change is not None and beside else {}
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
+        when = "after drawing than before"
+        check_unchanged(pipe, after, model.name, when, hash_weights=job.options["hash_weights"])
     if model.change is not None:
         job.check_restored(pipe, before, model.name)
     return after, images
 
 
 def check_request(
-    arms: Sequence[str], detectors: Sequence[Detector], images_per_prompt: int | None, limit: int | None
+    arms: Sequence[str],
+    detectors: Sequence[Detector],
+    images_per_prompt: int | None,
+    limit: int | None,
+    wide: int | None = None,
 ) -> None:
+    if unnamed := [name for name in arms if not isinstance(name, str) or not name.strip()]:
+        raise ValueError(f"every arm needs a name; got {shown(unnamed[0])}; give text that says which erasure it is")
     if not detectors:
         raise ValueError("an evaluation needs a detector; got none; pass at least one, better two independent ones")
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):
         raise ValueError(f"two detectors share a name; got {names}; give each its own")
-    if len(set(arms)) < len(arms):
+    if len(set(map(folded, arms))) < len(arms):
         raise ValueError(f"two arms share a name; got {list(arms)}; give each its own")
     if any(same(name, BASE) for name in arms):
         raise ValueError(f"{BASE!r} is the name of the unmodified pipeline; rename that erasure")
-    for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{what} must be at least 1; got {value}; leave it out for the suite's own number")
+    for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit), ("wide", wide)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise ValueError(
+                f"{what} must be a whole number of at least 1; got {shown(value)}; leave it out for the "
+                "suite's own number"
+            )
 
 
 def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:

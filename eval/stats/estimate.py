@@ -46,6 +46,13 @@ class Estimate:
     reason: str | None = None
     size: float | None = None
 
+    def __post_init__(self) -> None:
+        if any(part is not None and math.isnan(part) for part in (self.value, self.low, self.high)):
+            raise ValueError(
+                f"an estimate must be a number or None; got NaN ({self.value}, {self.low} to {self.high}), which every "
+                "limit would let pass; look at the observations it was made of"
+            )
+
     @classmethod
     def missing(cls, reason: str, *, excluded: int = 0) -> Estimate:
         """No value, and why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from erasure.backbone.checks import parameters_of
 from erasure.backbone.text import Text, TooLong
 from erasure.eval.core.models import Kind, denoisers_of, modules_of
+from erasure.eval.core.surroundings import added, code_of
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
@@ -35,13 +37,15 @@ RULE: Mapping[Kind, str] = {
 class Construction(Probe):
     """What kind of change a model is, how many parameters differ from the base's, and which parts do not at all.
 
-    "changed" is the share of parameters that differ in any bit, for all parts and for each; the facts have the relative
-    norm |W' - W| / |W| of a part and of the tensors that changed most. "denoiser_changed" is that of the denoisers
-    alone, and "moved" the change of their predictions, |e' - e|^2 / |e|^2, on noise with the base's conditioning of the
-    target's prompts; 0 is the base's denoiser. "by_construction" is 1 for a model retrained without the data and 0 for
-    every other; its gate "audit" fails without an audit record (:mod:`erasure.eval.core.audit`), named ``audit`` in the
-    config of the change. "through the autoencoder" is the share of real pictures of the target in which the judge still
-    sees it after encoding and decoding.
+    "changed" is the share of parameters that differ in any bit, for all parts and for each; the facts have the
+    relative norm |W' - W| / |W| of a part and of the tensors that changed most. "denoiser_changed" is that of the
+    denoisers alone, and "moved" the change of their predictions, |e' - e|^2 / |e|^2, on noise with the base's
+    conditioning of the target's prompts; 0 is the base's denoiser. "beside" counts what stands on the parts and not
+    on the base's: hooks, other classes of layers, replaced methods and settings, all of which can be taken off.
+    "by_construction" is 1 for a model retrained without the data and 0 for every other; its gate "audit" fails
+    without an audit record (:mod:`erasure.eval.core.audit`), named ``audit`` in the config of the change. "through
+    the autoencoder" is the share of real pictures of the target in which the judge still sees it after encoding and
+    decoding.
 
     Descriptive: a change of weights does not show that something was removed.
 
@@ -66,6 +70,7 @@ class Construction(Probe):
         "changed": "parameters that differ",
         "denoiser_changed": "of the denoisers alone",
         "moved": "distance of the denoiser's predictions from the base's",
+        "beside": "what stands on the parts beside their parameters",
         "by_construction": "retrained without the data",
     }
     licences = "which parameters differ from the base's, and whether a declared procedure left the data out"
@@ -80,6 +85,7 @@ class Construction(Probe):
     def run(self, model: Model, context: Context) -> list[Observation]:
         with context.open(context.base):  # copies: an edit in place would change what it is compared with
             before = {part: tensors(module, copy=True) for part, module in modules_of(context.pipe).items()}
+            code = code_of(context.pipe)
             try:
                 asked, why = self.asked(context), ""
             except (Missing, TooLong, ValueError) as reason:
@@ -88,6 +94,7 @@ class Construction(Probe):
         with context.open(model):
             parts = {part: changed(before[part], tensors(module)) for part, module in modules_of(context.pipe).items()}
             denoisers = sorted(denoisers_of(context.pipe))
+            beside = added(code, code_of(context.pipe))
             mine = self.predictions(context, *asked) if asked else None
             seen = self.through_autoencoder(model, context)
         facts = {
@@ -96,6 +103,7 @@ class Construction(Probe):
             "audit": digest_of(model.config.get("audit")),
             "untouched": [part for part, own in parts.items() if not own["changed"]],
             "denoisers": denoisers,
+            "beside": beside,
         }
         total = {
             name: sum(own[name] for own in parts.values()) for name in ("changed", "parameters", "tensors", "moved")
@@ -129,10 +137,11 @@ class Construction(Probe):
         """How far the predictions moved, for each prompt."""
         if mine is None or theirs is None:
             return [Observation(model.name, MOVED, "", self.seed, None, why)]
-        return [
-            Observation(model.name, MOVED, f"prompt {i}", self.seed, float((a - b).square().sum() / b.square().sum()))
-            for i, (a, b) in enumerate(zip(mine.unbind(1), theirs.unbind(1), strict=True))
-        ]
+        pairs = zip(mine.unbind(1), theirs.unbind(1), strict=True)
+        far = [float((a - b).square().sum() / b.square().sum()) for a, b in pairs]
+        if not all(map(math.isfinite, far)):
+            return [Observation(model.name, MOVED, "", self.seed, None, "the denoiser predicts what is no number")]
+        return [Observation(model.name, MOVED, f"prompt {i}", self.seed, value) for i, value in enumerate(far)]
 
     def through_autoencoder(self, model: Model, context: Context) -> list[Observation]:
         """Whether the judge sees the target in its real pictures after encoding and decoding."""
@@ -160,6 +169,9 @@ class Construction(Probe):
             if denoisers := [row.facts for row in parts if row.family in names]:
                 count, size = (sum(facts[key] for facts in denoisers) for key in ("changed", "parameters"))
                 found.append(Evidence(self.key, name, "denoiser_changed", counted(count / size, size)))
+            if "beside" in whole:  # not in older records
+                what = "; ".join(whole["beside"][: self.largest])
+                found.append(Evidence(self.key, name, "beside", counted(float(len(whole["beside"])), 1), note=what))
             if far := of_family(own, MOVED):
                 number = Estimate.missing(far[0].reason) if far[0].reason else average(far)
                 found.append(Evidence(self.key, name, "moved", number, unit="number"))
@@ -187,6 +199,8 @@ def sentence(facts: Mapping[str, Any]) -> str:
         text += f"; scope: {facts['scope'] or 'not given'}; {audit}"
     if facts["kind"] == "weights" and not facts["changed"]:
         text = "not removal by construction: no parameter differs from the base's"
+    if beside := facts.get("beside"):
+        text += f"; beside the parameters: {', '.join(beside[:3])}"
     if facts["untouched"] and facts["changed"]:
         text += f"; as in the base: {', '.join(facts['untouched'])}"
     return text

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from erasure.concept import with_article
-from erasure.eval.core.verdicts import among
+from erasure.eval.core.verdicts import among, scores_of
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.weigh import contrasts
@@ -92,7 +92,7 @@ def there(context: Context, images: Sequence[Image.Image], things: Sequence[int]
     if not images:
         return []
     labels = context.judge.labels(context.suite.attribute)
-    scores = context.judge.scores(images, context.suite.attribute)
+    scores = scores_of(context.judge, images, context.suite.attribute)
     return [
         [labels[j] for j in np.argsort(-p)[:count] if p[j] >= floor] for p, count in zip(scores, things, strict=True)
     ]

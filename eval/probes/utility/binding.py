@@ -12,7 +12,7 @@ from PIL import Image
 
 from erasure.concept import with_article
 from erasure.eval.core.pictures import image_hash
-from erasure.eval.core.verdicts import among
+from erasure.eval.core.verdicts import among, scores_of
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
@@ -173,7 +173,9 @@ def likeliest(judge: Detector, images: Sequence[Image.Image], count: int = 2) ->
 def ranked(judge: Detector, attribute: str, images: Sequence[Image.Image], count: int) -> list[list[str]]:
     """The likeliest labels of each picture for one attribute, best first."""
     labels = judge.labels(attribute)
-    return [[labels[i] for i in order[:count]] for order in judge.scores(images, attribute).argsort(axis=1)[:, ::-1]]
+    return [
+        [labels[i] for i in order[:count]] for order in scores_of(judge, images, attribute).argsort(axis=1)[:, ::-1]
+    ]
 
 
 def choose(asked: Sequence[Composed], count: int, seed: int) -> list[Composed]:

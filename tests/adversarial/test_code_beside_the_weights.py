@@ -1,0 +1,295 @@
+"""The weights are edited a little, and something beside them hides the target: hooks, replaced methods, other words."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from erasure.eval import assess
+from erasure.eval.core.models import Model, opened
+from erasure.eval.judge.licences import CODE_BESIDE
+from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
+from tests.probe_helpers import tiny_context
+
+
+def small_edit(pipe):
+    weight = next(p for name, p in pipe.unet.named_parameters() if name.endswith("attn2.to_v.weight"))
+    return overwrite(weight, weight.detach() * 1.5)
+
+
+def beside(do):
+    """The edit, and what stands beside it."""
+
+    def both(pipe):
+        edited = small_edit(pipe)
+        done = do(pipe)
+        return lambda: (done(), edited())
+
+    return both
+
+
+def put(thing, name, value):
+    """Give an object an attribute of its own; what is returned takes it off again."""
+    had, old = name in vars(thing), vars(thing).get(name)
+    setattr(thing, name, value)
+    return lambda: setattr(thing, name, old) if had else delattr(thing, name)
+
+
+def hook(pipe):
+    return pipe.unet.register_forward_hook(lambda module, args, output: output).remove
+
+
+def hook_inside(pipe):
+    return pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: None).remove
+
+
+def hook_on_the_decoder(pipe):
+    return pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * 0).remove
+
+
+def hook_on_the_encoder(pipe):
+    return pipe.text_encoder.register_forward_hook(lambda module, args, output: output).remove
+
+
+def other_forward(pipe):
+    own = pipe.unet.forward
+    return put(pipe.unet, "forward", lambda *args, **kwargs: own(*args, **kwargs))
+
+
+def other_class(pipe):
+    own = type(pipe.unet)
+    pipe.unet.__class__ = type("Gated", (own,), {})
+
+    def undo():
+        pipe.unet.__class__ = own
+
+    return undo
+
+
+def other_method_of_the_class(pipe):
+    kind = type(pipe.unet.conv_act)
+    own = kind.forward
+    kind.forward = lambda self, x: own(self, x)
+
+    def undo():
+        kind.forward = own
+
+    return undo
+
+
+def other_processor(pipe):
+    attention = next(m for name, m in pipe.unet.named_modules() if name.endswith("attn2"))
+    own = attention.processor
+
+    class Gated:
+        def __call__(self, *args, **kwargs):
+            return own(*args, **kwargs)
+
+    return put(attention, "processor", Gated())
+
+
+def other_scale_of_latents(pipe):
+    own = pipe.vae.config.scaling_factor
+    pipe.vae.register_to_config(scaling_factor=3 * own)
+    return lambda: pipe.vae.register_to_config(scaling_factor=own)
+
+
+def dropout(pipe):
+    pipe.unet.train()
+    return lambda: pipe.unet.eval()
+
+
+def other_positions(pipe):
+    places = pipe.text_encoder.embeddings.position_ids
+    own = places.clone()
+    places.copy_(own.flip(-1))
+    return lambda: places.copy_(own)
+
+
+def parametrised(pipe):
+    class Once(nn.Module):
+        def forward(self, weight):
+            return 1.0 * weight
+
+    parametrize.register_parametrization(pipe.unet.conv_in, "weight", Once())
+    return lambda: parametrize.remove_parametrizations(pipe.unet.conv_in, "weight", leave_parametrized=False)
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        hook, hook_inside, hook_on_the_decoder, hook_on_the_encoder, other_forward, other_class,
+        other_method_of_the_class, other_processor, other_scale_of_latents, dropout, other_positions, parametrised,
+    ],
+)  # fmt: skip
+def test_what_stands_beside_an_edit_is_no_removal(do):
+    found = structure(Cheat(beside(do)))
+    report = verdict_on(found)
+    assert report.removal == CODE_BESIDE and report.answers["weights"].verdict == "shown not"
+    declared = verdict_on(found, kinds={"UCE": "retrained"}, scopes={"UCE": "everything"})
+    assert declared.removal == CODE_BESIDE
+    assert next(e.note for e in found if e.measure == "beside" and e.model == "UCE")
+
+
+def test_an_edit_alone_is_not_taken_for_one():
+    found = structure(Cheat(small_edit))
+    assert verdict_on(found).removal == "C5"
+    assert [e.estimate.value for e in found if e.measure == "beside"] == [0.0, 0.0]
+
+
+class Replacing:
+    """Reads another word for the target."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __call__(self, text, *args, **kwargs):
+        return self.own([line.replace("cat", "dog") for line in text], *args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["own"], name)
+
+
+def other_tokenizer(pipe):
+    return put(pipe, "tokenizer", Replacing(pipe.tokenizer))
+
+
+def new_word(pipe):
+    words = copy.deepcopy(pipe.tokenizer)
+    words.add_tokens(["cat"])
+    return put(pipe, "tokenizer", words)
+
+
+def other_prediction(pipe):
+    own = pipe.scheduler
+    return put(pipe, "scheduler", type(own).from_config(own.config, prediction_type="v_prediction"))
+
+
+def other_noise(pipe):
+    return put(pipe.scheduler, "alphas_cumprod", 0.1 * pipe.scheduler.alphas_cumprod)
+
+
+def checker(pipe):
+    return put(pipe, "safety_checker", nn.Linear(1, 1))
+
+
+def other_encoding(pipe):
+    return put(pipe, "encode_prompt", pipe.encode_prompt)
+
+
+@pytest.mark.parametrize(
+    ("do", "what"),
+    [
+        (other_tokenizer, "tokenizer"), (new_word, "tokenizer"), (other_prediction, "scheduler"),
+        (other_noise, "scheduler"), (checker, "safety_checker"), (other_encoding, "class"),
+    ],
+)  # fmt: skip
+def test_what_stands_around_the_model_is_refused(do, what):
+    context = tiny_context()
+    with pytest.raises(ValueError, match=f"changes the pipeline's {what}, which is no edit of a model.*needs wrap"):
+        with context.open(Model("cheat", "erased", Cheat(beside(do)))):
+            pass
+    with context.open(Model("edit", "erased", Cheat(small_edit))):  # and everything is as it was
+        pass
+
+
+def leaves_a_hook(pipe):
+    hook(pipe)
+    return small_edit(pipe)
+
+
+def leaves_training(pipe):
+    pipe.unet.train()
+    return small_edit(pipe)
+
+
+def breaks_the_scheduler(pipe):
+    undo = small_edit(pipe)
+    return lambda: (undo(), other_noise(pipe))
+
+
+@pytest.mark.parametrize("do", [leaves_a_hook, leaves_training, breaks_the_scheduler])
+def test_what_is_left_behind_would_be_drawn_into_the_others(do):
+    with pytest.raises(RuntimeError, match="did not give the pipeline back: .* after remove"):
+        with opened(tiny_context().pipe, Cheat(do)):
+            pass
+
+
+class Alternating(Cheat):
+    """Another edit each time it is applied."""
+
+    def __init__(self, turns):
+        super().__init__(self.edit)
+        self.turns = iter(turns)
+
+    def edit(self, pipe):
+        weight = pipe.unet.conv_out.weight
+        return overwrite(weight, weight.detach() * next(self.turns))
+
+
+def test_every_probe_sees_the_model_that_was_drawn():
+    context = tiny_context()
+    with pytest.raises(RuntimeError, match="cheat has other weights than when its pictures were drawn"):
+        assess(
+            context.pipe, {"cheat": Alternating([2.0, 2.0, 3.0, 4.0, 5.0])}, context.suite, preset="smoke",
+            detectors=[context.judge, context.selector], probes=["construction"], progress=False,
+        )  # fmt: skip
+
+
+def test_a_model_that_changes_while_it_draws_is_refused():
+    def drifting(pipe):
+        weight = pipe.unet.conv_out.weight
+        undo = overwrite(weight, weight.detach() * 2)
+
+        def drift(module, args):
+            weight.data.mul_(1.01)
+
+        handle = pipe.unet.register_forward_pre_hook(drift)
+        return lambda: (handle.remove(), undo())
+
+    context = tiny_context()
+    with pytest.raises(RuntimeError, match="cheat has other weights after drawing than before"):
+        assess(
+            context.pipe, {"cheat": Cheat(drifting)}, context.suite, preset="smoke",
+            detectors=[context.judge, context.selector], probes=["direct"], progress=False,
+        )  # fmt: skip
+
+
+def test_what_wraps_a_pipeline_is_a_filter_whatever_it_says_of_itself():
+    class Wrapped(Cheat):
+        def wrap(self, pipe):
+            return pipe
+
+    for kind in ("weights", "retrained", "adapter"):
+        cheat = Wrapped(small_edit)
+        cheat.intervention = kind
+        assert Model("cheat", "erased", cheat).kind == "filter"
+
+
+def test_weights_that_are_no_numbers_are_no_removal():
+    def broken(pipe):
+        return overwrite(pipe.unet.conv_in.weight, torch.full_like(pipe.unet.conv_in.weight, torch.nan))
+
+    report = verdict_on(structure(Cheat(broken)))
+    assert report.removal == "C0" and report.answers["weights"].verdict == "undecided"
+    assert any("no number" in line for line in report.needed["removal"])
+
+
+@pytest.mark.parametrize("kind", ["magic", None, 5, ["weights"]])
+def test_an_unknown_intervention_is_refused(kind):
+    cheat = Cheat(small_edit)
+    cheat.intervention = kind
+    with pytest.raises(ValueError, match="has the intervention .*; an erasure's is one of"):
+        Model("cheat", "erased", cheat)
+
+
+@pytest.mark.parametrize("config", [None, [1], "x", {1: 2}, {"keep": 5}, {"keep": "cat"}, {"prompts": [3]}])
+def test_a_config_that_cannot_be_read_is_refused(config):
+    cheat = Cheat(small_edit)
+    cheat.config = config
+    with pytest.raises(ValueError, match="in the config of 'cheat' must be|the config of 'cheat' must be a mapping"):
+        Model("cheat", "erased", cheat)
