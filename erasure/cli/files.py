@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
+from erasure.cli.options import HAND_ON, LOOK_UP, Device, Dtype, OwnBase, Variant, base_of, follow, open_base, path
 from erasure.io import check_file, check_writable, sha256_file
 from erasure.terminal import PlainTable, console, print_json, say
 
@@ -33,8 +33,9 @@ LOADED = {
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure export superhero-uce --for comfyui --out superhero.safetensors[/bold]  |  "
-    "[bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
+    rich_help_panel=HAND_ON,
+    epilog="Examples:\n\n[bold]erasure export superhero-uce --for comfyui --out superhero.safetensors[/bold]\n\n"
+    "[bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]",
 )
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
@@ -46,7 +47,7 @@ def export(
         EngineName | None, typer.Option("--for", help="Write the form that this program can read, or say why none.")
     ] = None,
     format: Annotated[Format | None, typer.Option(help="What to write; lora by default.")] = None,
-    base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
+    base: OwnBase = "",
     variant: Variant = None,
     rank: Annotated[int | None, typer.Option(min=1, help="LoRAs: cut a fine-tune to this rank.")] = None,
     scale: Annotated[
@@ -71,7 +72,7 @@ def export(
     strength = check_scale(1.0 if scale is None else scale)
     if format is not None:
         _check_place(out, format)
-    source = base or edit.config["base"]["name"]
+    source = base_of(base, [edit])
     pipe = open_base(source, device, dtype, variant=variant)
     if engine is not None:
         _export_for(edit, pipe, out, engine, format, rank, strength)
@@ -115,7 +116,8 @@ def _written(edit: Any, pipe: Any, out: Path, format: Format, rank: int | None, 
 
 
 @commands.command(
-    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]"
+    rich_help_panel=LOOK_UP,
+    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]",
 )
 def gram(
     captions: Annotated[list[Path], typer.Argument(parser=path, help="Text files, one caption a line; of any length.")],
@@ -159,7 +161,7 @@ def _lines(paths: list[Path]) -> Iterator[str]:
             yield from (line.strip() for line in file if line.strip())
 
 
-@commands.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
+@commands.command(rich_help_panel=HAND_ON, epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
 def inspect(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -204,7 +206,9 @@ def inspect(
     follow(f"erasure generate {target} --erasure {shlex.quote(erasure)}{where} --grid --out pictures")
 
 
-@commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
+@commands.command(
+    rich_help_panel=HAND_ON, epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]"
+)
 def diff(
     a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
     b: Annotated[str, typer.Argument(help="Another of the same sort.")],

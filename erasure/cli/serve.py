@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Variant, open_base, path
+from erasure.cli.options import KEEP, Device, Dtype, Variant, open_base, path
 from erasure.io import shown
 from erasure.terminal import say
 
@@ -15,7 +15,8 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Example: [bold]erasure serve emoji-world --erasure hero=superhero-uce --erasure cat=cat-uce[/bold]"
+    rich_help_panel=KEEP,
+    epilog="Example: [bold]erasure serve emoji-world --erasure hero=superhero-uce --erasure cat=cat-uce[/bold]",
 )
 def serve(
     base: Annotated[str, typer.Argument(help="emoji-world, a diffusers folder, a .safetensors file, or a hub id.")],

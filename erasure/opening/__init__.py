@@ -17,7 +17,8 @@ import torch
 
 from erasure.artifact.provenance import already, restore
 from erasure.concept import WORLD
-from erasure.opening.faults import fault
+from erasure.io import beside
+from erasure.opening.faults import UNREACHED, fault, unreached
 from erasure.opening.folder import open_folder
 from erasure.opening.single_file import open_file
 from erasure.runtime import pick_device, pick_dtype
@@ -101,7 +102,7 @@ def download(base: str, variant: str | None) -> Path:
         raise FileNotFoundError(f"{base!r} is a web address; give the hub id {address[1]!r}, or a downloaded file")
     if base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).suffix in (".safetensors", ".ckpt"):
         raise FileNotFoundError(
-            f"no model at {base!r}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
+            f"no model at {base!r}{beside(base)}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
             "('CompVis/stable-diffusion-v1-4')"
         )
     errors: list[Exception] = []
@@ -117,6 +118,8 @@ def download(base: str, variant: str | None) -> Path:
         reason = f"it is gated: accept its terms on https://huggingface.co/{base}, then run `hf auth login`"
     elif "RepositoryNotFoundError" in kinds:
         reason = "the hub has no such repository, or it is private (`hf auth login`)"
+    elif unreached(error):
+        reason = f"{UNREACHED}; connect, or give a folder or a file"
     raise FileNotFoundError(f"could not load {base!r}: {reason}") from None
 
 

@@ -155,24 +155,27 @@ def _drawn(
     distances = Distances(extractors if job.prompts else (), job.prompts, job.seeds)
     other_seeds = [seed + OTHER_SEEDS for seed in job.seeds]
     asked = [job.prompts[i] for i in distances.wanted]
-    others = job.draw(pipe, asked, seeds=other_seeds, description=f"{BASE}, other seeds")
+    rounds = len(models) + bool(asked)
+    others = job.draw(pipe, asked, seeds=other_seeds, description=f"1 of {rounds}: {BASE}, other seeds")
     found = []
-    for model in models:
-        weights, images = _draw(pipe, job, model, before)
+    for number, model in enumerate(models, 1 + bool(asked)):
+        weights, images = _draw(pipe, job, model, before, f"{number} of {rounds}: {model.name}")
         arm, rows = Arm(model.name, weights, model.config, model.role, model.kind), records_of(model.name, job, images)
         far = distances.of(model.name, images, others if model.role == "base" else ())
         found.append(Drawn(arm, rows, grid_of(job, images, rows), list(far), _notes_about(model, weights, before, job)))
     return found
 
 
-def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
+def _draw(
+    pipe: Any, job: Comparison, model: Model, before: str, description: str
+) -> tuple[str, list[list[Image.Image]]]:
     """The hash of the weights of one arm, and its pictures; the pipeline is restored."""
     with model.on(pipe) as drawn:
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
         beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
         uncached = {"cache_dir": None} if model.change is not None and beside else {}
-        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
+        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=description, **uncached)
     if model.change is not None:
         job.check_restored(pipe, before, model.name)
     return after, images
