@@ -403,6 +403,8 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html", records=out)
     say_answers(found)
+    if found.evaluation.records:
+        say_lost(found.evaluation)
     objections = found.objections()
     for objection in objections:
         say(f"! {objection}")

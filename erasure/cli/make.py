@@ -108,6 +108,10 @@ def erase(
     out = out or Path(folder_name(f"{concept}-{method}").replace(" ", "-"))
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
+    if out.suffix in (".safetensors", ".ckpt", ".pt"):
+        raise ValueError(
+            f"an erasure is a folder; got --out {out}; give one without {out.suffix}, then `erasure export` writes a file"
+        )
     check_folder(out)
     replaced = ", in place of the erasure that was there" if (out / CONFIG).exists() else ""
     named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from erasure.io import named, printable, rich_text
+from erasure.io import meant, named, printable, rich_text
 from erasure.terminal import console, say
 
 # Headings in `erasure -h`, and above the options of `erasure evaluate`.
@@ -36,6 +36,18 @@ def path(text: Any) -> Path:
         return named(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """A parser for an option that takes one of some names, in the spelling of recipes (``single_file``) too."""
+
+    def chosen(text: str) -> str:
+        name = str(text).strip().casefold().replace("_", "-")
+        if name not in names:
+            raise typer.BadParameter(f"unknown {str(text)!r}{meant(text, names)}; choose one of {', '.join(names)}")
+        return name
+
+    return chosen
 
 
 def base_of(base: str, edits: Iterable[Any]) -> str:

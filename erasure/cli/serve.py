@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import KEEP, Device, Dtype, Variant, open_base, path
+from erasure.cli.options import KEEP, Device, Dtype, Variant, base_of, open_base, path
 from erasure.io import shown
 from erasure.terminal import say
 
@@ -19,7 +19,14 @@ commands = typer.Typer()
     epilog="Example: [bold]erasure serve emoji-world --erasure hero=superhero-uce --erasure cat=cat-uce[/bold]",
 )
 def serve(
-    base: Annotated[str, typer.Argument(help="emoji-world, a diffusers folder, a .safetensors file, or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            help="emoji-world, a diffusers folder, a .safetensors file, or a hub id; by default the one that the "
+            "erasures were made on."
+        ),
+    ] = "",
+    base_option: Annotated[str, typer.Option("--base", help="The same as BASE, as other commands take it.")] = "",
     erasure: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER or NAME=hub/id; repeat for more. Without NAME=, its own name.")
     ] = None,
@@ -45,7 +52,10 @@ def serve(
         raise ImportError("serving needs FastAPI and uvicorn: pip install 'diffusion-erasure[serve]'") from None
     from erasure.pipelines.serve import Limits, create_app
 
+    if base and base_option:
+        raise ValueError(f"two bases, {base!r} and --base {base_option!r}; give one")
     edits = _named(erasure or [], erasures)
+    base = base_of(base or base_option, edits.values())
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
     say(f"{len(edits)} erasures on http://{host}:{port}; /health, /erasures, /docs", wrap=False)
