@@ -422,6 +422,11 @@ class Suite:
         return load_yaml(cls, file)
 
     @staticmethod
+    def folder() -> Path:
+        """Where the suites that come with the library lie, to copy one."""
+        return SUITES
+
+    @staticmethod
     def shipped() -> list[str]:
         """Names of the suites that come with the library."""
         return sorted(file.stem for file in SUITES.glob("*.yaml"))

@@ -284,6 +284,8 @@ class Erasure(abc.ABC):
         path = Path(folder)
         if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
             path = hub.download(str(folder), revision=revision, token=token)
+        if path.is_file():
+            raise ValueError(f"{folder} is a file; an erasure is a folder that holds {files.CONFIG}")
         if not path.is_dir():
             raise FileNotFoundError(
                 f"no erasure at {folder}{beside(folder)}; give a folder that holds {files.CONFIG}, or a hub id "

@@ -193,7 +193,8 @@ def _print_left(found: Iterable[Any]) -> None:
 )
 def compare(
     suite: Annotated[
-        list[str] | None, typer.Option(help="A shipped suite or a YAML file; repeat for more targets.")
+        list[str] | None,
+        typer.Option(help="A suite by name (`erasure suites`), or a YAML file; repeat for more targets."),
     ] = None,
     targets: Annotated[
         int | None,

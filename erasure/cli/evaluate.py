@@ -30,7 +30,7 @@ from erasure.terminal import say
 FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
 commands = typer.Typer()
 
-SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
+SuiteName = Annotated[str, typer.Option(help="A suite by name (`erasure suites` lists them), or a YAML file.")]
 Results = Annotated[Path, typer.Option(parser=path, help="Folder for figures and report; run again to go on.")]
 Erasures = Annotated[list[str] | None, typer.Option(rich_help_panel=ARMS, help="Folder or hub id; repeat to compare.")]
 Methods = Annotated[
@@ -198,7 +198,8 @@ def evaluate(
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
-    from erasure.opening import quiet
+    from erasure.opening import check_there, quiet
+    from erasure.runtime import pick_device
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -218,9 +219,13 @@ def evaluate(
     named = [name_of(source) for source in model or []]
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
-    pipe = open_base(base or plan.base, device, dtype, variant=variant)
+    for source in [base or plan.base, *(model or []), *(gold or [])]:
+        check_there(source)
+        if (Path(source) / "erasure_config.json").exists():
+            raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
-    detectors, judge = detectors_for(plan, **judging, device=str(pipe.device))
+    detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base
+    pipe = open_base(base or plan.base, device, dtype, variant=variant)
     extractors = extractors_of(judge, fid, inception)
     with quiet():
         controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])

@@ -109,6 +109,21 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) or not value else value
 
 
+@commands.command(rich_help_panel=LOOK_UP, epilog="Example: [bold]erasure suites[/bold]")
+def suites() -> None:
+    """List the suites that ship: what each takes out, on which base, and how many pictures it asks for."""
+    from erasure.concept import Suite
+
+    table = PlainTable("suite", "target", "base", "pictures a model")
+    for name in Suite.shipped():
+        suite = Suite.load(name)
+        table.add_row(name, suite.target, suite.base, str(len(suite.prompts()) * suite.pictures()))
+    _print(table, 0)
+    say("A suite is a YAML file: targets, neighbours, what must stay. For your own, start from a copy of one:")
+    say(str(Suite.folder()), wrap=False)
+    follow("erasure evaluate --suite NAME --method uce")
+
+
 @commands.command(rich_help_panel=LOOK_UP, epilog="Example: [bold]erasure probes[/bold]")
 def probes() -> None:
     """List the probes: what each asks, what it is evidence about, and which presets run it."""

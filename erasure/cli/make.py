@@ -110,7 +110,7 @@ def erase(
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
     if out.suffix in (".safetensors", ".ckpt", ".pt"):
         raise ValueError(
-            f"an erasure is a folder; got --out {out}; give one without {out.suffix}, then `erasure export` writes a file"
+            f"an erasure is a folder; got --out {out}; leave {out.suffix} away, and let `erasure export` write a file"
         )
     check_folder(out)
     replaced = ", in place of the erasure that was there" if (out / CONFIG).exists() else ""
@@ -175,8 +175,8 @@ def neighbours(
         say(f"- {name}")
     say("Look through them: a name that means the concept itself has to go. Add what else must stay.")
     where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
-    kept = shlex.quote(", ".join(found))
-    follow(f"erasure erase {shlex.quote(concept)} --keep {kept}{where} --out FOLDER")
+    where += f" --kind {kind}" if kind else ""
+    follow(f"erasure erase {shlex.quote(concept)} --keep {shlex.quote(', '.join(found))}{where}")
 
 
 def _names(given: Sequence[str] | None, option: str) -> list[str]:

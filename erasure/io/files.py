@@ -145,7 +145,7 @@ def beside(path: str | os.PathLike[str]) -> str:
     """`` (did you mean 'superhero-uce'?)`` where a file or folder of nearly this name lies in its folder; else ""."""
     path = Path(path).expanduser()
     try:
-        names = [entry.name for entry in itertools.islice(os.scandir(path.parent), MOST_BESIDE)]
+        names = [e.name for e in itertools.islice(os.scandir(path.parent), MOST_BESIDE) if e.name != path.name]
     except (OSError, ValueError):
         return ""
     return meant(path.name, names) if path.name else ""

@@ -202,7 +202,7 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
     if difference := _difference(pipe, theirs):
         raise ValueError(
             f"{source} is another architecture than the base ({difference}); compare models that were made from one "
-            "base, or name theirs as the base"
+            "base, or name theirs as the base (--base)"
         )
     states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
     changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]
