@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import dump_yaml, load_yaml, meant, shown, write_atomically
+from erasure.io import beside, dump_yaml, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -417,7 +417,7 @@ class Suite:
             file = SUITES / f"{path}.yaml"
             if not file.exists():
                 names = cls.shipped()
-                near = meant(path, names)
+                near = meant(path, names) or beside(f"{path}.yaml", exact=True)
                 raise FileNotFoundError(f"no suite called {str(path)!r}{near}; give a .yaml file or one of {names}")
         return load_yaml(cls, file)
 

@@ -28,7 +28,7 @@ def say_rates(found: Any) -> None:
     """How often each detector sees what was asked for, by group, and how far that is from the base."""
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for row in found.rows():
-        change = [f"{row.change} against the base".replace(" %", " points", 1)] if row.change else []
+        change = [str(row.change).replace(" %", "")] if row.change else []
         cells.setdefault((row.arm, row.detector), {})[row.group] = lines(str(row.rate), *change)
     groups = list(dict.fromkeys(group for row in cells.values() for group in row))
     table = PlainTable("model", "seen by", *groups)
@@ -36,8 +36,8 @@ def say_rates(found: Any) -> None:
         table.add_row(*names, *(row.get(group, "") for group in groups))
     console.print(table)
     say(
-        "Share of pictures in which the detector sees what was asked for, with its 95 % interval. The report has more: "
-        "agreement with the prompts, and distances of kept pictures."
+        "Share of pictures in which the detector sees what was asked for, with its 95 % interval; below it, the change "
+        "in points. The report has more: agreement with the prompts, and distances of kept pictures."
     )
 
 

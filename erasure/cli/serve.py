@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import KEEP, Device, Dtype, Variant, base_of, open_base, path
-from erasure.io import shown
+from erasure.cli.options import KEEP, Device, Dtype, Variant, base_of, follow, open_base, path
+from erasure.io import beside, shown
 from erasure.terminal import say
 
 commands = typer.Typer()
@@ -58,7 +60,12 @@ def serve(
     base = base_of(base or base_option, edits.values())
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
-    say(f"{len(edits)} erasures on http://{host}:{port}; /health, /erasures, /docs", wrap=False)
+    address = f"http://{host}:{port}"
+    say(
+        f"{base} with {', '.join(map(repr, edits))} on {address}; /health, /erasures, /docs; Ctrl-C ends it", wrap=False
+    )
+    body = json.dumps({"prompt": "a prompt", "erasures": [next(iter(edits))], "seed": 1})
+    follow(f"curl {address}/v1/images/generations -H 'content-type: application/json' -d {shlex.quote(body)}")
     uvicorn.run(app, host=host, port=port)
 
 
@@ -73,6 +80,11 @@ def _named(given: list[str], folder: Path | None) -> dict[str, Any]:
 
     pairs = [tuple(one.split("=", 1)) if "=" in one else ("", one) for one in given]
     if folder is not None:
+        if not any(folder.glob(f"*/{CONFIG}")):
+            one = (
+                f"it is an erasure itself: --erasure {folder}" if (folder / CONFIG).exists() else "name another folder"
+            )
+            raise ValueError(f"--erasures {folder} holds no folder with an erasure{beside(folder)}; {one}")
         pairs += [(file.parent.name, str(file.parent)) for file in sorted(folder.glob(f"*/{CONFIG}"))]
     found: dict[str, Any] = {}
     for name, source in pairs:
