@@ -20,6 +20,7 @@ from erasure.cli.options import (
     check_names,
     follow,
     note,
+    note_unknown,
     open_base,
     path,
 )
@@ -219,6 +220,7 @@ def evaluate(
     named = [name_of(source) for source in model or []]
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
+    note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
     for source in [base or plan.base, *(model or []), *(gold or [])]:
         check_there(source)
         if (Path(source) / "erasure_config.json").exists():

@@ -28,7 +28,7 @@ def say_rates(found: Any) -> None:
     """How often each detector sees what was asked for, by group, and how far that is from the base."""
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for row in found.rows():
-        change = [str(row.change).replace(" %", "")] if row.change else []
+        change = [str(row.change).replace(" %", "")] if row.change and row.change.value is not None else []
         cells.setdefault((row.arm, row.detector), {})[row.group] = lines(str(row.rate), *change)
     groups = list(dict.fromkeys(group for row in cells.values() for group in row))
     table = PlainTable("model", "seen by", *groups)
