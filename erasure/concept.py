@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import beside, dump_yaml, load_yaml, meant, shown, write_atomically
+from erasure.io import beside, dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -180,8 +180,17 @@ class Concept:
 
     @classmethod
     def of(cls, value: str | Concept) -> Concept:
-        """A concept from its name, or itself."""
-        return value if isinstance(value, Concept) else cls(value)
+        """A concept from its name, or itself.
+
+        Raises:
+            ValueError: a name that is none, in one line.
+        """
+        if isinstance(value, Concept):
+            return value
+        try:
+            return cls(value)
+        except ValidationError as error:
+            raise ValueError(fault_of(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,7 +172,14 @@ class Model:
 
 
 def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -> list[Model]:
-    """Every model of a comparison: the base, its erasures by name, then the controls."""
+    """Every model of a comparison: the base, its erasures by name, then the controls.
+
+    Raises:
+        ValueError: the erasures have no names.
+    """
+    if not isinstance(erasures, Mapping):
+        given = type(erasures).__name__
+        raise ValueError(f"erasures are given by name; got a {given}; give a dict: {{'UCE': edit}}")
     return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
 
 

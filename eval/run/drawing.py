@@ -120,6 +120,8 @@ def paired_pictures(
     Arguments are those of :func:`erasure.eval.evaluate`; without ``draw``, for content that must not be drawn, every
     change is applied once, hashed and removed.
     """
+    if not isinstance(suite, Suite):
+        raise ValueError(f"an evaluation needs a Suite; got {suite!r}; load it: Suite.load('superhero')")
     check_base(pipe)
     models = models_of(erasures, controls)
     check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit)
