@@ -24,6 +24,7 @@ Group = Literal["target", "neighbours", "unrelated"]
 
 WORLD = "emoji-world"  # the default model, by name
 SUITES = Path(__file__).parent / "suites"
+WIDE = 24  # sentences of a report, one picture each: an interval is about sentences
 MANY = 6  # names of targets; a suite with more asks for each in fewer sentences
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)

@@ -386,9 +386,9 @@ def compare(
     extractors: Sequence[Any] | None = None,
 ) -> None:
     """Evaluate, print the answers and the numbers behind them, write the report."""
+    from erasure.concept import WIDE
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
-    from erasure.eval.run.drawing import WIDE
 
     found = measure(
         pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache",

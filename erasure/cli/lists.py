@@ -112,12 +112,12 @@ def _value(value: Any) -> str:
 @commands.command(rich_help_panel=LOOK_UP, epilog="Example: [bold]erasure suites[/bold]")
 def suites() -> None:
     """List the suites that ship: what each takes out, on which base, and how many pictures it asks for."""
-    from erasure.concept import Suite
+    from erasure.concept import WIDE, Suite
 
     table = PlainTable("suite", "target", "base", "pictures a model")
     for name in Suite.shipped():
         suite = Suite.load(name)
-        table.add_row(name, suite.target, suite.base, str(len(suite.prompts()) * suite.pictures()))
+        table.add_row(name, suite.target, suite.base, str(len(suite.prompts(wide=WIDE)) * suite.pictures(wide=WIDE)))
     _print(table, 0)
     say("A suite is a YAML file: targets, neighbours, what must stay. For your own, start from a copy of one:")
     say(str(Suite.folder()), wrap=False)

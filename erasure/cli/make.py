@@ -102,6 +102,7 @@ def erase(
     check_names(method, suite)
     from erasure.api import erase as make
     from erasure.artifact.files import CONFIG, check_folder
+    from erasure.concept import with_article
     from erasure.methods import method_class
     from erasure.opening import quiet
 
@@ -134,7 +135,7 @@ def erase(
     if unet is not None:
         _save_whole(pipe, edit, unet, out)
     where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
-    asked = " ".join(shlex.quote(prompt) for prompt in [_asking(targets[0]), *keeping[:1]])
+    asked = " ".join(shlex.quote(prompt) for prompt in [_asking(targets[0]), *map(with_article, keeping[:1])])
     follow(f"erasure generate {asked} --erasure {shlex.quote(str(out))}{where} --grid --out pictures")
 
 

@@ -33,7 +33,6 @@ from erasure.runtime import autocast_for
 PACKAGES = (
     "diffusion-erasure", "torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy",
 )  # fmt: skip
-WIDE = 24  # sentences of a report, one picture each: an interval is about sentences
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
 NOTHING_DRAWN = "No picture was drawn: what the models draw, of the target and of anything else, was not assessed."
 
