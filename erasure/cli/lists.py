@@ -114,12 +114,15 @@ def suites() -> None:
     """List the suites that ship: what each takes out, on which base, and how many pictures it asks for."""
     from erasure.concept import WIDE, Suite
 
-    table = PlainTable("suite", "target", "base", "pictures a model")
+    table = PlainTable("suite", "target", "base", "pictures")
     for name in Suite.shipped():
         suite = Suite.load(name)
         table.add_row(name, suite.target, suite.base, str(len(suite.prompts(wide=WIDE)) * suite.pictures(wide=WIDE)))
-    _print(table, 0)
-    say("A suite is a YAML file: targets, neighbours, what must stay. For your own, start from a copy of one:")
+    _print(table, 0, 2)
+    say(
+        "Pictures: drawn for each model. A suite is a YAML file with targets, neighbours and what must stay; for your own, "
+        "start from a copy of one:"
+    )
     say(str(Suite.folder()), wrap=False)
     follow("erasure evaluate --suite NAME --method uce")
 
