@@ -120,8 +120,8 @@ def suites() -> None:
         table.add_row(name, suite.target, suite.base, str(len(suite.prompts(wide=WIDE)) * suite.pictures(wide=WIDE)))
     _print(table, 0, 2)
     say(
-        "Pictures: drawn for each model. A suite is a YAML file with targets, neighbours and what must stay; for your own, "
-        "start from a copy of one:"
+        "Pictures: drawn for each model. A suite is a YAML file with targets, neighbours and what must stay. For your "
+        "own, start from a copy of one:"
     )
     say(str(Suite.folder()), wrap=False)
     follow("erasure evaluate --suite NAME --method uce")
