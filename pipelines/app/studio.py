@@ -189,10 +189,10 @@ class Studio:
         Raises:
             ValueError: an unknown size, or nothing to compare the concept with. FileNotFoundError: no detector.
         """
+        from erasure.concept import WIDE
         from erasure.eval import evaluate, write_report
         from erasure.eval.detectors.choice import detectors_for
         from erasure.eval.judge import QUESTIONS, plainly
-        from erasure.eval.run.drawing import WIDE
 
         if size not in SIZES:
             raise ValueError(f"unknown size of an evaluation; got {size!r}; choose one of {list(SIZES)}")
