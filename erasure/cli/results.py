@@ -7,6 +7,7 @@ from typing import Any
 from erasure.terminal import PlainTable, console, lines, say
 
 LISTED = 5  # names in a line
+SHORT = 20  # characters of a name that is not broken
 
 
 def say_answers(found: Any) -> None:
@@ -17,6 +18,7 @@ def say_answers(found: Any) -> None:
     reports, facts = found.claims(), found.facts()
     for claim in reports:
         table.add_row(claim.model, *(f"{a.word} {a.number}".strip() for a in claim.answers.values()))
+    table.columns[0].no_wrap = all(len(claim.model) <= SHORT for claim in reports)
     console.print(table)
     for claim in reports:
         say(f"- {claim.model}: {plainly(claim.answers, facts)}")
