@@ -78,7 +78,7 @@ def erase(
         if not request.keep and recipe.needs_keep:
             warnings.warn(
                 f"{recipe.key} with these settings also changes neighbours unless there is a keep list; name what must "
-                "stay (keep=[...]; --keep on the command line)",
+                "stay (keep=[...]; --keep on the command line); `erasure neighbours` suggests a list",
                 stacklevel=2,
             )
         edit = recipe.erase(backbone, request)
