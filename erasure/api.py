@@ -17,13 +17,13 @@ from erasure.backbone import backbone_of
 from erasure.concept import Concept, Suite, folded, listed, nfc
 from erasure.io import shown
 from erasure.methods import method_class
-from erasure.methods.base import Request
+from erasure.methods.base import Method, Request
 
 
 def erase(
     pipe: Any,
     concept: str | Concept | Sequence[str | Concept],
-    method: str = "uce",
+    method: str | type[Method] = "uce",
     *,
     keep: str | Sequence[str] | None = None,
     preset: str | None = None,
@@ -39,7 +39,8 @@ def erase(
         pipe: a diffusers text-to-image or text-to-video pipeline: Stable Diffusion, FLUX, Qwen-Image, Z-Image, Wan and
             more (docs/architectures.md).
         concept: a name, a :class:`Concept` (which can carry synonyms, an anchor and neighbours), or several of them.
-        method: "uce" (seconds), "esd" (minutes) or another; ``erasure methods`` lists all.
+        method: "uce" (seconds), "esd" (minutes) or another; ``erasure methods`` lists all. A class of your own works
+            before it is declared under a name.
         keep: prompts whose pictures must not change; one, or several. Default: the concepts' neighbours. The more
             of the nearby things you name, the less breaks.
         preset: named settings of the method; "recommended" by default; `erasure methods` lists the published ones.
@@ -60,7 +61,7 @@ def erase(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
     concepts = concepts_of(concept)
-    recipe = method_class(method).preset(preset, **settings)
+    recipe = (method_class(method) if isinstance(method, str) else method).preset(preset, **settings)
     backbone = backbone_of(pipe)
     everything = (neighbour for c in concepts for neighbour in c.neighbours)
     request = Request(
@@ -79,8 +80,8 @@ def erase(
         recipe.validate(backbone, request)
         if not request.keep and recipe.needs_keep:
             warnings.warn(
-                f"{method} with these settings also changes neighbours unless there is a keep list; name what must "
-                "stay (keep=[...]; --keep on the command line)",
+                f"{recipe.key} with these settings also changes neighbours unless there is a keep list; name what must "
+                "stay (keep=[...]; --keep on the command line); `erasure neighbours` suggests a list",
                 stacklevel=2,
             )
         edit = recipe.erase(backbone, request)

@@ -17,13 +17,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
+from erasure.io import beside, dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
 
 WORLD = "emoji-world"  # the default model, by name
 SUITES = Path(__file__).parent / "suites"
+WIDE = 24  # sentences of a report, one picture each: an interval is about sentences
 MANY = 6  # names of targets; a suite with more asks for each in fewer sentences
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
@@ -451,11 +452,16 @@ class Suite:
             file = SUITES / f"{path}.yaml"
             if not os.path.exists(file):  # false, too, where the name is too long
                 names = cls.shipped()
-                near = meant(path, names)
+                near = meant(path, names) or beside(f"{path}.yaml", exact=True)
                 raise FileNotFoundError(
                     f"no suite called {shown(str(path))}{near}; give a .yaml file or one of {names}"
                 )
         return load_yaml(cls, file)
+
+    @staticmethod
+    def folder() -> Path:
+        """Where the suites that come with the library lie, to copy one."""
+        return SUITES
 
     @staticmethod
     def shipped() -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from erasure.io import meant
 
+FEW = 12  # names that a message lists beside the one that was meant
+
 
 @functools.lru_cache
 def declared(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
@@ -47,17 +49,28 @@ class Registry:
                 )
         return table
 
-    def load(self, name: str) -> Any:
-        """The object of a name.
+    def check(self, name: str) -> dict[str, str]:
+        """All names, if this is one of them. Nothing is imported, so that a slip is met before minutes of loading.
 
         Raises:
-            ValueError: unknown name; the message lists the known ones.
+            ValueError: unknown name; the message says which one was meant, and lists the known ones where none is near.
         """
         table = self.available()
         if name not in table:
             declared.cache_clear()  # a package may have been installed since
             table = self.available()
         if name not in table:
-            raise ValueError(f"unknown {self.noun} {name!r}{meant(name, table)}; choose one of {sorted(table)}")
+            near = meant(name, table)
+            others = f"; choose one of {sorted(table)}" if not near or len(table) <= FEW else ""
+            raise ValueError(f"unknown {self.noun} {name!r}{near}{others}")
+        return table
+
+    def load(self, name: str) -> Any:
+        """The object of a name.
+
+        Raises:
+            ValueError: unknown name; see :meth:`check`.
+        """
+        table = self.check(name)
         module, _, attribute = table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)

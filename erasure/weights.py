@@ -55,7 +55,9 @@ def read_header(path: Path) -> Tensors:
             raise ValueError(reason)
         length = int.from_bytes(start[:8], "little")
         if length > LONGEST_HEADER or start[8:9] != b"{":
-            raise ValueError(f"{path} is no safetensors file, whatever its name says; get it again")
+            named = path.suffix == ".safetensors"
+            hint = ", whatever its name says; get it again" if named else "; give a .safetensors checkpoint"
+            raise ValueError(f"{path} is no safetensors file{hint}")
         if length + 8 > size:
             raise ValueError(_truncated(path, size, length + 8, "at least "))
         file.seek(8)

@@ -33,6 +33,7 @@ from erasure.artifact.base import Allow
 from erasure.artifact.record import base_name
 from erasure.artifact.stack import LARGEST_SCALE
 from erasure.backbone import backbone_of
+from erasure.io import meant
 from erasure.pictures import LARGEST_SEED, usual_settings
 from erasure.pipelines.attach import attach_erasures
 from erasure.pipelines.per_call import erasures
@@ -181,6 +182,22 @@ class Server:
         ]
 
 
+FORMS = {  # of fields that are more than a text or a number
+    "erasures": 'a list of names, or an object of names and scales: ["hero"], {"hero": 0.8}',
+    "size": "WIDTHxHEIGHT in pixels: 512x512",
+}
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    """One of pydantic's faults for whoever wrote the request."""
+    field = str(error["loc"][1]) if len(error["loc"]) > 1 else ""
+    if error["type"] == "json_invalid":
+        return "the body is no JSON"
+    if error["type"] == "extra_forbidden":
+        return f"{field}: no such field{meant(field, Asked.model_fields)}; fields are {', '.join(Asked.model_fields)}"
+    return f"{field}: {FORMS.get(field, error['msg'])}".removeprefix(": ")
+
+
 def create_app(
     pipe: Any, edits: Mapping[str, Erasure], *, limits: Limits | None = None, allow: Allow | None = None
 ) -> Any:
@@ -219,8 +236,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> Any:  # without the input: NaN is no JSON
-        faults = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
-        return answer(422, "; ".join(faults))
+        return answer(422, "; ".join(dict.fromkeys(map(_fault, error.errors()))))
 
     @app.exception_handler(Exception)
     async def failed(_: Any, error: Exception) -> Any:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own, with its exit codes and its one-line errors."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from erasure import Erasure, Suite, cli
+from erasure.cli.lists import explained
+from erasure.methods import available, method_class
 from erasure.opening import load_base
 from tests.tiny import tiny_pipeline
 
@@ -127,6 +130,64 @@ def test_erase_then_generate(base, tmp_path, erasure):
     assert sorted(f.name for f in (tmp_path / "pictures").iterdir()) == ["000-0-after.png", "000-0-before.png"]
 
 
+def test_an_erasure_brings_its_base_and_a_wrong_one_is_refused_before_anything_is_drawn(
+    base, tmp_path, erasure, monkeypatch
+):
+    monkeypatch.chdir(Path(base).parent)
+    out, other = tmp_path / "edit", tmp_path / "other"
+    arguments = ["--base", "tiny", "--preset", "official-2025", "--keep", "ninja", "--out", out]
+    assert "in place of" not in erasure("erase", "superhero", *arguments)[1]
+    assert "in place of the erasure that was there" in erasure("erase", "superhero", *arguments)[1]
+    drawn = ["generate", "a superhero", "--erasure", out, "--steps", 1, "--out", tmp_path / "pictures"]
+    code, text, err = erasure(*drawn)
+    assert code == 0 and "next: erasure evaluate --suite SUITE" in text, err
+    tiny_pipeline(seed=1).save_pretrained(other)
+    code, _, err = erasure(*drawn[:-1], tmp_path / "none", "--base", other)
+    assert code == 2 and "wrong base model" in err and not (tmp_path / "none").exists()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = erasure(*drawn)
+    assert code == 2 and "was made on 'tiny', which is not here; say where it is with --base" in err
+
+
+def test_what_is_nearly_there_is_named(base, tmp_path, erasure, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "superhero-uce").mkdir()
+    (tmp_path / "model.safetensors").write_text("no model")
+    (tmp_path / "my-hero.yaml").write_text("")
+    for arguments, meant in (
+        (["generate", "a cat", "--erasure", "superhero-uc"], "superhero-uce"),
+        (["erase", "cat", "--base", "modell.safetensors"], "model.safetensors"),
+        (["evaluate", "--suite", "my-hero", "-m", "uce"], "my-hero.yaml"),
+        (["evaluate", "--suite", "my-hero.yml", "-m", "uce"], "my-hero.yaml"),
+        (["export", "superhero-uce", "--format", "koya", "--out", "x.safetensors"], "kohya"),
+    ):
+        code, _, err = erasure(*arguments)
+        assert code == 2 and f"(did you mean '{meant}'?)" in " ".join(err.replace("│", "").split()), err
+    assert "is a file; an erasure is a folder" in erasure("inspect", "model.safetensors")[2]
+
+
+def test_a_name_that_emoji_world_never_saw_is_noted_and_its_own_are_listed(tmp_path, erasure):
+    arguments = ("--preset", "official-2025", "--keep", "ninja", "--out", tmp_path / "edit")
+    for name, said in (("superhro", "did you mean 'superhero'?"), ("Spiderman", "never shown 'Spiderman';")):
+        code, _, err = erasure("erase", name, *arguments)
+        assert code == 0 and said in " ".join(err.split())
+    assert "never shown" not in erasure("erase", "a superhero in noto style", *arguments)[2]
+    code, text, _ = erasure("world", "list")
+    assert code == 0 and all(word in text for word in ("supervillain", "jack-o-lantern", "fluent style", "pink"))
+
+
+def test_suites_and_one_method_are_explained(erasure):
+    code, text, _ = erasure("suites")
+    assert code == 0 and "superhero" in text and "CompVis/stable-diffusion-v1-4" in text and "300" in text
+    code, text, _ = erasure("methods", "esd")
+    text = " ".join(text.replace("│", " ").split())
+    assert code == 0 and "optimiser steps and their size" in text and "--preset official-2025-u: iterations=200" in text
+    for name in available():
+        kind = method_class(name)
+        about = explained(kind)
+        assert not (silent := {f.name for f in dataclasses.fields(kind)} - {*about}), (name, silent)
+
+
 def test_the_variant_of_a_base_is_the_one_that_is_opened(tmp_path, erasure):
     folder, out = tmp_path / "both", tmp_path / "edit"
     tiny_pipeline().save_pretrained(folder)
@@ -174,7 +235,7 @@ def test_every_kind_of_erasure_is_made_and_inspected(base, tmp_path, erasure, me
     arguments = ["erase", "superhero", "-m", method, "--keep", "ninja, wizard", *settings]
     code, text, err = erasure(*arguments, "--base", base, "--out", out)
     assert code == 0 and f"superhero-{method}" in text and effect in " ".join(text.split()), err
-    assert f"next: erasure generate 'a superhero' --erasure {out}" in " ".join(text.split())
+    assert f"next: erasure generate 'a superhero' 'a ninja' --erasure {out}" in " ".join(text.split())
     assert Erasure.from_pretrained(out).config["keep"] == ["ninja", "wizard"]
     code, text, _ = erasure("inspect", out)
     assert code == 0 and f"superhero-{method}" in text and "fingerprints" in text

@@ -1,6 +1,7 @@
 """What CONTRIBUTING.md shows is what the code has, and works as it is written there."""
 
 import configparser
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -74,7 +75,10 @@ def test_a_method_of_another_package_works_as_on_the_page(declared_in, architect
     pipe = tiny(architecture)
     before, base = weights(pipe), draw(pipe)
     short = {"iterations": 3, "lr": 0.05, "trajectories": 1, "num_inference_steps": 3}
+    own = importlib.import_module("my_package.my_module").MyMethod  # as in a notebook, before it is declared
+    undeclared = erase(pipe, "superhero", own, progress=False, apply=False, **short)
     edit = erase(pipe, "superhero", method="my-method", progress=False, **short)
+    assert undeclared.config == edit.config and identical(undeclared.tensors, edit.tensors)
     erased = draw(pipe)
     assert not torch.equal(erased, base)
     edit.save_pretrained(tmp_path / "edit")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from erasure.cli import evaluate as command
+from erasure.cli import results
 from erasure.concept import Concept, Prompt, Suite
 from erasure.eval import Evaluation, assessment_of
 from erasure.eval.core import distances as module
+from erasure.eval.core import tables
 from erasure.eval.core.distances import OTHER_SEEDS, Distances, frechet_draws, kid_draws, titles
 from erasure.eval.core.metrics import ClipFeatures, InceptionFeatures, frechet_distance
 from erasure.eval.core.quality import title_of
@@ -267,21 +268,27 @@ def test_they_stand_in_the_first_table_of_the_report(found):
     assert "No CLIP was given" in Page(render(assessment_of(plain))).text
 
 
-def test_the_command_line_prints_them(found, tmp_path, monkeypatch):
+def test_the_command_line_prints_rates_and_losses_and_leaves_distances_to_the_report(found, tmp_path, monkeypatch):
     lines = Console(record=True, width=200)
-    monkeypatch.setattr(command, "console", lines)
-    monkeypatch.setattr(command, "say", lambda text, **_: lines.print(text, markup=False))
+    monkeypatch.setattr(results, "console", lines)
+    for part in (command, results):
+        monkeypatch.setattr(part, "say", lambda text, **_: lines.print(text, markup=False, soft_wrap=True))
     monkeypatch.setattr("erasure.eval.evaluate", lambda *args, **kwargs: assessment_of(found))
-    clip = tiny_clip()
-    command.compare(None, {}, SUITE, tmp_path, limit=None, detectors=[], clip=clip)
+    command.compare(None, {}, SUITE, tmp_path, limit=None, detectors=[], clip=tiny_clip())
     text = lines.export_text()
-    for row in found.quality():
-        if row.value.value is not None:
-            assert re.search(
-                rf"{re.escape(row.title)}[ │]+{row.group}[ │]+{re.escape(format(row.value, row.digits))}", text
-            ), row
-    assert re.search(r"base \(null\)[ │]+KID, clip\[tiny\] features[ │]+unrelated", text)
-    assert "Read KID first" in text and "The distances of neighbours were not measured: too few pictures" in text
+    for row in found.rows():
+        assert str(row.rate) in text, row
+        assert not row.change or row.change.value is None or str(row.change).replace(" %", "") in text, row
+    for arm in found.erased:
+        for detector in list(found.detectors)[:1]:
+            [said] = [line for line in text.splitlines() if line.startswith(f"- {arm.name}, by {detector}: lost most")]
+            names = [row.label for row in tables.lost(found, arm.name, detector)]
+            assert all(f"{name} " in said for name in names[:5]) and ("nothing" in said) == (not names)
+    assert (
+        "KID" not in text
+        and "The report has more" in text
+        and "Read KID first" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_features_of_a_clip_have_a_mean_square_of_one():

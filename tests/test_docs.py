@@ -30,7 +30,10 @@ HOW_TO = sorted((ROOT / "docs" / "howto").glob("*.md"))
 # Their Python runs on Emoji World; their commands, of which some take minutes, are parsed above.
 PYTHON = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("index", "artefact", "guardrails", "retrieval", "world")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("index", "artefact", "guardrails", "register", "retrieval", "serving", "world")
+    ),
 ]
 
 

@@ -65,11 +65,16 @@ def test_a_name_that_is_taken_or_names_no_probe_is_refused(declared, name, value
         probe_class(name)
 
 
-def test_an_unknown_probe_is_told_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"unknown probe 'dirct' \(did you mean 'direct'\?\); choose one of .*'direct'"
-    ):
-        probe_class("dirct")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dirct", r"unknown probe 'dirct' \(did you mean 'direct'\?\)$"),
+        ("qqq", r"unknown probe 'qqq'; choose one of .*'direct'"),  # all fifty where none is near
+    ],
+)
+def test_an_unknown_probe_is_met_with_the_one_that_was_meant_or_with_all(name, message):
+    with pytest.raises(ValueError, match=message):
+        probe_class(name)
 
 
 def test_no_two_probes_share_a_place_in_the_taxonomy():

@@ -25,7 +25,7 @@ from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
 from erasure.concept import WORLD, listed
-from erasure.io import named
+from erasure.io import beside, named
 from erasure.pictures import check_seed, drawn, png, sheet, usual_settings
 
 Allow = Literal["same-text-encoder"]
@@ -294,9 +294,12 @@ class Erasure(abc.ABC):
         path = Path(folder)
         if not os.path.exists(path) and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
             path = hub.download(str(folder), revision=revision, token=token)
+        if os.path.isfile(path):
+            raise ValueError(f"{folder} is a file; an erasure is a folder that holds {files.CONFIG}")
         if not os.path.isdir(path):
             raise FileNotFoundError(
-                f"no erasure at {folder}; give a folder that holds {files.CONFIG}, or a hub id 'org/name'"
+                f"no erasure at {folder}{beside(folder)}; give a folder that holds {files.CONFIG}, or a hub id "
+                "'org/name'"
             )
         config, tensors, system = files.unpack(path)
         name, kind = config.pop("name"), config.pop("kind")

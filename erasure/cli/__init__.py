@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from erasure.cli import batches, browser, doctor, evaluate, files, lists, make, push, register, serve, verify, world
-from erasure.cli.options import fail, note
+from erasure.cli.options import KEEP, LOOK_UP, fail, note
 from erasure.io import one_line
 from erasure.terminal import say
 
@@ -42,10 +42,10 @@ def options(
     """Take a concept out of what a diffusion model draws, and say honestly what that did."""
 
 
-for group in (make, browser, batches, evaluate, files, push, serve, verify, lists, doctor):
+for group in (make, browser, evaluate, batches, files, push, serve, verify, lists, doctor):
     app.add_typer(group.commands)
-app.add_typer(world.commands, name="world")
-app.add_typer(register.commands, name="register")
+app.add_typer(world.commands, name="world", rich_help_panel=LOOK_UP)
+app.add_typer(register.commands, name="register", rich_help_panel=KEEP)
 
 
 def main(commands: typer.Typer = app) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from erasure.cli.options import Device, Dtype, Limit, follow, path
+from erasure.cli.options import KEEP, MEASURE, Device, Dtype, Limit, follow, path
 from erasure.io import check_writable, fault_of
 from erasure.terminal import PlainTable, console, print_json, say
 
@@ -34,14 +34,14 @@ batch = typer.Typer(
     no_args_is_help=True,
     help="Many erasures from one YAML recipe: run it, look how far it is, put its results on one page.",
 )
-commands.add_typer(batch, name="batch")
+commands.add_typer(batch, name="batch", rich_help_panel=KEEP)
 RecipeFile = Annotated[Path, typer.Argument(parser=path, help="YAML recipe; see docs/batch.md.")]
 
 
 @batch.command(
     "run",
-    epilog="Examples: [bold]erasure batch recipe.yaml[/bold]  |  "
-    "[bold]accelerate launch --num_processes 2 -m erasure.cli batch recipe.yaml[/bold]  |  "
+    epilog="Examples:\n\n[bold]erasure batch recipe.yaml[/bold]\n\n"
+    "[bold]accelerate launch --num_processes 2 -m erasure.cli batch recipe.yaml[/bold]\n\n"
     "[bold]erasure batch recipe.yaml --engine ray[/bold]",
 )
 def batch_run(
@@ -186,13 +186,15 @@ def _print_left(found: Iterable[Any]) -> None:
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure compare --suite superhero[/bold]  |  "
-    "[bold]erasure compare --suite superhero --suite cat -m uce -m esd -m leco --out comparison[/bold]  |  "
-    "[bold]erasure compare --targets 5 --preset quick --out five[/bold]"
+    rich_help_panel=MEASURE,
+    epilog="Examples:\n\n[bold]erasure compare --suite superhero[/bold]\n\n"
+    "[bold]erasure compare --suite superhero --suite cat -m uce -m esd -m leco --out comparison[/bold]\n\n"
+    "[bold]erasure compare --targets 5 --preset quick --out five[/bold]",
 )
 def compare(
     suite: Annotated[
-        list[str] | None, typer.Option(help="A shipped suite or a YAML file; repeat for more targets.")
+        list[str] | None,
+        typer.Option(help="A suite by name (`erasure suites`), or a YAML file; repeat for more targets."),
     ] = None,
     targets: Annotated[
         int | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from erasure.cli.options import Base, Device, Dtype, Variant, note
+from erasure.cli.options import MAKE, Base, Device, Dtype, Variant, note
 from erasure.terminal import say
 
 commands = typer.Typer()
@@ -16,7 +16,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure app[/bold]  |  [bold]erasure app --base model.safetensors --port 8080[/bold]"
+    rich_help_panel=MAKE,
+    epilog="Examples:\n\n[bold]erasure app[/bold]\n\n[bold]erasure app --base model.safetensors --port 8080[/bold]",
 )
 def app(
     base: Base = "emoji-world",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from erasure.cli.options import follow
+from erasure.cli.options import LOOK_UP, follow
 from erasure.io import cache_folder, first_line
 from erasure.terminal import PlainTable, console, print_json
 
@@ -87,7 +87,7 @@ def diagnose() -> list[Finding]:
     return [_guarded(name, check) for name, check in checks.items()]
 
 
-@commands.command(epilog="Example: [bold]erasure doctor[/bold]")
+@commands.command(rich_help_panel=LOOK_UP, epilog="Example: [bold]erasure doctor[/bold]")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Check the installation: versions, device, known traps, and the command that mends each."""
     findings = diagnose()

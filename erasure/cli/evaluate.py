@@ -8,57 +8,106 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Limit, Variant, follow, open_base, path
+from erasure.cli.options import (
+    ARMS,
+    JUDGES,
+    MEASURE,
+    PROBES,
+    Device,
+    Dtype,
+    Limit,
+    Variant,
+    check_names,
+    follow,
+    note,
+    note_unknown,
+    open_base,
+    path,
+)
+from erasure.cli.results import say_answers, say_lost, say_rates
 from erasure.io import check_file, check_writable
-from erasure.terminal import PlainTable, console, say
+from erasure.terminal import say
 
 FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
 commands = typer.Typer()
 
-SuiteName = Annotated[str, typer.Option(help="A shipped suite's name or a YAML file.")]
+SuiteName = Annotated[str, typer.Option(help="A suite by name (`erasure suites` lists them), or a YAML file.")]
 Results = Annotated[Path, typer.Option(parser=path, help="Folder for figures and report; run again to go on.")]
-Erasures = Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to compare.")]
+Erasures = Annotated[list[str] | None, typer.Option(rich_help_panel=ARMS, help="Folder or hub id; repeat to compare.")]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", "-m", help="Make an erasure with this method, and compare it; repeat for more."),
+    typer.Option(
+        "--method",
+        "-m",
+        rich_help_panel=ARMS,
+        help="Make an erasure with this method, and compare it; repeat for more.",
+    ),
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare."),
+    typer.Option(
+        "--model",
+        rich_help_panel=ARMS,
+        help="Folder, file or hub id of your own fine-tune or erased pipeline; repeat to compare.",
+    ),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Also run the probes of smoke (a trial), no-draw (without pictures), quick, standard or full."),
+    typer.Option(
+        rich_help_panel=PROBES,
+        help="Also run the probes of smoke (a trial), no-draw (without pictures), quick, standard or full.",
+    ),
 ]
-Probes = Annotated[list[str] | None, typer.Option(help="Run only this probe of the preset; repeat for more.")]
+Probes = Annotated[
+    list[str] | None, typer.Option(rich_help_panel=PROBES, help="Run only this probe of the preset; repeat for more.")
+]
 InOrder = Annotated[
     bool,
     typer.Option(
-        "--in-order", help="Also compare with all given erasures together, applied in the order they are given in."
+        "--in-order",
+        rich_help_panel=ARMS,
+        help="Also compare with all given erasures together, applied in the order they are given in.",
     ),
 ]
 PromptFilter = Annotated[
-    bool, typer.Option("--prompt-filter", help="Compare with a filter of prompts: it changes no weight.")
+    bool,
+    typer.Option(
+        "--prompt-filter", rich_help_panel=ARMS, help="Compare with a filter of prompts: it changes no weight."
+    ),
 ]
 Retrained = Annotated[
-    bool, typer.Option("--retrained", help="Compare with a model retrained without the target, as one more arm.")
+    bool,
+    typer.Option(
+        "--retrained", rich_help_panel=ARMS, help="Compare with a model retrained without the target, as one more arm."
+    ),
 ]
 Golds = Annotated[
-    list[str] | None, typer.Option(help="Pipeline retrained without the target, as a control; repeat for more.")
+    list[str] | None,
+    typer.Option(rich_help_panel=ARMS, help="Pipeline retrained without the target, as a control; repeat for more."),
 ]
 Material = Annotated[
     Path | None,
-    typer.Option(parser=path, help="Folder of real pictures with metadata.jsonl, for probes that need them."),
+    typer.Option(
+        parser=path,
+        rich_help_panel=PROBES,
+        help="Folder of real pictures with metadata.jsonl, for probes that need them.",
+    ),
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option(help="CSV of prompts (column `prompt`), or i2p=FILE, p4d_nudity=FILE ...; repeat for more."),
+    typer.Option(
+        rich_help_panel=PROBES,
+        help="CSV of prompts (column `prompt`), or i2p=FILE, p4d_nudity=FILE ...; repeat for more.",
+    ),
 ]
-PolicyFile = Annotated[Path | None, typer.Option(parser=path, help="YAML: what is required, why, who decided.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option(parser=path, rich_help_panel=PROBES, help="YAML: what is required, why, who decided.")
+]
 Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
+        rich_help_panel=PROBES,
         help="Exit with code 3 when the policy requires what was not assessed, or what evidence speaks against.",
     ),
 ]
@@ -66,14 +115,16 @@ OtherBase = Annotated[str | None, typer.Option(help="Base model; the suite's own
 Judges = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=JUDGES,
         help="open_clip model/weights that judges real checkpoints; ViT-B-32/openai by default. With a second one, "
-        "attacks choose by another detector than the one that scores."
+        "attacks choose by another detector than the one that scores.",
     ),
 ]
 Asked = Annotated[
     list[str] | None,
     typer.Option(
         "--vlm",
+        rich_help_panel=JUDGES,
         help="Hub id (org/name, org/name@revision) or folder of a vision-language model that judges by a yes/no "
         "question a label; it scores, and the others choose. Repeat for more.",
     ),
@@ -82,22 +133,31 @@ Counted = Annotated[
     list[str] | None,
     typer.Option(
         "--nudenet",
+        rich_help_panel=JUDGES,
         help="Count with NudeNet (extra: \\[nsfw]) in suites of kind nsfw: exposed, mace or unlearn_diff_atk. It "
         "scores, and the others choose.",
     ),
 ]
 Fid = Annotated[
-    bool, typer.Option("--fid", help="FID and KID on Inception features as well; needs the extra: \\[fid].")
+    bool,
+    typer.Option(
+        "--fid", rich_help_panel=JUDGES, help="FID and KID on Inception features as well; needs the extra: \\[fid]."
+    ),
 ]
 Inception = Annotated[
     Path | None,
-    typer.Option(parser=path, help="File of Inception's weights, for --fid; by default they are downloaded."),
+    typer.Option(
+        parser=path,
+        rich_help_panel=JUDGES,
+        help="File of Inception's weights, for --fid; by default they are downloaded.",
+    ),
 ]
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]  |  "
-    "[bold]erasure evaluate --suite superhero -m uce -m esd --prompt-filter --preset quick[/bold]"
+    rich_help_panel=MEASURE,
+    epilog="Examples:\n\n[bold]erasure evaluate --suite superhero --erasure superhero-uce --out results[/bold]\n\n"
+    "[bold]erasure evaluate --suite superhero -m uce -m esd --prompt-filter --preset quick[/bold]",
 )
 def evaluate(
     suite: SuiteName,
@@ -130,13 +190,17 @@ def evaluate(
 
     With a preset also: other words, attacks, what the weights still hold, filters, and the claims that follow.
     """
+    check_names(suite=suite)
+    for name in method or ():
+        check_names(method=name)
     from erasure.concept import WORLD, Suite
     from erasure.eval.core import prompt_files
     from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
-    from erasure.opening import quiet
+    from erasure.opening import check_there, quiet
+    from erasure.runtime import pick_device
 
     plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -152,12 +216,18 @@ def evaluate(
     real = material_for(plan, material)
     files = prompt_files.named_files(prompts or [])
     edits = read_erasures(erasure or [])
+    note_others(edits, plan)
     named = [name_of(source) for source in model or []]
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
-    pipe = open_base(base or plan.base, device, dtype, variant=variant)
+    note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
+    for source in [base or plan.base, *(model or []), *(gold or [])]:
+        check_there(source)
+        if (Path(source) / "erasure_config.json").exists():
+            raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
-    detectors, judge = detectors_for(plan, **judging, device=str(pipe.device))
+    detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base
+    pipe = open_base(base or plan.base, device, dtype, variant=variant)
     extractors = extractors_of(judge, fid, inception)
     with quiet():
         controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
@@ -176,7 +246,7 @@ def evaluate(
         raise typer.Exit(STRICT_EXIT)
 
 
-@commands.command(epilog="Example: [bold]erasure report results --out report.html[/bold]")
+@commands.command(rich_help_panel=MEASURE, epilog="Example: [bold]erasure report results --out report.html[/bold]")
 def report(
     evaluation: Annotated[
         Path, typer.Argument(parser=path, help="Folder of an evaluation or assessment, or its evaluation.json.")
@@ -210,6 +280,19 @@ def read_erasures(sources: list[str]) -> dict[str, Any]:
             raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
         edits[edit.name] = edit
     return edits
+
+
+def note_others(edits: dict[str, Any], plan: Any) -> None:
+    """Say which erasures are of something else than the suite asks for."""
+    from erasure.concept import same
+
+    for edit in edits.values():
+        erased = [concept["name"] for concept in edit.config["concepts"]]
+        if not any(same(name, phrase) for name in erased for phrase in plan.phrases):
+            note(
+                f"{edit.name} is an erasure of {', '.join(map(repr, erased))}; the suite {plan.name!r} asks for "
+                f"{plan.target!r}"
+            )
 
 
 def stacked(edits: dict[str, Any]) -> dict[str, Any]:
@@ -303,9 +386,9 @@ def compare(
     extractors: Sequence[Any] | None = None,
 ) -> None:
     """Evaluate, print the answers and the numbers behind them, write the report."""
+    from erasure.concept import WIDE
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
-    from erasure.eval.run.drawing import WIDE
 
     found = measure(
         pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache",
@@ -314,50 +397,10 @@ def compare(
     found.save(out)
     path = write_report(found, out / "report.html", records=out)
     say_answers(found)
-    table = PlainTable("model", "seen by", "group", "seen, 95 % interval", "change")
-    for row in found.evaluation.rows():
-        change = str(row.change or "").replace(" %", " points")
-        table.add_row(row.arm, row.detector, row.group, str(row.rate), change)
-    add_quality(table, found.evaluation)
-    console.print(table)
-    say_notes(found.evaluation)
-    say("rate: share of pictures in which the detector sees what was asked for; change: minus the base's")
+    say_lost(found.evaluation)
+    say_rates(found.evaluation)
     say(f"report -> {path.resolve()}", wrap=False)
     follow("open the report in a browser; --preset quick also asks what the weights still hold")
-
-
-def say_answers(found: Any) -> None:
-    """The first table: five answers about each checkpoint, then in plain sentences, and what must be read first."""
-    from erasure.eval.judge import QUESTIONS, plainly
-
-    table = PlainTable("checkpoint", *(question.heading for question in QUESTIONS.values()))
-    reports, facts = found.claims(), found.facts()
-    for claim in reports:
-        table.add_row(claim.model, *(f"{a.word} {a.number}".strip() for a in claim.answers.values()))
-    console.print(table)
-    for claim in reports:
-        say(f"- {claim.model}: {plainly(claim.answers, facts)}")
-        for banner in claim.banners:
-            say(f"! {claim.model}: {banner}")
-
-
-def add_quality(table: PlainTable, found: Any) -> None:
-    """Agreement with the prompts, and distances of kept pictures from the base's own, as further rows of a table."""
-    from erasure.eval.core.records import BASE
-
-    table.add_row("", "measured as", "", "value, 95 % interval", "change (distances: minus the null)")
-    for row in found.quality():
-        null = " (null)" if row.arm == BASE and row.distance else ""
-        change = "" if row.change is None else format(row.change, row.digits)
-        table.add_row(row.arm + null, row.title, row.group, format(row.value, row.digits), change)
-
-
-def say_notes(found: Any) -> None:
-    """How the distances are to be read, and which could not be measured."""
-    from erasure.eval.core.quality import notes
-
-    for note in notes(found):
-        say(f"- {note}")
 
 
 def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **settings: Any) -> list[str]:
@@ -367,6 +410,8 @@ def assess_all(pipe: Any, edits: dict[str, Any], plan: Any, out: Path, **setting
     found = assess(pipe, edits, plan, out=out, **settings)
     path = write_report(found, out / "report.html", records=out)
     say_answers(found)
+    if found.evaluation.records:
+        say_lost(found.evaluation)
     objections = found.objections()
     for objection in objections:
         say(f"! {objection}")

@@ -6,17 +6,29 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Variant, follow, open_base, path
+from erasure.cli.options import (
+    HAND_ON,
+    LOOK_UP,
+    Device,
+    Dtype,
+    OwnBase,
+    Variant,
+    base_of,
+    follow,
+    one_of,
+    open_base,
+    path,
+)
 from erasure.io import check_file, check_writable, sha256_file
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
-Format = Literal["lora", "peft", "kohya", "comfyui", "official", "unet", "pipeline", "single-file"]
-EngineName = Literal["diffusers", "peft", "comfyui", "forge", "a1111", "vllm-omni", "sglang", "nunchaku", "fp8", "gguf"]
+FORMATS = ("lora", "peft", "kohya", "comfyui", "official", "unet", "pipeline", "single-file")
+ENGINES = ("diffusers", "peft", "comfyui", "forge", "a1111", "vllm-omni", "sglang", "nunchaku", "fp8", "gguf")
 LORAS = ("lora", "peft", "kohya", "comfyui")
 ONE_FILE = ("kohya", "comfyui", "official", "single-file")
 # How each is loaded.
@@ -33,8 +45,9 @@ LOADED = {
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure export superhero-uce --for comfyui --out superhero.safetensors[/bold]  |  "
-    "[bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]"
+    rich_help_panel=HAND_ON,
+    epilog="Examples:\n\n[bold]erasure export superhero-uce --for comfyui --out superhero.safetensors[/bold]\n\n"
+    "[bold]erasure export superhero-uce --format kohya --out superhero-uce.safetensors[/bold]",
 )
 def export(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
@@ -43,10 +56,21 @@ def export(
         typer.Option(parser=path, help="Folder, or a .safetensors file for kohya, comfyui, official and single-file."),
     ],
     engine: Annotated[
-        EngineName | None, typer.Option("--for", help="Write the form that this program can read, or say why none.")
+        str | None,
+        typer.Option(
+            "--for",
+            parser=one_of(*ENGINES),
+            metavar="NAME",
+            help=f"Write the form that this program can read, or say why none: {', '.join(ENGINES)}.",
+        ),
     ] = None,
-    format: Annotated[Format | None, typer.Option(help="What to write; lora by default.")] = None,
-    base: Annotated[str, typer.Option(help="Its base model; by default the one it was made on.")] = "",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            parser=one_of(*FORMATS), metavar="NAME", help=f"What to write: {', '.join(FORMATS)}; lora by default."
+        ),
+    ] = None,
+    base: OwnBase = "",
     variant: Variant = None,
     rank: Annotated[int | None, typer.Option(min=1, help="LoRAs: cut a fine-tune to this rank.")] = None,
     scale: Annotated[
@@ -71,12 +95,12 @@ def export(
     strength = check_scale(1.0 if scale is None else scale)
     if format is not None:
         _check_place(out, format)
-    source = base or edit.config["base"]["name"]
+    source = base_of(base, [edit])
     pipe = open_base(source, device, dtype, variant=variant)
     if engine is not None:
         _export_for(edit, pipe, out, engine, format, rank, strength)
         return
-    chosen: Format = format or "lora"
+    chosen = format or "lora"
     written = _written(edit, pipe, out, chosen, rank, strength)
     say(f"{edit.name} as {chosen} -> {written}", wrap=False)
     follow(LOADED[chosen].format(out=written, base=source))
@@ -98,7 +122,7 @@ def _export_for(edit: Any, pipe: Any, out: Path, engine: str, format: Any, rank:
     follow(made.engine.load[made.form].format(out=written if made.form not in ("lora", "peft") else written.parent))
 
 
-def _written(edit: Any, pipe: Any, out: Path, format: Format, rank: int | None, strength: float) -> Path:
+def _written(edit: Any, pipe: Any, out: Path, format: str, rank: int | None, strength: float) -> Path:
     """Write one format."""
     from erasure.artifact import export_lora, export_official, export_single_file, save_denoiser, save_pipeline
     from erasure.artifact.export import Layout
@@ -115,7 +139,8 @@ def _written(edit: Any, pipe: Any, out: Path, format: Format, rank: int | None, 
 
 
 @commands.command(
-    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]"
+    rich_help_panel=LOOK_UP,
+    epilog="Example: [bold]erasure gram captions.txt --base emoji-world --out captions.safetensors[/bold]",
 )
 def gram(
     captions: Annotated[list[Path], typer.Argument(parser=path, help="Text files, one caption a line; of any length.")],
@@ -159,7 +184,7 @@ def _lines(paths: list[Path]) -> Iterator[str]:
             yield from (line.strip() for line in file if line.strip())
 
 
-@commands.command(epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
+@commands.command(rich_help_panel=HAND_ON, epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
 def inspect(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -204,7 +229,9 @@ def inspect(
     follow(f"erasure generate {target} --erasure {shlex.quote(erasure)}{where} --grid --out pictures")
 
 
-@commands.command(epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]")
+@commands.command(
+    rich_help_panel=HAND_ON, epilog="Example: [bold]erasure diff superhero-uce superhero-rece --json[/bold]"
+)
 def diff(
     a: Annotated[str, typer.Argument(help="An erasure, or a UNet's or pipeline's folder, or a safetensors file.")],
     b: Annotated[str, typer.Argument(help="Another of the same sort.")],
@@ -276,7 +303,8 @@ def _check_place(out: Path, format: str) -> None:
         check_file(out)
     else:
         if out.suffix == ".safetensors":
-            raise ValueError(f"{format} writes a folder; got --out {out}; give one without .safetensors")
+            file = ", or --format kohya for one file" if format == "lora" else ""
+            raise ValueError(f"{format} writes a folder; got --out {out}; give one without .safetensors{file}")
         check_writable(out)
     if format == "pipeline" and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is there and not empty; give a new folder")

@@ -11,8 +11,23 @@ from typing import Annotated, Any
 import typer
 
 from erasure.cli.evaluate import compare, make_erasures, read_erasures
-from erasure.cli.options import Base, Device, Dtype, Limit, Variant, follow, note, open_base, path
-from erasure.io import check_writable, parse_yaml, writing
+from erasure.cli.options import (
+    MAKE,
+    Base,
+    Device,
+    Dtype,
+    Limit,
+    OwnBase,
+    Variant,
+    base_of,
+    check_names,
+    follow,
+    note,
+    note_unknown,
+    open_base,
+    path,
+)
+from erasure.io import check_writable, folder_name, parse_yaml, writing
 from erasure.terminal import say
 
 BATCH = 16  # pictures that are drawn together
@@ -35,7 +50,7 @@ Whole = Annotated[Path | None, typer.Option(parser=path, help="Also write the wh
 Checkpoint = Annotated[Path | None, typer.Option(parser=path, help="Folder for training state; run again to resume.")]
 
 
-@commands.command(epilog="Example: [bold]erasure demo[/bold]")
+@commands.command(rich_help_panel=MAKE, epilog="Example: [bold]erasure demo[/bold]")
 def demo(
     out: Annotated[Path, typer.Option(parser=path, help="Folder for erasures, pictures and report.")] = Path(
         "erasure-demo"
@@ -59,12 +74,15 @@ def demo(
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure erase superhero --keep ninja --keep wizard --out superhero-uce[/bold]  |  "
-    "[bold]erasure erase 'Van Gogh' --kind style --base CompVis/stable-diffusion-v1-4 -m esd --out no-van-gogh[/bold]"
+    rich_help_panel=MAKE,
+    epilog="Examples:\n\n[bold]erasure erase superhero --keep ninja --keep wizard --out superhero-uce[/bold]\n\n"
+    "[bold]erasure erase 'Van Gogh' --kind style --base CompVis/stable-diffusion-v1-4 -m esd --out no-van-gogh[/bold]",
 )
 def erase(
     concept: Annotated[str, typer.Argument(help="What to erase.")],
-    out: Annotated[Path, typer.Option(parser=path, help="Folder for the erasure.")],
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder for the erasure; CONCEPT-METHOD here by default.")
+    ] = None,
     base: Base = "emoji-world",
     variant: Variant = None,
     method: Method = "uce",
@@ -81,44 +99,63 @@ def erase(
     dtype: Dtype = None,
 ) -> None:
     """Make an erasure and save it."""
+    check_names(method, suite)
     from erasure.api import erase as make
-    from erasure.artifact import save_denoiser
-    from erasure.artifact.files import check_folder
+    from erasure.artifact.files import CONFIG, check_folder
+    from erasure.concept import with_article
     from erasure.methods import method_class
     from erasure.opening import quiet
 
+    out = out or Path(folder_name(f"{concept}-{method}").replace(" ", "-"))
     if unet is not None and unet.resolve() == out.resolve():
         raise ValueError(f"--unet and --out are one folder ({out}); give two")
+    if out.suffix in (".safetensors", ".ckpt", ".pt"):
+        raise ValueError(
+            f"an erasure is a folder; got --out {out}; leave {out.suffix} away, and let `erasure export` write a file"
+        )
     check_folder(out)
+    replaced = ", in place of the erasure that was there" if (out / CONFIG).exists() else ""
     named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
     if "," in concept:
         note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
+    note_unknown(base, [concept, *named])
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant)
-    keeping = [*kept, *named] or None
+    keeping = [*kept, *named]
     with quiet():  # faults are raised, and the encoder's remarks on lengths come before them
-        edit = make(pipe, targets, method, keep=keeping, preset=preset, checkpoint=checkpoint, apply=False, **changes)
+        edit = make(
+            pipe, targets, method, keep=keeping or None, preset=preset, checkpoint=checkpoint, apply=False, **changes
+        )
     edit.save_pretrained(out)
-    say(f"{edit.name} -> {out}", wrap=False)
+    say(f"{edit.name} -> {out}{replaced}", wrap=False)
     for line in _summary(edit, out):
         say(f"- {line}")
     if unet is not None:
-        if all(name.startswith("text_encoder") for name in edit.parameter_names):
-            raise ValueError(
-                f"{edit.name!r} changes no weight of the denoiser, so --unet would write the base's; leave it out (the "
-                f"erasure is in {out})"
-            )
-        edit.apply(pipe)
-        say(f"whole denoiser -> {save_denoiser(pipe, unet)}", wrap=False)
+        _save_whole(pipe, edit, unet, out)
     where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
-    follow(f"erasure generate {shlex.quote(f'a {concept}')} --erasure {shlex.quote(str(out))}{where} --out pictures")
+    asked = " ".join(shlex.quote(prompt) for prompt in [_asking(targets[0]), *map(with_article, keeping[:1])])
+    follow(f"erasure generate {asked} --erasure {shlex.quote(str(out))}{where} --grid --out pictures")
+
+
+def _save_whole(pipe: Any, edit: Any, unet: Path, out: Path) -> None:
+    """Write the whole edited denoiser."""
+    from erasure.artifact import save_denoiser
+
+    if all(name.startswith("text_encoder") for name in edit.parameter_names):
+        raise ValueError(
+            f"{edit.name!r} changes no weight of the denoiser, so --unet would write the base's; leave it out (the "
+            f"erasure is in {out})"
+        )
+    edit.apply(pipe)
+    say(f"whole denoiser -> {save_denoiser(pipe, unet)}", wrap=False)
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure neighbours wizard[/bold]  |  "
-    "[bold]erasure neighbours 'Claude Monet' --kind style --base CompVis/stable-diffusion-v1-4 -n 12[/bold]"
+    rich_help_panel=MAKE,
+    epilog="Examples:\n\n[bold]erasure neighbours wizard[/bold]\n\n"
+    "[bold]erasure neighbours 'Claude Monet' --kind style --base CompVis/stable-diffusion-v1-4 -n 12[/bold]",
 )
 def neighbours(
     concept: Annotated[str, typer.Argument(help="What is to be erased.")],
@@ -139,8 +176,8 @@ def neighbours(
         say(f"- {name}")
     say("Look through them: a name that means the concept itself has to go. Add what else must stay.")
     where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
-    kept = shlex.quote(", ".join(found))
-    follow(f"erasure erase {shlex.quote(concept)} --keep {kept}{where} --out FOLDER")
+    where += f" --kind {kind}" if kind else ""
+    follow(f"erasure erase {shlex.quote(concept)} --keep {shlex.quote(', '.join(found))}{where}")
 
 
 def _names(given: Sequence[str] | None, option: str) -> list[str]:
@@ -162,14 +199,15 @@ def _summary(edit: Any, folder: Path) -> list[str]:
 
 
 @commands.command(
-    epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --grid --out out[/bold]"
+    rich_help_panel=MAKE,
+    epilog="Example: [bold]erasure generate 'a superhero' 'a ninja' --erasure superhero-uce --grid --out out[/bold]",
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(parser=path, help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the pictures.")] = Path("pictures"),
     erasure: Annotated[list[str] | None, typer.Option(help="Folder or hub id; repeat to stack.")] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly: 0 not at all, 1 (default) as it was made.")] = None,
-    base: Base = "emoji-world",
+    base: OwnBase = "",
     variant: Variant = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
     seed: Annotated[
@@ -186,6 +224,7 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
+    from erasure.backbone import backbone_of
     from erasure.eval.core.lengths import too_long
     from erasure.opening import quiet
     from erasure.pictures import sheet, usual_settings
@@ -197,8 +236,12 @@ def generate(
     if scale is not None and not erasure:
         raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
     edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
+    base = base_of(base, edits.values())
     check_writable(out)
+    note_unknown(base, prompts)
     pipe = open_base(base, device, dtype, variant=variant)
+    for edit in edits.values():
+        edit.check_base(backbone_of(pipe))  # before anything is drawn
     chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
     sampler = {**usual_settings(base), **{key: value for key, value in chosen.items() if value is not None}}
     out.mkdir(parents=True, exist_ok=True)
@@ -219,7 +262,8 @@ def generate(
     where = f", all of them in {out / 'grid.png'}" if grid else ""
     say(f"{count} picture{'s' * (count > 1)} -> {out}{where}", wrap=False)
     tried = " ".join(f"--erasure {shlex.quote(source)}" for source in erasure or [])
-    follow(f"erasure evaluate --suite SUITE {tried}" if edits else "erasure erase CONCEPT --out FOLDER")
+    suite = _suite_about([concept["name"] for edit in edits.values() for concept in edit.config["concepts"]], base)
+    follow(f"erasure evaluate --suite {suite} {tried}" if edits else "erasure erase CONCEPT")
 
 
 def _drawn(
@@ -255,6 +299,24 @@ def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tup
     if not same(plan.concept.name, name):
         raise ValueError(f"the suite {suite!r} is about {plan.concept.name!r}, not {name!r}; name one or the other")
     return list(plan.concepts), plan.kept
+
+
+def _asking(concept: Any) -> str:
+    """A prompt that asks for a concept."""
+    from erasure.concept import with_article
+
+    return f"a painting by {concept.name}" if concept.kind == "style" else with_article(concept.name)
+
+
+def _suite_about(names: Sequence[str], base: str) -> str:
+    """The shipped suite about a concept, on this base; "SUITE" where there is none."""
+    from erasure.concept import WORLD, Suite, same
+
+    for name in Suite.shipped():
+        suite = Suite.load(name)
+        if (suite.base == WORLD) == (base == WORLD) and len(names) == 1 and same(suite.target, names[0]):
+            return name if suite.base == base else f"{name} --base {shlex.quote(base)}"
+    return "SUITE"
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

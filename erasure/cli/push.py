@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, follow, open_base, path
+from erasure.cli.options import HAND_ON, Device, base_of, follow, open_base, path
 from erasure.terminal import say
 
 commands = typer.Typer()
@@ -15,7 +15,8 @@ SHOWN = 6  # prompts of an evaluation in the card's pictures
 
 
 @commands.command(
-    epilog="Example: [bold]erasure push superhero-uce my-name/superhero-uce --evaluation results --private[/bold]"
+    rich_help_panel=HAND_ON,
+    epilog="Example: [bold]erasure push superhero-uce my-name/superhero-uce --evaluation results --private[/bold]",
 )
 def push(
     erasure: Annotated[str, typer.Argument(help="Folder of the erasure.")],
@@ -48,7 +49,7 @@ def push(
     if evaluation is not None:
         edit, pictures = evaluated(edit, evaluation)
     if preview:
-        pipe = open_base(base or edit.config["base"]["name"], device)
+        pipe = open_base(base_of(base, [edit]), device)
         pictures["Before and after, from the same noise"] = edit.preview(pipe, preview)
     address = edit.push_to_hub(
         repository, private=private, commit_message=message, token=token, system=system, pictures=pictures

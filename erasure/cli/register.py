@@ -191,7 +191,7 @@ def apply(
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure register verify[/bold]  |  "
+    epilog="Examples:\n\n[bold]erasure register verify[/bold]\n\n"
     "[bold]erasure register verify --suite superhero --draw 4[/bold]"
 )
 def verify(
@@ -309,8 +309,8 @@ def log(
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure register report --out register.html[/bold]  |  "
-    "[bold]erasure register report --month 2026-11[/bold]  |  [bold]erasure register report --request R1[/bold]"
+    epilog="Examples:\n\n[bold]erasure register report --out register.html[/bold]\n\n"
+    "[bold]erasure register report --month 2026-11[/bold]\n\n[bold]erasure register report --request R1[/bold]"
 )
 def report(
     register: File = FILE,

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Variant, open_base, path
-from erasure.io import shown
+from erasure.cli.options import KEEP, Device, Dtype, Variant, base_of, follow, open_base, path
+from erasure.io import beside, shown
 from erasure.terminal import say
 
 commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Example: [bold]erasure serve emoji-world --erasure hero=superhero-uce --erasure cat=cat-uce[/bold]"
+    rich_help_panel=KEEP,
+    epilog="Example: [bold]erasure serve emoji-world --erasure hero=superhero-uce --erasure cat=cat-uce[/bold]",
 )
 def serve(
-    base: Annotated[str, typer.Argument(help="emoji-world, a diffusers folder, a .safetensors file, or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            help="emoji-world, a diffusers folder, a .safetensors file, or a hub id; by default the one that the "
+            "erasures were made on."
+        ),
+    ] = "",
+    base_option: Annotated[str, typer.Option("--base", help="The same as BASE, as other commands take it.")] = "",
     erasure: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER or NAME=hub/id; repeat for more. Without NAME=, its own name.")
     ] = None,
@@ -44,10 +54,18 @@ def serve(
         raise ImportError("serving needs FastAPI and uvicorn: pip install 'diffusion-erasure[serve]'") from None
     from erasure.pipelines.serve import Limits, create_app
 
+    if base and base_option:
+        raise ValueError(f"two bases, {base!r} and --base {base_option!r}; give one")
     edits = _named(erasure or [], erasures)
+    base = base_of(base or base_option, edits.values())
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
-    say(f"{len(edits)} erasures on http://{host}:{port}; /health, /erasures, /docs", wrap=False)
+    address = f"http://{host}:{port}"
+    say(
+        f"{base} with {', '.join(map(repr, edits))} on {address}; /health, /erasures, /docs; Ctrl-C ends it", wrap=False
+    )
+    body = json.dumps({"prompt": "a prompt", "erasures": [next(iter(edits))], "seed": 1})
+    follow(f"curl {address}/v1/images/generations -H 'content-type: application/json' -d {shlex.quote(body)}")
     uvicorn.run(app, host=host, port=port)
 
 
@@ -62,6 +80,11 @@ def _named(given: list[str], folder: Path | None) -> dict[str, Any]:
 
     pairs = [tuple(one.split("=", 1)) if "=" in one else ("", one) for one in given]
     if folder is not None:
+        if not any(folder.glob(f"*/{CONFIG}")):
+            one = (
+                f"it is an erasure itself: --erasure {folder}" if (folder / CONFIG).exists() else "name another folder"
+            )
+            raise ValueError(f"--erasures {folder} holds no folder with an erasure{beside(folder)}; {one}")
         pairs += [(file.parent.name, str(file.parent)) for file in sorted(folder.glob(f"*/{CONFIG}"))]
     found: dict[str, Any] = {}
     for name, source in pairs:

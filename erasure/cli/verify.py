@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import Base, Device, Dtype, Variant, follow, open_base, path
+from erasure.cli.options import KEEP, Device, Dtype, OwnBase, Variant, base_of, follow, open_base, path
 from erasure.io import shown
 from erasure.terminal import PlainTable, console, say
 
@@ -17,8 +17,9 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Examples: [bold]erasure verify superhero-uce --engine http://localhost:8000[/bold]  |  "
-    "[bold]erasure verify hero --engine http://localhost:8188 --workflow workflow.json --base model.safetensors[/bold]"
+    rich_help_panel=KEEP,
+    epilog="Examples:\n\n[bold]erasure verify superhero-uce --engine http://localhost:8000[/bold]\n\n"
+    "[bold]erasure verify hero --engine http://localhost:8188 --workflow workflow.json --base model.safetensors[/bold]",
 )
 def verify(
     erasure: Annotated[str, typer.Argument(help="Folder or hub id of the erasure that should be on.")],
@@ -36,7 +37,7 @@ def verify(
         typer.Option(help="One more field of the request: size=512x512; repeat for more."),
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="ENGINE_KEY", help="Bearer token of the engine.")] = None,
-    base: Base = "emoji-world",
+    base: OwnBase = "",
     variant: Variant = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps, here and there.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Guidance, here and there.")] = None,
@@ -52,6 +53,7 @@ def verify(
     from erasure.pipelines.engines import ComfyUI, OpenAI, verify_engine
 
     edit = Erasure.from_pretrained(erasure)
+    base = base_of(base, [edit])
     chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
     sampler = {**usual_settings(base), **{name: value for name, value in chosen.items() if value is not None}}
     asked: Any

@@ -15,6 +15,23 @@ from erasure.terminal import PlainTable, console, say
 commands = typer.Typer(help="Emoji World: the small real model everything can be tried on.", no_args_is_help=True)
 
 
+@commands.command("list", epilog="Example: [bold]erasure world list[/bold]")
+def world_list() -> None:
+    """List what Emoji World knows: concepts by family, styles and backgrounds."""
+    from erasure.world.spec import spec
+
+    world = spec()
+    table = PlainTable("family", "concepts")
+    for family in world.families:
+        table.add_row(family, ", ".join(name for name, emoji in world.concepts.items() if emoji.family == family))
+    table.add_section()
+    table.add_row("styles", ", ".join(f"{style} style" for style in world.styles))
+    table.add_row("backgrounds", ", ".join(world.backgrounds))
+    console.print(table)
+    say("A prompt: a superhero in noto style on a red background")
+    follow("erasure erase superhero --suite superhero")
+
+
 @commands.command("train", epilog="Example: [bold]erasure world train --out runs/world[/bold]")
 def world_train(
     out: Annotated[
@@ -39,7 +56,7 @@ def world_train(
 
 @commands.command(
     "gold",
-    epilog="Examples: [bold]erasure world gold --without superhero --seed 0[/bold]  |  "
+    epilog="Examples:\n\n[bold]erasure world gold --without superhero --seed 0[/bold]\n\n"
     "[bold]erasure world gold --twin --seed 0[/bold]",
 )
 def world_gold(

@@ -6,6 +6,7 @@ Only the standard library is imported at the top: ``erasure doctor`` prints thro
 """
 
 from erasure.io.files import (
+    beside,
     cache_folder,
     check_file,
     check_writable,
@@ -70,6 +71,7 @@ __all__ = [
     "NAME",
     "NAME_BYTES",
     "YAML_DEPTH",
+    "beside",
     "Content",
     "blake2b",
     "cache_folder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from erasure.io.text import meant
+
+TOUCHED = ".touched"
 TOKEN = 6  # random bytes in a temporary name
+MOST_BESIDE = 1000  # entries of a folder that are looked through for the one that was meant
 
 
 @contextlib.contextmanager
@@ -32,7 +37,10 @@ def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[P
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(TOKEN)}{path.suffix[-20:]}")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors writes files that no other user may read, such as a server's
         if durable:
             _sync(temporary)
         os.replace(temporary, path)
@@ -133,6 +141,22 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise PermissionError(f"{there} may not be written to; give another folder")
 
 
+def beside(path: str | os.PathLike[str], *, exact: bool = False) -> str:
+    """`` (did you mean 'superhero-uce'?)`` where a file or folder of nearly this name lies in its folder; else "".
+
+    Args:
+        exact: only a file of this very name, where something else than a file was looked for.
+    """
+    if exact:
+        return f" (did you mean {str(path)!r}?)" if os.path.isfile(path) else ""
+    path = Path(path).expanduser()
+    try:
+        names = [e.name for e in itertools.islice(os.scandir(path.parent), MOST_BESIDE) if e.name != path.name]
+    except (OSError, ValueError):
+        return ""
+    return meant(path.name, names) if path.name else ""
+
+
 @contextlib.contextmanager
 def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -> Iterator[Path]:
     """A temporary folder beside ``folder`` whose content becomes that of ``folder`` at the end; dropped on failure.
@@ -147,8 +171,14 @@ def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}.") as outer:
         temporary = Path(outer) / "new"  # one further down: the outer one is closed to other users
         temporary.mkdir()
+        probe = temporary / TOUCHED
+        probe.touch()
+        usual = probe.stat().st_mode
+        probe.unlink()
         yield temporary
         for part in sorted(temporary.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if part.is_file():
+                part.chmod(usual)  # see writing()
             _sync(part)
         _sync(temporary)
         if not _renamed(temporary, folder):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from erasure.io.files import beside
 from erasure.io.text import meant, printable, shown
 
 JSON_DEPTH = 32  # of nesting; an erasure's config needs seven
@@ -29,7 +30,7 @@ def read_bytes(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+        raise FileNotFoundError(f"{path}: no such file{beside(path)}; check the path")
     if (size := path.stat().st_size) > largest:
         raise ValueError(f"{path}: {size:,} bytes; at most {largest:,} are read; is it the right file?")
     with path.open("rb") as file:

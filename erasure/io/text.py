@@ -61,10 +61,14 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in KEPT else _written_out(c) for c in text)
 
 
-def meant(given: Any, known: Iterable[str]) -> str:
-    """`` (did you mean 'uce'?)`` where a known name is close to what was given; "" where none is."""
+def meant(given: Any, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`` (did you mean 'uce'?)`` where a known name is close to what was given; "" where none is.
+
+    Args:
+        cutoff: how alike, up to 1. Raise it where a slip is rarer than a name that is new.
+    """
     plain_names = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(str(given).casefold(), plain_names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(given).casefold(), plain_names, n=1, cutoff=cutoff)
     return f" (did you mean {plain_names[near[0]]!r}?)" if near else ""
 
 

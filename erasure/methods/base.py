@@ -107,7 +107,10 @@ class Method(abc.ABC):
             option = {"anchor": " (--anchor)", "synonyms": " (--synonym)"}.get(part or "", " (or a suite)")
             hint = f"; {part} belongs to the concept: Concept({'name'!r}, {part}=...){option}" if part else ""
             hint = hint or meant(unknown[0], known)
-            raise ValueError(f"{cls.key} has no setting {unknown[0]!r}{hint}; its settings are {known}")
+            raise ValueError(
+                f"{cls.key} has no setting {unknown[0]!r}{hint}; its settings are {known}; `erasure methods {cls.key}` "
+                "explains them"
+            )
         try:
             return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:

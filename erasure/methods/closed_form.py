@@ -148,7 +148,8 @@ class ClosedForm(Method):
         if "pooled" in backbone.spaces and not self.pooled and not published:
             warnings.warn(
                 f"{backbone.pipelines} also reads the prompt as a pooled embedding, which is not edited and can bring "
-                "some of the concept back; pass pooled=True to edit it as well, or look at the pictures",
+                "some of the concept back; pass pooled=True (--set pooled=true) to edit it as well, or look at the "
+                "pictures",
                 stacklevel=3,
             )
         for concept in request.concepts:

@@ -17,7 +17,8 @@ import torch
 
 from erasure.artifact.provenance import already, restore
 from erasure.concept import WORLD
-from erasure.opening.faults import fault
+from erasure.io import beside
+from erasure.opening.faults import UNREACHED, fault, unreached
 from erasure.opening.folder import open_folder
 from erasure.opening.single_file import open_file
 from erasure.runtime import pick_device, pick_dtype
@@ -93,17 +94,29 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def download(base: str, variant: str | None) -> Path:
-    """The folder of a hub repository in the local cache."""
-    import diffusers
+def check_there(base: str | Path) -> None:
+    """Raise where a name is neither a file or folder nor can be a hub id: before minutes of other work.
 
+    Raises:
+        FileNotFoundError: for the reason given.
+    """
+    base = str(base)
+    if base == WORLD or Path(base).expanduser().exists():
+        return
     if address := re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)", base):
         raise FileNotFoundError(f"{base!r} is a web address; give the hub id {address[1]!r}, or a downloaded file")
     if base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).suffix in (".safetensors", ".ckpt"):
         raise FileNotFoundError(
-            f"no model at {base!r}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
+            f"no model at {base!r}{beside(base)}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
             "('CompVis/stable-diffusion-v1-4')"
         )
+
+
+def download(base: str, variant: str | None) -> Path:
+    """The folder of a hub repository in the local cache."""
+    import diffusers
+
+    check_there(base)
     errors: list[Exception] = []
     for files in (variant, "fp16") if variant is None else (variant,):
         try:
@@ -117,7 +130,9 @@ def download(base: str, variant: str | None) -> Path:
         reason = f"it is gated: accept its terms on https://huggingface.co/{base}, then run `hf auth login`"
     elif "RepositoryNotFoundError" in kinds:
         reason = "the hub has no such repository, or it is private (`hf auth login`)"
+    elif unreached(error):
+        reason = f"{UNREACHED}; connect, or give a folder or a file"
     raise FileNotFoundError(f"could not load {base!r}: {reason}") from None
 
 
-__all__ = ["download", "load_base", "open_file", "open_folder", "quiet"]
+__all__ = ["check_there", "download", "load_base", "open_file", "open_folder", "quiet"]

@@ -11,6 +11,16 @@ import torch
 
 from erasure.io import first_line
 
+UNREACHED = "it is not on this machine, and the hub cannot be reached"
+# What huggingface_hub and httpx raise where the network is off, or down.
+OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectTimeout", "ConnectError"}
+
+
+def unreached(error: BaseException) -> bool:
+    """Whether an error, or what it comes from, says that there was no network."""
+    every = (error, error.__cause__, error.__context__)
+    return any(type(one).__name__ in OFFLINE for one in every)
+
 
 @contextlib.contextmanager
 def reasons(source: Path) -> Iterator[None]:
@@ -35,4 +45,4 @@ def fault(error: Exception) -> str:
     return first[:300]
 
 
-__all__ = ["fault", "reasons"]
+__all__ = ["UNREACHED", "fault", "reasons", "unreached"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from erasure.opening.faults import fault, reasons
+from erasure.opening.faults import UNREACHED, fault, reasons, unreached
 from erasure.opening.folder import model_class_of, open_folder, open_model, read_index, read_tensors
 from erasure.weights import PARTS_BESIDE, in_float8, not_a_model, read_header, refuse_quantised, unwrapped
 
@@ -65,8 +65,8 @@ def _config_folder(path: Path, tensors: Any, config: str | Path | None) -> Path:
     except Exception as error:
         raise ValueError(
             f"{path} holds tensors and no configs; those of {repository}, which fit files like it, cannot be had "
-            f"({fault(error)}); give config= a diffusers folder of the same architecture, or put one beside the "
-            f"file as {path.with_suffix('').name}/"
+            f"({UNREACHED if unreached(error) else fault(error)}); put a diffusers folder of the same architecture "
+            f"beside the file as {path.with_suffix('').name}/ (in Python: load_base(..., config=FOLDER))"
         ) from None
 
 

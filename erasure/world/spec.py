@@ -7,8 +7,8 @@ import functools
 import importlib.resources
 from collections.abc import Iterable
 
-from erasure.concept import with_article
-from erasure.io import parse_yaml
+from erasure.concept import naming, with_article
+from erasure.io import meant, parse_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,16 @@ class WorldSpec:
         """The other members of the concept's family: its neighbours in the sense of evaluation."""
         family = self.concepts[concept].family
         return tuple(name for name, emoji in self.concepts.items() if emoji.family == family and name != concept)
+
+    def unknown(self, text: str) -> str:
+        """A sentence where a name or prompt holds nothing that captions of the training named; "" where it does."""
+        own = [phrase for e in self.concepts.values() for phrase in (e.name, e.es, e.description, *e.synonyms)]
+        around = [word for style in self.styles.values() for word in style.words]
+        around += [word for colour in self.backgrounds.values() for word in (colour.name, colour.es)]
+        if naming([text], [*own, *around, *(phrase.split(" ", 1)[1] for phrase in self.families.values())]):
+            return ""
+        near = meant(text, own, cutoff=0.8)
+        return f"Emoji World was never shown {text!r}{near}; `erasure world list` prints what it knows"
 
     def is_held_out(self, concept: str, style: str, background: str) -> bool:
         return (concept, style) in self.held_out_styles or (concept, background) in self.held_out_backgrounds

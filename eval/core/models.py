@@ -200,9 +200,13 @@ def check_config(name: str, config: Any) -> None:
 
 
 def models_of(erasures: Mapping[str, Applied], controls: Sequence[Model] = ()) -> list[Model]:
-    """Every model of a comparison: the base, its erasures by name, then the controls."""
+    """Every model of a comparison: the base, its erasures by name, then the controls.
+
+    Raises:
+        ValueError: the erasures have no names, or a control is no model.
+    """
     if not isinstance(erasures, Mapping):
-        raise ValueError(f"erasures are given by name, {{'UCE': erasure}}; got {shown(erasures)}")
+        raise ValueError(f"erasures are given by name; got {shown(erasures)}; give a dict: {{'UCE': edit}}")
     if not isinstance(controls, Sequence) or not all(isinstance(control, Model) for control in controls):
         raise ValueError(f"controls are a list of Model; got {shown(controls)}; see erasure.eval.run.controls")
     return [Model(BASE, "base"), *(Model(name, "erased", change) for name, change in erasures.items()), *controls]
@@ -243,7 +247,7 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
     if difference := _difference(pipe, theirs):
         raise ValueError(
             f"{source} is another architecture than the base ({difference}); compare models that were made from one "
-            "base, or name theirs as the base"
+            "base, or name theirs as the base (--base)"
         )
     states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
     changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]

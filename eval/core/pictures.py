@@ -105,7 +105,8 @@ def generate(
     todo = [i for i, image in enumerate(images) if image is None]
     known = len(jobs) - len(todo)
     bar = tqdm(total=len(jobs), initial=known, desc=description, unit="img", disable=not progress, leave=False)
-    bar.set_postfix_str(f"{known} from the cache")
+    if known:
+        bar.set_postfix_str(f"{known} from the cache")
     with bar, _ready(pipe, autocast=autocast, clip_skip=clip_skip):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]

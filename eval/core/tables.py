@@ -105,6 +105,13 @@ def labels(evaluation: Evaluation, arm: str, detector: str, group: str = "neighb
     return sorted(found, key=lambda r: (r.change.value is None, r.change.value or 0.0))
 
 
+def lost(evaluation: Evaluation, arm: str, detector: str) -> list[LabelRow]:
+    """Kept labels, neighbours and unrelated, that are seen less often under an arm; the one that lost most first."""
+    found = [row for group in ("neighbours", "unrelated") for row in labels(evaluation, arm, detector, group)]
+    known = sorted((row for row in found if row.change.value is not None), key=lambda row: row.change.value or 0.0)
+    return [row for row in known if (row.change.value or 0.0) < 0]
+
+
 def replacement(evaluation: Evaluation, arm: str, detector: str) -> list[tuple[str, float, int]]:
     """What is seen on target prompts: (label, share, pictures), most frequent first."""
     seen = Counter(top for r in evaluation.select(arm, "target") if (top := r.verdicts[detector].top) is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,10 +103,19 @@ def _asked(name: str, suite: Suite, device: str) -> VlmDetector:
 
 def _opened(name: str, suite: Suite, device: str) -> ClipDetector:
     model, _, weights = name.partition("/")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # open_clip logs what it raises
     try:
         return ClipDetector.load(model, weights or None, labels=labels_of(suite), device=device)
     except (OSError, RuntimeError) as error:
+        if "download" in str(error):
+            raise FileNotFoundError(
+                f"the judge {name!r} (open_clip) is not on this machine and could not be downloaded; connect once, or "
+                "give the folder of one: --clip FOLDER"
+            ) from None
         raise FileNotFoundError(
             f"open_clip could not load {name!r} ({type(error).__name__}); "
             "name a model/weights pair from open_clip.list_pretrained()"
         ) from None
+    finally:
+        logging.disable(disabled)

@@ -237,8 +237,7 @@ def _losses(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
     out = []
     for arm in evaluation.erased:
         found = [r for g in ("neighbours", "unrelated") for r in tables.labels(evaluation, arm.name, detector, g)]
-        known = sorted((r for r in found if r.change.value is not None), key=lambda r: r.change.value or 0.0)
-        lost = [r for r in known if (r.change.value or 0.0) < 0]
+        known, lost = [r for r in found if r.change.value is not None], tables.lost(evaluation, arm.name, detector)
         out.append({
             "arm": arm.name, "detector": detector, "rows": lost[:SHOWN], "lost": len(lost),
             "known": len(known), "unknown": len(found) - len(known),

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from erasure.backbone.text import TooLong
-from erasure.concept import Suite
+from erasure.concept import WIDE, Suite
 from erasure.eval.core.audit import judged
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.material import Material
@@ -41,7 +41,7 @@ from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
-from erasure.eval.run.drawing import WIDE, options_of, paired_pictures, sampler_text
+from erasure.eval.run.drawing import options_of, paired_pictures, sampler_text
 
 # Sizes of the paired pictures: seeds per prompt, prompts per group, and sentences. From `standard` on there are more
 # sentences in place of more seeds: an interval is about sentences.

@@ -44,7 +44,6 @@ from erasure.runtime import autocast_for
 PACKAGES = (
     "diffusion-erasure", "torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy",
 )  # fmt: skip
-WIDE = 24  # sentences of a report, one picture each: an interval is about sentences
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
 NOTHING_DRAWN = "No picture was drawn: what the models draw, of the target and of anything else, was not assessed."
 
@@ -131,6 +130,8 @@ def paired_pictures(
     Arguments are those of :func:`erasure.eval.evaluate`; without ``draw``, for content that must not be drawn, every
     change is applied once, hashed and removed.
     """
+    if not isinstance(suite, Suite):
+        raise ValueError(f"an evaluation needs a Suite; got {suite!r}; load it: Suite.load('superhero')")
     check_base(pipe)
     models = models_of(erasures, controls)
     check_request([model.name for model in models[1:]], detectors, images_per_prompt, limit, wide)
@@ -166,24 +167,27 @@ def _drawn(
     distances = Distances(extractors if job.prompts else (), job.prompts, job.seeds)
     other_seeds = [seed + OTHER_SEEDS for seed in job.seeds]
     asked = [job.prompts[i] for i in distances.wanted]
-    others = job.draw(pipe, asked, seeds=other_seeds, description=f"{BASE}, other seeds")
+    rounds = len(models) + bool(asked)
+    others = job.draw(pipe, asked, seeds=other_seeds, description=f"1 of {rounds}: {BASE}, other seeds")
     found = []
-    for model in models:
-        weights, images = _draw(pipe, job, model, before)
+    for number, model in enumerate(models, 1 + bool(asked)):
+        weights, images = _draw(pipe, job, model, before, f"{number} of {rounds}: {model.name}")
         arm, rows = Arm(model.name, weights, model.config, model.role, model.kind), records_of(model.name, job, images)
         far = distances.of(model.name, images, others if model.role == "base" else ())
         found.append(Drawn(arm, rows, grid_of(job, images, rows), list(far), _notes_about(model, weights, before, job)))
     return found
 
 
-def _draw(pipe: Any, job: Comparison, model: Model, before: str) -> tuple[str, list[list[Image.Image]]]:
+def _draw(
+    pipe: Any, job: Comparison, model: Model, before: str, description: str
+) -> tuple[str, list[list[Image.Image]]]:
     """The hash of the weights of one arm, and its pictures; the pipeline is restored."""
     with model.on(pipe) as drawn:
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
         beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
         uncached = {"cache_dir": None} if model.change is not None and beside else {}
-        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=model.name, **uncached)
+        images = job.draw(drawn, job.prompts, seeds=job.seeds, description=description, **uncached)
         when = "after drawing than before"
         check_unchanged(pipe, after, model.name, when, hash_weights=job.options["hash_weights"])
     if model.change is not None:
@@ -243,7 +247,7 @@ def _notes_about(model: Model, weights: str, before: str, job: Comparison) -> li
         return []
     notes = []
     if weights == before:
-        notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
+        notes.append(f"{model.name} changed no stored weight; it acts beside them.")
     by_method = model.kind in ("weights", "adapter") and not isinstance(model.change, Swapped)
     return notes + ([_named_to(model.name, model.change, job.suite)] if by_method and model.role == "erased" else [])
 
@@ -255,7 +259,7 @@ def _named_to(name: str, erasure: Applied, suite: Suite) -> str:
     counts = [f"{named_in(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
     asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}
     known = f"{len(asked & set(erasure.config.get('prompts', ())))} of the {len(asked)} target prompts"
-    return f"{name} was made with {known}; named to it to be kept: {' and '.join(counts)}."
+    return f"{name} was made with {known}; its keep list has {' and '.join(counts)}."
 
 
 def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:

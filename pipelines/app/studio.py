@@ -87,8 +87,16 @@ class Studio:
         self._lock = threading.RLock()
         self._name, self._pipe = "", None
 
-    def close(self) -> None:
-        """Remove the files, if the folder was a temporary one."""
+    def close(self, *, wait: float = 30.0) -> None:
+        """Wait for the piece of work that is going on, and remove the files, if the folder was a temporary one.
+
+        A process that ends while one of its threads is inside the model is aborted, with a message of C++.
+
+        Args:
+            wait: seconds. Drawing ends within them; a fine-tune may not, and is cut off.
+        """
+        if self._lock.acquire(timeout=wait):
+            self._lock.release()
         if self._own:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -181,10 +189,10 @@ class Studio:
         Raises:
             ValueError: an unknown size, or nothing to compare the concept with. FileNotFoundError: no detector.
         """
+        from erasure.concept import WIDE
         from erasure.eval import evaluate, write_report
         from erasure.eval.detectors.choice import detectors_for
         from erasure.eval.judge import QUESTIONS, plainly
-        from erasure.eval.run.drawing import WIDE
 
         if size not in SIZES:
             raise ValueError(f"unknown size of an evaluation; got {size!r}; choose one of {list(SIZES)}")
