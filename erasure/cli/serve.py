@@ -42,8 +42,10 @@ def serve(
         import uvicorn
     except ImportError:
         raise ImportError("serving needs FastAPI and uvicorn: pip install 'diffusion-erasure[serve]'") from None
+    from erasure.cli.browser import check_free
     from erasure.pipelines.serve import Limits, create_app
 
+    check_free(host, port)  # before a model is opened, too
     edits = _named(erasure or [], erasures)
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
