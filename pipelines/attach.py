@@ -73,7 +73,7 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
     """The erasure, if it is one map of the text: the same at every layer that reads a space."""
     if not isinstance(edit, OperatorErasure):
         raise ValueError(
-            f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead"
+            f"{edit.name!r} is a change of weights (kind {edit.kind}), not a map of the text; use load_erasure instead"
         )
     for space in (name for name in SPACES if name in edit.spaces):
         facts = edit.spaces[space]
