@@ -168,7 +168,7 @@ class UNDO(FineTune):
     # --- mixing and distilling ----------------------------------------------------------------------------------------
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        assert isinstance(student, Mixed)
+        student = mixed(student)
         student.teacher = self.taught(backbone, student, request)
         captions = self.kept(backbone, request)
         order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(self.seed)).tolist()
@@ -200,7 +200,7 @@ class UNDO(FineTune):
         return dataclasses.replace(bank, conditional=conditional, prompt=prompt)
 
     def begin(self, student: Student) -> None:
-        assert isinstance(student, Mixed)
+        student = mixed(student)
         generator = torch.Generator().manual_seed(FRESH + self.seed)
         with torch.no_grad():
             for name, parameter in student.parameters.items():
@@ -213,6 +213,17 @@ class Mixed(Weights):
     """Weights of the denoiser, beside those of the teacher where it differs from the base."""
 
     teacher: dict[str, Tensor]
+
+
+def mixed(student: Student) -> Mixed:
+    """The student that :meth:`UNDO.student` made.
+
+    Raises:
+        TypeError: it is another one.
+    """
+    if not isinstance(student, Mixed):
+        raise TypeError(f"undo trains the student that it makes; got {type(student).__name__}")
+    return student
 
 
 def fresh_like(backbone: Backbone, name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
