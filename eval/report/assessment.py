@@ -97,11 +97,16 @@ def requirements(assessment: Assessment) -> list[tuple[str, str]]:
 
 
 def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Heading to (reason, titles of its probes); one heading if every erasure has the same reasons."""
-    maps = [found.not_assessed for found in reports]
-    together = [("every erasure", maps[0])] if maps and all(one == maps[0] for one in maps) else None
+    """Heading to (reason, titles of its probes): first those of every checkpoint, then those of each alone."""
+    maps = {found.model: found.not_assessed for found in reports}
+    everywhere = dict(set.intersection(*(set(own.items()) for own in maps.values()))) if maps else {}
+    first = next(iter(maps.values()), {})
+    headings = {"every checkpoint": {probe: reason for probe, reason in first.items() if probe in everywhere}}
+    headings |= {model: {p: r for p, r in own.items() if p not in everywhere} for model, own in maps.items()}
     out = []
-    for heading, own in together or [(found.model, found.not_assessed) for found in reports]:
+    for heading, own in headings.items():
+        if not own:
+            continue
         by: dict[str, list[str]] = {}
         for probe, reason in own.items():
             by.setdefault(reason, []).append(f"{probe_class(probe).title} ({probe})")

@@ -221,7 +221,7 @@ def _notes_about(model: Model, weights: str, before: str, job: Comparison) -> li
         return []
     notes = []
     if weights == before:
-        notes.append(f"{model.name} changed no stored weight; whatever it does, it does beside them.")
+        notes.append(f"{model.name} changed no stored weight; it acts beside them.")
     by_method = model.kind in ("weights", "adapter") and not isinstance(model.change, Swapped)
     return notes + ([_named_to(model.name, model.change, job.suite)] if by_method and model.role == "erased" else [])
 
@@ -233,7 +233,7 @@ def _named_to(name: str, erasure: Applied, suite: Suite) -> str:
     counts = [f"{named_in(keep, names)} of {len(names)} {group}" for group, names in groups.items()]
     asked = {prompt.text for prompt in suite.prompts() if prompt.group == "target"}
     known = f"{len(asked & set(erasure.config.get('prompts', ())))} of the {len(asked)} target prompts"
-    return f"{name} was made with {known}; named to it to be kept: {' and '.join(counts)}."
+    return f"{name} was made with {known}; its keep list has {' and '.join(counts)}."
 
 
 def records_of(arm: str, job: Comparison, images: Sequence[Sequence[Image.Image]]) -> list[Record]:
