@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ WRITTEN = {
     "suppressed": r"suppress(?:ed|es|ion)",
     "removed": r"removal",
     "relearning": r"[Rr]elearn(?:ing|t)",
-    "null control": r"null(?: control)?s?",
+    "null control": r"null(?: control)?s?(?! space)",
     "neighbours": r"neighbours?",
     "Gram matrix": r"Gram matri(?:x|ces)",
 }
+OTHERWISE = {"methods.md": {"gate"}}  # pages on which a term means something else
 HYPHENED = re.compile(r"(?<![^\s;])[^\s<>&;]*-[^\s<>&;]*(?![^\s&])")  # a word of code that a line could end inside of
 LONGEST = 26  # characters of such a word that stays in one piece, which fits a phone
 # No links inside links, code, headings, captions of pictures and what is not shown as text.
@@ -41,15 +42,20 @@ def slug(term: str) -> str:
     return re.sub(r"\W+", "-", term.lower()).strip("-")
 
 
-def linked(page: str, glossary: str) -> str:
+def linked(page: str, glossary: str, *, without: Collection[str] = ()) -> str:
     """The HTML of a page in which the first use of every term is a link.
 
     Args:
         glossary: where the glossary is, seen from the page.
+        without: terms that are left alone.
     """
     meanings = terms()
     written = {term: WRITTEN.get(term, rf"{term}s?") for term in meanings}
-    waiting = {term: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.I) for term, words in written.items() if words}
+    waiting = {
+        term: re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.I)
+        for term, words in written.items()
+        if words and term not in without
+    }
     return "".join(part if inside else in_text(part, waiting, meanings, glossary) for part, inside in pieces(page))
 
 
@@ -114,4 +120,4 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     if page.file.src_uri.startswith("api/"):
         return content
     up = "../" * page.url.count("/")
-    return linked(content, f"{up or './'}glossary/")
+    return linked(content, f"{up or './'}glossary/", without=OTHERWISE.get(page.file.src_uri, ()))

@@ -27,6 +27,7 @@ def test_code_headings_and_links_stay_as_they_are():
     page = '<h2>A gold</h2><pre><code>gold <b>twin</b></code></pre><a href="x">gold</a><p title="gold">golden</p>'
     assert hooks.linked(page, "../glossary/") == page
     assert linked(hooks.linked(page + "<p>gold</p>", "../glossary/")) == [("gold", "gold")]
+    assert linked(hooks.linked("<p>a null space, a gate</p>", "../glossary/", without={"gate"})) == []
 
 
 def test_every_term_has_a_place_and_is_found_in_its_own_words():

@@ -45,9 +45,9 @@ def serve(
     from erasure.cli.browser import check_free
     from erasure.pipelines.serve import Limits, create_app
 
-    check_free(host, port)  # before a model is opened, too
     edits = _named(erasure or [], erasures)
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
+    check_free(host, port)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
     say(f"{len(edits)} erasures on http://{host}:{port}; /health, /erasures, /docs", wrap=False)
     uvicorn.run(app, host=host, port=port)
