@@ -98,13 +98,14 @@ def requirements(assessment: Assessment) -> list[tuple[str, str]]:
 
 def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Heading to (reason, titles of its probes): first those of every checkpoint, then those of each alone."""
-    maps = {found.model: found.not_assessed for found in reports}
-    everywhere = dict(set.intersection(*(set(own.items()) for own in maps.values()))) if maps else {}
-    first = next(iter(maps.values()), {})
-    headings = {"every checkpoint": {probe: reason for probe, reason in first.items() if probe in everywhere}}
-    headings |= {model: {p: r for p, r in own.items() if p not in everywhere} for model, own in maps.items()}
+    every = [found.not_assessed for found in reports]
+    shared = (
+        {p: reason for p, reason in every[0].items() if all(own.get(p) == reason for own in every)} if every else {}
+    )
+    headings = [("every checkpoint", shared)]
+    headings += [(r.model, {p: why for p, why in r.not_assessed.items() if p not in shared}) for r in reports]
     out = []
-    for heading, own in headings.items():
+    for heading, own in headings:
         if not own:
             continue
         by: dict[str, list[str]] = {}
