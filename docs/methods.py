@@ -2,25 +2,31 @@
 
 erasure compare --suite superhero -m uce -m esd --out comparison
 python docs/methods.py comparison "erasure compare --suite superhero -m uce -m esd"
-python docs/methods.py                   # the sections alone
+python docs/methods.py                   # the sections, and the picture from docs/results/comparison.json
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from figures import ROOT, replace_block  # beside this file
 
+from erasure.batch.comparison import Line, Rate
+from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method
 from erasure.methods.finetune import FineTune
 
 PAGE = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "comparison.png"
+RESULTS = ROOT / "docs" / "results" / "comparison.json"
+ALT = "a row for each method: how often the target, its neighbours and unrelated things are drawn as asked"
 # Licences of the official code. Ours is written from the papers; no line is copied.
 LICENCES = {
     "uce": "MIT", "time": "none", "rece": "Apache-2.0", "speed": "Apache-2.0", "mace": "non-commercial",
@@ -67,19 +73,27 @@ def last(found: re.Match[str]) -> str:
     return f"`{found[1].rpartition('.')[2]}`"
 
 
+def line_of(row: dict[str, Any]) -> Line:
+    """A line of ``comparison.json``, as far as the picture of it goes."""
+    rates = {group: Rate(**rate) for group, rate in row["rates"].items()}
+    return Line(row["method"], row["suite"], rates, error=row["error"], preset=row.get("preset", ""))
+
+
 def main(folder: str | None = None, command: str = "erasure compare --suite superhero") -> None:
     text = PAGE.read_text("utf-8")
     if folder is not None:
         table = (Path(folder) / "comparison.md").read_text("utf-8").strip()
-        shutil.copyfile(Path(folder) / "comparison.png", PICTURE)
-        shutil.copyfile(Path(folder) / "comparison.json", ROOT / "docs" / "results" / "comparison.json")
+        shutil.copyfile(Path(folder) / "comparison.json", RESULTS)
         file = "images/comparison.png"
-        picture = f"[![each method: the target kept out, against neighbours kept]({file})]({file})"
+        picture = f"[![{ALT}]({file})]({file})"
         if (weights := Path(folder) / "weights.png").exists():  # where it was compared with a preset's probes
             shutil.copyfile(weights, PICTURE.with_name(weights.name))
             file = f"images/{weights.name}"
-            picture += f"\n\n[![each method: what is still in the weights, against the rest]({file})]({file})"
+            picture += (
+                f"\n\n[![a row for each method: what is still in the weights, and what else changed]({file})]({file})"
+            )
         text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{table}")
+    kept_out([line_of(row) for row in json.loads(RESULTS.read_text("utf-8"))], PICTURE)
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 

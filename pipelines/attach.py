@@ -82,8 +82,8 @@ def check_map(edit: Erasure, backbone: Backbone) -> OperatorErasure:
     """The erasure, if it is one map of the text: the same at every layer that reads a space."""
     if not isinstance(edit, OperatorErasure):
         raise ValueError(
-            f"{edit.name!r} is a {edit.kind}: a change of weights, not a map of the text; use load_erasure instead, "
-            "or serve a model that holds it (`erasure export --format pipeline`)"
+            f"{edit.name!r} is a change of weights (kind {edit.kind}), not a map of the text; use load_erasure "
+            "instead, or serve a model that holds it (`erasure export --format pipeline`)"
         )
     for space in (name for name in SPACES if name in edit.spaces):
         facts = edit.spaces[space]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -266,16 +266,18 @@ def table(head: list[str], rows: list[list[object]]) -> Iterator[str]:
     yield ""
 
 
-def tables(repeats: int) -> Iterator[str]:
-    """Every table of the page."""
-    spreads = [Effects(0, 0), Effects(1.5, 0.5), Effects(3, 0), Effects(3, 1), Effects(1, 2)]
-    rows: list[list[object]] = []
-    for design in (Design(6, 3, 2), Design(24, 3, 1)):
-        for effects in spreads:
-            for share in (0.05, 0.15, 0.4):
-                before = rates(share, design, effects, repeats, old=True)
-                now = rates(share, design, effects, repeats)
-                rows.append([design, effects, share, before[0], now[0], before[1], now[1], before[2], now[2]])
+def rate_table(repeats: int) -> Iterator[str]:
+    rows = [
+        [
+            design,
+            effects,
+            share,
+            *beside(rates(share, design, effects, repeats, old=True), rates(share, design, effects, repeats)),
+        ]
+        for design in (Design(6, 3, 2), Design(24, 3, 1))
+        for effects in (Effects(0, 0), Effects(1.5, 0.5), Effects(3, 0), Effects(3, 1), Effects(1, 2))
+        for share in (0.05, 0.15, 0.4)
+    ]
     head = [
         "templates x phrases x pictures",
         "spread of templates / phrases",
@@ -284,7 +286,10 @@ def tables(repeats: int) -> Iterator[str]:
         "covered",
     ]
     head += ["upper limit too low, by prompt", "upper limit too low", "mean upper limit, by prompt", "mean upper limit"]
-    yield from table(head, rows)
+    return table(head, rows)
+
+
+def change_table(repeats: int) -> Iterator[str]:
     rows = []
     for design, effects, kind in (
         (Design(24, 3, 1), Effects(3, 1), Asked), (Design(6, 3, 2), Effects(3, 1), Asked),
@@ -292,61 +297,64 @@ def tables(repeats: int) -> Iterator[str]:
     ):  # fmt: skip
         for first, second in ((0.95, 0.9), (0.9, 0.4)):
             before = changes(first, second, design, effects, repeats, kind=kind, old=True)
-            now2 = changes(first, second, design, effects, repeats, kind=kind)
+            now = changes(first, second, design, effects, repeats, kind=kind)
             what = "target" if kind is Asked else "kept"
-            rows.append([what, design, effects, f"{first:g} to {second:g}", before[0], now2[0], before[1], now2[1]])
+            rows.append([what, design, effects, f"{first:g} to {second:g}", *beside(before[:2], now[:2])])
     head = ["group", "templates x phrases x pictures", "spread", "true rates", "covered, by prompt", "covered"]
-    yield from table([*head, "lower limit above the truth, by prompt", "lower limit above the truth"], rows)
+    return table([*head, "lower limit above the truth, by prompt", "lower limit above the truth"], rows)
+
+
+def training_table(repeats: int) -> Iterator[str]:
     rows = [
         [spread, share, trainings(share, spread, repeats, old=True), trainings(share, spread, repeats)]
         for spread in (0.0, 0.5, 1.0)
         for share in (0.1, 0.5)
     ]
-    yield from table(["spread of runs", "true rate", "covered, one run", "covered, three runs"], rows)
+    return table(["spread of runs", "true rate", "covered, one run", "covered, three runs"], rows)
+
+
+def residual_table(repeats: int) -> Iterator[str]:
     rows = [[s, *residuals(s, repeats, old=True), *residuals(s, repeats)] for s in (0.0, 0.5, 1.0)]
-    yield from table(
-        ["spread of runs", "residual covered, one run", "false \u201crecovered\u201d, one run", "covered, three runs",
-         "false \u201crecovered\u201d, three runs"], rows,
-    )  # fmt: skip
+    head = ["spread of runs", "residual covered, one run", "false \u201crecovered\u201d, one run"]
+    return table([*head, "covered, three runs", "false \u201crecovered\u201d, three runs"], rows)
+
+
+def ratio_table(repeats: int) -> Iterator[str]:
     rows = [
         [gap, truth, *ratios(gap, truth, repeats, old=True), *ratios(gap, truth, repeats)]
         for gap in (0.0, 0.1, 0.3)
         for truth in ((0.0,) if gap == 0 else (0.0, 1.0, 2.0))
     ]
     head = ["b - g", "true residual", "covered, all draws", "finite, all draws", "covered", "finite"]
-    yield from table(head, rows)
+    return table(head, rows)
+
+
+def stratum_table(repeats: int) -> Iterator[str]:
     rows = [
-        [
-            design,
-            effects,
-            share,
-            strata(share, design, effects, repeats, old=True),
-            strata(share, design, effects, repeats),
-        ]
+        [design, effects, share, *(strata(share, design, effects, repeats, old=old) for old in (True, False))]
         for design in (Design(24, 3, 1), Design(6, 3, 2))
         for effects in (Effects(0, 0), Effects(3, 0))
         for share in (0.05, 0.15)
     ]
-    yield from table(
-        ["templates x phrases x pictures", "spread", "true mean rate", "worst covered, choice ignored", "covered"], rows
-    )
+    head = ["templates x phrases x pictures", "spread", "true mean rate"]
+    return table([*head, "worst covered, choice ignored", "covered"], rows)
+
+
+def advantage_table(repeats: int) -> Iterator[str]:
     rows = [[s, *advantages(s, repeats // 3, old=True), *advantages(s, repeats // 3)] for s in (0.0, 0.5, 1.0)]
     head = ["spread of runs, octaves", "advantage covered, one run", "false advantage, one run"]
-    yield from table([*head, "covered, three runs", "false advantage, three runs"], rows)
-    rows = []
-    for name, each in {
+    return table([*head, "covered, three runs", "false advantage, three runs"], rows)
+
+
+def loss_table(repeats: int) -> Iterator[str]:
+    cases = {
         "equal models": [0.95] * 9,
         "three labels lose 15 points": [0.95] * 6 + [0.8] * 3,
         "one label loses 45": [0.95] * 8 + [0.5],
         "one label is gone": [0.95] * 8 + [0.0],
-    }.items():
-        got = losses(each, repeats)
-        rows.append(
-            [
-                name,
-                *(got[k] for k in ("truth", "plain", "value", "coverage", "significant", "non-inferior", "degraded")),
-            ]
-        )
+    }
+    keys = ("truth", "plain", "value", "coverage", "significant", "non-inferior", "degraded")
+    found = {name: losses(each, repeats) for name, each in cases.items()}
     head = [
         "nine labels, 12 pictures each",
         "true loss of the three",
@@ -354,7 +362,24 @@ def tables(repeats: int) -> Iterator[str]:
         "beyond chance",
         "covered",
     ]
-    yield from table([*head, "p <= 0.05", "within 15 points", "beyond 15 points"], rows)
+    head += ["p <= 0.05", "within 15 points", "beyond 15 points"]
+    return table(head, [[name, *(got[key] for key in keys)] for name, got in found.items()])
+
+
+def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
+    """Each number as it was, and as it is."""
+    return [number for pair in zip(before, now, strict=True) for number in pair]
+
+
+TABLES = (
+    rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, loss_table,
+)  # fmt: skip
+
+
+def tables(repeats: int) -> Iterator[str]:
+    """Every table of the page."""
+    for one in TABLES:
+        yield from one(repeats)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,11 @@ HOSTILE = [
     "`code` **bold** ~~gone~~ [a](javascript:alert(1)) ![i](https://evil.example/i.png)",
     "line\u2028separator",
     "half \ud800 character",
+    "unassigned \u0378 and private \ue000",
 ]
-HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+HARMFUL = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\uf8ff\u0378]"
+)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

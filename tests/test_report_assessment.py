@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from erasure.eval.judge import plainly
 from erasure.eval.judge.licences import NO_CLAIM
 from erasure.eval.probes.base import Evidence, Observation
-from erasure.eval.report.assessment import LEVELS
+from erasure.eval.report.assessment import LEVELS, not_assessed
 from erasure.eval.report.curves import curve_of, curves, operating
 from erasure.eval.report.evidence import block, scale_of
 from erasure.eval.report.html import SHARE, Scale, along, render, shown, write_report
@@ -211,6 +212,16 @@ def test_unknown_is_never_nought(assessment):
     inversion = told[told.index("R1 inversion") : told.index("Evidence: utility")]
     assert "Nothing is known of uce: no such picture" in inversion
     assert "uce 0" not in inversion
+
+
+def test_what_no_checkpoint_was_assessed_for_is_listed_once():
+    common = {"relearning": "not run"}
+    uce = SimpleNamespace(model="UCE", not_assessed=common)
+    esd = SimpleNamespace(model="ESD", not_assessed=common | {"inversion": "no pictures"})
+    (every, shared), (alone, own) = not_assessed([uce, esd])
+    assert every == "every checkpoint" and [reason for reason, _ in shared] == ["not run"]
+    assert alone == "ESD" and [reason for reason, _ in own] == ["no pictures"] and "(inversion)" in own[0][1]
+    assert not_assessed([]) == []
 
 
 def test_words_are_no_stronger_than_the_evidence(html):

@@ -7,6 +7,7 @@ import io
 import itertools
 import random
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -210,11 +211,13 @@ def test_the_command_serves_erasures_by_their_names(tmp_path, monkeypatch, capsy
         return stopped.value.code or 0, " ".join(capsys.readouterr().err.split())
 
     capsys.readouterr()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     hero = f"hero={tmp_path / 'many' / 'superhero'}"
-    assert run("--erasure", hero, "--erasures", tmp_path / "many", "--port", 99) == (0, "")
+    assert run("--erasure", hero, "--erasures", tmp_path / "many", "--port", port) == (0, "")
     [(app, given)] = served
     assert [one["name"] for one in app.state.server.facts()] == ["hero", "ninja", "superhero", "van gogh"]
-    assert given == {"host": "127.0.0.1", "port": 99}
+    assert given == {"host": "127.0.0.1", "port": port}
     app.state.server.close()
     code, said = run("--erasure", tmp_path / "many" / "ninja", "--erasures", tmp_path / "many")
     assert code == 2 and "two erasures are called 'ninja'" in said
@@ -222,6 +225,10 @@ def test_the_command_serves_erasures_by_their_names(tmp_path, monkeypatch, capsy
     assert code == 2 and "nothing to serve" in said
     code, said = run("--erasure", "hero=")
     assert code == 2 and "NAME=FOLDER" in said and len(served) == 1
+    monkeypatch.setattr("erasure.cli.serve.open_base", lambda *_, **__: pytest.fail("a model was opened"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, said = run("--erasure", hero, "--port", taken.getsockname()[1])
+    assert code == 2 and "cannot listen on 127.0.0.1" in said and "give another --port" in said
 
 
 def test_the_python_of_the_page_on_serving_runs(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ class Erasure(abc.ABC):
 
     def edit(self, name: str, weight: Tensor, scale: float) -> Tensor:
         """``weight`` with the erasure applied to the given degree, in the dtype of ``weight``."""
-        raise ValueError(f"{self.name!r} is a {self.kind}, which changes no weight; apply it instead")
+        raise ValueError(f"{self.name!r} is of kind {self.kind}, which changes no weight; apply it instead")
 
     def install(self, pipe: Any, scale: float) -> Handle | None:
         """Hook it into a pipeline; None for changes that are all in the weights."""

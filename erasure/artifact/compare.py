@@ -33,7 +33,8 @@ def compare_erasures(a: Erasure, b: Erasure) -> dict[str, Any]:
     """
     if a.kind != b.kind:
         raise ValueError(
-            f"{a.name!r} is a {a.kind} and {b.name!r} a {b.kind}; export both as whole UNets and compare those"
+            f"{a.name!r} is of kind {a.kind} and {b.name!r} of kind {b.kind}; export both as whole UNets and compare "
+            "those"
         )
     parts = _products(a), _products(b)
     sites = {site: _apart(*(_three(*(p.get(site) for p in parts)))) for site in {**parts[0], **parts[1]}}

@@ -18,7 +18,7 @@ from erasure.artifact.base import Erasure
 from erasure.artifact.denoiser import save_pipeline
 from erasure.artifact.export import named_tensors, write_lora
 from erasure.artifact.factors import Pairs, factors, filled
-from erasure.artifact.gated import GatedErasure
+from erasure.artifact.kinds import weightless
 from erasure.artifact.single_file import export_single_file
 from erasure.artifact.stack import applied, stack_of
 from erasure.backbone import Backbone, backbone_of
@@ -252,10 +252,8 @@ def misfit(
     reader: Engine, backbone: Backbone, edit: Erasure, form: Form, pairs: Callable[[], tuple[Pairs, float]]
 ) -> Reason:
     """What keeps an erasure from a program in one form; None if it can be read."""
-    if isinstance(edit, GatedErasure) and form in LORAS:
-        return "a LoRA acts on every prompt, and this erasure as far as the prompt resembles the concept"
     if not edit.parameter_names:
-        return f"a {edit.kind} changes no weight; it acts while pictures are drawn"
+        return weightless(edit.kind)
     for rule in reader.rules:
         if reason := rule(backbone, edit, form):
             return reason

@@ -75,7 +75,9 @@ def refuse_elsewhere(edit: Erasure, backbone: Backbone) -> None:
     """Refuse erasures that are no change of a denoiser: of a text encoder, or of what happens while it draws."""
     sites = edit.sites if isinstance(edit, GatedErasure) else edit.parameter_names
     if not sites:
-        raise ValueError(f"{edit.name!r} is a {edit.kind}, which changes no layer; a file of weights cannot hold it")
+        raise ValueError(
+            f"{edit.name!r} is of kind {edit.kind}, which changes no layer; a file of weights cannot hold it"
+        )
     parts = {site: split(site, first=backbone.denoiser_name)[0] for site in sites}
     if other := next((site for site, part in parts.items() if part not in backbone.denoisers), None):
         part = parts[other]

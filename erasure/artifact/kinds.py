@@ -27,6 +27,13 @@ KINDS = Registry(
 )
 
 
+def weightless(kind: str) -> str:
+    """Why an erasure of a kind that changes no weight is in no LoRA and in no model."""
+    if kind == "gated":
+        return "it acts as far as the prompt resembles the concept, and a file of weights acts on every prompt"
+    return f"a {kind} erasure changes no weight; it acts while pictures are drawn, and only its own file holds it"
+
+
 def kind_class(name: str) -> Any:
     """The class of a kind.
 

@@ -48,7 +48,7 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
     edit.check_base(backbone)
     if not edit.parameter_names:
         raise ValueError(
-            f"{edit.name!r} is a {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
+            f"{edit.name!r} is of kind {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
         )
     weights = base_weights(backbone)
     tensors = {

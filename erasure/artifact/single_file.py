@@ -67,7 +67,7 @@ def export_single_file(
         return _write(pipe, backbone, Path(path), source)
     if not edit.parameter_names:
         raise ValueError(
-            f"{edit.name!r} is a {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
+            f"{edit.name!r} is of kind {edit.kind}: it acts while pictures are drawn, and no file of weights holds it"
         )
     if stack_of(pipe).layers:
         raise ValueError("the pipeline carries erasures already; remove them, or leave edit out to write what is on it")

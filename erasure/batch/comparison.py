@@ -233,7 +233,7 @@ def table(lines: Sequence[Line]) -> str:
         "| method | on | target shown | neighbours right | unrelated right | forward passes | seconds | file |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for line in sorted(lines, key=_order):
+    for line in ranked(lines):
         if line.error is not None:
             rows.append(f"| `{line.label}` | {line.suite} | failed: {line.error.replace('|', '/')} | | | | | |")
             continue
@@ -252,12 +252,17 @@ def verdicts(lines: Sequence[Line]) -> str:
     headings = [question.heading for question in QUESTIONS.values()] if single else []
     names = ["method", "on", *headings, *INSIDE.values(), *([] if single else ["the rest, against the base"])]
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for line in sorted((line for line in lines if line.error is None), key=_order):
+    for line in ranked([line for line in lines if line.error is None]):
         inside = [line.inside[measure].written("{:.2f}") if measure in line.inside else "" for measure in INSIDE]
         rest = [] if single else ["" if line.rest is None else line.rest.written("{:+.0f}", 100, " points")]
         answers = [line.answers.get(key, "") for key in QUESTIONS] if single else []
         rows.append(f"| {' | '.join([f'`{line.label}`', line.suite, *answers, *inside, *rest])} |")
     return "\n".join(rows)
+
+
+def ranked(lines: Sequence[Line]) -> list[Line]:
+    """By target, those that keep it out best first; failed ones last."""
+    return sorted(lines, key=_order)
 
 
 def _order(line: Line) -> tuple[bool, str, float, str]:

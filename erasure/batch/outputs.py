@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from erasure.artifact import DeltaErasure, Erasure, export_lora, export_single_file, save_denoiser, save_pipeline
 from erasure.artifact.export import FOLDERS, Layout
 from erasure.artifact.factors import base_weights
+from erasure.artifact.kinds import weightless
 from erasure.artifact.stack import applied
 from erasure.backbone import backbone_of
 from erasure.concept import STRICT, WORLD, Count
@@ -199,11 +200,7 @@ def _inside(save: Callable[[Any, Path], Any]) -> Callable[[Erasure, Any, Path, i
 
 
 def _weights_only(kind: str) -> str:
-    if kind in WEIGHTS_KINDS:
-        return ""
-    if kind == "gated":
-        return "its adapter acts as far as the prompt resembles the concept, and a file of weights acts on every prompt"
-    return f"its erasure is of the kind {kind}, which changes no weight; only the erasure itself holds it"
+    return "" if kind in WEIGHTS_KINDS else weightless(kind)
 
 
 def _no_lora(kind: str, part: str, base: Base, rank: int | None) -> str:

@@ -1,115 +1,92 @@
-"""The pictures of a comparison: a point for each method, with its intervals."""
+"""The pictures of a comparison: a row for each method, a panel for each number, with its intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from erasure.batch.comparison import INSIDE, Line, Rate
+from erasure.batch.comparison import GROUPS, INSIDE, Line, Rate, ranked
 from erasure.methods import method_class
 
 TRAINED, NOT_TRAINED = "#d1495b", "#30638e"
-Point = tuple[Line, Rate, Rate]  # a line, and where it stands: x and y
+SHARES = {  # of the pictures of a group, in per cent
+    "target": "target shown, %\n(lower is better)",
+    "neighbours": "neighbours right, %\n(higher is better)",
+    "unrelated": "unrelated right, %\n(higher is better)",
+}
+LEFT = {measure: f"{title}\n(0: never saw the target)".replace(", ", ",\n") for measure, title in INSIDE.items()}
+REST = "kept pictures right,\npoints against the base"
+Panel = tuple[str, Mapping[str, Rate], float | None]  # a title, the number of each label, a dotted line; None: shares
 
 
 def kept_out(lines: Sequence[Line], file: Path) -> None:
-    """How far each method keeps the target out, against how many neighbours it keeps; larger points cost more.
-
-    Up and to the right is better. Methods on the dashed line are beaten by none on both counts.
+    """How often each method lets the target through when it is asked for by name, and how often the rest is right.
 
     Args:
-        lines: one for each method.
+        lines: one for each method. Those without rates are left out.
     """
-    points = [
-        (line, _scaled(line.rates["neighbours"]), _scaled(line.rates["target"], -100, 100))
-        for line in lines
-        if {"target", "neighbours"} <= line.rates.keys()
+    shown = [line for line in ranked(lines) if line.rates]
+    panels: list[Panel] = [
+        (SHARES[group], {line.label: _scaled(line.rates[group]) for line in shown if group in line.rates}, None)
+        for group in GROUPS
     ]
-    figure = _figure(1)
-    axes = figure.subplots()
-    _draw(axes, points, up=1)
-    axes.set_xlabel("neighbours drawn right, %")
-    axes.set_ylabel("pictures of the target without it, %")
-    axes.set_title(
-        f"Kept out when asked by name, against neighbours kept{_on(lines)}\n"
-        "red: trained, blue: not; larger: more passes"
-    )
-    figure.savefig(file, dpi=110)
+    _draw(f"Asked for by name{_on(lines)}", shown, [panel for panel in panels if panel[1]], file)
 
 
 def still_inside(lines: Sequence[Line], file: Path) -> None:
-    """What each method leaves in the weights, against what it does to the rest of the model; a panel for each measure.
+    """What each method leaves in the weights, and what it does to the rest of the model; a panel for each measure.
 
-    Up and to the right is better: nothing left, nothing else changed. The dotted line is a model that never saw the
-    target.
+    The dotted line is a model that never saw the target; in the last panel it is the base.
     """
-    measured = [name for name in INSIDE if any(name in line.inside and line.rest for line in lines)]
-    figure = _figure(len(measured))
-    for axes, name in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
-        points = [
-            (line, _scaled(line.rest), line.inside[name])
-            for line in lines
-            if line.rest is not None and name in line.inside
-        ]
-        axes.axhline(0, color="#888", linestyle=":", linewidth=1, zorder=0)
-        _draw(axes, points, up=-1)
-        axes.invert_yaxis()
-        axes.set_xlabel("kept pictures drawn right, points against the base")
-        axes.set_ylabel(INSIDE[name])
-    figure.suptitle(
-        f"Still in the weights, against the rest of the model{_on(lines)}\n"
-        "red: trained, blue: not; larger: more passes; dotted: a model that never saw the target"
-    )
-    figure.savefig(file, dpi=110)
-
-
-def best(points: dict[Any, tuple[float, float]]) -> list[Any]:
-    """The names that no other point beats on both counts."""
-    return [
-        name
-        for name, (x, y) in points.items()
-        if not any((a >= x and b >= y) and (a > x or b > y) for other, (a, b) in points.items() if other != name)
+    shown = [line for line in ranked(lines) if line.inside and line.rest]
+    panels: list[Panel] = [
+        (LEFT[name], {line.label: line.inside[name] for line in shown if name in line.inside}, 0.0) for name in INSIDE
     ]
+    panels.append((REST, {line.label: _scaled(line.rest) for line in shown if line.rest}, 0.0))
+    _draw(f"Still in the weights{_on(lines)}", shown, [panel for panel in panels if panel[1]], file)
 
 
-def method_trains(name: str) -> bool:
+def _trains(name: str) -> bool:
     """Whether a method fine-tunes."""
     from erasure.methods.finetune import FineTune
 
     return issubclass(method_class(name), FineTune)
 
 
-def _figure(panels: int) -> Any:
+def _draw(title: str, lines: Sequence[Line], panels: Sequence[Panel], file: Path) -> None:
+    """Dots with their intervals: a row for each line, the first at the top, and a panel for each number."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(9 if panels == 1 else 7 * panels, 6), layout="constrained")
+    names = [line.label for line in lines]
+    figure = Figure(figsize=(2 + 2.1 * len(panels), 1.9 + 0.27 * len(lines)), layout="constrained")
+    for axes, (heading, rates, at) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
+    ):
+        if at is None:
+            axes.set_xlim(-4, 104)  # per cent
+        else:
+            axes.axvline(at, color="#555", linestyle=":", linewidth=1, zorder=0)
+        for y, line in enumerate(lines):
+            if rate := rates.get(line.label):
+                colour = TRAINED if _trains(line.method) else NOT_TRAINED
+                axes.errorbar(rate.value, y, xerr=_arms(rate), color="#999", linewidth=1.2, zorder=1)
+                axes.scatter(rate.value, y, s=36, color=colour, marker="D" if colour == TRAINED else "o", zorder=2)
+        axes.set_title(heading, fontsize=10)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.supxlabel("red diamonds: fine-tunes; blue dots: no training; lines: 95 % intervals", fontsize=9)
+    figure.savefig(file, dpi=140)
 
 
-def _draw(axes: Any, points: Sequence[Point], *, up: int) -> None:
-    """Points, their intervals, labels, and the front. ``up`` is -1 where lower is better."""
-    named = dict[tuple[float, float], list[str]]()
-    for line, x, y in points:
-        bars = {"xerr": _arms(x), "yerr": _arms(y)}
-        axes.errorbar(x.value, y.value, **bars, color="#bbb", linewidth=0.8, zorder=1)
-        colour = TRAINED if method_trains(line.method) else NOT_TRAINED
-        axes.scatter(x.value, y.value, s=25 + line.passes**0.5, color=colour, alpha=0.8, zorder=2)
-        named.setdefault((x.value, y.value), []).append(line.label)
-    for at, names in named.items():  # methods at one place share a label; slanted ones stand closer
-        label = ", ".join(names)
-        axes.annotate(
-            label, at, xytext=(3, 6), textcoords="offset points", fontsize=8, rotation=40, rotation_mode="anchor"
-        )
-    front = best({i: (x.value, up * y.value) for i, (_, x, y) in enumerate(points)})
-    ends = sorted((points[i][1].value, points[i][2].value) for i in front)
-    axes.plot(*zip(*ends, strict=True), "--", color="#888", linewidth=1, zorder=0)
-    axes.margins(x=0.12, y=0.14)  # room for the labels
-
-
-def _scaled(rate: Rate, factor: float = 100, shift: float = 0) -> Rate:
-    """``shift + factor x`` with the interval; its ends change places where the factor is negative."""
-    low, high = (None if end is None else shift + factor * end for end in (rate.low, rate.high))
-    return Rate(shift + factor * rate.value, *((low, high) if factor > 0 else (high, low)))
+def _scaled(rate: Rate) -> Rate:
+    """In per cent, or in points."""
+    low, high = (None if end is None else 100 * end for end in (rate.low, rate.high))
+    return Rate(100 * rate.value, low, high)
 
 
 def _arms(rate: Rate) -> list[list[float]]:
@@ -121,8 +98,8 @@ def _arms(rate: Rate) -> list[list[float]]:
 def _on(lines: Sequence[Line]) -> str:
     suites = list(dict.fromkeys(line.suite for line in lines if line.error is None))
     if len(suites) != 1:
-        return "; means over targets"
-    return f"; means over {suites[0]}" if suites[0].endswith(" targets") else f"; {suites[0]}"
+        return ": means over targets"
+    return f": means over {suites[0]}" if suites[0].endswith(" targets") else f": {suites[0]}"
 
 
-__all__ = ["best", "kept_out", "method_trains", "still_inside"]
+__all__ = ["kept_out", "still_inside"]

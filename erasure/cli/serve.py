@@ -52,6 +52,7 @@ def serve(
         import uvicorn
     except ImportError:
         raise ImportError("serving needs FastAPI and uvicorn: pip install 'diffusion-erasure[serve]'") from None
+    from erasure.cli.browser import check_free
     from erasure.pipelines.serve import Limits, create_app
 
     if base and base_option:
@@ -59,6 +60,7 @@ def serve(
     edits = _named(erasure or [], erasures)
     base = base_of(base or base_option, edits.values())
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
+    check_free(host, port)
     app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
     address = f"http://{host}:{port}"
     say(

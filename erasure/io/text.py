@@ -15,7 +15,8 @@ from erasure.io.hashes import sha256
 NAME = 100  # characters of a folder's name
 NAME_BYTES = 200  # file systems end at 255, and temporary names add some
 KEPT = frozenset("\u200c\u200d\n\t")  # joiners: emoji, Persian, Hindi
-HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, bidirectional and other formats, half characters, separators
+# Controls, bidirectional and other formats, half characters, unassigned and private ones, separators of lines.
+HARMFUL = ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
 
 
 def folder_name(text: str, *, longest: int = NAME) -> str:
@@ -116,7 +117,7 @@ def plain(value: Any) -> Any:
 
 def _written_out(character: str) -> str:
     if unicodedata.category(character) not in HARMFUL:
-        return character  # unassigned, private, or a space of another width
+        return character  # a space of another width
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 

@@ -168,14 +168,14 @@ class UNDO(FineTune):
     # --- mixing and distilling ----------------------------------------------------------------------------------------
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        assert isinstance(student, Mixed)
-        student.teacher = self.taught(backbone, student, request)
+        taught = mixed(student)
+        taught.teacher = self.taught(backbone, taught, request)
         captions = self.kept(backbone, request)
         order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(self.seed)).tolist()
         text = backbone.encode([*(captions[i] for i in order[: self.trajectories]), ""]).text
 
         def make() -> dict[str, Tensor]:
-            with swapped({name: student.parameters[name] for name in student.teacher}, student.teacher):
+            with swapped({name: taught.parameters[name] for name in taught.teacher}, taught.teacher):
                 bank = self.pictures(backbone, text[:-1], request, None, "bank")
                 return self.uncaptioned(backbone, bank, text).tensors()
 
@@ -200,11 +200,11 @@ class UNDO(FineTune):
         return dataclasses.replace(bank, conditional=conditional, prompt=prompt)
 
     def begin(self, student: Student) -> None:
-        assert isinstance(student, Mixed)
+        teacher = mixed(student).teacher
         generator = torch.Generator().manual_seed(FRESH + self.seed)
         with torch.no_grad():
             for name, parameter in student.parameters.items():
-                start = student.teacher.get(name, parameter).to(parameter.dtype)
+                start = teacher.get(name, parameter).to(parameter.dtype)
                 fresh = fresh_like(student.backbone, name, parameter, generator)
                 parameter.copy_((1 - self.share) * start + self.share * fresh)
 
@@ -213,6 +213,17 @@ class Mixed(Weights):
     """Weights of the denoiser, beside those of the teacher where it differs from the base."""
 
     teacher: dict[str, Tensor]
+
+
+def mixed(student: Student) -> Mixed:
+    """The student that :meth:`UNDO.student` made.
+
+    Raises:
+        TypeError: it is another one.
+    """
+    if not isinstance(student, Mixed):
+        raise TypeError(f"undo trains the student that it makes; got {type(student).__name__}")
+    return student
 
 
 def fresh_like(backbone: Backbone, name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:

@@ -82,17 +82,7 @@ def generate(
         One list of pictures per prompt, in the order of ``seeds``.
     """
     prompts, seeds = list(prompts), list(seeds)
-    if not isinstance(batch_size, numbers.Integral) or batch_size < 1 or not seeds:
-        raise ValueError(
-            f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={shown(batch_size)}"
-        )
-    if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
-        raise ValueError(
-            f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
-            f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
-        )
-    if bad := [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0]:
-        raise ValueError(f"seeds are whole numbers from 0 on; got {shown(bad[0])}; give others")
+    _check(prompts, seeds, batch_size, prompt_embeds, cache_dir)
     sampler = _sampler(num_inference_steps, guidance_scale, clip_skip)
     common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
     folder, given = None if cache_dir is None else Path(cache_dir), itertools.repeat(None, len(prompts))
@@ -117,6 +107,26 @@ def generate(
             bar.update(len(batch))
     done = [image for image in images if image is not None]  # all of them
     return [done[i : i + len(seeds)] for i in range(0, len(done), len(seeds))]
+
+
+def _check(
+    prompts: list[str],
+    seeds: list[int],
+    batch_size: int,
+    prompt_embeds: torch.Tensor | None,
+    cache_dir: str | Path | None,
+) -> None:
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1 or not seeds:
+        raise ValueError(
+            f"need at least one seed and batch_size >= 1; got {len(seeds)} seeds and batch_size={shown(batch_size)}"
+        )
+    if prompt_embeds is not None and (len(prompt_embeds) != len(prompts) or cache_dir is not None):
+        raise ValueError(
+            f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
+            f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
+        )
+    if bad := [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0]:
+        raise ValueError(f"seeds are whole numbers from 0 on; got {shown(bad[0])}; give others")
 
 
 def _sampler(steps: int, guidance: float, clip_skip: int | None) -> dict[str, Any]:

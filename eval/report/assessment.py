@@ -97,11 +97,17 @@ def requirements(assessment: Assessment) -> list[tuple[str, str]]:
 
 
 def not_assessed(reports: Sequence[ClaimReport]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Heading to (reason, titles of its probes); one heading if every erasure has the same reasons."""
-    maps = [found.not_assessed for found in reports]
-    together = [("every erasure", maps[0])] if maps and all(one == maps[0] for one in maps) else None
+    """Heading to (reason, titles of its probes): first those of every checkpoint, then those of each alone."""
+    every = [found.not_assessed for found in reports]
+    shared = (
+        {p: reason for p, reason in every[0].items() if all(own.get(p) == reason for own in every)} if every else {}
+    )
+    headings = [("every checkpoint", shared)]
+    headings += [(r.model, {p: why for p, why in r.not_assessed.items() if p not in shared}) for r in reports]
     out = []
-    for heading, own in together or [(found.model, found.not_assessed) for found in reports]:
+    for heading, own in headings:
+        if not own:
+            continue
         by: dict[str, list[str]] = {}
         for probe, reason in own.items():
             by.setdefault(reason, []).append(f"{probe_class(probe).title} ({probe})")
