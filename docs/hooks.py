@@ -17,7 +17,7 @@ WRITTEN = {
     "control": None,
     "erasure": None,
     "interval": None,
-    "C0 to C6": r"C[0-6]",
+    "C0 to C6": r"(?-i:C[0-6])",
     "world-a, world-b": r"world-[ab]",
     "suppressed": r"suppress(?:ed|es|ion)",
     "removed": r"removal",
