@@ -140,6 +140,11 @@ def test_weights_hash_sees_one_bit_and_its_undoing(pipe):
 
 
 def test_bad_requests_are_named(pipe):
+    with pytest.raises(ValueError, match="an empty path"):  # it would be the current folder
+        generate(pipe, ["a cat"], cache_dir="")
+    for batch_size in (0, 1.5, None):
+        with pytest.raises(ValueError, match="batch_size >= 1; got 1 seeds and batch_size="):
+            generate(pipe, ["a cat"], batch_size=batch_size)
     with pytest.raises(ValueError, match="at least one seed"):
         generate(pipe, ["a cat"], seeds=[])
     for wrong in ({"num_inference_steps": 0}, {"guidance_scale": float("nan")}, {"guidance_scale": -1.0}):

@@ -29,7 +29,7 @@ from erasure.backbone import backbone_of, denoiser_of
 from erasure.concept import Prompt
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.records import GROUPS
-from erasure.io import blake2b, seed_of, sha256_json, shown, write_atomically
+from erasure.io import blake2b, named, seed_of, sha256_json, shown, write_atomically
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def generate(
     _check(prompts, seeds, batch_size, prompt_embeds, cache_dir)
     sampler = _sampler(num_inference_steps, guidance_scale, clip_skip)
     common = {} if cache_dir is None else _settings_key(pipe, hash_weights(pipe), autocast=autocast, **sampler)
-    folder, given = None if cache_dir is None else Path(cache_dir), itertools.repeat(None, len(prompts))
+    folder, given = None if cache_dir is None else named(cache_dir), itertools.repeat(None, len(prompts))
     jobs = [
         _Job(prompt, seed, None if folder is None else folder / f"{_key(common, prompt, seed)}.png", embeds)
         for prompt, embeds in zip(prompts, given if prompt_embeds is None else prompt_embeds, strict=True)

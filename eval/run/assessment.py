@@ -315,12 +315,17 @@ def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluatio
     stated = {model.name: (model.role, model.kind, model.weights) for model in models}
     drawn = {arm.name: (arm.role, arm.kind, arm.weights) for arm in evaluation.arms}
     for name in {**stated, **drawn}:
-        mine, theirs = stated.get(name, ("", "", "")), drawn.get(name, ("", "", ""))
-        kinds = mine[1] == theirs[1] or not theirs[1]  # older evaluations do not name the kind
-        if mine[0] != theirs[0] or mine[2] != theirs[2] or not kinds:
+        mine, theirs = stated.get(name), drawn.get(name)
+        if mine and theirs and not theirs[1]:  # older evaluations do not name the kind
+            theirs = (theirs[0], mine[1], theirs[2])
+        if mine != theirs:
+            said, seen = (
+                "no such model" if one is None else f"{one[0]}, {one[1]}, weights {one[2][:12]}"
+                for one in (mine, theirs)
+            )
             raise ValueError(
-                f"{file}: it calls {printable(name)} {' '.join(mine[:2]) or 'nothing'}, and its pictures are of "
-                f"{' '.join(theirs[:2]) or 'no such model'}; it was changed; get it again"
+                f"{file}: it calls {printable(name)} {said}, and its pictures are of {seen}; it was changed; get it "
+                "again"
             )
 
 

@@ -64,6 +64,7 @@ class Construction(Probe):
         "standard": {"images": 64},
         "full": {"images": 256},
     }
+    version, reads = 2, (1,)  # which did not look at what stands beside the parameters
     descriptive = True
     own_autoencoder = True
     measures = {
