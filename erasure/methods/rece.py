@@ -68,8 +68,8 @@ class RECE(UCE):
     relative: bool = False
     closure: Closure = "regzero"
     revive_span: TokenSpan = "all"
-    epoch_lamb: float = 0.1
-    epoch_preserve_scale: float = 0.1
+    epoch_lamb: Annotated[float, Field(ge=0)] = 0.1
+    epoch_preserve_scale: Annotated[float, Field(ge=0)] = 0.1
     empty_per_concept: bool = False
     hold: bool = False
 
