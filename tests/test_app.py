@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gradio_client import Client
 from PIL import Image
 
 import erasure
 from erasure import Erasure, Suite, cli
 from erasure.pipelines.app.cards import message, pictures
 from erasure.pipelines.app.orders import OWN_WORDS, Order, cost_of, listed, methods_for, presets_of, suites_for
-from erasure.pipelines.app.page import launch
 from erasure.pipelines.app.studio import Studio
 from tests.tiny import identical, tiny, tiny_pipeline, weights
 
@@ -136,6 +134,8 @@ def test_files_go_with_the_studio():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The app as it is served, on Emoji World."""
+    from erasure.pipelines.app.page import launch  # gradio takes seconds, in each of the processes that collect tests
+
     folder = tmp_path_factory.mktemp("app")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
@@ -146,9 +146,15 @@ def address(tmp_path_factory):
         studio.close(wait=240)
 
 
+def client(address, **settings):
+    from gradio_client import Client
+
+    return Client(address, verbose=False, analytics_enabled=False, **settings)
+
+
 @pytest.fixture
 def tab(address, tmp_path):
-    return Client(address, verbose=False, download_files=str(tmp_path / "downloads"), analytics_enabled=False)
+    return client(address, download_files=str(tmp_path / "downloads"))
 
 
 def ask(tab, name, **changes):
@@ -197,7 +203,7 @@ def test_a_report_is_made_on_demand(tab):
 
 def test_two_tabs_never_mix_their_erasures(address):
     """Both draw at once, over and over; every picture is the one that the tab gets when it is alone."""
-    tabs = [Client(address, verbose=False, analytics_enabled=False) for _ in range(2)]
+    tabs = [client(address) for _ in range(2)]
     for one, concept in zip(tabs, ("superhero", "ninja"), strict=True):
         one.predict(steps=1, **{**ORDER, "concept": concept, "keep": "wizard"}, api_name="/erase")
     alone = [draw(one, 1.0)[1] for one in tabs]
