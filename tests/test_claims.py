@@ -490,6 +490,7 @@ def grid():
     for preset, kind, audits in itertools.product(("smoke", "full"), kinds, ({}, {"UCE": VERIFIED})):
         facts = {"preset": preset, "kinds": {"UCE": kind}, "audits": audits, "scopes": {"UCE": "everything"}}
         found += [judged([*good(), *extra], **facts, information=information) for information in informations]
+    found.append(judged([*good(), Evidence("construction", "UCE", "beside", number(1.0))]))
     return [*found, judged(good("null")), judged([], ran=()), judged(without(good(), "divergence"))]
 
 

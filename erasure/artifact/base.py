@@ -97,12 +97,12 @@ class Erasure(abc.ABC):
         with stack.locked():
             owner = stack.layers.get(self.name)
             if owner is None or owner.erasure is not self:  # its scale may change under a LoRA loaded since
-                backbone = backbone_of(pipe)
-                self.check_base(backbone, allow=allow)
                 if owner is not None:
                     raise ValueError(
                         f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
                     )
+                backbone = backbone_of(pipe)
+                self.check_base(backbone, allow=allow)
                 self.warn_unreached(backbone)
             stack.change(self.name, Layer(self, scale))
         return self
