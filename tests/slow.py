@@ -21,7 +21,7 @@ def first(every: Iterable[Any], *quick: Any) -> list[Any]:
 
 
 # One method for each way of making an erasure: closed forms, training of weights, of adapters, of text encoders, hooks.
-WAYS = ("uce", "rece", "speed", "mace", "esd", "spm", "receler", "gloce", "adv-unlearn", "sld")
+WAYS = ("uce", "speed", "esd", "spm", "gloce", "adv-unlearn", "sld")
 
 
 def every_method(*quick: str) -> list[Any]:

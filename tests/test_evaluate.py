@@ -510,6 +510,7 @@ def test_importing_the_evaluator_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_exports_are_functions_whatever_was_imported_first():
     code = "import erasure.eval.run.evaluate; from erasure.eval import evaluate; assert callable(evaluate)"
     subprocess.run([sys.executable, "-c", code], check=True)

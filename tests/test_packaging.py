@@ -63,6 +63,7 @@ def test_every_python_file_lies_in_a_package():
             assert (path.parent / "__init__.py").exists(), f"{path.parent} holds Python files but no __init__.py"
 
 
+@pytest.mark.slow  # `make wheel` imports everything where no such name could be found
 def test_importing_everything_brings_in_no_top_level_eval_or_pipelines():
     command = [sys.executable, str(REPOSITORY / "tests" / "import_everything.py")]
     # With the repository root on the path, where `import eval` would succeed.

@@ -15,6 +15,7 @@ from tests.probe_helpers import tiny_context
 STEPS = (0, 20, 40, 80)
 
 
+@pytest.mark.slow
 def test_the_emblem_is_found_in_its_own_pictures_and_in_no_picture_of_the_world():
     emblem, world = Emblem(), spec()
     own = emblem.likeness([example.image for example in emblem.examples(40, seed=7)])

@@ -15,6 +15,7 @@ from erasure.eval.worldkit.controls import controls_of_world
 from erasure.eval.worldkit.detectors import detectors
 from erasure.world import retrain, train
 from erasure.world.spec import spec
+from tests.slow import first
 
 
 @pytest.fixture
@@ -163,13 +164,14 @@ def test_scenes_without_a_style_show_the_others_evenly(monkeypatch):
 # --- the models in the repository ------------------------------------------------------------------------------------
 
 SHIPPED = sorted(retrain.FOLDER.glob("*-[0-9]*.safetensors"))
+OF_EACH_KIND = [file for file in SHIPPED if file.stem in ("superhero-0", "superhero-dose01-0", "twin-0")]
 
 
 def test_the_repository_has_three_models_without_the_superhero():
     assert {f"superhero-{seed}" for seed in range(3)} <= {file.stem for file in SHIPPED}
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", first(SHIPPED, *OF_EACH_KIND), ids=lambda file: file.stem)
 def test_a_shipped_model_is_the_one_its_record_is_about(file):
     facts, record = retrain.gold_facts(file), UnlearningRecord.from_json(record_file(file))
     assert audited(file, retrain.stored_gold(file))["digest"] == record.digest
