@@ -11,7 +11,7 @@ from typing import Any
 
 from erasure.io import meant
 
-FEW = 12  # names that a message lists beside the one that was meant
+FEW = 40  # names that are listed even where one of them is near: all methods, not all probes
 
 
 @functools.lru_cache

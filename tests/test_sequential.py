@@ -67,7 +67,10 @@ def test_every_prefix_is_asked_for_every_request_and_for_what_is_kept(pipe, edit
 
 
 def test_few_looks_are_spread_over_a_long_series_with_both_ends(pipe, edits):
-    many = [dataclasses.replace(edits[i % 3], name=f"request {i}") for i in range(9)]
+    many = [  # no two alike: the same edit is not put on twice
+        dataclasses.replace(edit, name=f"request {i}", tensors={k: t * (1 + i / 100) for k, t in edit.tensors.items()})
+        for i, edit in enumerate(edits * 3)
+    ]
     context = context_of(pipe, Stacked("all", many))
     rows = dataclasses.replace(SMALL, looks=3).run(context.models["all"], context)
     assert {row.facts["after"] for row in rows} == {0, 1, 5, 9}
