@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -23,11 +22,10 @@ from erasure.batch.overview import collect, plan, prunable, rows
 from erasure.batch.worker import Worker, alone
 from erasure.cli import app
 from erasure.methods.gram import Gram
+from tests.processes import PROCESSES
 from tests.tiny import tiny, tiny_pipeline
 
 QUIET = Console(quiet=True)
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.test_batch"])  # what takes seconds to import is imported once
 
 RECIPE = """
 version: 1

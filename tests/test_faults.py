@@ -4,7 +4,6 @@ Batch, register and training, each on its smallest run, which is then run again 
 """
 
 import datetime
-import multiprocessing
 
 import pytest
 
@@ -13,10 +12,8 @@ from erasure.register.joint import recipe_of
 from erasure.register.page import page
 from tests import fault_worker
 from tests.fault_worker import KINDS
+from tests.processes import PROCESSES
 from tests.register_helpers import BASE, add, new_register
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.fault_worker"])
 
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="every run is a fork")
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import io
-import multiprocessing
 import signal
 import sqlite3
 import sys
@@ -21,9 +20,7 @@ from erasure.eval.worldkit.detectors import WEIGHTS
 from erasure.eval.worldkit.detectors import load as world_detector
 from erasure.pipelines import OpenClipEmbedder, Store, Withdrawn
 from tests.colours import FACTS, Colours, add, add_for_ever, add_many, die_at, picture
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.test_store"])  # what takes seconds to import is imported once
+from tests.processes import PROCESSES
 
 
 @pytest.fixture

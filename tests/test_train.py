@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -18,10 +17,8 @@ from torch import nn
 
 from erasure.train import Checkpoint, Diverged, Draw, Run, Training, step_rng, train, train_modules, trainable
 from tests import train_worker
+from tests.processes import PROCESSES
 from tests.tiny import tiny_pipeline
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.train_worker"])
 
 
 def vector(size=3):
