@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import beside, dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
+from erasure.io import dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -452,7 +452,8 @@ class Suite:
             file = SUITES / f"{path}.yaml"
             if not os.path.exists(file):  # false, too, where the name is too long
                 names = cls.shipped()
-                near = meant(path, names) or beside(f"{path}.yaml", exact=True)
+                own = f"{path}.yaml"
+                near = meant(path, names) or (f" (did you mean {own!r}?)" if os.path.isfile(own) else "")
                 raise FileNotFoundError(
                     f"no suite called {shown(str(path))}{near}; give a .yaml file or one of {names}"
                 )

@@ -11,7 +11,7 @@ import math
 import numbers
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -52,6 +52,11 @@ class Match:
     @property
     def matched(self) -> bool:
         return not self.score < self.threshold  # what is no number is stopped
+
+
+def strongest(matches: Iterable[Match]) -> Match:
+    """The one that decides: a match that stops before any other, then the furthest above its threshold."""
+    return max(matches, key=lambda match: (match.matched, match.margin))
 
 
 class InputFilter(Protocol):
@@ -285,7 +290,7 @@ class AnyOf:
 
     def matches(self, prompts: Sequence[str], /) -> list[Match]:
         each = [one.matches(prompts) for one in self.filters]
-        return [max(row, key=lambda match: (match.matched, match.margin)) for row in zip(*each, strict=True)]
+        return [strongest(row) for row in zip(*each, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

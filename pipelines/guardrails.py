@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.pipelines.around import Around
-from erasure.pipelines.filters import InputFilter, Match, OutputFilter, WordFilter
+from erasure.pipelines.filters import InputFilter, Match, OutputFilter, WordFilter, strongest
 
 OnMatch = Literal["blank", "raise", "replace"]
 Action = Literal["delivered", "replaced", "blanked"]
@@ -148,7 +148,7 @@ class GuardedPipeline(Around):
         found = zip(*(self.input_filter.matches(column) for column in texts.values()), strict=True)
         decisions, drawn = [], []
         for row, matches in zip(rows, found, strict=True):
-            worst = max(matches, key=lambda match: (match.matched, match.margin))
+            worst = strongest(matches)
             instead = row if not worst.matched else self._instead(self.input_filter, row)
             drawn.append(instead or ("",) * len(row))
             acted: dict[str, Any] = {"by": "input", "drawn": drawn[-1][0]} if worst.matched else {}

@@ -227,7 +227,7 @@ class Erasure(abc.ABC):
                 )
         made_on = (self.config.base.model_extra or {}).get("erased") or []
         concepts = [concept["name"] for concept in self.config["concepts"]]
-        for entry in (entry for entries in stack_of(backbone).fused.values() for entry in entries):
+        for entry in (entry for entries in stack.fused.values() for entry in entries):
             same = entry.get("method") == self.config["method"] and entry.get("concepts") == concepts
             if (same or entry["name"] == self.name) and entry["name"] not in made_on:
                 alike = "" if entry["name"] == self.name else ", of the same method and concepts,"

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,7 +70,7 @@ def listening(parts: Mapping[str, nn.Module], *, before: Any = None, after: Any 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by name; what a ``**kwargs`` collects is named like the rest."""
-    signature = inspect.signature(_forward(module))
+    signature = _signature(module)
     found = dict(signature.bind(*args, **kwargs).arguments)
     if hidden := [name for name in found if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL]:
         raise ValueError(
@@ -82,15 +83,17 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return found
 
 
-def _forward(module: nn.Module) -> Callable[..., Any]:
-    """The ``forward`` that names its arguments: a wrapper around it may take whatever it is given."""
-    every = [
-        module.forward,
-        *(vars(k)["forward"].__get__(module) for k in type(module).__mro__ if "forward" in vars(k)),
-    ]
-    kinds = [{p.kind for p in inspect.signature(one).parameters.values()} for one in every]
-    named = (one for one, k in zip(every, kinds, strict=True) if inspect.Parameter.VAR_POSITIONAL not in k)
-    return next(named, module.forward)
+def _signature(module: nn.Module) -> inspect.Signature:
+    """That of the ``forward`` which names its arguments: a wrapper around it may take whatever it is given."""
+    own = inspect.signature(module.forward)
+    inherited = (
+        inspect.signature(vars(k)["forward"].__get__(module)) for k in type(module).__mro__ if "forward" in vars(k)
+    )  # looked at only where the first has no names: this runs at every step
+    return next((one for one in itertools.chain([own], inherited) if _names_all(one)), own)
+
+
+def _names_all(signature: inspect.Signature) -> bool:
+    return all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
 
 
 def first(output: Any) -> Any:

@@ -190,10 +190,12 @@ def evaluate(
 
     With a preset also: other words, attacks, what the weights still hold, filters, and the claims that follow.
     """
-    check_names(suite=suite)
+    from erasure.concept import WORLD, Suite
+
+    plan = Suite.load(suite)  # it and the methods are met before what takes seconds to import
     for name in method or ():
         check_names(method=name)
-    from erasure.concept import WORLD, Suite
+    from erasure.artifact.files import CONFIG
     from erasure.eval.core import prompt_files
     from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
@@ -202,7 +204,6 @@ def evaluate(
     from erasure.opening import check_there, quiet
     from erasure.runtime import pick_device
 
-    plan = Suite.load(suite)
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
                  "material": material, "prompts": prompts, "policy": policy, "strict": strict}  # fmt: skip
     check_options(preset, limit, of_preset)
@@ -223,7 +224,7 @@ def evaluate(
     note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
     for source in [base or plan.base, *(model or []), *(gold or [])]:
         check_there(source)
-        if (Path(source) / "erasure_config.json").exists():
+        if (Path(source) / CONFIG).exists():
             raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
     detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base

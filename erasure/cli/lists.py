@@ -72,9 +72,8 @@ def methods(
 
 def _describe(name: str) -> None:
     """One method with its settings, as its docstring and those of its base classes explain them."""
-    from erasure.methods import METHODS, method_class
+    from erasure.methods import method_class
 
-    METHODS.check(name)
     kind = method_class(name)
     paper = kind.reference
     say(f"{name}: {kind.summary}")

@@ -51,7 +51,7 @@ def say_lost(found: Any) -> None:
     for arm in found.erased:
         lost = [
             f"{row.label} {row.before.value:.0%} -> {row.after.value:.0%}"
-            for row in tables.lost(found, arm.name, detector)[:LISTED]
+            for row in tables.lost(tables.kept_labels(found, arm.name, detector))[:LISTED]
         ]
         seen = [f"{label} {share:.0%}" for label, share, _ in tables.replacement(found, arm.name, detector)[:LISTED]]
         say(f"- {arm.name}, by {detector}: lost most: {', '.join(lost) or 'nothing'}")

@@ -141,14 +141,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise PermissionError(f"{there} may not be written to; give another folder")
 
 
-def beside(path: str | os.PathLike[str], *, exact: bool = False) -> str:
-    """`` (did you mean 'superhero-uce'?)`` where a file or folder of nearly this name lies in its folder; else "".
-
-    Args:
-        exact: only a file of this very name, where something else than a file was looked for.
-    """
-    if exact:
-        return f" (did you mean {str(path)!r}?)" if os.path.isfile(path) else ""
+def beside(path: str | os.PathLike[str]) -> str:
+    """`` (did you mean 'superhero-uce'?)`` where a file or folder of nearly this name lies in its folder; else ""."""
     path = Path(path).expanduser()
     try:
         names = [e.name for e in itertools.islice(os.scandir(path.parent), MOST_BESIDE) if e.name != path.name]

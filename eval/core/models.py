@@ -178,7 +178,7 @@ class Model:
     def config(self) -> dict[str, Any]:
         if self.change is None:
             return {}
-        return {"name": str(self.change.name), **{key: self.change.config[key] for key in self.change.config.keys()}}
+        return {"name": str(self.change.name), **self.change.config}
 
     @contextlib.contextmanager
     def on(self, pipe: Any) -> Iterator[Any]:

@@ -105,10 +105,14 @@ def labels(evaluation: Evaluation, arm: str, detector: str, group: str = "neighb
     return sorted(found, key=lambda r: (r.change.value is None, r.change.value or 0.0))
 
 
-def lost(evaluation: Evaluation, arm: str, detector: str) -> list[LabelRow]:
-    """Kept labels, neighbours and unrelated, that are seen less often under an arm; the one that lost most first."""
-    found = [row for group in ("neighbours", "unrelated") for row in labels(evaluation, arm, detector, group)]
-    known = sorted((row for row in found if row.change.value is not None), key=lambda row: row.change.value or 0.0)
+def kept_labels(evaluation: Evaluation, arm: str, detector: str) -> list[LabelRow]:
+    """Every label of what must stay, neighbours and then unrelated, under an arm."""
+    return [row for group in ("neighbours", "unrelated") for row in labels(evaluation, arm, detector, group)]
+
+
+def lost(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    """Labels that are seen less often than in the base; the one that lost most first."""
+    known = sorted((row for row in rows if row.change.value is not None), key=lambda row: row.change.value or 0.0)
     return [row for row in known if (row.change.value or 0.0) < 0]
 
 

@@ -236,8 +236,8 @@ def _losses(evaluation: Evaluation, detector: str) -> list[dict[str, Any]]:
     """Kept labels that lost most, per arm."""
     out = []
     for arm in evaluation.erased:
-        found = [r for g in ("neighbours", "unrelated") for r in tables.labels(evaluation, arm.name, detector, g)]
-        known, lost = [r for r in found if r.change.value is not None], tables.lost(evaluation, arm.name, detector)
+        found = tables.kept_labels(evaluation, arm.name, detector)
+        known, lost = [r for r in found if r.change.value is not None], tables.lost(found)
         out.append({
             "arm": arm.name, "detector": detector, "rows": lost[:SHOWN], "lost": len(lost),
             "known": len(known), "unknown": len(found) - len(known),
