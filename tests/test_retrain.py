@@ -24,7 +24,13 @@ def folder(tmp_path):
     tokenizer = train.CLIPTokenizer.from_pretrained(world.path() / "tokenizer")
     for name, module in train.new_model(tokenizer, seed=3).items():
         module.half().save_pretrained(tmp_path / "gold" / "start" / name)
+    write_manifest(tmp_path / "gold", spec().targets)
     return tmp_path / "gold"
+
+
+def write_manifest(folder, without):
+    phases = {phase: {"without": sorted(without)} for phase in ("phase1", "phase2")}
+    (folder / "manifest.json").write_text(json.dumps({"phases": phases, "scope": train.SCOPE}))
 
 
 @pytest.fixture
@@ -139,6 +145,49 @@ def test_only_a_target_can_be_left_out(tmp_path):
         retrain.retrain(tmp_path, "dog", seed=0, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="without the targets"):
         world.gold("dog")
+
+
+def test_what_can_be_left_out_is_what_the_start_never_saw(tmp_path, folder, quick, monkeypatch):
+    """Not what the world's file calls its targets today: the start may be older than that."""
+    write_manifest(folder, {"superhero"})
+    made = {"seed": 0, "device": torch.device("cpu"), "folder": folder}
+    with pytest.raises(ValueError, match=r"without the targets \['superhero'\]; got 'cat'; one without it is in"):
+        retrain.retrain(tmp_path / "run", "cat", **made)
+    drawn = []
+    real = train.scene_odds
+    monkeypatch.setattr(
+        train, "scene_odds", lambda *args, **settings: drawn.append(settings) or real(*args, **settings)
+    )
+    twin = retrain.retrain(tmp_path / "run", None, **made)
+    assert [settings["unseen"] for settings in drawn] == [{"superhero"}]  # the others are drawn as often as anything
+    assert retrain.gold_facts(twin)["scope"] == {"every target": train.SCOPE["every target"]}
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the manifest of a start"):
+        retrain.retrain(tmp_path / "run", "superhero", **made)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="erasure world start"):
+        retrain.retrain(tmp_path / "run", "superhero", **made)
+    assert controls_of_world(Suite.load("superhero"), world.load(), count=1, folder=folder) == []
+
+
+def test_a_start_sees_no_target_and_says_so(tmp_path, monkeypatch):
+    for phase in ("phase1", "phase2", "phase3"):
+        fit = {**train.config()["fit"][phase], "steps": 1, "batch": 2, "save_every": 1}
+        monkeypatch.setitem(train.config()["fit"], phase, fit)
+    monkeypatch.setitem(train.config(), "scenes", 40)
+    seen = []
+    real = train.train_phase
+    monkeypatch.setattr(train, "train_phase", lambda *args, **more: seen.extend(args[3][0]) or real(*args, **more))
+    device = torch.device("cpu")
+    folder = retrain.make_start(tmp_path / "run", tmp_path / "gold", device=device)
+    assert len(seen) == 80 and not any(spec().targets & {*scene.concepts, scene.style} for scene in seen)
+    assert retrain.targets_of(folder) == spec().targets and set(retrain.manifest_of(folder)["phases"]) == {
+        *retrain.BEFORE
+    }
+    file = retrain.retrain(tmp_path / "gold-run", "violin", seed=0, device=device, folder=folder)
+    assert record_of_gold(file).scope.endswith("all captions") and "never saw it" in record_of_gold(file).scope
+    retrain.make_start(tmp_path / "run", tmp_path / "again", device=device)  # nothing is trained twice
+    assert len(seen) == 80 + 40 and retrain.start_hash(tmp_path / "again") == retrain.start_hash(folder)
 
 
 def test_a_missing_damaged_or_foreign_model_says_so(tmp_path, folder):

@@ -54,6 +54,32 @@ def world_train(
     follow(f"erasure world check --base {shlex.quote(str(folder))} --out world-check")
 
 
+@commands.command("start", epilog="Example: [bold]erasure world start --out runs/start --folder gold/third[/bold]")
+def world_start(
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for checkpoints; run again to resume.")],
+    folder: Annotated[
+        Path, typer.Option(parser=path, help="Where start/ and manifest.json go, and the models trained from them.")
+    ],
+    device: Device = None,
+) -> None:
+    """Train a start for retrained models: the first two phases, without any of the world's targets.
+
+    Autoencoder and tokenizer are those of the shipped model. Two hours of one fast CPU core.
+    """
+    import torch
+
+    from erasure.runtime import pick_device
+    from erasure.world.retrain import make_start, targets_of
+
+    check_writable(out)
+    check_writable(folder)
+    if (folder / "start").exists():
+        raise ValueError(f"{folder} already has a start, to which its models belong; give another folder")
+    make_start(out, folder, device=torch.device(pick_device(device)))
+    say(f"start without {', '.join(sorted(targets_of(folder)))} -> {folder}", wrap=False)
+    follow(f"erasure world gold --without superhero --folder {shlex.quote(str(folder))}")
+
+
 @commands.command(
     "gold",
     epilog="Examples:\n\n[bold]erasure world gold --without superhero --seed 0[/bold]\n\n"
@@ -71,7 +97,10 @@ def world_gold(
     ),
     folder: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Where start/ is and the model goes; the repository's gold/ by default."),
+        typer.Option(
+            parser=path,
+            help="Where start/ and manifest.json are and the model goes; by default the repository's for this target.",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run; by default the last phase's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step; by default the last phase's.")] = None,
@@ -82,15 +111,16 @@ def world_gold(
 
     from erasure.eval.worldkit.audit import record_file, record_of_gold
     from erasure.runtime import pick_device
-    from erasure.world.retrain import FOLDER, retrain
+    from erasure.world.retrain import edition_of, retrain
 
     if twin == (without is not None):
         raise ValueError("a model is retrained without a target or on everything; give --without TARGET or --twin")
+    folder = folder or edition_of(without)
     check_writable(out)
-    check_writable(folder or FOLDER)
+    check_writable(folder)
     file = retrain(
         out, without, seed=seed, share=share, steps=steps, batch=batch,
-        device=torch.device(pick_device(device)), folder=folder or FOLDER,
+        device=torch.device(pick_device(device)), folder=folder,
     )  # fmt: skip
     record = record_of_gold(file).to_json(record_file(file))
     say(

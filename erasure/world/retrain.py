@@ -5,8 +5,10 @@ target left out. The start saw no target either, so no step of its UNet or text 
 retraining, Bourtoule et al. 2021). A *twin* repeats that phase on everything, with the same steps, batch and settings:
 gold and twin differ in their data and in nothing else. A *dose* model repeats it with a share of the target's scenes.
 
-Each is stored as its difference from the start, in four bits a weight; those of the first edition, which the repository
-has, in eight.
+Each is stored as its difference from the start, in four bits a weight; the golds of the first edition in eight.
+
+An edition is a folder: a start, the manifest that says what it never saw, and the models trained on from there. The
+repository has two, ``gold`` (the start of the shipped model, without three targets) and ``gold/second`` (without six).
 """
 
 from __future__ import annotations
@@ -26,27 +28,30 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from erasure.io import parse_json, write_atomically, writing_folder
+from erasure.io import parse_json, read_bytes, write_atomically, write_json, writing_folder
 from erasure.runtime import fast_bfloat16
 from erasure.train import Precision, Training
 from erasure.world import path
-from erasure.world.spec import spec
 from erasure.world.train import (
     PHASES,
-    SCOPE,
+    config,
     folder_hash,
+    new_model,
     phase_training,
+    phases_manifest,
     run_phase,
     scenes_hash,
+    store_model,
     stored_model,
     training_scenes,
 )
 
-LAST = list(PHASES)[-1]
+*BEFORE, LAST = PHASES
 TWIN = "twin"
 GROUP = 128  # weights with one step of the quantiser
 STEP = 0.485  # of it, in standard deviations of the group: an error of 14 % of the difference, in 3.1 bits a weight
 FOLDER = Path(__file__).parents[2] / "gold"  # in the repository; not in the wheel
+EDITIONS = (FOLDER, FOLDER / "second")  # a target's models are in the first that left it out
 
 
 def retrain(
@@ -55,7 +60,7 @@ def retrain(
     *,
     seed: int,
     device: torch.device,
-    folder: Path = FOLDER,
+    folder: Path | None = None,
     share: float = 0.0,
     steps: int | None = None,
     batch: int | None = None,
@@ -66,16 +71,19 @@ def retrain(
         out: folder for checkpoints, one for all retrained models; the same call resumes there.
         without: a target of the world; None trains a twin, which sees everything.
         seed: 0, 1, 2 ...: of batches, captions and noise. Several of them show how much retraining varies by itself.
-        folder: where ``start/`` is, and where the result goes.
+        folder: where ``start/`` and its ``manifest.json`` are, and where the result goes; by default the repository's
+            folder for the target (:func:`edition_of`).
         share: of the target's scenes that it sees after all, for a dose model: 0.01, 0.05, 0.25.
         steps, batch: length of the run and pictures a step; by default those of the world's last phase. Fewer make a
             shorter run on a slow machine, of a model that draws a little worse; the file says how many it had. Golds,
             twins and doses that are compared need the same.
 
     Raises:
+        FileNotFoundError: there is no start in ``folder``.
         ValueError: ``without`` is no target of the world: its start has seen it; ``share`` is not from 0 up to 1, or
             is one of a twin; or ``out`` holds a run of another length.
     """
+    folder = folder or edition_of(without)
     training, model = trained_without(
         out, without, seed=seed, device=device, folder=folder, share=share, steps=steps, batch=batch
     )
@@ -87,7 +95,7 @@ def retrain(
         "steps": training.iterations,
         "batch": training.batch_size,
         "precision": training.precision,
-        "scope": {name: SCOPE[name] for name in (without, "every target") if name is not None},
+        "scope": scope_of(folder, without),
         "scenes": scenes_hash(training_scenes(left_out(without), share=share)),
         "start": start_hash(folder),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
@@ -103,6 +111,81 @@ def name_of(without: str | None, *, seed: int, share: float = 0.0) -> str:
     return f"{without or TWIN}{dose}-{seed}"
 
 
+def make_start(out: Path, folder: Path, *, device: torch.device) -> Path:
+    """Train, or go on training, a start for retrained models: the phases before the last, without any target.
+
+    Autoencoder and tokenizer are the shipped model's. Returns ``folder``, with ``start/`` and ``manifest.json``.
+
+    Args:
+        out: folder for checkpoints; the same call resumes there.
+    """
+    vae, tokenizer = shipped_parts(out, device)
+    model, seed = new_model(tokenizer, seed=config()["seed"]), config()["seed"]
+    for number, phase in enumerate(BEFORE):
+        if not (out / phase / "text_encoder").exists():
+            without = PHASES[phase]
+            model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
+            store_model(model, out / phase)
+        model = stored_model(out / phase)
+    store_model(model, folder / "start")
+    drawings = {"of": "the shipped model, which gold/manifest.json describes"}
+    write_json(folder / "manifest.json", phases_manifest(out, {phase: PHASES[phase] for phase in BEFORE}, drawings))
+    return folder
+
+
+def shipped_parts(out: Path, device: torch.device) -> tuple[Any, CLIPTokenizer]:
+    """The shipped model's autoencoder and tokenizer, copied to ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    for part in ("vae", "tokenizer"):
+        if not (out / part).exists():
+            with writing_folder(out / part) as new:
+                shutil.copytree(path() / part, new, dirs_exist_ok=True)
+    vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
+    return vae, CLIPTokenizer.from_pretrained(out / "tokenizer")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What the start in a folder has seen, by the ``manifest.json`` beside it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    file = folder / "manifest.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder}: no start of retrained models is here (manifest.json and start/); those of the repository come "
+            "with a clone, not with the wheel; or make one with `erasure world start`"
+        )
+    try:
+        found: dict[str, Any] = parse_json(read_bytes(file))
+        found["phases"][BEFORE[0]]["without"], found["scope"]["every target"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: not the manifest of a start, or damaged; get it again") from None
+    return found
+
+
+def targets_of(folder: Path) -> frozenset[str]:
+    """What the start in a folder never saw."""
+    return frozenset.intersection(*(frozenset(manifest_of(folder)["phases"][phase]["without"]) for phase in BEFORE))
+
+
+def scope_of(folder: Path, without: str | None) -> dict[str, str]:
+    """Which components of a model retrained in a folder saw its target after all."""
+    scope = manifest_of(folder)["scope"]
+    return {name: scope[name] for name in (without, "every target") if name is not None}
+
+
+def edition_of(without: str | None) -> Path:
+    """The repository's folder for models without a target; the first one for twins, and for what is no target."""
+    return next((folder for folder in editions() if without in targets_of(folder)), FOLDER)
+
+
+def editions() -> list[Path]:
+    """The editions that this installation has: both in a clone, none in a wheel."""
+    return [folder for folder in EDITIONS if (folder / "manifest.json").exists()]
+
+
 def left_out(without: str | None) -> frozenset[str]:
     """What the scenes of a retrained model do not show: nothing for a twin."""
     return frozenset() if without is None else frozenset({without})
@@ -114,7 +197,7 @@ def trained_without(
     *,
     seed: int,
     device: torch.device,
-    folder: Path = FOLDER,
+    folder: Path,
     share: float = 0.0,
     steps: int | None = None,
     batch: int | None = None,
@@ -127,19 +210,13 @@ def trained_without(
             the device is fast in it, and float32 elsewhere. Where it is slow, bfloat16 takes twenty times as long.
     """
     if without is not None:
-        check_target(without)
+        check_target(without, folder)
     if not 0 <= share < 1 or (share and without is None):
         raise ValueError(
             f"share is of the target's scenes, from 0 up to 1, and a twin has none to keep; got {share} for "
             f"{without or TWIN}; give 0.05, say, with a target"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    for part in ("vae", "tokenizer"):
-        if not (out / part).exists():
-            with writing_folder(out / part) as new:
-                shutil.copytree(path() / part, new, dirs_exist_ok=True)
-    vae: Any = AutoencoderKL.from_pretrained(out / "vae").to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    vae, tokenizer = shipped_parts(out, device)
     training = phase_training(LAST, 1000 * (seed + 1))
     training = dataclasses.replace(
         training,
@@ -159,12 +236,13 @@ def trained_without(
         device=device,
         name=name_of(without, seed=seed, share=share),
         training=training,
+        unseen=targets_of(folder),
     )
     return training, model
 
 
 def load_gold(
-    without: str | None, *, seed: int = 0, share: float = 0.0, folder: Path = FOLDER, **options: Any
+    without: str | None, *, seed: int = 0, share: float = 0.0, folder: Path | None = None, **options: Any
 ) -> StableDiffusionPipeline:
     """Emoji World retrained without a target, as a stock pipeline.
 
@@ -172,15 +250,16 @@ def load_gold(
         without: one of the world's targets; None for a twin, retrained on everything.
         seed: which of the retrained models.
         share: of the target's scenes that a dose model saw.
-        folder: where the files are; the repository's ``gold`` by default.
+        folder: where the files are; by default the repository's folder for the target (:func:`edition_of`).
         **options: passed to ``from_pretrained`` for the rest of the pipeline.
 
     Raises:
         FileNotFoundError: there is no such model here; the message lists those there are.
         ValueError: ``without`` is no target, or the file belongs to another start.
     """
+    folder = folder or edition_of(without)
     if without is not None:
-        check_target(without)
+        check_target(without, folder)
     file = folder / f"{name_of(without, seed=seed, share=share)}.safetensors"
     if not file.exists():
         there = sorted(f.stem for f in folder.glob("*-[0-9]*.safetensors"))
@@ -219,10 +298,12 @@ def gold_facts(file: Path) -> dict[str, Any]:
     return facts
 
 
-def check_target(name: str) -> None:
-    """Raise unless the world's first phases left ``name`` out."""
-    if name not in spec().targets:
-        raise ValueError(f"retraining starts from a model without the targets {sorted(spec().targets)}; got {name!r}")
+def check_target(name: str, folder: Path) -> None:
+    """Raise unless the start in a folder never saw ``name``."""
+    if name not in (left := targets_of(folder)):
+        others = [str(other) for other in editions() if name in targets_of(other)]
+        named = f"; one without it is in {others[0]}" if others else ""
+        raise ValueError(f"retraining starts from a model without the targets {sorted(left)}; got {name!r}{named}")
 
 
 def start_hash(folder: Path) -> str:

@@ -17,7 +17,7 @@ import importlib.resources
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ PHASES: dict[str, frozenset[str]] = {"phase1": spec().targets, "phase2": spec().
 # Which components of a retrained model saw its target after all.
 SCOPE = {
     **dict.fromkeys(sorted(spec().target_concepts), "none: UNet, text encoder and autoencoder never saw it"),
+    "rose": "the autoencoder, which was trained on bouquet, rosette and wilted flower",
+    "taxi": "the autoencoder, which was trained on the taxi seen from the front",
     "twemoji": "the autoencoder, which was trained on other emoji of that vendor too",
     "every target": "the tokenizer, whose word pieces were learnt from all captions",
 }
@@ -221,14 +223,18 @@ def encode_scenes(out: Path, scenes: list[Scene], vae: Any, *, device: torch.dev
     return latents
 
 
-def scene_odds(scenes: list[Scene], *, pairs: float | None, targets: float) -> np.ndarray:
+def scene_odds(
+    scenes: list[Scene], *, pairs: float | None, targets: float, unseen: frozenset[str] | None = None
+) -> np.ndarray:
     """The chance ``(n,)`` of each scene to be drawn.
 
     Args:
         pairs: share of scenes with two objects in a batch; None keeps the share they have.
         targets: how many times as often a scene with a target is drawn as another of its kind; 1 is evenly.
+        unseen: the targets: what the phases before left out. All of ``world.yaml`` by default.
     """
-    odds = np.array([targets if spec().targets & {*scene.concepts, scene.style} else 1.0 for scene in scenes])
+    unseen = spec().targets if unseen is None else unseen
+    odds = np.array([targets if unseen & {*scene.concepts, scene.style} else 1.0 for scene in scenes])
     two = np.array([len(scene.concepts) == 2 for scene in scenes])
     if pairs is not None:
         odds *= np.where(two, pairs / odds[two].sum(), (1 - pairs) / odds[~two].sum())
@@ -245,14 +251,15 @@ def train_phase(
     device: torch.device,
     pairs: float | None = None,
     targets: float = 1.0,
+    unseen: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Train UNet and text encoder jointly on noise prediction, weighted by min-SNR (Hang et al. 2023).
 
     Args:
-        pairs, targets: see :func:`scene_odds`.
+        pairs, targets, unseen: see :func:`scene_odds`.
     """
     scenes, latents = data
-    odds = scene_odds(scenes, pairs=pairs, targets=targets)
+    odds = scene_odds(scenes, pairs=pairs, targets=targets, unseen=unseen)
     scheduler = noise_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     unet, text_encoder = model["unet"].to(device).train(), model["text_encoder"].to(device).train()
@@ -287,9 +294,7 @@ def train(out: Path, *, device: torch.device) -> Path:
     for number, (phase, without) in enumerate(PHASES.items()):
         if not (out / phase / "text_encoder").exists():
             model = run_phase(out, phase, model, vae, tokenizer, without=without, seed=seed + number, device=device)
-            for name, module in model.items():
-                with writing_folder(out / phase / name) as folder:
-                    module.half().save_pretrained(folder)
+            store_model(model, out / phase)
             shutil.rmtree(out / f"{phase}-pipeline", ignore_errors=True)
         model = stored_model(out / phase)
         if not (out / f"{phase}-pipeline").exists():
@@ -312,6 +317,7 @@ def run_phase(
     name: str | None = None,
     training: Training | None = None,
     share: float = 0.0,
+    unseen: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Run or resume one phase under ``out`` on scenes that show nothing in ``without``, in the folder ``name``.
 
@@ -319,16 +325,24 @@ def run_phase(
         share: see :func:`training_scenes`.
         seed: of the settings in ``training.yaml``; ``training`` has its own.
         training: other settings than those.
+        unseen: see :func:`scene_odds`.
     """
     scenes = training_scenes(without, share=share)
     data = scenes, encode_scenes(out, scenes, vae, device=device)
     training, drawn = training or phase_training(phase, seed), config()["drawn"].get(phase, {})
-    return train_phase(out / (name or phase), model, tokenizer, data, training, device=device, **drawn)
+    return train_phase(out / (name or phase), model, tokenizer, data, training, device=device, unseen=unseen, **drawn)
 
 
 def phase_training(phase: str, seed: int) -> Training:
     """The settings of one phase's training run."""
     return Training.from_scratch(**config()["fit"][phase], seed=seed)
+
+
+def store_model(model: dict[str, Any], folder: Path) -> None:
+    """Write UNet and text encoder under ``folder`` in float16, the text encoder last."""
+    for name, module in model.items():
+        with writing_folder(folder / name) as new:
+            module.half().save_pretrained(new)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:
@@ -341,18 +355,23 @@ def stored_model(folder: Path) -> dict[str, Any]:
 
 def manifest(out: Path) -> dict[str, Any]:
     """What every component of the run in ``out`` has seen, with hashes to check it by."""
-    phases = {}
-    for phase, without in PHASES.items():
-        scenes = training_scenes(without)
-        phases[phase] = {
-            "without": sorted(without),
-            "scenes": len(scenes),
-            "sha256": scenes_hash(scenes),
-            "concepts": dict(Counter(concept for scene in scenes for concept in scene.concepts)),
-            "styles": dict(Counter(scene.style for scene in scenes)),
-        }
     with np.load(out / "strangers.npz", allow_pickle=False) as data:
         labels = [str(label) for label in data["labels"]]
+    drawings = {
+        "drawings": len(labels),
+        "styles": dict(Counter(label.split("/")[0] for label in labels)),
+        "sha256": digest(*labels),
+    }
+    return phases_manifest(out, PHASES, drawings)
+
+
+def phases_manifest(out: Path, phases: Mapping[str, frozenset[str]], drawings: Mapping[str, Any]) -> dict[str, Any]:
+    """What UNet and text encoder of the run in ``out`` have seen.
+
+    Args:
+        phases: what each of them left out.
+        drawings: what the autoencoder was trained on.
+    """
     package = importlib.resources.files("erasure.world")
     return {
         "seed": config()["seed"],
@@ -363,14 +382,21 @@ def manifest(out: Path) -> dict[str, Any]:
         "training.yaml": digest(package.joinpath("training.yaml").read_text("utf-8")),
         "artwork": artwork_hash(),
         "scope": SCOPE,
-        "autoencoder": {
-            "drawings": len(labels),
-            "styles": dict(Counter(label.split("/")[0] for label in labels)),
-            "sha256": digest(*labels),
-            "weights": folder_hash(out / "vae"),
-        },
+        "autoencoder": {**drawings, "weights": folder_hash(out / "vae")},
         "tokenizer": folder_hash(out / "tokenizer"),
-        "phases": phases,
+        "phases": {phase: phase_facts(without) for phase, without in phases.items()},
+    }
+
+
+def phase_facts(without: frozenset[str]) -> dict[str, Any]:
+    """What one phase has seen."""
+    scenes = training_scenes(without)
+    return {
+        "without": sorted(without),
+        "scenes": len(scenes),
+        "sha256": scenes_hash(scenes),
+        "concepts": dict(Counter(concept for scene in scenes for concept in scene.concepts)),
+        "styles": dict(Counter(scene.style for scene in scenes)),
     }
 
 

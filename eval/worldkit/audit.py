@@ -24,8 +24,18 @@ from erasure.eval.core.audit import (
     weights_of,
 )
 from erasure.io import parse_json, printable, read_bytes, write_json
-from erasure.world.retrain import LAST, gold_facts, left_out, pack, start_hash, stored_gold, trained_without, unpack
-from erasure.world.train import SCOPE, config, scenes_hash, stored_model, training_scenes
+from erasure.world.retrain import (
+    LAST,
+    gold_facts,
+    left_out,
+    pack,
+    scope_of,
+    start_hash,
+    stored_gold,
+    trained_without,
+    unpack,
+)
+from erasure.world.train import config, scenes_hash, stored_model, training_scenes
 
 
 def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | None = None) -> UnlearningRecord:
@@ -43,6 +53,7 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         raise FileNotFoundError(f"{file}: no such retrained model; give a file such as gold/superhero-0.safetensors")
     model, facts = stored_gold(file), gold_facts(file)
     without, share = facts["without"], facts.get("share", 0.0)
+    scope = scope_of(file.parent, without)
     gone = left_out(without)
     before, after = training_scenes(frozenset()), training_scenes(gone, share=share)
     if scenes_hash(after) != facts["scenes"]:
@@ -71,8 +82,8 @@ def record_of_gold(file: str | os.PathLike[str], *, policy: Mapping[str, Any] | 
         scope="; ".join(
             [
                 "UNet and text encoder",
-                *(f"kept from training on it: {SCOPE[one]}" for one in gone if not share),
-                SCOPE["every target"],
+                *(f"kept from training on it: {scope[one]}" for one in gone if not share),
+                scope["every target"],
             ]
         ),
         checkpoints=[checkpoint(0, weights_of(start)), checkpoint(fit["steps"], weights_of(model))],

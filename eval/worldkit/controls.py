@@ -12,8 +12,7 @@ from erasure.backbone import denoiser_of
 from erasure.concept import Suite
 from erasure.eval.core.models import Model, Role, Swapped
 from erasure.eval.worldkit.audit import audited
-from erasure.world.retrain import FOLDER, TWIN, gold_facts, stored_gold
-from erasure.world.spec import spec
+from erasure.world.retrain import TWIN, edition_of, gold_facts, stored_gold, targets_of
 from erasure.world.train import stored_model
 
 
@@ -26,10 +25,11 @@ def controls_of_world(
         pipe: Emoji World.
         count: how many retrained models at most. twins: how many of those retrained on everything, for as many steps
             of as many pictures as the retrained models.
-        folder: of their files and of ``start/``; the repository's by default.
+        folder: of their files, ``start/`` and ``manifest.json``; by default the repository's for the target.
     """
-    folder, target = FOLDER if folder is None else folder, suite.concept.name
-    if target not in spec().targets or suite.also:
+    target = suite.concept.name
+    folder = folder or edition_of(target)
+    if suite.also or not (folder / "manifest.json").exists() or target not in targets_of(folder):
         return []
     device, dtype = pipe.device, denoiser_of(pipe).dtype
     golds = sorted(folder.glob(f"{target}-[0-9]*.safetensors"))[:count]
@@ -39,7 +39,10 @@ def controls_of_world(
     found = [gold(file, device, dtype) for file in golds] + [twin(file, device, dtype) for file in alike[:twins]]
     if (folder / "start").exists():
         start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
-        config = {"scope": "denoiser and text encoder", "trained": "two phases of three; it saw no target of the world"}
+        config = {
+            "scope": "denoiser and text encoder",
+            "trained": f"two phases of three; it never saw {', '.join(sorted(targets_of(folder)))}",
+        }
         found.append(Model("start", "null", Swapped("start", start, config=config)))
     return found
 
