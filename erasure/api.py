@@ -12,9 +12,10 @@ from typing import Any
 from erasure.artifact import Erasure
 from erasure.artifact.files import check_name
 from erasure.artifact.provenance import already, names_in
+from erasure.artifact.record import base_name
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import Concept, Suite, folded, listed, nfc
+from erasure.concept import WORLD, Concept, Suite, folded, listed, nfc
 from erasure.io import shown
 from erasure.methods import method_class
 from erasure.methods.base import Method, Request
@@ -78,6 +79,7 @@ def erase(
         if done := names_in(stack.fused):
             warnings.warn(f"{already(done, 'this pipeline')}; this one will belong to it as it is", stacklevel=2)
         recipe.validate(backbone, request)
+        warn_unknown(pipe, [*(concept.name for concept in concepts), *request.keep])
         if not request.keep and recipe.needs_keep:
             warnings.warn(
                 f"{recipe.key} with these settings also changes neighbours unless there is a keep list; name what must "
@@ -86,6 +88,15 @@ def erase(
             )
         edit = recipe.erase(backbone, request)
         return edit.apply(pipe) if apply else edit
+
+
+def warn_unknown(pipe: Any, texts: Iterable[str]) -> None:
+    """Warn of names that Emoji World was never shown; of other bases nothing is known."""
+    if base_name(pipe) == WORLD:
+        from erasure.world.spec import spec
+
+        for reason in filter(None, map(spec().unknown, texts)):
+            warnings.warn(reason, stacklevel=3)
 
 
 def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept, ...]:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.io import dump_yaml, fault_of, load_yaml, meant, shown, write_atomically
+from erasure.io import dump_yaml, in_one_line, load_yaml, meant, shown, write_atomically
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -151,6 +151,7 @@ def naming(texts: Iterable[str], phrases: Iterable[str]) -> list[str]:
     return [text for text in texts if named.search(nfc(text))]
 
 
+@in_one_line
 @dataclass(frozen=True, config=STRICT)
 class Concept:
     """One thing to erase.
@@ -212,10 +213,7 @@ class Concept:
             return value
         if not isinstance(value, str):
             raise ValueError(f"a concept is a name or a Concept; got {shown(value)}; write erase(pipe, 'superhero')")
-        try:
-            return cls(value)
-        except ValidationError as error:
-            raise ValueError(fault_of(error)) from None
+        return cls(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +230,7 @@ class Prompt:
     phrase: str = ""
 
 
+@in_one_line
 @dataclass(frozen=True, config=STRICT)
 class Words:
     """How else the target may be asked for: what the probes of suppression beyond its name are made of.
@@ -272,6 +271,7 @@ class Words:
         return self
 
 
+@in_one_line
 @dataclass(frozen=True, config=STRICT)
 class Suite:
     """A concept among the things that must survive its erasure.

@@ -382,3 +382,20 @@ def test_a_model_that_holds_nan_is_refused(part, method):
     next(getattr(broken, part).parameters()).data.view(-1)[-1] = torch.nan
     with pytest.raises(ValueError, match=f"{part}..* holds NaN or infinity: the model is broken"):
         erase(broken, "superhero", method, keep=["wizard"], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: Concept(""), "a concept needs a name; got an empty string"),
+        (lambda: Concept(5), "Concept: name: .*valid string; got 5"),
+        (lambda: Concept("cat", kind="thing"), "Concept: kind: .*'object', 'style'.*; got 'thing'"),
+        (lambda: Concept("cat", colour="red"), "Concept: colour: no such key"),
+        (lambda: Concept(), "Concept: name: Field required"),
+        (lambda: Suite(**{**SOUND, "images_per_prompt": 0}), "Suite: images_per_prompt: .*equal to 1; got 0"),
+        (lambda: Suite(**{**SOUND, "concept": {"name": ""}}), "Suite: concept: a concept needs a name"),
+    ],
+)
+def test_what_is_wrong_in_python_is_said_in_one_line(made, said):
+    with pytest.raises(ValueError, match=rf"^{said}[^\n]*$"):
+        made()

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from erasure import cli, erase, world
+from erasure.cli.evaluate import evaluate as evaluate_command
 from erasure.eval import Assessment, evaluate
-from erasure.eval.core.models import Model, name_of, whole_model
+from erasure.eval.core.models import Model, check_alike, name_of, whole_model
 from erasure.eval.core.pictures import generate, image_hash, weights_hash
+from erasure.opening import declared_parts
 from tests.eval_helpers import PixelDetector
 from tests.every import build
 from tests.probe_helpers import SUITE
@@ -73,6 +75,30 @@ def test_another_architecture_is_refused_in_one_sentence(other, tmp_path):
     with pytest.raises(ValueError, match=r"other is another architecture than the base \(its? .*\)") as caught:
         whole_model(tiny("sd1"), tmp_path / "other")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("sdxl", "its text_encoder_2 is CLIPTextModelWithProjection, the base's nothing"),
+        ("sd3", "its unet is nothing, the base's UNet2DConditionModel"),
+    ],
+)
+def test_the_command_line_sees_another_architecture_before_it_opens_a_model(other, said, tmp_path, monkeypatch):
+    tiny(other).save_pretrained(tmp_path / "other")
+    monkeypatch.setattr("erasure.opening.load_base", lambda *_, **__: pytest.fail("the base was opened"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"other is another architecture than the base \(.*{said}"):
+        evaluate_command("superhero", model=["other"])
+
+
+def test_what_the_files_say_of_one_architecture_is_alike(tmp_path):
+    for name in ("base", "other"):
+        tiny_pipeline().save_pretrained(tmp_path / name)
+    check_alike(tmp_path / "base", tmp_path / "other")
+    check_alike("emoji-world", tmp_path / "other")  # the sizes are compared once both are open
+    check_alike("org/model", tmp_path / "other")
+    assert declared_parts("org/model") == {} != declared_parts(tmp_path / "base")
 
 
 def test_another_prediction_is_another_architecture(tmp_path):

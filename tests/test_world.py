@@ -2,12 +2,13 @@
 
 import hashlib
 import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from erasure import world
+from erasure import erase, world
 from erasure.world import train
 from erasure.world.artwork import _is_stranger, artwork
 from erasure.world.scenes import Scene, place, prompt, render, sample_caption, sample_scene
@@ -194,3 +195,12 @@ def test_the_background_asked_for_is_the_one_drawn(pipe):
         corner = np.asarray(image)[:4, :4].reshape(-1, 3).mean(0)
         nearest = min(spec().backgrounds.values(), key=lambda b: float(np.abs(corner - np.array(b.rgb)).sum()))
         assert nearest.name == name
+
+
+def test_a_name_that_the_world_was_never_shown_is_said_in_python_as_well():
+    pipe = world.load()
+    with pytest.warns(UserWarning, match="never shown 'Spiderman'"):
+        erase(pipe, "Spiderman", keep=["ninja"], apply=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erase(pipe, "superhero", keep=["ninja", "noto style"], apply=False)

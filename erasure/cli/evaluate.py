@@ -197,7 +197,7 @@ def evaluate(
         check_names(method=name)
     from erasure.artifact.files import CONFIG
     from erasure.eval.core import prompt_files
-    from erasure.eval.core.models import name_of, whole_model
+    from erasure.eval.core.models import check_alike, name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
@@ -226,6 +226,7 @@ def evaluate(
         check_there(source)
         if (Path(source) / CONFIG).exists():
             raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
+        check_alike(base or plan.base, source)
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
     detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base
     pipe = open_base(base or plan.base, device, dtype, variant=variant)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from erasure.io.files import beside
 from erasure.io.text import meant, printable, shown
+
+T = TypeVar("T")
 
 JSON_DEPTH = 32  # of nesting; an erasure's config needs seven
 LARGEST_JSON = 2**28  # bytes; the largest evaluation so far has 2**25
@@ -186,13 +189,34 @@ def fault_of(error: Any) -> str:
     return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault
 
 
+def in_one_line(kind: type[T]) -> type[T]:
+    """Have a pydantic dataclass raise a ValueError of one line when it is made in Python; see :func:`fault_of`."""
+    from pydantic import ValidationError
+
+    made, fields = kind.__init__, list(kind.__annotations__)
+
+    @functools.wraps(made)
+    def init(self: T, *args: Any, **settings: Any) -> None:
+        try:
+            made(self, *args, **settings)
+        except ValidationError as error:
+            first, fault = _first(error), one_line(error)
+            if first["loc"] and isinstance(first["loc"][0], int):  # an argument without its name
+                fault = f"{fields[first['loc'][0]]}{fault.removeprefix(str(first['loc'][0]))}"
+            raise ValueError(f"{kind.__name__}: {fault}" if first["loc"] else fault) from None
+
+    kind.__init__ = init  # type: ignore[method-assign]
+    return kind
+
+
 def one_line(error: Exception) -> str:
     """What went wrong, for people: the sentence of an error of ours, or one about somebody else's."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
         first, fault = _first(error), fault_of(error)
-        return fault if "; got " in fault or not first["loc"] else f"{fault}; got {shown(first['input'])}"
+        said = "; got " in fault or not first["loc"] or first["type"].startswith("missing")
+        return fault if said else f"{fault}; got {shown(first['input'])}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}"
     return f"not readable as JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -19,7 +19,7 @@ from erasure.artifact.provenance import already, restore
 from erasure.concept import WORLD
 from erasure.io import beside
 from erasure.opening.faults import UNREACHED, fault, unreached
-from erasure.opening.folder import open_folder
+from erasure.opening.folder import open_folder, read_index
 from erasure.opening.single_file import open_file
 from erasure.runtime import pick_device, pick_dtype
 
@@ -110,6 +110,18 @@ def check_there(base: str | Path) -> None:
             f"no model at {base!r}{beside(base)}; give {WORLD!r}, a diffusers folder, a .safetensors file, or a hub id "
             "('CompVis/stable-diffusion-v1-4')"
         )
+
+
+def declared_parts(base: str | Path) -> dict[str, str]:
+    """The class of each denoiser, text encoder and autoencoder by a folder's ``model_index.json``; {} elsewhere."""
+    from erasure import world
+
+    folder = world.path() if str(base) == WORLD else Path(base).expanduser()
+    if not (folder / "model_index.json").is_file():
+        return {}
+    listed = {name: entry for name, entry in read_index(folder).items() if isinstance(entry, list)}
+    drawn_with = re.compile(r"(unet|transformer|text_encoder|vae)(_\d)?")
+    return {name: str(entry[-1]) for name, entry in listed.items() if any(entry) and drawn_with.fullmatch(name)}
 
 
 def download(base: str, variant: str | None) -> Path:

@@ -26,6 +26,7 @@ from erasure.io import printable, shown
 Role = Literal["base", "erased", "gold", "twin", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
 
+_COMPARE = "compare models that were made from one base, or name theirs as the base (--base)"
 BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that draw nothing from a prompt
 
 
@@ -245,14 +246,29 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
     theirs = load_base(source, device=str(pipe.device), dtype=str(denoiser_of(pipe).dtype).removeprefix("torch."))
     mine, modules = modules_of(pipe), modules_of(theirs)
     if difference := _difference(pipe, theirs):
-        raise ValueError(
-            f"{source} is another architecture than the base ({difference}); compare models that were made from one "
-            "base, or name theirs as the base (--base)"
-        )
+        raise ValueError(f"{source} is another architecture than the base ({difference}); {_COMPARE}")
     states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
     changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]
     config = {"scope": "as given", "source": Path(source).name, "changed": changed}
     return Swapped(name or name_of(source), modules, config=config, intervention=intervention)
+
+
+def check_alike(base: str | Path, source: str | Path) -> None:
+    """Raise where the files of two models already say that they differ, before minutes of opening them.
+
+    Raises:
+        ValueError: as :func:`whole_model`, which compares the rest.
+    """
+    from erasure.opening import declared_parts
+
+    mine, other = declared_parts(base), declared_parts(source)
+    if mine and other and mine != other:
+        differ = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+        part = min(differ, key=lambda name: not name.startswith(("unet", "transformer")))  # the denoiser is said first
+        it, base_has = (parts.get(part, "nothing") for parts in (other, mine))
+        raise ValueError(
+            f"{source} is another architecture than the base (its {part} is {it}, the base's {base_has}); {_COMPARE}"
+        )
 
 
 def name_of(source: str | Path) -> str:

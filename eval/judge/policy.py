@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT
 from erasure.eval.judge.licences import NO_CLAIM, NULL, Column
-from erasure.io import load_yaml
+from erasure.io import in_one_line, load_yaml
 
 if TYPE_CHECKING:
     from erasure.eval.judge import ClaimReport
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STRICT_EXIT = 3  # of the command line with --strict, when `check` has something to say
 
 
+@in_one_line
 @dataclass(frozen=True, config=STRICT)
 class Policy:
     """What is required of an erasure, and who decided.
