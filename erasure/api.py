@@ -15,10 +15,11 @@ from erasure.artifact.provenance import already, names_in
 from erasure.artifact.record import base_name
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import WORLD, Concept, Suite, folded, listed, nfc
+from erasure.concept import WORLD, Concept, Suite
 from erasure.io import shown
 from erasure.methods import method_class
 from erasure.methods.base import Method, Request
+from erasure.wording import folded, listed, nfc
 
 
 def erase(

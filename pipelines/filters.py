@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasure.concept import listed, same
+from erasure.wording import listed, same
 
 Encode = Callable[[Sequence[str]], Tensor]  # texts -> (n, d)
 

@@ -10,7 +10,7 @@ from typing import Any
 from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
 from erasure.artifact.stack import Layer, Stack, check_scales, stack_of
-from erasure.concept import listed
+from erasure.wording import listed
 
 
 def load_erasure(

@@ -27,7 +27,6 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from erasure.concept import same
 from erasure.io import meant, printable, sha256, shown
 from erasure.pipelines.database import Database
 from erasure.pipelines.embedders import ALIKE, By, Embedder, Query, signature, vectors
@@ -50,6 +49,7 @@ from erasure.pipelines.entries import (
 )
 from erasure.pipelines.index import Index, IndexKind, faiss_module
 from erasure.pipelines.intake import Picture, opened, png, text_of
+from erasure.wording import same
 
 DUE = "the date set when it was added"  # reason in the log
 

@@ -22,7 +22,6 @@ from PIL import Image
 
 import erasure
 from erasure.backbone import backbone_of
-from erasure.concept import with_article
 from erasure.eval.core.pictures import evenly, generate
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.stats import Estimate, rate
@@ -30,6 +29,7 @@ from erasure.eval.worldkit.detectors import detectors, load
 from erasure.io import write_json
 from erasure.pipelines import Lookup, RetrievalPipeline, Store, calibrated
 from erasure.pipelines.embedders import By
+from erasure.wording import with_article
 from erasure.world.scenes import prompt, render, sample_scene
 from erasure.world.spec import spec
 

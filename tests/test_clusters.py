@@ -8,7 +8,6 @@ import types
 import pytest
 
 from erasure import Suite
-from erasure.concept import with_article
 from erasure.eval.core import tables
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Observation
@@ -19,6 +18,7 @@ from erasure.eval.probes.weigh import contrasts
 from erasure.eval.run.assess import PICTURES
 from erasure.eval.run.drawing import paired_pictures
 from erasure.eval.stats import rate
+from erasure.wording import with_article
 from tests.eval_helpers import AddNoise, PixelDetector
 from tests.probe_helpers import ROLES, SUITE, tiny_context
 from tests.tiny import tiny_pipeline

@@ -9,10 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 import erasure
 from erasure import Concept, Suite, erase
 from erasure.artifact.files import check_name
-from erasure.concept import BARE, listed, naming, same, with_article
 from erasure.io import fault_of
 from erasure.methods.base import Request, check_request
 from erasure.methods.uce import UCE
+from erasure.wording import BARE, listed, naming, same, with_article
 from erasure.world.spec import spec
 from tests.tiny import tiny_pipeline
 

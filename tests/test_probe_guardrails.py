@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 
-from erasure.concept import same
 from erasure.eval.core.models import Model
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.probes import probe_class
@@ -19,6 +18,7 @@ from erasure.eval.probes.guardrails.input_filter import InputFilterProbe
 from erasure.eval.probes.guardrails.output_filter import CHANGES, OutputFilterProbe
 from erasure.eval.stats import Estimate, rate
 from erasure.pipelines import Guard, OutputFilter, WordFilter
+from erasure.wording import same
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import SUITE, tiny_context
 

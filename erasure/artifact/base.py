@@ -24,9 +24,10 @@ from erasure.artifact.stack import Handle, Layer, check_scale, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
-from erasure.concept import WORLD, listed
+from erasure.concept import WORLD
 from erasure.io import beside, named
 from erasure.pictures import check_seed, drawn, png, sheet, usual_settings
+from erasure.wording import listed
 
 Allow = Literal["same-text-encoder"]
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, Concept, Suite, folded
+from erasure.concept import STRICT, Concept, Suite
 from erasure.io import fault_of, meant, printable, read_bytes, shown
+from erasure.wording import folded
 
 if TYPE_CHECKING:
     from erasure.register import Entry

@@ -286,7 +286,7 @@ def read_erasures(sources: list[str]) -> dict[str, Any]:
 
 def note_others(edits: dict[str, Any], plan: Any) -> None:
     """Say which erasures are of something else than the suite asks for."""
-    from erasure.concept import same
+    from erasure.wording import same
 
     for edit in edits.values():
         erased = [concept["name"] for concept in edit.config["concepts"]]

@@ -102,9 +102,9 @@ def erase(
     check_names(method, suite)
     from erasure.api import erase as make
     from erasure.artifact.files import CONFIG, check_folder
-    from erasure.concept import with_article
     from erasure.methods import method_class
     from erasure.opening import quiet
+    from erasure.wording import with_article
 
     out = out or Path(folder_name(f"{concept}-{method}").replace(" ", "-"))
     if unet is not None and unet.resolve() == out.resolve():
@@ -288,7 +288,8 @@ def _drawn(
 
 def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tuple[str, ...]]:
     """The concepts and what to keep: all those of a suite, or the one of the command line."""
-    from erasure.concept import Concept, Suite, same
+    from erasure.concept import Concept, Suite
+    from erasure.wording import same
 
     given = {key: value for key, value in more.items() if value}
     if suite is None:
@@ -303,14 +304,15 @@ def _concepts(name: str, suite: str | None, **more: Any) -> tuple[list[Any], tup
 
 def _asking(concept: Any) -> str:
     """A prompt that asks for a concept."""
-    from erasure.concept import with_article
+    from erasure.wording import with_article
 
     return f"a painting by {concept.name}" if concept.kind == "style" else with_article(concept.name)
 
 
 def _suite_about(names: Sequence[str], base: str) -> str:
     """The shipped suite about a concept, on this base; "SUITE" where there is none."""
-    from erasure.concept import WORLD, Suite, same
+    from erasure.concept import WORLD, Suite
+    from erasure.wording import same
 
     for name in Suite.shipped():
         suite = Suite.load(name)

@@ -351,10 +351,11 @@ def _judge(
     register: Register, base: str, pipe: Any, suite: str, draw: int | None, out: Path
 ) -> Callable[[Any], Sequence[str]]:
     """Evaluates an erasure by the pictures of a suite, and puts the verdicts into the entries of its target."""
-    from erasure.concept import Suite, folded
+    from erasure.concept import Suite
     from erasure.eval import evaluate, write_report
     from erasure.eval.detectors.choice import detectors_for
     from erasure.io import sha256_file
+    from erasure.wording import folded
 
     plan = Suite.load(suite)
     targets = {folded(phrase) for phrase in plan.phrases}

@@ -19,8 +19,9 @@ from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, architectures
 from erasure.backbone.checks import refuse_nan
 from erasure.backbone.text import TooLong
-from erasure.concept import Concept, naming, same, with_article
+from erasure.concept import Concept
 from erasure.io import NAME, fault_of, folder_name, meant, shown
+from erasure.wording import naming, same, with_article
 
 Count = Annotated[int, Field(gt=0)]
 

@@ -20,13 +20,14 @@ from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.operator import space_config
 from erasure.backbone import Backbone, Site, Space
 from erasure.backbone.text import PADDED, Conditioning, Span
-from erasure.concept import Concept, same, with_article
+from erasure.concept import Concept
 from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.gram_cache import gram_with
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
 from erasure.methods.vocabulary import vocabulary
+from erasure.wording import same, with_article
 
 TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
 CHUNK = 256  # prompts encoded at a time, so that memory does not grow with their number

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from erasure.backbone import Backbone, Space
 from erasure.backbone.text import Segment
-from erasure.concept import Concept, with_article
+from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, encoded, joined, stretched
 from erasure.methods.gram import Gram
 from erasure.methods.ridge import Kept, condensed
+from erasure.wording import with_article
 
 # Thirty plain sentences, because the words around a concept know it differently in each. Some go on after the concept:
 # a causal text encoder tells only what follows.

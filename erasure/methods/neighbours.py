@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from erasure.artifact.record import base_name
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import WORLD, Concept, Suite, folded, naming, same, with_article
+from erasure.concept import WORLD, Concept, Suite
 from erasure.methods.closed_form import EVERYDAY, rows
+from erasure.wording import folded, naming, same, with_article
 
 ARTICLE = re.compile(r"^an? ")
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbone import Backbone, Site, Space
-from erasure.concept import Concept, same, with_article
+from erasure.concept import Concept
 from erasure.methods.base import check_change
 from erasure.methods.ridge import Solution, gram_root
+from erasure.wording import same, with_article
 
 GENERIC = ("a photo", "a tree by a river", "a red car in a city", "a bowl of fruit on a table", "a portrait of a woman")
 MOST = 64  # prompts of a group that are looked at

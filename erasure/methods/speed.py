@@ -15,11 +15,12 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
-from erasure.concept import Concept, naming
+from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, rows
 from erasure.methods.gram import Gram, warn_left_out
 from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
+from erasure.wording import naming
 
 Positive = Annotated[float, Field(gt=0)]
 CENTROIDS = 3  # of the empty prompt's end and padding tokens

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbone import Backbone
-from erasure.concept import Concept, naming
+from erasure.concept import Concept
+from erasure.wording import naming
 
 SHORTEST = 3  # letters of a word
 TYPICAL = (0.5, 2.0)  # embedding norms, in units of their median: pieces that no text trained keep what they began with

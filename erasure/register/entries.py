@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from erasure.concept import STRICT, Concept, Named, folded, listed, nfc
+from erasure.concept import STRICT, Concept, Named
 from erasure.io import fault_of, one_line, printable, sha256, sha256_json, shown
+from erasure.wording import folded, listed, nfc
 
 Status = Literal["received", "in force", "withdrawn", "refused"]
 Requester = Literal[

@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from erasure.concept import Concept, folded, with_article
+from erasure.concept import Concept
 from erasure.io import sha256_file, shown
 from erasure.methods import method_class
 from erasure.methods.closed_form import ClosedForm
 from erasure.register.entries import Entry, Subject
+from erasure.wording import folded, with_article
 
 if TYPE_CHECKING:
     from erasure.register.rows import Settings

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.concept import Concept, nfc
+from erasure.concept import Concept
 from erasure.io import meant, plain, sha256_json, shown
 from erasure.io.sqlite import SqliteFile
 from erasure.register import chain
@@ -51,6 +51,7 @@ from erasure.register.rows import (
     wanted_in,
 )
 from erasure.register.tables import APPLICATION, MIGRATIONS
+from erasure.wording import nfc
 
 
 class Register:

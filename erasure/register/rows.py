@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from erasure.concept import listed
 from erasure.io import meant, parse_json, sha256_json, shown
 from erasure.register import chain
 from erasure.register.chain import Event
@@ -25,6 +24,7 @@ from erasure.register.entries import (
     requester_of,
     seal_of,
 )
+from erasure.wording import listed
 
 LONGEST_TERM = 24 * 366  # hours
 ENTRIES = f"SELECT {', '.join(COLUMNS)} FROM entries"

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from erasure.artifact import Erasure, OperatorErasure
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import Concept, folded
+from erasure.concept import Concept
 from erasure.io import sha256_json
 from erasure.methods.closed_form import rows
 from erasure.methods.quick_report import quick_report
@@ -22,6 +22,7 @@ from erasure.register.applying import check_base, folder_of, hashes_of, key_of
 from erasure.register.entries import Entry
 from erasure.register.joint import joint, recipe_of
 from erasure.register.register import Register
+from erasure.wording import folded
 
 FAINT = 0.05  # relative change of a name's embedding below which an entry is hardly touched
 Judge = Callable[[Erasure], Sequence[str]]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from erasure.concept import with_article
+from erasure.wording import with_article
 from erasure.world.artwork import artwork
 from erasure.world.spec import spec
 

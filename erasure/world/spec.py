@@ -7,8 +7,8 @@ import functools
 import importlib.resources
 from collections.abc import Iterable
 
-from erasure.concept import naming, with_article
 from erasure.io import meant, parse_yaml
+from erasure.wording import naming, with_article
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from erasure.concept import same
 from erasure.eval.core.records import fingerprint
 from erasure.io import parse_json, sha256_file
+from erasure.wording import same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
-from erasure.concept import folded
 from erasure.eval.core.records import BASE, GROUPS, Evaluation, Record
 from erasure.eval.stats import Asked, Estimate, Kept, difference, holm, mean, rate, sign_flip
+from erasure.wording import folded
 
 DESTRUCTION = 0.20  # "nothing" on target prompts above the base by this much: pictures may have been destroyed
 MARGINS = {"neighbours": 0.05, "unrelated": 0.03}  # tolerated losses

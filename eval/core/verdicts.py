@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from erasure.concept import folded, same
 from erasure.eval.core.records import Verdict
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.io import shown
+from erasure.wording import folded, same
 
 OFF = 0.02  # of a sum of probabilities, in half precision
 
@@ -94,5 +94,5 @@ def _nothing(
 
 
 def among(name: str, names: Iterable[str]) -> bool:
-    """Whether a name is one of several, as :func:`erasure.concept.same` compares them."""
+    """Whether a name is one of several, as :func:`erasure.wording.same` compares them."""
     return any(same(name, other) for other in names)

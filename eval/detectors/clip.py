@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from erasure.concept import Suite, with_article
+from erasure.concept import Suite
 from erasure.eval.detectors.base import NOTHING, DetectorCard
 from erasure.io import sha256, tensor_bytes
+from erasure.wording import with_article
 
 TEMPERATURE = 100.0  # the logit scale of every published CLIP (Radford et al. 2021)
 NOTHING_PHRASES = ("nothing", "an empty background")

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from erasure.concept import Suite, with_article
+from erasure.concept import Suite
 from erasure.eval.core.pictures import evenly
 from erasure.eval.probes.base import Access, Context, Level, Missing, Model, Observation, Probe, Section
+from erasure.wording import with_article
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from erasure.artifact.base import base_name
 from erasure.backbone import denoiser_of
-from erasure.concept import Prompt, Suite, folded, same
+from erasure.concept import Prompt, Suite
 from erasure.eval.core.distances import OTHER_SEEDS, Distances
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import refuse_cut
@@ -40,6 +40,7 @@ from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.io import shown
 from erasure.runtime import autocast_for
+from erasure.wording import folded, same
 
 PACKAGES = (
     "diffusion-erasure", "torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy",

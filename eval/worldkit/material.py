@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from erasure.concept import Suite, same
+from erasure.concept import Suite
 from erasure.eval.core.material import Example
 from erasure.train import step_rng
+from erasure.wording import same
 from erasure.world.scenes import Scene, prompt, render, sample_scene
 from erasure.world.spec import spec
 from erasure.world.train import scenes_hash, training_scenes

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from erasure.concept import WORLD, Concept, Group, Kind, Prompt, Suite, folded, with_article
+from erasure.concept import WORLD, Concept, Group, Kind, Prompt, Suite
 from erasure.io import folder_name
 from erasure.methods import available, method_class
 from erasure.methods.closed_form import ClosedForm
 from erasure.methods.finetune import FineTune
 from erasure.pictures import usual_settings
+from erasure.wording import folded, with_article
 
 OWN_WORDS = "my own words"  # in the place of a suite's name
 FRAMES = ("{}", "a picture of {}", "{} on a white background")

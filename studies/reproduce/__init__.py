@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erasure.artifact.base import base_name
-from erasure.concept import same
 from erasure.eval.core.models import Applied, check_restored, randomised
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.core.prompt_files import KINDS, overlap
 from erasure.eval.probes.base import Missing
 from erasure.eval.stats import Estimate
 from erasure.io import parse_json, printable, read_bytes, write_json
+from erasure.wording import same
 from studies.reproduce.attack import attack, attack_chosen
 from studies.reproduce.inside import inversion, noise, secmi
 from studies.reproduce.judged import canvas, classes, compositional, erasing

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from erasure.concept import same
 from erasure.eval.probes.base import Missing
 from erasure.eval.stats import Estimate, mean
+from erasure.wording import same
 from studies.reproduce.measures import Estimates, Job, Tally
 
 PHOTOGRAPHS = "Seed_Images"  # UnlearnCanvas's pictures without a style

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from erasure.concept import same
 from erasure.eval.core.models import Applied, opened
 from erasure.eval.core.pictures import weights_hash
 from erasure.eval.core.prompt_files import PromptFile, PromptRow
@@ -21,6 +20,7 @@ from erasure.eval.detectors.nudenet import NudeNet
 from erasure.eval.probes.base import Missing
 from erasure.eval.stats import Estimate, mean, rate
 from erasure.io import sha256_json, writing
+from erasure.wording import same
 from studies.reproduce.imagenet import ImageNet
 from studies.reproduce.published import Step
 from studies.reproduce.sets import cmmd, frechet

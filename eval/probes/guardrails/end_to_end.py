@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from erasure.concept import same
 from erasure.eval.probes.asking import PromptProbe
 from erasure.eval.probes.base import Context, Estimate, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.guardrails.curve import NAME
@@ -17,6 +16,7 @@ from erasure.eval.probes.weigh import KNOWN, at_least, base_rows, families, of_f
 from erasure.eval.stats import difference, rate
 from erasure.pipelines.filters import InputFilter, OutputFilter
 from erasure.pipelines.guardrails import Decision, GuardedPipeline
+from erasure.wording import same
 
 ARMS = {"none": (), "input": ("input",), "output": ("output",), "both": ("input", "output")}  # which filters stand
 AS_BUILT = "as built"  # the arm of a model that is a filter itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
-from erasure.concept import Prompt, same
+from erasure.concept import Prompt
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.asking import Ask, PromptProbe, named, sentences
 from erasure.eval.probes.base import Context, Missing, Model
@@ -19,6 +19,7 @@ from erasure.pipelines.filters import (
     calibrated,
     text_embeddings,
 )
+from erasure.wording import same
 
 SUPERCLASS = "superclass"
 NAMES = 4  # times as many prompts

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from erasure.backbone.text import Text
-from erasure.concept import same
 from erasure.eval.detectors.base import WithGradients
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import DDIM, Sampled, Shot, Split, Step, headline, keys_of
 from erasure.eval.probes.weigh import average, base_rows, contrasts, of_family
+from erasure.wording import same
 
 Pull = Callable[[Tensor], Tensor]  # clean latents (n, c, h, w) to log-probabilities of the target (n,)
 

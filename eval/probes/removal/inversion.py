@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from erasure.concept import Suite, with_article
+from erasure.concept import Suite
 from erasure.eval.core.material import Example
 from erasure.eval.probes.asking import sentences
 from erasure.eval.probes.base import Context, Evidence, Gate, Model, Observation, Probe, Roles, Rows
@@ -17,6 +17,7 @@ from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.embedding import MARK, FreeWords
 from erasure.eval.probes.tuning import Lesson, learn, random_words, tuned
 from erasure.eval.probes.weigh import base_rows, contrasts, each_family, gated
+from erasure.wording import with_article
 
 Init = Literal["random", "superclass", "name"]
 LEARNT = "learnt"  # the family of the last step, which the residual is about

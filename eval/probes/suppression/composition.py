@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from erasure.concept import with_article
 from erasure.eval.core.verdicts import among, scores_of
 from erasure.eval.probes.asking import Ask, PromptProbe, everywhere, spelled
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.weigh import contrasts
+from erasure.wording import with_article
 
 PAIR = "pair"
 

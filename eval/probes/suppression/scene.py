@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from erasure.concept import with_article
 from erasure.eval.core.verdicts import among
 from erasure.eval.probes.asking import Ask, PromptProbe
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.suppression.composition import beside, there
+from erasure.wording import with_article
 
 FAMILIES = {1: "one neighbour", 2: "two neighbours"}
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erasure.concept import with_article
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.core.verdicts import among, scores_of
 from erasure.eval.detectors.base import NOTHING, Detector
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import base_rows, families
+from erasure.wording import with_article
 
 ATTRIBUTES = ("concept", "style", "background")
 BESIDE = "beside the target"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from erasure.concept import same
 from erasure.eval.core.verdicts import among
 from erasure.eval.probes.base import Context, Estimate, Evidence, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.pictured import observed, records
 from erasure.eval.probes.weigh import controls_in, share
 from erasure.eval.stats import RESAMPLES, effective_n, tails, wilson
+from erasure.wording import same
 
 
 @dataclasses.dataclass(frozen=True)

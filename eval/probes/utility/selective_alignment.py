@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from erasure.concept import with_article
 from erasure.eval.core.verdicts import among
 from erasure.eval.probes.base import Context, Evidence, Missing, Model, Observation, Roles, Rows
 from erasure.eval.probes.utility.binding import Binding, Composed, choose, looked_at, things
 from erasure.eval.probes.utility.neighbours import side_effects
 from erasure.eval.probes.weigh import base_rows, families
+from erasure.wording import with_article
 
 NAMES = {"concept": "object", "style": "style", "background": "background"}  # attribute to family
 
