@@ -205,7 +205,7 @@ def in_one_line(kind: type[T]) -> type[T]:
                 fault = f"{fields[first['loc'][0]]}{fault.removeprefix(str(first['loc'][0]))}"
             raise ValueError(f"{kind.__name__}: {fault}" if first["loc"] else fault) from None
 
-    kind.__init__ = init  # type: ignore[method-assign]
+    kind.__init__ = init  # type: ignore[method-assign, assignment]
     return kind
 
 
