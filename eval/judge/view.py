@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -159,6 +160,14 @@ class View:
         alone = self.facts.judge.partition(" (")[0] or ", ".join(self.facts.detectors) or "the detector"
         return self.speaker.by.get(probe, alone)
 
+    @functools.cached_property
+    def numbers(self) -> Mapping[tuple[str, str, str], list[Evidence]]:
+        """Every family of each measure of a probe, by probe, measure and model."""
+        found: dict[tuple[str, str, str], list[Evidence]] = {}
+        for e in self.evidence:
+            found.setdefault((e.probe, e.measure, e.model), []).append(e)
+        return found
+
     @property
     def kind(self) -> Kind:
         return self.facts.kinds[self.model]
@@ -173,8 +182,7 @@ class View:
 
     def each(self, probe: str, measure: str, model: str | None = None) -> list[Evidence]:
         """Every family of a measure; against retrained models where there are both kinds of control."""
-        wanted = (probe, measure, self.model if model is None else model)
-        found = [e for e in self.evidence if (e.probe, e.measure, e.model) == wanted]
+        found = self.numbers.get((probe, measure, self.model if model is None else model), [])
         return [e for e in found if e.control == "gold"] or found
 
     def one(self, probe: str, measure: str, model: str | None = None) -> Evidence | None:

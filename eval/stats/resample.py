@@ -13,6 +13,7 @@ the factors never understates the variance where both have many levels. Kish 196
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import ClassVar
@@ -100,10 +101,21 @@ def weights(units: Sequence[Hashable], seed: int) -> np.ndarray:
     product = np.ones((RESAMPLES, len(units)))
     for number, levels in enumerate(factors(units).values()):
         index = {level: i for i, level in enumerate(dict.fromkeys(levels))}
-        rng = np.random.default_rng(seed if number == 0 else [seed, number])
-        draws = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=RESAMPLES)
-        product *= draws[:, [index[level] for level in levels]]
+        product *= times_drawn(len(index), seed, number)[:, [index[level] for level in levels]]
     return product
+
+
+@functools.lru_cache(maxsize=64)  # a report asks for the same few draws thousands of times
+def times_drawn(levels: int, seed: int, number: int) -> np.ndarray:
+    """How often each level of a factor is drawn in every resample: ``(resamples, levels)``, not to be written to.
+
+    Args:
+        number: of the factor, 0 or 1, so that two factors of one size are drawn apart.
+    """
+    rng = np.random.default_rng(seed if number == 0 else [seed, number])
+    draws = rng.multinomial(levels, np.full(levels, 1 / levels), size=RESAMPLES)
+    draws.setflags(write=False)
+    return draws
 
 
 def resampled_means(values: np.ndarray, units: Sequence[Hashable], seed: int) -> np.ndarray:
