@@ -11,6 +11,10 @@ BIN    := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 FILES  := $(shell find erasure pipelines eval -type f -not -path '*/__pycache__/*')
 
+# Bytecode is written by the first process and read by all others, whatever the environment says: compiling what they
+# import would be more than half of their start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test others lint types pytest notebooks docs wheel gpu-check clean $(NOTEBOOKS)
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
