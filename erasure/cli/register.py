@@ -331,7 +331,7 @@ def sign(
 
     path = signing.sign(Register(register), key, out=out)
     say(f"signature -> {path}", wrap=False)
-    say("give a copy to somebody who cannot be overruled here: the requester, an auditor, another system")
+    say("send a copy to somebody else, such as the requester or an auditor")
     follow(f"erasure register log --check --signatures {shlex.quote(str(path))} --signers allowed_signers")
 
 
