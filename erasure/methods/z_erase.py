@@ -257,11 +257,16 @@ class TextLowRank(LowRank):
     def erasure(
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]
     ) -> Erasure:
-        edit = TextLoraErasure(name, config.with_facts(sites=list(self.projections)), self.tensors(result))
-        changes = {site: torch.mm(*edit.factors(site)).norm().item() for site in edit.sites}
-        sizes = [p.linear.weight.detach()[: p.outputs].float().norm().item() for p in self.projections.values()]
-        moved = {"relative_change": check_change(math.hypot(*changes.values()) / math.hypot(*sizes))}
-        return TextLoraErasure(name, edit.config.with_facts(report={**config.report, **moved}), edit.tensors)
+        tensors = self.tensors(result)
+        # no gradient reaches the text's queries in the last block: nothing reads that block's rows of text
+        sites = [site for site in self.projections if tensors[f"{site}.lora_B"].any()] or list(self.projections)
+        pairs = {site: (tensors[f"{site}.lora_B"], tensors[f"{site}.lora_A"]) for site in sites}
+        weights = [p.linear.weight.detach()[: p.outputs] for p in map(self.projections.__getitem__, sites)]
+        change = math.hypot(*(torch.mm(up, down).norm().item() for up, down in pairs.values()))
+        moved = check_change(change / math.hypot(*(weight.float().norm().item() for weight in weights)))
+        factors = {f"{site}.lora_{k}": t for site, (up, down) in pairs.items() for k, t in (("A", down), ("B", up))}
+        report = {**config.report, "relative_change": moved}
+        return TextLoraErasure(name, config.with_facts(sites=sites, report=report), factors)
 
 
 def words_of(encoded: Conditioning) -> Tensor:
