@@ -61,8 +61,8 @@ class TextLoraErasure(HookErasure):
         flat = all(tensor.dim() == 2 for tensor in self.tensors.values())
         if not flat or not paired(self.tensors, self.sites) or self.system:
             raise ValueError(
-                "a text-lora erasure holds lora_A and lora_B of one rank for each of its sites; names or shapes in file "
-                "and config differ; get it again"
+                "a text-lora erasure holds lora_A and lora_B of one rank for each of its sites; names or shapes in "
+                "file and config differ; get it again"
             )
 
 

@@ -141,7 +141,7 @@ class ZImageBackbone(TransformerBackbone):
         return {"prompt_embeds": self.text_list(text)}
 
     def text_rows(self, inputs: Mapping[str, Any]) -> slice:
-        """Behind the picture, filled up to a multiple of 32; where prompts of a batch differ, to that of the longest."""
+        """Behind the picture, filled up to a multiple of 32: the longest prompt of the batch, and the others to it."""
         longest = max(len(row) for row in self.text_of(inputs))
         return slice(-longest // MULTIPLE * MULTIPLE, None)
 

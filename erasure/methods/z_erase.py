@@ -33,7 +33,7 @@ class ZErase(FineTune):
 
         1 / (1 + w) L_f + w / (1 + w) L_r
 
-        L_f = | v_s(x_t, t, c) - [ v(x_t, t) - eta ( v(x_t, t, c) - v(x_t, t) ) ] |^2  +  attention | A[picture, words] |_F
+        L_f = | v_s(x_t, t, c) - [ v(x_t, t) - eta ( v(x_t, t, c) - v(x_t, t) ) ] |^2 + attention | A[picture, words] |_F
         L_r = retain | v_s(y_t, t, r) - v(y_t, t, r) |^2
 
     with c the concept, r a prompt of the keep list, v the base and v_s the same with the LoRA on. A is the attention
@@ -102,8 +102,8 @@ class ZErase(FineTune):
     def validate(self, backbone: Backbone, request: Request) -> None:
         if self.adapter != "auto" or self.saliency is not None or self.gradient_checkpointing:
             raise ValueError(
-                f"Z-Erase trains an adapter in hooks of its own; got adapter {self.adapter!r}, saliency {self.saliency} "
-                f"and gradient_checkpointing {self.gradient_checkpointing}; leave them out"
+                f"Z-Erase trains an adapter in hooks of its own; got adapter {self.adapter!r}, saliency {self.saliency}"
+                f" and gradient_checkpointing {self.gradient_checkpointing}; leave them out"
             )
         super().validate(backbone, request)
         if not request.keep or not self.retain:
