@@ -420,6 +420,16 @@ def test_an_erasure_is_what_was_trained_and_comes_off_without_a_trace(name, tmp_
     assert torch.equal(draw(pipe, "a superhero"), base) and identical(before, weights(pipe))
 
 
+def test_half_precision():
+    pipe = build("z-image").to(torch.bfloat16)
+    before, base = weights(pipe), draw(pipe, "a superhero")
+    edit = made(pipe).apply(pipe)
+    assert all(tensor.dtype == torch.float32 for tensor in edit.tensors.values())
+    assert torch.isfinite(draw(pipe, "a superhero")).all() and not torch.equal(draw(pipe, "a superhero"), base)
+    edit.remove(pipe)
+    assert identical(before, weights(pipe)) and torch.equal(draw(pipe, "a superhero"), base)
+
+
 def test_damaged_and_foreign_erasures_are_refused():
     pipe = build("z-image")
     edit = made(pipe)

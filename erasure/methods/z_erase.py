@@ -33,7 +33,8 @@ class ZErase(FineTune):
 
         1 / (1 + w) L_f + w / (1 + w) L_r
 
-        L_f = | v_s(x_t, t, c) - [ v(x_t, t) - eta ( v(x_t, t, c) - v(x_t, t) ) ] |^2 + attention | A[picture, words] |_F
+        L_f = | v_s(x_t, t, c) - [ v(x_t, t) - eta ( v(x_t, t, c) - v(x_t, t) ) ] |^2
+            + attention | A[picture, words] |_F
         L_r = retain | v_s(y_t, t, r) - v(y_t, t, r) |^2
 
     with c the concept, r a prompt of the keep list, v the base and v_s the same with the LoRA on. A is the attention
