@@ -335,14 +335,14 @@ def test_rows_of_the_picture_pass_the_bases_weight_alone(name):
         else:
             text = (given != elsewhere).any(-1)[0]  # what another text changes is text
         assert text.any() and (known[layer].shared == (not text.all()))
-        if torch.equal(given, again):  # nothing in front of it was edited
-            up, down = factors[layer]
-            width = known[layer].outputs
-            assert torch.equal(before[:, ~text], after[:, ~text])
-            assert torch.equal(before[:, text, width:], after[:, text, width:])
-            moved = (given @ down.T @ up.T)[:, text]
-            torch.testing.assert_close(after[:, text, :width], before[:, text, :width] + moved, rtol=1e-4, atol=1e-4)
-            assert (moved.abs().amax(-1) > 0).all()
+        assert torch.equal(given, again)  # nothing in front of it was edited
+        up, down = factors[layer]
+        width = known[layer].outputs
+        assert torch.equal(before[:, ~text], after[:, ~text])
+        assert torch.equal(before[:, text, width:], after[:, text, width:])
+        moved = (given @ down.T @ up.T)[:, text]
+        torch.testing.assert_close(after[:, text, :width], before[:, text, :width] + moved, rtol=1e-4, atol=1e-4)
+        assert (moved.abs().amax(-1) > 0).all()
     handles = text_low_rank(model, known, factors, 0.0)
     assert all(
         torch.equal(a[1], b[1])
