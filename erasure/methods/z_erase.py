@@ -50,11 +50,13 @@ class ZErase(FineTune):
     any size. Where the text has projections of its own (FLUX's double blocks, SD3, Qwen-Image) those are trained.
 
     The official code (2026) differs. Its mask is right at 512 pixels alone. It compares L_r with itself, so that w
-    rises to ``tolerance / decay`` whatever happens (``feedback=False``), and forgets with a weight of 1/11; pictures
-    are then drawn with the LoRA ten to fifteen times as strong: ``edit.apply(pipe, 15)`` for nudity. In place of L_f's
-    first term it trains the student onto its own prediction for a prompt without the concept, at the end of a
-    trajectory and at a time that does not belong to it. The last two are not repeated. The settings it shares with
-    other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
+    rises to ``tolerance / decay`` whatever happens: that is ``feedback=False``. The concept then counts 1/11, and
+    pictures are drawn with the LoRA many times as strong: ``edit.apply(pipe, 15)`` for nudity.
+
+    Two more differences are not repeated. In place of L_f's first term the code trains the student onto its own
+    prediction for a prompt without the concept. Its x_t is the end of a trajectory, at a time drawn at random.
+
+    The settings it shares with other fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
 
     Attributes:
         eta: how far to push away.
