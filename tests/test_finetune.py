@@ -17,8 +17,9 @@ from erasure.methods.bank import TrajectoryBank
 from erasure.methods.base import Request
 from erasure.methods.esd import ESD
 from erasure.methods.spm import SPM
-from erasure.methods.students import LowRank
+from erasure.methods.students import Student
 from erasure.train import Draw
+from tests.every import build
 from tests.slow import first
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 from tests.tiny_joint import tiny_joint
@@ -71,13 +72,13 @@ def test_esd_trains_adapters_of_transformers(architecture, variant):
 def test_frozen_weights_keep_their_dtype_and_memory_while_an_adapter_is_trained(monkeypatch):
     pipe, seen = tiny("sd3").to(torch.bfloat16), []
     state = {name: (p.dtype, p.data_ptr()) for name, p in pipe.transformer.named_parameters()}
-    real = LowRank.active
+    real = Student.active
 
     def watched(self, *given):
         seen.append({name: (p.dtype, p.data_ptr()) for name, p in pipe.transformer.named_parameters()})
         return real(self, *given)
 
-    monkeypatch.setattr(LowRank, "active", watched)
+    monkeypatch.setattr(Student, "active", watched)
     edit = make(pipe, "superhero", "esd", **QUICK)
     assert len(seen) >= 4 and all(one == state for one in seen)
     assert all(tensor.dtype == torch.float32 for tensor in edit.tensors.values())
@@ -90,6 +91,43 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
     )
     for name, tensor in plain.items():
         torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "settings"),
+    [
+        ("sd1", "leco", {"robust": True}),
+        ("sd1", "receler", {}),
+        ("sd1", "eraseflow", {}),
+        ("flux", "esd", {}),
+        ("z-image", "spm", {}),
+    ],
+)
+def test_gradient_checkpointing_finds_the_adapters_again(architecture, method, settings):
+    """The backward pass runs parts of the model again, when the block in which adapters stand on it is over."""
+    concept, short = (
+        Concept("superhero", anchor="wizard"),
+        {"iterations": 2, "trajectories": 1, "num_inference_steps": 2},
+    )
+    plain, checkpointed = (
+        make(
+            build(architecture), concept, method, keep=["ninja"], apply=False, progress=False,
+            gradient_checkpointing=on, **short, **settings,
+        ).tensors
+        for on in (False, True)
+    )  # fmt: skip
+    assert plain.keys() == checkpointed.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("sd1", "forget-me-not"), ("sd1", "mace"), ("z-image", "z-erase")]
+)
+def test_a_method_on_attention_maps_refuses_gradient_checkpointing(architecture, method):
+    concept = Concept("superhero", anchor="wizard")
+    with pytest.raises(ValueError, match=f"{method} trains on attention maps, which gradient checkpointing does not"):
+        make(build(architecture), concept, method, keep=["ninja"], gradient_checkpointing=True, **QUICK)
 
 
 def test_modes_and_flags_are_put_back_and_a_failure_leaves_nothing(monkeypatch):

@@ -456,7 +456,6 @@ def test_damaged_and_foreign_erasures_are_refused():
     [
         ({"adapter": "lora"}, "an adapter in hooks of its own"),
         ({"saliency": 0.5}, "an adapter in hooks of its own"),
-        ({"gradient_checkpointing": True}, "an adapter in hooks of its own"),
         ({"retain": 0.0}, "balances erasing against a keep list"),
         ({"attention": -1.0}, "attention"),
         ({"decay": -1.0}, "decay"),

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -104,6 +104,8 @@ class FineTune(Method):
     pure: bool = False
     seed: int = 0
 
+    on_attention: ClassVar[bool] = False  # whether the loss reads attention maps
+
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def validate(self, backbone: Backbone, request: Request) -> None:
@@ -122,6 +124,11 @@ class FineTune(Method):
             raise ValueError(
                 f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the "
                 "one you draw with"
+            )
+        if self.gradient_checkpointing and self.on_attention:
+            raise ValueError(
+                f"{self.key} trains on attention maps, which gradient checkpointing does not keep; got "
+                "gradient_checkpointing=True; leave it out, and lower batch_size where memory is short"
             )
         if self.saliency is not None and (self.lora(backbone) or self.optimizer not in ("adam", "sgd")):
             raise ValueError(
@@ -154,6 +161,7 @@ class FineTune(Method):
                     loss,
                     training=self.training(),
                     modules=student.modules,
+                    around=student.active,
                     checkpoint=checkpoint,
                     progress=request.progress,
                 )

@@ -38,6 +38,7 @@ class ForgetMeNot(FineTune):
     keep_steps: Count | None = 8
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
+    on_attention: ClassVar[bool] = True
     key: ClassVar[str] = "forget-me-not"
     summary: ClassVar[str] = "make attention to the concept's words small; a reference point; seconds"
     reference: ClassVar[Reference] = Reference(

@@ -68,6 +68,7 @@ class MACE(FineTune):
     keep_steps: Count | None = 16
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
+    on_attention: ClassVar[bool] = True
     key: ClassVar[str] = "mace"
     kind: ClassVar[str | None] = "delta"
     summary: ClassVar[str] = "closed form, an adapter against attention, closed-form fusion; minutes a concept"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from erasure.artifact import Erasure
 from erasure.artifact.config import Config
+from erasure.artifact.hooks import Handles
 from erasure.artifact.residual import ResidualErasure, residual
 from erasure.backbone import Backbone
 from erasure.backbone.attention import cross_attentions
@@ -155,12 +156,13 @@ class Erasers(Student):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        handles = residual(self.attentions, self.parameters, heard=self.added.__setitem__)
-        try:
+        with super().active():
             yield
-        finally:
-            handles.remove()
+        if not self.standing:
             self.added.clear()
+
+    def install(self) -> Handles:
+        return residual(self.attentions, self.parameters, heard=self.added.__setitem__)
 
     def erasure(
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]

@@ -128,5 +128,6 @@ def random_texts(concept: Text, empty: Text, count: int, generator: torch.Genera
         keep, stretch = torch.rand(2, generator=generator)
         if keep > cosine:
             found.append(one / one.norm() * like.norm() * (0.8 + 0.4 * stretch))
-    rows = empty.repeat(count)
-    return dataclasses.replace(rows, hidden=torch.stack(found).to(rows.hidden))
+    rows = concept[:1].repeat(count)  # its length and mask, which the empty prompt need not share
+    pooled = None if empty.pooled is None else empty.pooled.expand(count, -1)
+    return dataclasses.replace(rows, hidden=torch.stack(found).to(rows.hidden), pooled=pooled)

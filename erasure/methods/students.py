@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from erasure.artifact import DeltaErasure, Erasure, LoraErasure
 from erasure.artifact.config import Config
-from erasure.artifact.hooks import Factors, Gate, factor_shapes, low_rank
+from erasure.artifact.hooks import Factors, Handles, factor_shapes, low_rank
 from erasure.backbone import Backbone
 from erasure.backbone.base import layer_at
 from erasure.methods.base import check_moved
@@ -30,6 +30,7 @@ class Student(abc.ABC):
 
     backbone: Backbone
     parameters: dict[str, nn.Parameter]
+    standing: bool = False  # whether its hooks are on the model now
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -37,8 +38,23 @@ class Student(abc.ABC):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The pipeline predicts as the student inside the block, and as the base outside of it."""
-        yield
+        """The pipeline predicts as the student inside the block, and as the base outside of it.
+
+        A block inside another changes nothing: a backward pass that computes activations again runs in one of its own.
+        """
+        if self.standing:
+            yield
+            return
+        handles, self.standing = self.install(), True
+        try:
+            yield
+        finally:
+            handles.remove()
+            self.standing = False
+
+    def install(self) -> Handles:
+        """The hooks that make the pipeline predict as the student; none where the model's own weights are trained."""
+        return Handles()
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -112,13 +128,8 @@ class LowRank(Student):
         shapes = {name: factor_shapes(layer, rank) for name, layer in self.layers.items()}
         self.parameters = started(shapes, seed=seed, device=backbone.device)
 
-    @contextlib.contextmanager
-    def active(self, gate: Gate | None = None) -> Iterator[None]:
-        handles = low_rank(self.layers, Scaled(self.parameters, list(self.layers), self.factor), gate)
-        try:
-            yield
-        finally:
-            handles.remove()
+    def install(self) -> Handles:
+        return low_rank(self.layers, Scaled(self.parameters, list(self.layers), self.factor))
 
     def tensors(self, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The factors as an erasure stores them, their scale in B."""

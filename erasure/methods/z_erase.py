@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.artifact.config import Config
+from erasure.artifact.hooks import Handles
 from erasure.artifact.text_lora import TextLoraErasure, text_low_rank
 from erasure.backbone import Backbone
 from erasure.backbone.streams import looking_at, text_projections
@@ -82,6 +82,7 @@ class ZErase(FineTune):
     architectures: ClassVar[tuple[str, ...]] = (
         "z-image", "flux", "flux2", "flux2-klein", "sd3", "qwen-image", "chroma", "auraflow", "cogview4", "cogvideox"
     )  # fmt: skip
+    on_attention: ClassVar[bool] = True
     key: ClassVar[str] = "z-erase"
     kind: ClassVar[str | None] = "text-lora"
     summary: ClassVar[str] = "LoRA on the text's queries and keys of joint attention; minutes; changes no weight"
@@ -103,10 +104,10 @@ class ZErase(FineTune):
         return True
 
     def validate(self, backbone: Backbone, request: Request) -> None:
-        if self.adapter != "auto" or self.saliency is not None or self.gradient_checkpointing:
+        if self.adapter != "auto" or self.saliency is not None:
             raise ValueError(
-                f"Z-Erase trains an adapter in hooks of its own; got adapter {self.adapter!r}, saliency {self.saliency}"
-                f" and gradient_checkpointing {self.gradient_checkpointing}; leave them out"
+                f"Z-Erase trains an adapter in hooks of its own; got adapter {self.adapter!r} and saliency "
+                f"{self.saliency}; leave them out"
             )
         super().validate(backbone, request)
         if not request.keep or not self.retain:
@@ -248,14 +249,9 @@ class TextLowRank(LowRank):
         shapes = {n: ((p.outputs, rank), (rank, p.linear.in_features)) for n, p in self.projections.items()}
         self.parameters = started(shapes, seed=seed, device=backbone.device)
 
-    @contextlib.contextmanager
-    def active(self, gate: Any = None) -> Iterator[None]:
+    def install(self) -> Handles:
         scaled = Scaled(self.parameters, list(self.projections), self.factor)
-        handles = text_low_rank(self.backbone, self.projections, scaled)
-        try:
-            yield
-        finally:
-            handles.remove()
+        return text_low_rank(self.backbone, self.projections, scaled)
 
     def erasure(
         self, name: str, config: Config, result: Mapping[str, Tensor], originals: Mapping[str, Tensor]

@@ -38,6 +38,8 @@ class Run:
             and ``load_state_dict``, as optimisers have; checkpoints hold it.
         training: the settings.
         modules: what the loss runs through, for ``precision``.
+        around: what stands on the modules while the loss runs and is off behind it, such as adapters in hooks. With
+            gradient checkpointing it is put on for the backward pass, which runs parts of them again.
         checkpoint: where the state is kept; an opened one with a state is taken up. A run killed at any moment and
             called again ends with the same bits.
         marks: stop for the caller only after these numbers of steps; 0 is before the first. All by default.
@@ -61,6 +63,7 @@ class Run:
         *,
         training: Training,
         modules: Iterable[nn.Module] = (),
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         checkpoint: Checkpoint | None = None,
         marks: Iterable[int] | None = None,
         progress: bool = True,
@@ -74,6 +77,7 @@ class Run:
         self._marks = None if marks is None else frozenset(marks)
         self._device, self._modules = self._tensors[0].device, list(modules)
         self._dtype = compute_dtype(training.precision, self._device, self._modules)
+        self._around = around if training.gradient_checkpointing else contextlib.nullcontext
         self._processes = launched()
         if self._processes is not None and self._processes.device.type != self._device.type:
             raise ValueError(
@@ -142,7 +146,8 @@ class Run:
                 if not value.requires_grad:
                     raise ValueError("the loss does not depend on what is trained; choose other parameters")
                 share = value / own
-                (share if self._scaler is None else self._scaler.scale(share.float())).backward()
+                with self._around():
+                    (share if self._scaler is None else self._scaler.scale(share.float())).backward()
             total += share.detach()
         return self._share(total)
 
