@@ -21,7 +21,7 @@ WAIT = 0.2  # seconds between two tries to delete old rows that others may still
 SERVER = re.compile(r"postgres(ql)?(\+\w+)?:/", re.IGNORECASE)
 HOST = r"(?:[^\s:@/?#,\[\]]*|\[[0-9A-Fa-f:.]+\])(?::\d*)?"
 ADDRESS = re.compile(
-    r"postgres(?:ql)?(?:\+psycopg)?://(?:(?P<user>[^\s:@/?#]*)(?::[^\s@/?#]*)?@)?"
+    r"postgres(?:ql)?(?:\+psycopg)?://(?:(?P<user>[^\s:@/?#]*)(?P<password>:[^\s@/?#]*)?@)?"
     rf"(?P<host>{HOST}(?:,{HOST})*)(?P<database>/[^\s@/?#]*)?(?P<query>\?[^\s@#]*)?"
 )
 UNREADABLE = (
@@ -34,7 +34,7 @@ SESSION = """SELECT set_config('search_path', quote_ident(current_schema()) || '
         ELSE current_setting('synchronous_commit') END, false),
     set_config('lock_timeout', %s, false)"""
 TURN = "SELECT pg_advisory_xact_lock(hashtext(%s), hashtext(current_schema()))"
-OTHERS = "SELECT 1 FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) LIMIT 1"
+HELD = "SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(current_schema()))"
 
 
 class PostgresSchema:
@@ -182,8 +182,6 @@ class PostgresSchema:
             return OSError(errno.ENOSPC, "No space left on the server's disk; nothing was changed", self.name)
         if state in ("42P01", "42703", "42883"):
             return ValueError(f"{self.name}: a damaged {self.noun} ({said}); restore it from a backup")
-        if isinstance(error, psycopg.DataError):
-            return ValueError(f"{self.name}: the server cannot hold this text ({said}); write it in other characters")
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return ConnectionError(
                 f"{self.name}: no connection to the server, or it was cut ({said}); look whether the server runs and "
@@ -213,15 +211,16 @@ class PostgresSchema:
     def _version(self, connection: psycopg.Connection) -> int:
         """The schema's version; 0 for an empty schema."""
 
-        def one(statement: str, *values: Any) -> Any:
-            return (connection.execute(statement, values).fetchone() or [None])[0]
+        def one(statement: str) -> Any:
+            return (connection.execute(statement).fetchone() or [None])[0]
 
         if one("SELECT current_schema()") is None:
             raise ValueError(f"{self.name}: the user's search_path names no schema that is there; make it first")
         if one("SHOW server_encoding") != "UTF8":
             raise ValueError(f"{self.name}: a database that is not in UTF8; make one with createdb --encoding UTF8")
-        if one("SELECT to_regclass(%s)::text", self._mark) is None:
-            if one(OTHERS):
+        held = [name for (name,) in connection.execute(HELD)]
+        if self._mark not in held:
+            if held:
                 raise ValueError(
                     f"{self.name}: its schema {one('SELECT current_schema()')!r} holds tables of another program; give "
                     f"the {self.noun} a database or a schema of its own"
@@ -253,6 +252,17 @@ def name_of(address: str | os.PathLike[str]) -> str:
     return f"postgresql://{user}{found['host']}{found['database'] or ''}"
 
 
+def holds_password(address: str | os.PathLike[str]) -> bool:
+    """Whether a password stands in an address.
+
+    Raises:
+        ValueError: the address cannot be read.
+    """
+    if (found := ADDRESS.fullmatch(os.fspath(address))) is None:
+        raise ValueError(UNREADABLE)
+    return bool(found["password"]) or "password=" in (found["query"] or "")
+
+
 def psycopg_module(noun: str) -> Any:
     """The package psycopg.
 
@@ -266,4 +276,4 @@ def psycopg_module(noun: str) -> Any:
     return psycopg
 
 
-__all__ = ["PostgresSchema", "is_server", "name_of"]
+__all__ = ["PostgresSchema", "holds_password", "is_server", "name_of"]

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert
 
 from erasure.concept import Concept
-from erasure.io import meant, plain, sha256_json, shown
+from erasure.io import plain, sha256_json, shown
 from erasure.register import chain, tables
 from erasure.register.chain import Event
-from erasure.register.database import Connection, Database
+from erasure.register.database import Database
 from erasure.register.entries import (
     LONGEST_REASON,
     STATUSES,
@@ -46,6 +46,7 @@ from erasure.register.rows import (
     entry_at,
     forget,
     id_of,
+    known_id,
     named_row,
     new_row,
     next_request,
@@ -53,7 +54,6 @@ from erasure.register.rows import (
     settings_of,
     wanted_in,
 )
-from erasure.wording import nfc
 
 
 class Register:
@@ -228,7 +228,7 @@ class Register:
             ValueError: there is none.
         """
         with self._database.reading() as connection:
-            return entry_at(connection, self._id(connection, request))
+            return entry_at(connection, known_id(connection, request, self.name))
 
     def withdraw(self, request: str, *, reason: str) -> Entry:
         """Take a request back. It stays in the register; the next erasure is made without it.
@@ -255,7 +255,7 @@ class Register:
             ValueError: there is none, or its names are gone.
         """
         with self._database.reading() as connection:
-            row = named_row(connection, self._id(connection, request))
+            row = named_row(connection, known_id(connection, request, self.name))
             return {key: row[key] for key in ("request", "subject", "salt", "seal")}
 
     def redact(self, request: str) -> Entry:
@@ -269,7 +269,7 @@ class Register:
             TimeoutError: the change is made, but somebody kept the old state open; see :meth:`purge`.
         """
         with self._database.writing() as connection:
-            id = self._id(connection, request)
+            id = known_id(connection, request, self.name)
             gone = row_of(connection, id)["subject"] is None
             if entry_at(connection, id).redacted is None:
                 change(connection, id, "redacted", redacted=iso(now()))
@@ -291,7 +291,7 @@ class Register:
     def _end(self, request: str, status: Status, reason: str, allowed: Sequence[str]) -> Entry:
         text = line_of("the reason", reason, longest=LONGEST_REASON)
         with self._database.writing() as connection:
-            id = self._id(connection, request)
+            id = known_id(connection, request, self.name)
             entry = entry_at(connection, id)
             if entry.status not in allowed:
                 hint = "withdraw it instead" if entry.status == "in force" else "nothing was changed"
@@ -369,14 +369,14 @@ class Register:
             facts = {**evidence, "base": base, "erasure": last.detail["hash"], "time": iso(time)}
             text = json.dumps(plain(facts), ensure_ascii=False, sort_keys=True)
             for request in requests:
-                change(connection, self._id(connection, request), "evaluated", time=time, evidence=text)
+                change(connection, known_id(connection, request, self.name), "evaluated", time=time, evidence=text)
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def log(self, request: str | None = None) -> list[Event]:
         """Every change, the oldest first, or those of one request."""
         with self._database.reading() as connection:
-            return chain.events(connection, None if request is None else self._id(connection, request))
+            return chain.events(connection, None if request is None else known_id(connection, request, self.name))
 
     def head(self) -> str:
         """The hash of the log's last row. Note it elsewhere: it shows later that nothing before it was changed."""
@@ -396,17 +396,3 @@ class Register:
             for id, _, action, entry, detail, digest, *_ in rows:
                 last[entry if entry is not None else (action, base_in(detail))] = id, digest
             return [*found, *altered(connection, last)]
-
-    def _id(self, connection: Connection, request: Any) -> int:
-        id = None
-        if isinstance(request, str):
-            for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
-                id = id_of(connection, name) if id is None else id
-        if id is None:
-            latest = select(tables.entries.c.request).order_by(tables.entries.c.id.desc()).limit(1000)
-            known = [name for (name,) in connection.execute(latest)]
-            raise ValueError(
-                f"{self.name} has no request {shown(request)}{meant(request, known)}; `erasure register list` shows "
-                "them"
-            )
-        return id

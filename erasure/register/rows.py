@@ -26,7 +26,7 @@ from erasure.register.entries import (
     requester_of,
     seal_of,
 )
-from erasure.wording import listed
+from erasure.wording import listed, nfc
 
 LONGEST_TERM = 24 * 366  # hours
 ENTRIES = select(*(tables.entries.c[name] for name in COLUMNS)).order_by(tables.entries.c.id)
@@ -117,6 +117,25 @@ def id_of(connection: Connection, request: str) -> int | None:
     same = func.lower(tables.entries.c.request) == request.encode().lower().decode()
     row = connection.execute(select(tables.entries.c.id).where(same)).fetchone()
     return None if row is None else int(row[0])
+
+
+def known_id(connection: Connection, request: Any, where: str) -> int:
+    """The number of the entry that somebody asks for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    id = None
+    if isinstance(request, str):
+        for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
+            id = id_of(connection, name) if id is None else id
+    if id is None:
+        latest = select(tables.entries.c.request).order_by(tables.entries.c.id.desc()).limit(1000)
+        known = [name for (name,) in connection.execute(latest)]
+        raise ValueError(
+            f"{where} has no request {shown(request)}{meant(request, known)}; `erasure register list` shows them"
+        )
+    return id
 
 
 def next_request(connection: Connection) -> str:
