@@ -176,7 +176,7 @@ class PostgresSchema:
                 f"{self.name}: another process has been writing for {self.timeout:g} s; try again, or give a larger "
                 "timeout"
             )
-        if state in ("42501", "25006"):
+        if state in ("42501", "25006", "0A000"):  # rights, read-only, a replica
             return PermissionError(errno.EACCES, f"May not be written to; nothing was changed ({said})", self.name)
         if state == "53100":
             return OSError(errno.ENOSPC, "No space left on the server's disk; nothing was changed", self.name)
