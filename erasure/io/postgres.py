@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from erasure.io.text import printable
 
@@ -154,7 +155,7 @@ class PostgresSchema:
         try:
             options |= psycopg.conninfo.conninfo_to_dict(self._address)
         except psycopg.Error:
-            raise ValueError(f"{self.name}: {UNREADABLE}") from None  # the driver's message could show the password
+            raise ValueError(UNREADABLE) from None  # the driver's message could show the password
         try:
             with contextlib.closing(
                 psycopg.connect(**options | {"client_encoding": "utf8"}, autocommit=True, prepare_threshold=None)
@@ -177,7 +178,7 @@ class PostgresSchema:
                 "timeout"
             )
         if state in ("42501", "25006", "0A000"):  # rights, read-only, a replica
-            return PermissionError(errno.EACCES, f"May not be written to; nothing was changed ({said})", self.name)
+            return PermissionError(errno.EACCES, f"Not allowed; nothing was changed ({said})", self.name)
         if state == "53100":
             return OSError(errno.ENOSPC, "No space left on the server's disk; nothing was changed", self.name)
         if state in ("42P01", "42703", "42883"):
@@ -260,7 +261,8 @@ def holds_password(address: str | os.PathLike[str]) -> bool:
     """
     if (found := ADDRESS.fullmatch(os.fspath(address))) is None:
         raise ValueError(UNREADABLE)
-    return bool(found["password"]) or "password=" in (found["query"] or "")
+    options = parse_qs((found["query"] or "?")[1:], keep_blank_values=True)
+    return bool(found["password"]) or any("password" in option for option in options)
 
 
 def psycopg_module(noun: str) -> Any:

@@ -30,7 +30,7 @@ from erasure.wording import listed, nfc
 
 LONGEST_TERM = 24 * 366  # hours
 ENTRIES = select(*(tables.entries.c[name] for name in COLUMNS)).order_by(tables.entries.c.id)
-BASES = select(tables.bases.c["name", "hash", "prints"]).order_by(tables.bases.c.rowid)
+BASES = select(tables.bases.c.name, tables.bases.c.hash, tables.bases.c.prints).order_by(tables.bases.c.rowid)
 SETTINGS = "settings"  # the one fact there is
 
 

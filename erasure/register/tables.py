@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Dialect, Identity, Index, Integer, MetaData, Table, column, table
 from sqlalchemy import Text as AnyText
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
 
 APPLICATION = 0x45525247  # "ERRG": an SQLite file says that it is a register
 
@@ -96,11 +96,8 @@ MIGRATIONS = (("ALTER TABLE entries ADD COLUMN redacted TEXT",),)
 
 def creation(dialect: Dialect) -> tuple[str, ...]:
     """The statements that make the tables of the newest version."""
-    made = [
-        *map(CreateTable, METADATA.sorted_tables),
-        *(CreateIndex(i) for t in METADATA.sorted_tables for i in t.indexes),
-    ]
-    return (
-        *(str(one.compile(dialect=dialect)) for one in made),
-        *{"sqlite": SQLITE, "postgresql": POSTGRESQL}[dialect.name],
-    )
+    made: list[ExecutableDDLElement] = []
+    for one in METADATA.sorted_tables:
+        made += [CreateTable(one), *map(CreateIndex, one.indexes)]
+    own = {"sqlite": SQLITE, "postgresql": POSTGRESQL}[dialect.name]
+    return (*(str(statement.compile(dialect=dialect)) for statement in made), *own)
