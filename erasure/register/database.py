@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Dialect
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.expression import Executable
 
 from erasure.io.postgres import PostgresSchema, is_server
@@ -64,7 +63,7 @@ class Database:
         timeout: float = 30.0,
         create: Callable[[Connection], None] | None = None,
     ) -> None:
-        self._dialect: Dialect = postgresql.dialect() if is_server(where) else sqlite.dialect(paramstyle="named")
+        self._dialect = _dialect("postgresql" if is_server(where) else "sqlite")
         tables = creation(self._dialect)
         begun = None if create is None else lambda driver: create(self._on(driver))
         self._kept: SqliteFile | PostgresSchema
@@ -111,3 +110,14 @@ class Database:
 
     def _on(self, driver: Any) -> Connection:
         return Connection(driver, self._dialect)
+
+
+def _dialect(name: str) -> Dialect:
+    """How the statements are written, with values by name as the drivers take them; only one of the two is imported."""
+    if name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.dialect()
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.dialect(paramstyle="named")
