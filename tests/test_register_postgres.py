@@ -117,14 +117,14 @@ def test_bases_stay_in_the_order_they_came_and_settings_can_be_changed(either):
     assert not either.check()
 
 
-def test_two_writers_take_turns(either, where):
+def test_two_writers_take_turns(register, address):
     def write(letter):
         for number in range(8):
-            add(Register(where), f"{letter}{made_up(number)}")
+            add(Register(address), f"{letter}{made_up(number)}")
 
     children = [fork(functools.partial(write, letter)) for letter in "ab"]
     assert [ended(child) for child in children] == [0, 0]
-    assert [entry.request for entry in either.entries()] == [f"R{i + 1}" for i in range(16)] and not either.check()
+    assert [entry.request for entry in register.entries()] == [f"R{i + 1}" for i in range(16)] and not register.check()
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_redacted_name_is_gone_from_tables_and_statistics_when_the_request_is_
 
 def test_who_still_reads_the_old_rows_is_waited_for_and_then_named(address, postgres, schema):
     made(address)
-    register = Register(address, timeout=0.3)
+    register = Register(address, timeout=0.1)
     add(register, "octopus")
     register.withdraw("R1", reason="settled")
     with psycopg.connect(postgres.address()) as reader:
@@ -219,8 +219,8 @@ def test_a_change_waits_for_the_other_writer_and_is_lost_whole_with_its_connecti
     waiting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'erasure' AND wait_event_type = 'Lock'"
     with psycopg.connect(postgres.address(options=f"-csearch_path={schema}")) as other:
         other.execute("LOCK TABLE log IN EXCLUSIVE MODE")
-        with pytest.raises(TimeoutError, match=r"another process has been writing for 0\.3 s"):
-            add(Register(address, timeout=0.3), "spiderman")
+        with pytest.raises(TimeoutError, match=r"another process has been writing for 0\.1 s"):
+            add(Register(address, timeout=0.1), "spiderman")
         assert not register.entries()  # reading needs no turn
         with concurrent.futures.ThreadPoolExecutor() as threads:
             change = threads.submit(add, register, "spiderman")
