@@ -148,24 +148,31 @@ class PostgresSchema:
     def _mark(self) -> str:
         return f"erasure_{self.noun}"
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection]:
+    def _connect(self) -> psycopg.Connection:
         psycopg = psycopg_module(self.noun)
         options = {"connect_timeout": max(2, math.ceil(self.timeout)), "application_name": "erasure"}
         try:
-            options |= psycopg.conninfo.conninfo_to_dict(self._address)
+            options |= psycopg.conninfo.conninfo_to_dict(self._address) | {"client_encoding": "utf8"}
         except psycopg.Error:
             raise ValueError(UNREADABLE) from None  # the driver's message could show the password
         try:
-            with contextlib.closing(
-                psycopg.connect(**options | {"client_encoding": "utf8"}, autocommit=True, prepare_threshold=None)
-            ) as connection:
+            return psycopg.connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[no-any-return]
+        except psycopg.Error as error:
+            raise ConnectionError(
+                f"{self.name}: no connection ({printable(error, limit=400)}); look whether the server runs and lets this "
+                "user in"
+            ) from error
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection]:
+        with contextlib.closing(self._connect()) as connection:
+            try:
                 connection.execute(SESSION, [f"{max(1, round(1000 * self.timeout))}"])
                 yield connection
-        except psycopg.Error as error:
-            if (meaning := self._meaning(error)) is None:
-                raise
-            raise meaning from error
+            except psycopg_module(self.noun).Error as error:
+                if (meaning := self._meaning(error)) is None:
+                    raise
+                raise meaning from error
 
     def _meaning(self, error: psycopg.Error) -> Exception | None:
         """What went wrong, as the system's own kind of error; None where it is about a statement."""
@@ -185,8 +192,8 @@ class PostgresSchema:
             return ValueError(f"{self.name}: a damaged {self.noun} ({said}); restore it from a backup")
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return ConnectionError(
-                f"{self.name}: no connection to the server, or it was cut ({said}); look whether the server runs and "
-                "lets this user in, and at the log whether the change was made"
+                f"{self.name}: the server broke off ({said}); look in the log whether the change was made, and run the "
+                "command again"
             )
         return None
 
