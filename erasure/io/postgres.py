@@ -159,8 +159,7 @@ class PostgresSchema:
             return psycopg.connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[no-any-return]
         except psycopg.Error as error:
             raise ConnectionError(
-                f"{self.name}: no connection ({printable(error, limit=400)}); look whether the server runs and lets this "
-                "user in"
+                f"{self.name}: no connection ({printable(error)}); look whether the server runs and lets this user in"
             ) from error
 
     @contextlib.contextmanager
