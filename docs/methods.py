@@ -34,7 +34,7 @@ LICENCES = {
     "leco": "MIT", "concept-ablation": "MIT", "age": "none", "eap": "none", "salun": "MIT", "forget-me-not": "MIT",
     "erasediff": "none", "cogfd": "none", "random-label": "MIT", "gradient-ascent": "not looked at",
     "spm": "Apache-2.0", "eraseflow": "none", "stereo": "none", "receler": "MIT",
-    "gloce": "none", "undo": "none",
+    "gloce": "none", "undo": "none", "z-erase": "BSD-3-Clause",
     "adv-unlearn": "CC-BY-4.0", "sld": "MIT", "safree": "none", "adavd": "Apache-2.0",
     "negative-prompt": "part of diffusers",
 }  # fmt: skip

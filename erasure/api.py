@@ -80,7 +80,7 @@ def erase(
         if done := names_in(stack.fused):
             warnings.warn(f"{already(done, 'this pipeline')}; this one will belong to it as it is", stacklevel=2)
         recipe.validate(backbone, request)
-        warn_unknown(pipe, [*(concept.name for concept in concepts), *request.keep])
+        warn_unknown(backbone.pipe, [*(concept.name for concept in concepts), *request.keep])
         if not request.keep and recipe.needs_keep:
             warnings.warn(
                 f"{recipe.key} with these settings also changes neighbours unless there is a keep list; name what must "

@@ -115,6 +115,15 @@ def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
         draw(pipe, architecture)
 
 
+def test_an_adapter_at_the_text_alone_works_on_the_gpu(tmp_path):
+    with pretend():
+        pipe = built("z-image")
+        edit = made(pipe, "z-erase")
+        edit.apply(pipe)
+        draw(pipe, "z-image")
+        edit.remove(pipe)
+
+
 def test_a_training_is_resumed_on_the_gpu(tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")

@@ -225,8 +225,8 @@ SHORT = {"iterations": 3, "lr": 1e-2, **QUICK, "progress": False}
 
 
 SEARCH = {"rounds": 1, "search_iterations": 1, "attack_iterations": 1, "pictures_each": 1}  # STEREO's first stage
-ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow", "undo")]
-UNMASKED = ("spm", "leco", "mace", "cogfd", "eraseflow", "receler", "undo")
+ATTACKED = [name for name in TRAINED if name not in ("forget-me-not", "mace", "eraseflow", "undo", "z-erase")]
+UNMASKED = ("spm", "leco", "mace", "cogfd", "eraseflow", "receler", "undo", "z-erase")
 MASKED = [name for name in TRAINED if name not in UNMASKED]
 
 

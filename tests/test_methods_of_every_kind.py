@@ -37,6 +37,7 @@ KINDS = {  # on U-Nets and on transformers
     "spm": ("gated", "gated"),
     "receler": ("residual", "residual"),
     "gloce": ("localized", "localized"),
+    "z-erase": ("text-lora", "text-lora"),
     **dict.fromkeys(("leco", "eraseflow"), ("lora", "lora")),
     **dict.fromkeys(("adv-unlearn", "salun", "erasediff", "mace", "stereo", "undo"), ("delta", "delta")),
     "sld": ("safe-guidance", "safe-guidance"),
@@ -49,7 +50,9 @@ REFUSED = {
     for m in ("adv-unlearn", "forget-me-not", "mace", "adavd", "eraseflow", "stereo", "receler", "gloce")
     for a in ("sd3", "flux")
 }
-REFUSED |= {("stereo", "sdxl")} | {(m, "flux") for m in ("sld", "negative-prompt", "safree")}
+REFUSED |= {("stereo", "sdxl"), ("z-erase", "sd1"), ("z-erase", "sdxl")} | {
+    (m, "flux") for m in ("sld", "negative-prompt", "safree")
+}
 WORKS = [(m, a) for m in sorted(BUILT_IN) for a in FOUR if (m, a) not in REFUSED]
 ON_SD3 = ("uce", "esd", "spm", "safree")
 EVERY = first(WORKS, *((m, a) for m, a in WORKS if (a == "sd1" and m not in ALIKE) or (a == "sd3" and m in ON_SD3)))

@@ -212,21 +212,35 @@ def test_scenes_without_a_style_show_the_others_evenly(monkeypatch):
 
 # --- the models in the repository ------------------------------------------------------------------------------------
 
-SHIPPED = sorted(retrain.FOLDER.glob("*-[0-9]*.safetensors"))
-OF_EACH_KIND = [file for file in SHIPPED if file.stem in ("superhero-0", "superhero-dose01-0", "twin-0")]
+SHIPPED = [file for folder in retrain.EDITIONS for file in sorted(folder.glob("*-[0-9]*.safetensors"))]
+OF_EACH_KIND = [file for file in SHIPPED if file.stem in ("superhero-0", "superhero-dose01-0", "rose-0")]
 
 
-def test_the_repository_has_three_models_without_the_superhero():
+def test_the_repository_has_models_without_each_of_six_targets_and_their_twins():
     assert {f"superhero-{seed}" for seed in range(3)} <= {file.stem for file in SHIPPED}
+    for target in sorted(spec().targets):
+        folder = retrain.edition_of(target)
+        assert target in retrain.targets_of(folder), target
+        for kind in (target, "twin"):
+            assert {folder / f"{kind}-{seed}.safetensors" for seed in range(2)} <= set(SHIPPED), kind
+    first_edition, second = map(retrain.targets_of, retrain.EDITIONS)
+    assert first_edition < second == spec().targets
 
 
-@pytest.mark.parametrize("file", first(SHIPPED, *OF_EACH_KIND), ids=lambda file: file.stem)
+@pytest.mark.parametrize("target", ["superhero", "rose"])
+def test_an_evaluation_finds_the_retrained_models_and_twins_of_its_target(target):
+    found = controls_of_world(Suite.load(target), world.load(), count=2, twins=1)
+    assert [model.role for model in found] == ["gold", "gold", "twin", "null"]
+    assert target in found[-1].change.config["trained"]
+
+
+@pytest.mark.parametrize("file", first(SHIPPED, *OF_EACH_KIND), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_shipped_model_is_the_one_its_record_is_about(file):
     facts, record = retrain.gold_facts(file), UnlearningRecord.from_json(record_file(file))
     assert audited(file, retrain.stored_gold(file))["digest"] == record.digest
     name = retrain.name_of(facts["without"], seed=facts["seed"], share=facts.get("share", 0.0))
     assert name == file.stem == record.request
-    assert facts["start"] == retrain.start_hash(retrain.FOLDER)
+    assert facts["start"] == retrain.start_hash(file.parent)
     assert record.settings["steps"] == facts["steps"] == record.checkpoints[-1].step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.noise import Flow, NoiseModel, diffusion_of
+from erasure.backbone.streams import Streams
 
 MASKED = {"prompt_embeds": "hidden", "prompt_attention_mask": "mask"}
 MASKED_TEXT = {"encoder_hidden_states": "hidden", "encoder_attention_mask": "mask"}
@@ -91,6 +93,12 @@ class AuraFlowBackbone(TransformerBackbone):
     entry = "context_embedder"
     default_length = 256
     noise = Flow("sigma")
+    streams = Streams(apart="joint_transformer_blocks", together="single_transformer_blocks")
+
+    def text_rows(self, inputs: Mapping[str, Any]) -> slice:
+        """Behind the registers, which are learnt rows that every prompt has."""
+        registers = self.denoiser.register_tokens.shape[1]
+        return slice(registers, registers + super().text_rows(inputs).stop)
 
     def prompt_inputs(self, text: Any) -> dict[str, Any]:
         """The pipeline wants masks beside embeddings, and does nothing with them."""
@@ -107,6 +115,7 @@ class CogView4Backbone(TransformerBackbone):
     guidance_calls = True
     latent_dtype = torch.float32
     noise = Flow("thousandths")
+    streams = Streams(together="transformer_blocks")
 
 
 class LTXBackbone(TransformerBackbone):
@@ -130,6 +139,7 @@ class CogVideoXBackbone(TransformerBackbone):
     pipelines = "CogVideoX"
     entry = "patch_embed.text_proj"
     default_length = 226
+    streams = Streams(together="transformer_blocks")
 
     @property
     def noise(self) -> NoiseModel:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.backbone.listen import Call, Enough, listening, separate
+from erasure.backbone.streams import Streams
 from erasure.backbone.text import Conditioning, Text, evaluating
 from erasure.io import first_line
 
@@ -51,6 +52,8 @@ class Driven(abc.ABC):
             it by itself.
         latent_dtype: of latents that the pipeline is given; the denoiser's by default.
         max_sequence_length: tokens a prompt is padded to, and the empty one that guidance adds; 0 where it is fixed.
+        streams: how text and picture share an attention; None where they do not, or where the rows of text differ
+            between the prompts of a batch.
     """
 
     pipe: Any
@@ -66,6 +69,7 @@ class Driven(abc.ABC):
     null_prompt: ClassVar[str | None] = None
     latent_dtype: ClassVar[torch.dtype | None] = None
     max_sequence_length: int = 0
+    streams: ClassVar[Streams | None] = None
 
     @property
     @abc.abstractmethod
@@ -135,6 +139,15 @@ class Driven(abc.ABC):
         """``hidden``, ``pooled`` or ``mask`` of the text in a denoiser's arguments; None where there is no such."""
         name = next((name for name, own in self.text_arguments.items() if own == part), None)
         return None if name is None else inputs[name]
+
+    def text_rows(self, inputs: Mapping[str, Any]) -> slice:
+        """The rows of text in the sequence that joint attention reads, for the arguments of a denoiser's call.
+
+        The first token of the text is the first of them, at any size of the picture. Padding of the text counts as
+        text. Only for models with ``streams``.
+        """
+        tokens = self.text_of(inputs).shape[1]  # type: ignore[union-attr]
+        return slice(0, tokens) if self.streams is None or self.streams.text_first else slice(-tokens, None)
 
     def packed(self, x: Tensor) -> Any:
         """Latents in the form the denoiser takes them."""

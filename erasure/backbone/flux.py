@@ -7,6 +7,7 @@ from typing import Any
 from erasure.backbone.base import Backbone, Site, Space
 from erasure.backbone.noise import Flow
 from erasure.backbone.sd3 import named_sites
+from erasure.backbone.streams import Streams
 from erasure.backbone.text import Conditioning, Segment, in_batches, tokenise
 
 
@@ -27,6 +28,7 @@ class FluxBackbone(Backbone):
     prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
     guidance = "embedded"
     noise = Flow("sigma")
+    streams = Streams(apart="transformer_blocks", together="single_transformer_blocks")
     packs = True
 
     def __init__(self, pipe: Any, *, max_sequence_length: int = 512, **options: Any) -> None:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from erasure.backbone.generic import TransformerBackbone
 from erasure.backbone.latents import pack, unpack
 from erasure.backbone.noise import Flow
+from erasure.backbone.streams import Streams
 from erasure.backbone.text import Text
+
+MULTIPLE = 32  # of tokens, to which Z-Image fills up the picture and the text
 
 
 class Flux2Backbone(TransformerBackbone):
@@ -23,6 +26,7 @@ class Flux2Backbone(TransformerBackbone):
     encoded = ("hidden",)
     guidance = "embedded"
     noise = Flow("sigma")
+    streams = Streams(apart="transformer_blocks", together="single_transformer_blocks")
     packs = True
     normalised_by = "batch_norm_eps"
 
@@ -73,6 +77,7 @@ class QwenImageBackbone(TransformerBackbone):
     guidance_calls = True
     null_prompt = " "
     noise = Flow("sigma")
+    streams = Streams(apart="transformer_blocks")
     packs = True
     video_autoencoder = True
     normalised_by = "latents_mean"
@@ -104,6 +109,7 @@ class ZImageBackbone(TransformerBackbone):
     no_guidance = 0.0
     null_prompt = ""
     noise = Flow("one_minus_sigma", sign=-1)
+    streams = Streams(together="layers", text_first=False)
     latent_dtype = torch.float32
 
     def encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
@@ -133,6 +139,11 @@ class ZImageBackbone(TransformerBackbone):
 
     def prompt_inputs(self, text: Text) -> dict[str, Any]:
         return {"prompt_embeds": self.text_list(text)}
+
+    def text_rows(self, inputs: Mapping[str, Any]) -> slice:
+        """Behind the picture, filled up to a multiple of 32: the longest prompt of the batch, and the others to it."""
+        longest = max(len(row) for row in self.text_of(inputs))
+        return slice(-longest // MULTIPLE * MULTIPLE, None)
 
     def packed(self, x: Tensor) -> list[Tensor]:
         return list(x)
@@ -191,6 +202,7 @@ class ChromaBackbone(TransformerBackbone):
     guidance_calls = True
     reads_padding = True
     noise = Flow("sigma")
+    streams = Streams(apart="transformer_blocks", together="single_transformer_blocks")
     packs = True
 
     def with_text(self, inputs: Mapping[str, Any], text: Text) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from erasure.backbone.base import Backbone, Site, Space
 from erasure.backbone.noise import Flow
+from erasure.backbone.streams import Streams
 from erasure.backbone.text import Conditioning, Segment, in_batches, tokenise
 
 
@@ -28,6 +29,7 @@ class SD3Backbone(Backbone):
     text_arguments = {"encoder_hidden_states": "hidden", "pooled_projections": "pooled"}
     prompt_arguments = {"prompt_embeds": "hidden", "pooled_prompt_embeds": "pooled"}
     noise = Flow("thousandths")
+    streams = Streams(apart="transformer_blocks", text_first=False)
 
     def __init__(self, pipe: Any, *, max_sequence_length: int = 256, **options: Any) -> None:
         self.max_sequence_length = max_sequence_length

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erasure.cli.options import Device, Dtype, Variant, follow, note, open_base
+from erasure.cli.register_parts import by_language, check_log, judge_of, pairs, plain_entry
 from erasure.io import check_writable, parse_yaml, write_atomically, write_json
 from erasure.terminal import PlainTable, console, print_json, say
 
 if TYPE_CHECKING:
-    from erasure.register import Entry, Register
+    from erasure.register import Register
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,7 @@ def init(
     from erasure.register import Register, Settings
     from erasure.register.applying import prints_of
 
-    own = {key: parse_yaml(value) for key, value in _pairs(settings or (), "--set")}
+    own = {key: parse_yaml(value) for key, value in pairs(settings or (), "--set")}
     for name in {*own} & {*method_class(method or "uce").files}:
         own[name] = str(Path(str(own[name])).resolve())  # apply may run in another folder
     given = {"hours": hours, "method": method, "preset": preset, "settings": own or None}
@@ -115,7 +115,7 @@ def add(
     except ValidationError as error:
         raise ValueError(fault_of(error)) from None
     entry = Register(register).add(
-        target, basis=basis, requester=requester, languages=_languages(language), keep=keep or (), request=request,
+        target, basis=basis, requester=requester, languages=by_language(language), keep=keep or (), request=request,
         received=received, due=due, bases=base or (), reviewer=reviewer,
     )  # fmt: skip
     say(f"{entry.request}: {entry.name}, due {entry.due:%Y-%m-%d %H:%M} UTC", wrap=False)
@@ -137,7 +137,7 @@ def list_requests(
         raise ValueError(f"unknown status {status!r}{meant(status, STATUSES)}; choose one of {list(STATUSES)}")
     entries, moment = Register(register).entries(status=status), now()  # type: ignore[arg-type]
     if as_json:
-        print_json([_plain(entry) for entry in entries])
+        print_json([plain_entry(entry) for entry in entries])
         return
     table = PlainTable("request", "concept", "status", "received, UTC", "clock")
     for entry in entries:
@@ -158,7 +158,7 @@ def show(request: Request, register: File = FILE) -> None:
     events = [
         {"row": e.id, "time": e.time.isoformat(), "action": e.action, "hash": e.hash} for e in opened.log(request)
     ]
-    print_json({**_plain(entry), "log": events})
+    print_json({**plain_entry(entry), "log": events})
 
 
 @commands.command(epilog="Example: [bold]erasure register apply[/bold]")
@@ -224,7 +224,7 @@ def verify(
     failed = False
     for name in names:
         pipe = open_base(name, device, dtype, variant=variant)
-        judge = None if suite is None else _judge(opened, name, pipe, suite, draw, out)
+        judge = None if suite is None else judge_of(opened, name, pipe, suite, draw, out)
         with quiet():
             found = check(opened, pipe, name, judge=judge)
         failed |= bool(found.problems)
@@ -280,7 +280,10 @@ def redact(
     follow("erasure register log --check")
 
 
-@commands.command(epilog="Example: [bold]erasure register log --check[/bold]")
+@commands.command(
+    epilog="Examples:\n\n[bold]erasure register log --check[/bold]\n\n"
+    "[bold]erasure register log --check --signatures register-signatures --signers allowed_signers[/bold]"
+)
 def log(
     register: File = FILE,
     request: Annotated[str | None, typer.Option("--request", help="Only of this request.")] = None,
@@ -288,21 +291,28 @@ def log(
         bool, typer.Option("--check", help="Look for changed, deleted and moved rows. Exits with 1.")
     ] = False,
     head: Annotated[str | None, typer.Option(help="With --check: a head that you noted earlier.")] = None,
+    signatures: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --check: files of `sign`, or a folder of them, that it must agree with."),
+    ] = None,
+    signers: Annotated[
+        Path | None, typer.Option(help="With --signatures: who may sign; a name and a public key on each line.")
+    ] = None,
 ) -> None:
     """Print the log, or check that nothing in it was changed."""
     from erasure.register import Register
 
-    if head is not None and not check:
-        raise ValueError(f"--head is compared by --check; got {head!r}; add --check")
+    if not check and (head is not None or signatures):
+        option, given = ("--head", repr(head)) if head is not None else ("--signatures", str((signatures or [])[0]))
+        raise ValueError(f"{option} is compared by --check; got {given}; add --check")
+    if bool(signatures) != (signers is not None):
+        raise ValueError(
+            f"--signatures and --signers go together; got {'the first' if signatures else 'the second'} alone; add the "
+            "other"
+        )
     opened = Register(register)
     if check:
-        faults = opened.check(head=head)
-        for fault in faults:
-            say(f"! {fault}")
-        if faults:
-            raise typer.Exit(1)
-        say(f"{len(opened.log())} rows, each as it was written; head {opened.head()}", wrap=False)
-        follow("note the head; --head compares with it later")
+        check_log(opened, head, signatures or (), signers)
         return
     requests = {entry.id: entry.request for entry in opened.entries()}
     table = PlainTable("row", "time, UTC", "what", "request", "hash")
@@ -312,6 +322,23 @@ def log(
     console.print(table)
     say("hash: of the row and the one before it, so a changed row breaks the chain.")
     follow("erasure register log --check")
+
+
+@commands.command(epilog="Example: [bold]erasure register sign --key ~/.ssh/id_ed25519[/bold]")
+def sign(
+    key: Annotated[
+        Path, typer.Option(help="Your SSH key: the private file, or the public one of a key that ssh-agent has.")
+    ],
+    register: File = FILE,
+    out: Annotated[Path | None, typer.Option(help="Folder of the signature; beside the register by default.")] = None,
+) -> None:
+    """Sign how the log ends now, with an SSH key: whoever keeps the file can tell when the log is written anew."""
+    from erasure.register import Register, signing
+
+    path = signing.sign(Register(register), key, out=out)
+    say(f"signature -> {path}", wrap=False)
+    say("send a copy to somebody else, such as the requester or an auditor")
+    follow(f"erasure register log --check --signatures {shlex.quote(str(path))} --signers allowed_signers")
 
 
 @commands.command(
@@ -351,70 +378,3 @@ def _opened(file: str, base: str | None) -> tuple[Register, list[str]]:
     for name in names:
         register.wanted(name)  # refuses an unknown one before a model is opened
     return register, names
-
-
-def _judge(
-    register: Register, base: str, pipe: Any, suite: str, draw: int | None, out: Path
-) -> Callable[[Any], Sequence[str]]:
-    """Evaluates an erasure by the pictures of a suite, and puts the verdicts into the entries of its target."""
-    from erasure.concept import Suite
-    from erasure.eval import evaluate, write_report
-    from erasure.eval.detectors.choice import detectors_for
-    from erasure.io import sha256_file
-    from erasure.wording import folded
-
-    plan = Suite.load(suite)
-    targets = {folded(phrase) for phrase in plan.phrases}
-    entries = [
-        e for e in register.entries(status="in force") if e.subject and targets & {*map(folded, e.subject.phrases)}
-    ]
-    if not entries:
-        raise ValueError(f"no request in force is about the target of the suite {suite!r}; choose another suite")
-    check_writable(out)
-    detectors, clip = detectors_for(plan, device=str(pipe.device))
-
-    def judge(edit: Any) -> list[str]:
-        found = evaluate(pipe, {edit.name: edit}, plan, detectors=detectors, clip=clip, limit=draw)
-        found.save(out)
-        path = write_report(found, out / "report.html", records=out)
-        answers = next(c for c in found.claims() if c.model == edit.name).answers
-        verdicts = {key: {"verdict": a.verdict, "number": a.number} for key, a in answers.items()}
-        record = {"verdicts": verdicts, "report": str(path), "sha256": sha256_file(path)}
-        register.record_evidence([entry.request for entry in entries], base, record)
-        for key, answer in answers.items():
-            say(f"- {key}: {answer.word} {answer.number}".rstrip())
-        say(f"report -> {path.resolve()}", wrap=False)
-        drawn = answers["asked"].verdict == "shown not"
-        return [
-            f"{e.request}: the evaluation shows that it is still drawn when asked for by name" for e in entries * drawn
-        ]
-
-    return judge
-
-
-def _plain(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON; without its names where it was redacted."""
-    from erasure.register.entries import now
-
-    plain = {**dataclasses.asdict(entry), "name": entry.name, "clock": entry.clock(now())[1]}
-    if entry.redacted is not None:
-        plain["subject"] = None
-    return json.loads(json.dumps(plain, default=str))  # type: ignore[no-any-return]
-
-
-def _languages(pairs: Sequence[str] | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for code, name in _pairs(pairs or (), "--language"):
-        found.setdefault(code, []).append(name)
-    return found
-
-
-def _pairs(pairs: Sequence[str], option: str) -> list[tuple[str, str]]:
-    """``["de=Held"]`` -> ``[("de", "Held")]``."""
-    found = []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"{option} needs key=value; got {pair!r}")
-        found.append((key.strip(), value))
-    return found

@@ -40,6 +40,7 @@ METHODS = Registry(
         "receler": "erasure.methods.receler:Receler",
         "gloce": "erasure.methods.gloce:GLoCE",
         "spm": "erasure.methods.spm:SPM",
+        "z-erase": "erasure.methods.z_erase:ZErase",
         "adv-unlearn": "erasure.methods.adv_unlearn:AdvUnlearn",
         "undo": "erasure.methods.undo:UNDO",
         "sld": "erasure.pipelines.sld:SLD",

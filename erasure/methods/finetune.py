@@ -359,13 +359,17 @@ class FineTune(Method):
         return bank, bank.conditional
 
     def holding_on(self, backbone: Backbone, bank: Bank, targets: Tensor, text: Text, draw: Draw) -> Tensor:
-        """The error on what is kept, on rows that the draw chooses: the worst of ``retain_hardest`` times as many."""
+        """The error on what is kept, on rows that the draw chooses."""
+        return self.error(backbone, bank, targets, text, self.held_rows(backbone, bank, targets, text, draw))
+
+    def held_rows(self, backbone: Backbone, bank: Bank, targets: Tensor, text: Text, draw: Draw) -> Tensor:
+        """Rows that the draw chooses of what is kept: the worst of ``retain_hardest`` times as many."""
         chosen = bank.pick(self.batch_size * self.retain_hardest, draw.generator)
         if self.retain_hardest > 1:
             with torch.no_grad():
                 errors = self.errors(backbone, bank, targets, bank.rows_of(text, chosen), chosen)
             chosen = chosen[errors.topk(self.batch_size).indices.cpu()]
-        return self.error(backbone, bank, targets, text, chosen)
+        return chosen
 
 
 __all__ = ["SMALL_BANK", "FineTune", "Loss"]

@@ -109,18 +109,12 @@ class LowRank(Student):
         self.backbone = backbone
         self.factor = (alpha if alpha is not None else rank) / rank
         self.layers = layers_of(backbone, selector)
-        self.parameters = {}
-        generator = torch.Generator().manual_seed(seed)
-        for name, layer in self.layers.items():
-            up, down = factor_shapes(layer, rank)
-            bound = 1 / math.sqrt(math.prod(down[1:]))  # as torch starts linear layers
-            start = (2 * torch.rand(down, generator=generator) - 1) * bound
-            self.parameters[f"{name}.lora_A"] = nn.Parameter(start.to(backbone.device))
-            self.parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(up, device=backbone.device))
+        shapes = {name: factor_shapes(layer, rank) for name, layer in self.layers.items()}
+        self.parameters = started(shapes, seed=seed, device=backbone.device)
 
     @contextlib.contextmanager
     def active(self, gate: Gate | None = None) -> Iterator[None]:
-        handles = low_rank(self.layers, _Scaled(self.parameters, list(self.layers), self.factor), gate)
+        handles = low_rank(self.layers, Scaled(self.parameters, list(self.layers), self.factor), gate)
         try:
             yield
         finally:
@@ -145,6 +139,20 @@ class LowRank(Student):
         return LoraErasure(name, config.with_facts(report={**config.report, **moved}), tensors)
 
 
+def started(
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], *, seed: int, device: torch.device
+) -> dict[str, nn.Parameter]:
+    """``<name>.lora_A`` and ``<name>.lora_B`` to train, for the shapes of B and A: A random, B zero."""
+    parameters = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, (up, down) in shapes.items():
+        bound = 1 / math.sqrt(math.prod(down[1:]))  # as torch starts linear layers
+        start = (2 * torch.rand(down, generator=generator) - 1) * bound
+        parameters[f"{name}.lora_A"] = nn.Parameter(start.to(device))
+        parameters[f"{name}.lora_B"] = nn.Parameter(torch.zeros(up, device=device))
+    return parameters
+
+
 @contextlib.contextmanager
 def swapped(parameters: Mapping[str, nn.Parameter], data: Mapping[str, Tensor]) -> Iterator[None]:
     """Parameters have other data inside the block, and their own again after it."""
@@ -158,7 +166,7 @@ def swapped(parameters: Mapping[str, nn.Parameter], data: Mapping[str, Tensor]) 
             parameter.data = before[name]
 
 
-class _Scaled(Mapping[str, Factors]):
+class Scaled(Mapping[str, Factors]):
     """``B`` and ``A`` of each layer from the trained tensors, as they are at the moment, ``B`` scaled."""
 
     def __init__(self, parameters: Mapping[str, Tensor], layers: list[str], factor: float) -> None:
@@ -185,4 +193,4 @@ def layers_of(backbone: Backbone, selector: str) -> dict[str, Any]:
     return found
 
 
-__all__ = ["LowRank", "Student", "Weights", "layers_of", "swapped"]
+__all__ = ["LowRank", "Scaled", "Student", "Weights", "layers_of", "started", "swapped"]

@@ -34,7 +34,8 @@ class Run:
 
     Args:
         parameters: what is trained, by name; float32 leaves that require gradients (see :func:`trainable`).
-        loss: mean over the rows of one part, a scalar.
+        loss: mean over the rows of one part, a scalar. One that carries something from step to step has ``state_dict``
+            and ``load_state_dict``, as optimisers have; checkpoints hold it.
         training: the settings.
         modules: what the loss runs through, for ``precision``.
         checkpoint: where the state is kept; an opened one with a state is taken up. A run killed at any moment and
@@ -210,6 +211,7 @@ class Run:
                     "average": self.average,
                     "optimizer": self._optimizer.state_dict(),
                     "scaler": self._scaler.state_dict() if self._scaler else None,
+                    "loss": carried() if (carried := getattr(self._loss, "state_dict", None)) else None,
                 }
             )
         checkpoint.step = self.step
@@ -232,6 +234,8 @@ class Run:
                 self._optimizer.load_state_dict(state["optimizer"])
                 if self._scaler is not None:
                     self._scaler.load_state_dict(state["scaler"])
+                if state.get("loss") is not None:
+                    self._loss.load_state_dict(state["loss"])  # type: ignore[attr-defined]
                 self.step = state["step"]
             self._agree()
             if self.training.ema is not None:

@@ -38,7 +38,7 @@ def controls_of_world(
     ]
     found = [gold(file, device, dtype) for file in golds] + [twin(file, device, dtype) for file in alike[:twins]]
     if (folder / "start").exists():
-        start = {part: module.eval().to(device, dtype) for part, module in stored_model(folder / "start").items()}
+        start = {part: moved(module, device, dtype) for part, module in stored_model(folder / "start").items()}
         config = {
             "scope": "denoiser and text encoder",
             "trained": f"two phases of three; it never saw {', '.join(sorted(targets_of(folder)))}",
@@ -74,5 +74,11 @@ def twin(file: Path, device: torch.device, dtype: torch.dtype) -> Model:
 def retrained(
     name: str, role: Role, parts: dict[str, nn.Module], config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Model:
-    here = {part: module.eval().to(device, dtype) for part, module in parts.items()}
+    here = {part: moved(module, device, dtype) for part, module in parts.items()}
     return Model(name, role, Swapped(name, here, config=config))
+
+
+def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Ready to draw with; diffusers logs a remark on every cast, so there is none without need."""
+    module = module.eval().to(device)
+    return module if next(module.parameters()).dtype == dtype else module.to(dtype)
