@@ -51,7 +51,7 @@ class Database(SqliteFile):
             path / "store.sqlite" if path.is_dir() else path,
             noun="store",
             application=APPLICATION,
-            migrations=(TABLES,),
+            tables=TABLES,
             timeout=timeout,
             create=lambda connection: None,
         )

@@ -15,8 +15,8 @@ from erasure.register import Register
 from erasure.register.applying import apply
 from erasure.register.entries import digest_of
 from erasure.register.page import page
-from erasure.register.tables import APPLICATION, VERSION_1
-from tests.register_helpers import BASE, QUICK, add, made_up, new_register, pipe, raw
+from erasure.register.tables import APPLICATION
+from tests.register_helpers import BASE, QUICK, VERSION_1, add, made_up, new_register, pipe, raw
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT, Concept, Suite
 from erasure.io import fault_of, meant, printable, read_bytes, shown
+from erasure.io.postgres import holds_password, is_server
 from erasure.wording import folded
 
 if TYPE_CHECKING:
@@ -76,15 +77,24 @@ class FromRegister:
     """The active requests of a take-down register: received or in force. Withdrawn and refused ones are left out.
 
     Attributes:
-        register: its file, relative to the recipe.
+        register: its file, relative to the recipe, or its address on PostgreSQL, without a password.
         together: all of them in one erasure, as `erasure register apply` makes it, and not an erasure for each.
     """
 
-    register: Path
+    register: Path | str
     together: bool = False
 
+    @model_validator(mode="after")
+    def _check(self) -> FromRegister:
+        if is_server(self.register) and holds_password(self.register):
+            raise ValueError(
+                "a recipe is kept and handed on; got an address with a password; take it out, and set PGPASSWORD or "
+                "write ~/.pgpass"
+            )
+        return self
+
     def beside(self, folder: Path) -> FromRegister:
-        return dataclasses.replace(self, register=folder / self.register)
+        return self if is_server(self.register) else dataclasses.replace(self, register=folder / self.register)
 
     def wanted(self, base: str) -> list[Wanted]:
         """Of a base that the register knows by this name its own requests, of any other base all of them."""
@@ -96,14 +106,15 @@ class FromRegister:
         entries = register.wanted(base) if known else [entry for entry in register.entries() if entry.wanted]
         if not entries:
             raise ValueError(
-                f"{self.register} has no active request{f' for {base}' if known else ''}; add one, or take it out of "
+                f"{register.name} has no active request{f' for {base}' if known else ''}; add one, or take it out of "
                 "the recipe"
             )
         if not self.together:
             return [_of_entry(entry) for entry in entries]
         whole = joint(entries)
         hidden = any(entry.redacted is not None for entry in entries)
-        return [Wanted(whole.concepts, whole.keep, title=self.register.stem if hidden else "", hidden=hidden)]
+        title = "register" if is_server(self.register) else Path(self.register).stem
+        return [Wanted(whole.concepts, whole.keep, title=title if hidden else "", hidden=hidden)]
 
 
 Source = Csv | FromRegister

@@ -22,9 +22,14 @@ commands = typer.Typer(
     help="Take-down requests: enter, erase together, verify, withdraw, report; see docs/register.md.",
 )
 File = Annotated[
-    Path, typer.Option("--register", envvar="ERASURE_REGISTER", help="The register's file, on a local disk.")
+    str,
+    typer.Option(
+        "--register",
+        envvar="ERASURE_REGISTER",
+        help="The register's file, on a local disk, or postgresql://USER@HOST/DATABASE.",
+    ),
 ]
-FILE = Path("register.sqlite")
+FILE = "register.sqlite"
 Request = Annotated[str, typer.Argument(help="Id of the request.")]
 Reason = Annotated[str, typer.Option(help="Why; it stays in the register. Write no names of people in it.")]
 BaseName = Annotated[str | None, typer.Option("--base", help="One base of the register; all of them by default.")]
@@ -54,19 +59,20 @@ def init(
         own[name] = str(Path(str(own[name])).resolve())  # apply may run in another folder
     given = {"hours": hours, "method": method, "preset": preset, "settings": own or None}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if register.exists():
+    try:
         kept = Register(register)
+    except FileNotFoundError:
+        kept = Register.create(register, Settings(**changes))
+    else:
         before = {} if method is not None else dataclasses.asdict(kept.settings)
         if own and before:
             changes["settings"] = {**before["settings"], **own}
         kept.configure(Settings(**{"hours": kept.settings.hours, **before, **changes}))
-    else:
-        kept = Register.create(register, Settings(**changes))
     for name in base or ():
         added = kept.add_base(name, prints_of(open_base(name, device)))
         say(f"base {name}: fingerprint {added.hash[:12]}", wrap=False)
     facts = kept.settings
-    say(f"register -> {kept.path}: due after {facts.hours:g} h, {facts.method}, {len(kept.bases())} bases", wrap=False)
+    say(f"register -> {kept.name}: due after {facts.hours:g} h, {facts.method}, {len(kept.bases())} bases", wrap=False)
     follow("erasure register add CONCEPT --basis TEXT --requester rights-holder")
 
 
@@ -361,7 +367,7 @@ def report(
     follow("open the report in a browser, and print it from there")
 
 
-def _opened(file: Path, base: str | None) -> tuple[Register, list[str]]:
+def _opened(file: str, base: str | None) -> tuple[Register, list[str]]:
     """The register, and the bases that a command is about."""
     from erasure.register import Register
 

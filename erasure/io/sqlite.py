@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import sqlite3
 import time
@@ -23,8 +24,9 @@ class SqliteFile:
         path: the file.
         noun: what it is, for messages: "register".
         application: its ``PRAGMA application_id``: it tells the file from those of other programs.
-        migrations: statements that lead from one version to the next. The first ones make the tables of version 1, and
-            a file of an older version is brought to the newest one when it is opened, in one transaction.
+        tables: statements that make the tables of the newest version.
+        migrations: statements that lead from version 1 to 2, from 2 to 3, and so on. A file of an older version is
+            brought to the newest one when it is opened, in one transaction.
         timeout: seconds to wait for another writer. Raise it where many write at once.
         create: called with the connection in the transaction that makes the tables. None (default): there must be a
             file.
@@ -44,12 +46,14 @@ class SqliteFile:
         *,
         noun: str,
         application: int,
-        migrations: Sequence[Sequence[str]],
+        tables: Sequence[str],
+        migrations: Sequence[Sequence[str]] = (),
         timeout: float = 30.0,
         create: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
         self.path, self.noun, self.timeout = Path(path).absolute(), noun, timeout
-        self._application, self._migrations = application, migrations
+        self._application, self._tables, self._migrations = application, tables, migrations
+        self._newest = 1 + len(migrations)
         self.made = False
         if self.path.is_dir():
             raise ValueError(f"{self.path} is a folder; give the {noun}'s file")
@@ -129,19 +133,18 @@ class SqliteFile:
         self, connection: sqlite3.Connection, create: Callable[[sqlite3.Connection], None] | None = None
     ) -> None:
         """Make the tables, or bring those of an older version to the newest."""
-        newest = len(self._migrations)
-        if self._version(connection) == newest:
+        if self._version(connection) == self._newest:
             return
         self._log_ahead(connection)
         connection.execute("BEGIN IMMEDIATE")
         version = self._version(connection)  # somebody else may have been here meanwhile
         if not version and create is None:
             raise ValueError(f"{self.path}: an empty file and no {self.noun}; make one first")
-        for statements in self._migrations[version:]:
-            for statement in statements:
-                connection.execute(statement)
+        steps = self._migrations[version - 1 :] if version else [self._tables]
+        for statement in itertools.chain(*steps):
+            connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {self._application}")
-        connection.execute(f"PRAGMA user_version = {newest}")
+        connection.execute(f"PRAGMA user_version = {self._newest}")
         if not version and create is not None:
             create(connection)
             self.made = True
@@ -152,10 +155,9 @@ class SqliteFile:
         application, version = (
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
-        newest = len(self._migrations)
-        if application == self._application and version > newest:
+        if application == self._application and version > self._newest:
             raise ValueError(
-                f"{self.path}: a {self.noun} of version {version}; this library reads up to {newest}; update the "
+                f"{self.path}: a {self.noun} of version {version}; this library reads up to {self._newest}; update the "
                 "library"
             )
         if application == self._application and version >= 1:

@@ -63,7 +63,8 @@ def apply(register: Register, pipe: Any, base: str, *, folder: Path | None = Non
     Args:
         pipe: the base model, without erasures. It is left as it was.
         base: its name in the register.
-        folder: where folders of sets are made; one beside the register by default, named after it.
+        folder: where folders of sets are made; one beside the register's file by default, named after it, or in the
+            current folder where it lies on a server.
 
     Raises:
         ValueError: the pipeline is not the base, or an entry cannot be erased; the message names it.
@@ -72,7 +73,7 @@ def apply(register: Register, pipe: Any, base: str, *, folder: Path | None = Non
     """
     backbone = backbone_of(pipe)
     check_base(register, backbone, base)
-    root = (folder or register.path.with_name(f"{register.path.stem}-erasures")) / folder_name(base)
+    root = (folder or register.beside("erasures")) / folder_name(base)
     for _ in range(TRIES):
         entries = register.wanted(base)
         recipe = recipe_of(register.settings)
@@ -87,13 +88,13 @@ def apply(register: Register, pipe: Any, base: str, *, folder: Path | None = Non
                 _make(pipe, whole, recipe, there)
                 seconds = time.perf_counter() - start
             files = hashes_of(there)
-            detail |= {"folder": _relative(there, register), "files": files, "hash": sha256_json(files)}
+            detail |= {"folder": _recorded(there, register), "files": files, "hash": sha256_json(files)}
         detail["overruled"] = [one.plain() for one in whole.overruled]
         served = register.put_in_force(base, entries, detail)
         if served is not None:
             made = root / key if entries else None
             return Applied(base, made, detail["hash"], tuple(entries), tuple(served), whole.overruled, seconds)
-    raise TimeoutError(f"{register.path} was changed {TRIES} times while the set was solved; run apply again")
+    raise TimeoutError(f"{register.name} was changed {TRIES} times while the set was solved; run apply again")
 
 
 def key_of(entries: Sequence[Entry], recipe: dict[str, Any], base: str) -> str:
@@ -111,7 +112,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 def folder_of(register: Register, detail: dict[str, Any]) -> Path:
     """The folder that a row of the log names."""
-    return register.path.parent / str(detail["folder"])
+    return (register.home or Path()) / str(detail["folder"])
 
 
 def check_base(register: Register, backbone: Backbone, base: str) -> None:
@@ -167,7 +168,7 @@ def _is_made(register: Register, base: str, key: str, folder: Path) -> bool:
     return hashes_of(folder) == last.detail["files"]
 
 
-def _relative(folder: Path, register: Register) -> str:
-    """The folder as the log has it: from the register's own folder, if it lies there."""
-    folder, home = folder.absolute(), register.path.parent
-    return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else folder.as_posix()
+def _recorded(folder: Path, register: Register) -> str:
+    """The folder as the log has it: from that of the register's file, if it lies there; else all of it."""
+    folder, home = folder.absolute(), register.home
+    return folder.relative_to(home).as_posix() if home and folder.is_relative_to(home) else folder.as_posix()

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import sqlite3
 from typing import Any
 
+from sqlalchemy import insert, select
+
 from erasure.io import parse_json, plain, printable, sha256_json, shown
+from erasure.register.database import Connection
 from erasure.register.entries import iso
+from erasure.register.tables import log, numbers
 
 START = "0" * 64  # stands before the first row
-FIELDS = "id, time, action, entry, detail, digest, previous, hash"
+ROWS = select(log).order_by(log.c.id)
+LAST = select(log.c.id, log.c.hash).order_by(log.c.id.desc()).limit(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Event:
 
 
 def append(
-    connection: sqlite3.Connection,
+    connection: Connection,
     time: datetime.datetime,
     action: str,
     *,
@@ -52,22 +56,20 @@ def append(
     digest: str = "",
 ) -> str:
     """Add a row within the caller's transaction; returns its hash."""
-    last = connection.execute("SELECT id, hash FROM log ORDER BY id DESC LIMIT 1").fetchone()
+    last = connection.execute(LAST).fetchone()
     id, previous = (last[0] + 1, last[1]) if last else (1, START)
     text = json.dumps(plain(detail or {}), ensure_ascii=False, sort_keys=True)
     row = (id, iso(time), action, entry, text, digest, previous)
     hash = sha256_json(row)
-    connection.execute(f"INSERT INTO log ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, hash))
+    connection.execute(insert(log).values((*row, hash)))
     return hash
 
 
-def events(connection: sqlite3.Connection, entry: int | None = None, *, action: str | None = None) -> list[Event]:
+def events(connection: Connection, entry: int | None = None, *, action: str | None = None) -> list[Event]:
     """The rows in their order: all, those of one entry, or those of one action."""
-    wanted = {"entry": entry, "action": action}
-    given = {column: value for column, value in wanted.items() if value is not None}
-    where = f" WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
-    rows = connection.execute(f"SELECT {FIELDS} FROM log{where} ORDER BY id", (*given.values(),))
-    return [_event(*row) for row in rows]
+    wanted = {log.c.entry: entry, log.c.action: action}
+    rows = ROWS.where(*(column == value for column, value in wanted.items() if value is not None))
+    return [_event(*row) for row in connection.execute(rows)]
 
 
 def _event(id: int, time: str, action: str, entry: int | None, detail: str, *hashes: str) -> Event:
@@ -80,13 +82,13 @@ def _event(id: int, time: str, action: str, entry: int | None, detail: str, *has
         ) from None
 
 
-def head(connection: sqlite3.Connection) -> str:
+def head(connection: Connection) -> str:
     """The hash of the last row."""
-    last = connection.execute("SELECT hash FROM log ORDER BY id DESC LIMIT 1").fetchone()
-    return str(last[0]) if last else START
+    last = connection.execute(LAST).fetchone()
+    return str(last[1]) if last else START
 
 
-def faults(connection: sqlite3.Connection, *, expected: str | None = None) -> list[str]:
+def faults(connection: Connection, *, expected: str | None = None) -> list[str]:
     """What is wrong with the rows, by their numbers; empty where they are as they were written.
 
     Args:
@@ -94,7 +96,7 @@ def faults(connection: sqlite3.Connection, *, expected: str | None = None) -> li
     """
     found: list[str] = []
     before, hashes = START, set()
-    rows = connection.execute(f"SELECT {FIELDS} FROM log ORDER BY id").fetchall()
+    rows = connection.execute(ROWS).fetchall()
     number = 0
     for row in rows:
         *content, previous, hash = row
@@ -106,7 +108,7 @@ def faults(connection: sqlite3.Connection, *, expected: str | None = None) -> li
             found.append(f"row {content[0]} was changed: its hash is not that of its content")
         number, before = content[0], hash
         hashes.add(hash)
-    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
+    last = connection.execute(select(numbers.c.seq).where(numbers.c.name == log.name)).fetchone()
     if last and last[0] > number:
         found.append(_missing(number + 1, last[0]))
     if expected is not None and expected not in hashes:

@@ -1,7 +1,7 @@
-"""The register: one SQLite file with requests, base models and a log to which rows can only be added.
+"""The register: requests, base models and a log to which rows can only be added, in one SQLite file or on PostgreSQL.
 
 Writers take turns, readers see the state of one moment, and a process that is killed leaves the state before its change
-or the one after it. The file must lie on a local disk: locks do not hold on network file systems.
+or the one after it. A file must lie on a local disk: locks do not hold on network file systems.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import insert
+
 from erasure.concept import Concept
-from erasure.io import meant, plain, sha256_json, shown
-from erasure.io.sqlite import SqliteFile
-from erasure.register import chain
+from erasure.io import plain, sha256_json, shown
+from erasure.register import chain, tables
 from erasure.register.chain import Event
+from erasure.register.database import Database
 from erasure.register.entries import (
     LONGEST_REASON,
     STATUSES,
@@ -40,18 +41,19 @@ from erasure.register.rows import (
     change,
     chosen,
     configure,
+    enter,
     entries_in,
     entry_at,
     forget,
+    id_of,
+    known_id,
     named_row,
     new_row,
     next_request,
-    note,
+    row_of,
     settings_of,
     wanted_in,
 )
-from erasure.register.tables import APPLICATION, MIGRATIONS
-from erasure.wording import nfc
 
 
 class Register:
@@ -60,59 +62,75 @@ class Register:
     May be used by several threads and processes at once.
 
     Args:
-        path: the file; :meth:`create` makes one.
+        where: a file, or ``postgresql://user@host/database``; :meth:`create` makes one.
         timeout: seconds to wait for another writer.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no register in that database.
         ValueError: it is no register, or one of a newer version.
+        OSError: it cannot be read, or the server cannot be reached.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
-        self._file = SqliteFile(path, noun="register", application=APPLICATION, migrations=MIGRATIONS, timeout=timeout)
+    def __init__(self, where: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
+        self._database = Database(where, timeout=timeout)
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], settings: Settings | None = None) -> Register:
-        """Make the file.
+    def create(cls, where: str | os.PathLike[str], settings: Settings | None = None) -> Register:
+        """Make one.
 
         Raises:
             ValueError: there is a register already, or the settings are wrong.
         """
         settings = (settings or Settings()).checked()
-        file = SqliteFile(
-            path,
-            noun="register",
-            application=APPLICATION,
-            migrations=MIGRATIONS,
-            create=lambda connection: configure(connection, settings),
-        )
-        if not file.made:
-            raise ValueError(f"{file.path} is a register already; open it, or give a new name")
-        return cls(path)
+        made = Database(where, create=lambda connection: configure(connection, settings))
+        if not made.made:
+            raise ValueError(f"{made.name} is a register already; open it, or give a new name")
+        return cls(where)
+
+    @property
+    def name(self) -> str:
+        """The file, or the server's address without its password."""
+        return self._database.name
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self._file.path
+        """The file.
+
+        Raises:
+            ValueError: it lies on a server.
+        """
+        if self._database.path is None:
+            raise ValueError(f"{self.name} is on a server and no file; name the folder or file that is meant")
+        return self._database.path
+
+    @property
+    def home(self) -> Path | None:
+        """The file's folder, from which the log names other folders; None on a server, where it names them whole."""
+        return None if self._database.path is None else self._database.path.parent
+
+    def beside(self, what: str) -> Path:
+        """The folder ``register-what`` beside the file ``register.sqlite``; in the current folder for a server's."""
+        stem = "register" if self._database.path is None else self._database.path.stem
+        return (self.home or Path.cwd()) / f"{stem}-{what}"
 
     # --- what holds for all ------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """What holds for every request from now on."""
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             return settings_of(connection)
 
     def configure(self, settings: Settings) -> None:
         """Change what holds from now on. Due times of earlier requests stay; the next erasure has the new method."""
         settings.checked()
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             if settings != settings_of(connection):
                 configure(connection, settings)
 
     def bases(self) -> dict[str, Base]:
         """The base models by name."""
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             return bases_of(connection)
 
     def add_base(self, name: str, prints: Mapping[str, Mapping[str, Any]]) -> Base:
@@ -135,7 +153,7 @@ class Register:
                 "model again"
             ) from None
         base = Base(name, sha256_json(facts), facts)
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             known = bases_of(connection).get(name)
             if known is not None and known.hash != base.hash:
                 raise ValueError(
@@ -143,7 +161,7 @@ class Register:
                     f"{base.hash[:12]}; add it under another name, so that earlier entries stay true"
                 )
             if known is None:
-                connection.execute("INSERT INTO bases VALUES (?, ?, ?)", (name, base.hash, text))
+                connection.execute(insert(tables.bases).values(name=name, hash=base.hash, prints=text))
                 chain.append(connection, now(), "base", detail={"base": name}, digest=base.hash)
         return base
 
@@ -185,26 +203,22 @@ class Register:
             raise ValueError(f"received must not lie in the future; got {iso(came)}; it is {iso(moment)} now")
         row = new_row(subject_of(concept, languages, keep), basis=basis, requester=requester, reviewer=reviewer)
         named = None if request is None else line_of("the id of a request", request, longest=100)
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             term = datetime.timedelta(hours=settings_of(connection).hours)
             end = came + term if due is None else moment_of("due", due)
             if end < came:
                 raise ValueError(f"due must not lie before received; got {iso(end)} and {iso(came)}; correct one")
             row |= {"received": iso(came), "due": iso(end), "bases": json.dumps(chosen(connection, bases))}
             row["request"] = named or next_request(connection)
-            if connection.execute("SELECT 1 FROM entries WHERE request = ?", (row["request"],)).fetchone():
+            if id_of(connection, row["request"]) is not None:
                 raise ValueError(f"there is a request {shown(row['request'])} already; give another id")
-            marks = ", ".join("?" * len(row))
-            found = connection.execute(f"INSERT INTO entries ({', '.join(row)}) VALUES ({marks})", (*row.values(),))
-            id = int(found.lastrowid or 0)
-            note(connection, "received", id, time=moment)
-            return entry_at(connection, id)
+            return enter(connection, row, moment)
 
     def entries(self, *, status: Status | None = None) -> list[Entry]:
         """The requests in the order they were entered, all or those of one status."""
         if status is not None and status not in STATUSES:
             raise ValueError(f"unknown status; got {shown(status)}; choose one of {list(STATUSES)}")
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             return [one for one in entries_in(connection) if status in (None, one.status)]
 
     def entry(self, request: str) -> Entry:
@@ -213,8 +227,8 @@ class Register:
         Raises:
             ValueError: there is none.
         """
-        with self._file.reading() as connection:
-            return entry_at(connection, self._id(connection, request))
+        with self._database.reading() as connection:
+            return entry_at(connection, known_id(connection, request, self.name))
 
     def withdraw(self, request: str, *, reason: str) -> Entry:
         """Take a request back. It stays in the register; the next erasure is made without it.
@@ -240,32 +254,44 @@ class Register:
         Raises:
             ValueError: there is none, or its names are gone.
         """
-        with self._file.reading() as connection:
-            row = named_row(connection, self._id(connection, request))
+        with self._database.reading() as connection:
+            row = named_row(connection, known_id(connection, request, self.name))
             return {key: row[key] for key in ("request", "subject", "salt", "seal")}
 
     def redact(self, request: str) -> Entry:
         """Never show the names of a request again: lists and pages have its seal instead.
 
-        A request that is over loses its names for good. One that is not keeps them in the file until it is over, since
-        the next erasure needs them. :meth:`names` gives them out before.
+        A request that is over loses its names for good. One that is not keeps them until it is over, since the next
+        erasure needs them. :meth:`names` gives them out before.
 
         Raises:
             ValueError: there is none, or its names are gone already.
+            TimeoutError: the change is made, but somebody kept the old state open; see :meth:`purge`.
         """
-        with self._file.writing() as connection:
-            id = named_row(connection, self._id(connection, request))["id"]
+        with self._database.writing() as connection:
+            id = known_id(connection, request, self.name)
+            gone = row_of(connection, id)["subject"] is None
             if entry_at(connection, id).redacted is None:
                 change(connection, id, "redacted", redacted=iso(now()))
             forget(connection, id)
             entry = entry_at(connection, id)
-        self._file.purge()
+        self.purge()  # where the names are gone, of what an earlier call had to leave
+        if gone:
+            self.names(request)  # which says so
         return entry
+
+    def purge(self) -> None:
+        """Delete what the database still holds of rows as they were before a redaction; redacting does so.
+
+        Raises:
+            TimeoutError: somebody has been reading them all the time.
+        """
+        self._database.purge()
 
     def _end(self, request: str, status: Status, reason: str, allowed: Sequence[str]) -> Entry:
         text = line_of("the reason", reason, longest=LONGEST_REASON)
-        with self._file.writing() as connection:
-            id = self._id(connection, request)
+        with self._database.writing() as connection:
+            id = known_id(connection, request, self.name)
             entry = entry_at(connection, id)
             if entry.status not in allowed:
                 hint = "withdraw it instead" if entry.status == "in force" else "nothing was changed"
@@ -274,7 +300,7 @@ class Register:
             forgotten = forget(connection, id)
             entry = entry_at(connection, id)
         if forgotten:
-            self._file.purge()
+            self.purge()
         return entry
 
     # --- what is in force --------------------------------------------------------------------------------------------
@@ -285,13 +311,13 @@ class Register:
         Raises:
             ValueError: the base is unknown.
         """
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             chosen(connection, [base])
             return wanted_in(connection, base)
 
     def applied(self, base: str) -> Event | None:
         """The row of the log that says what is in force on a base; None before the first."""
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             return applied_in(connection).get(base)
 
     def put_in_force(self, base: str, entries: Sequence[Entry], detail: Mapping[str, Any]) -> list[Entry] | None:
@@ -300,7 +326,7 @@ class Register:
         A request is served when all its bases have it. None, and nothing is recorded, where the set is no longer what
         the register wants: somebody changed it while the erasure was made.
         """
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             if [e.id for e in wanted_in(connection, base)] != [e.id for e in entries]:
                 return None
             time = now()
@@ -323,7 +349,7 @@ class Register:
 
     def record_check(self, detail: Mapping[str, Any]) -> None:
         """Record a verification of what is in force."""
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             chain.append(connection, now(), "verified", detail=dict(detail))
 
     def record_evidence(self, requests: Sequence[str], base: str, evidence: Mapping[str, Any]) -> None:
@@ -336,25 +362,25 @@ class Register:
         Raises:
             ValueError: there is no such request, or nothing is in force on the base.
         """
-        with self._file.writing() as connection:
+        with self._database.writing() as connection:
             last, time = applied_in(connection).get(base), now()
             if last is None or not last.detail["hash"]:
                 raise ValueError(f"nothing is in force on {shown(base)}; there is nothing to evaluate; run apply first")
             facts = {**evidence, "base": base, "erasure": last.detail["hash"], "time": iso(time)}
             text = json.dumps(plain(facts), ensure_ascii=False, sort_keys=True)
             for request in requests:
-                change(connection, self._id(connection, request), "evaluated", time=time, evidence=text)
+                change(connection, known_id(connection, request, self.name), "evaluated", time=time, evidence=text)
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def log(self, request: str | None = None) -> list[Event]:
         """Every change, the oldest first, or those of one request."""
-        with self._file.reading() as connection:
-            return chain.events(connection, None if request is None else self._id(connection, request))
+        with self._database.reading() as connection:
+            return chain.events(connection, None if request is None else known_id(connection, request, self.name))
 
     def head(self) -> str:
         """The hash of the log's last row. Note it elsewhere: it shows later that nothing before it was changed."""
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             return chain.head(connection)
 
     def check(self, *, head: str | None = None) -> list[str]:
@@ -363,25 +389,10 @@ class Register:
         Args:
             head: one that was noted earlier.
         """
-        with self._file.reading() as connection:
+        with self._database.reading() as connection:
             found = chain.faults(connection, expected=head)
             last: dict[Any, tuple[int, str]] = {}
-            rows = connection.execute(
-                "SELECT id, action, entry, detail, digest FROM log WHERE digest <> '' ORDER BY id"
-            )
-            for id, action, entry, detail, digest in rows:
+            rows = connection.execute(chain.ROWS.where(tables.log.c.digest != ""))
+            for id, _, action, entry, detail, digest, *_ in rows:
                 last[entry if entry is not None else (action, base_in(detail))] = id, digest
             return [*found, *altered(connection, last)]
-
-    def _id(self, connection: sqlite3.Connection, request: Any) -> int:
-        row = None
-        if isinstance(request, str):
-            for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
-                row = row or connection.execute("SELECT id FROM entries WHERE request = ?", (name,)).fetchone()
-        if row is None:
-            known = [name for (name,) in connection.execute("SELECT request FROM entries ORDER BY id DESC LIMIT 1000")]
-            raise ValueError(
-                f"{self.path} has no request {shown(request)}{meant(request, known)}; `erasure register list` shows "
-                "them"
-            )
-        return int(row[0])

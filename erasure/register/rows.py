@@ -6,13 +6,15 @@ import dataclasses
 import datetime
 import json
 import secrets
-import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import Select, delete, func, insert, select, update
+
 from erasure.io import meant, parse_json, sha256_json, shown
-from erasure.register import chain
+from erasure.register import chain, tables
 from erasure.register.chain import Event
+from erasure.register.database import Connection
 from erasure.register.entries import (
     COLUMNS,
     Entry,
@@ -24,10 +26,12 @@ from erasure.register.entries import (
     requester_of,
     seal_of,
 )
-from erasure.wording import listed
+from erasure.wording import listed, nfc
 
 LONGEST_TERM = 24 * 366  # hours
-ENTRIES = f"SELECT {', '.join(COLUMNS)} FROM entries"
+ENTRIES = select(*(tables.entries.c[name] for name in COLUMNS)).order_by(tables.entries.c.id)
+BASES = select(tables.bases.c.name, tables.bases.c.hash, tables.bases.c.prints).order_by(tables.bases.c.rowid)
+SETTINGS = "settings"  # the one fact there is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +77,28 @@ class Base:
     prints: dict[str, dict[str, Any]]
 
 
-def settings_of(connection: sqlite3.Connection) -> Settings:
-    (text,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone()
+def settings_of(connection: Connection) -> Settings:
+    (text,) = connection.execute(_fact(SETTINGS)).fetchone()
     return Settings(**parse_json(text))
 
 
-def configure(connection: sqlite3.Connection, settings: Settings) -> None:
+def _fact(name: str) -> Select[str]:
+    return select(tables.facts.c.value).where(tables.facts.c.name == name)
+
+
+def configure(connection: Connection, settings: Settings) -> None:
     plain = dataclasses.asdict(settings)
     text = json.dumps(plain, sort_keys=True)
-    connection.execute("INSERT OR REPLACE INTO facts VALUES ('settings', ?)", (text,))
+    connection.execute(delete(tables.facts).where(tables.facts.c.name == SETTINGS))
+    connection.execute(insert(tables.facts).values(name=SETTINGS, value=text))
     chain.append(connection, now(), "settings", detail=plain, digest=sha256_json(plain))
 
 
-def bases_of(connection: sqlite3.Connection) -> dict[str, Base]:
-    rows = connection.execute("SELECT name, hash, prints FROM bases ORDER BY rowid")
-    return {name: Base(name, hash, parse_json(prints)) for name, hash, prints in rows}
+def bases_of(connection: Connection) -> dict[str, Base]:
+    return {name: Base(name, hash, parse_json(prints)) for name, hash, prints in connection.execute(BASES)}
 
 
-def chosen(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
+def chosen(connection: Connection, names: Sequence[str]) -> dict[str, str]:
     """Base to hash: those named, or all."""
     known = bases_of(connection)
     for name in listed(names):
@@ -104,11 +112,37 @@ def chosen(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, st
     return {name: known[name].hash for name in dict.fromkeys(listed(names) or known)}
 
 
-def next_request(connection: sqlite3.Connection) -> str:
-    (number,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+def id_of(connection: Connection, request: str) -> int | None:
+    """The number of the entry that has this id; the case of ASCII letters does not count, as NOCASE has it."""
+    same = func.lower(tables.entries.c.request) == request.encode().lower().decode()
+    row = connection.execute(select(tables.entries.c.id).where(same)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def known_id(connection: Connection, request: Any, where: str) -> int:
+    """The number of the entry that somebody asks for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    id = None
+    if isinstance(request, str):
+        for name in (request.strip(), " ".join(nfc(request).split())):  # as it is entered
+            id = id_of(connection, name) if id is None else id
+    if id is None:
+        latest = select(tables.entries.c.request).order_by(tables.entries.c.id.desc()).limit(1000)
+        known = [name for (name,) in connection.execute(latest)]
+        raise ValueError(
+            f"{where} has no request {shown(request)}{meant(request, known)}; `erasure register list` shows them"
+        )
+    return id
+
+
+def next_request(connection: Connection) -> str:
+    (number,) = connection.execute(select(func.count()).select_from(tables.entries)).fetchone()
     while True:
         number += 1
-        if not connection.execute("SELECT 1 FROM entries WHERE request = ?", (f"R{number}",)).fetchone():
+        if id_of(connection, f"R{number}") is None:
             return f"R{number}"
 
 
@@ -128,16 +162,24 @@ def new_row(subject: Subject, *, basis: str, requester: str, reviewer: str) -> d
     }
 
 
-def row_of(connection: sqlite3.Connection, id: int) -> dict[str, Any]:
-    row = connection.execute(f"{ENTRIES} WHERE id = ?", (id,)).fetchone()
+def enter(connection: Connection, row: Mapping[str, Any], time: datetime.datetime) -> Entry:
+    connection.execute(insert(tables.entries).inline().values(row))
+    id = id_of(connection, row["request"])
+    assert id is not None
+    note(connection, "received", id, time=time)
+    return entry_at(connection, id)
+
+
+def row_of(connection: Connection, id: int) -> dict[str, Any]:
+    row = connection.execute(ENTRIES.where(tables.entries.c.id == id)).fetchone()
     return dict(zip(COLUMNS, row, strict=True))
 
 
-def entry_at(connection: sqlite3.Connection, id: int) -> Entry:
+def entry_at(connection: Connection, id: int) -> Entry:
     return entry_of(row_of(connection, id))
 
 
-def named_row(connection: sqlite3.Connection, id: int) -> dict[str, Any]:
+def named_row(connection: Connection, id: int) -> dict[str, Any]:
     """The row of an entry whose names are still there."""
     row = row_of(connection, id)
     if row["subject"] is None:
@@ -145,36 +187,38 @@ def named_row(connection: sqlite3.Connection, id: int) -> dict[str, Any]:
     return row
 
 
-def entries_in(connection: sqlite3.Connection) -> list[Entry]:
-    return [entry_of(dict(zip(COLUMNS, row, strict=True))) for row in connection.execute(f"{ENTRIES} ORDER BY id")]
+def entries_in(connection: Connection) -> list[Entry]:
+    return [entry_of(dict(zip(COLUMNS, row, strict=True))) for row in connection.execute(ENTRIES)]
 
 
-def wanted_in(connection: sqlite3.Connection, base: str) -> list[Entry]:
+def wanted_in(connection: Connection, base: str) -> list[Entry]:
     return [entry for entry in entries_in(connection) if entry.wanted and base in entry.bases]
 
 
-def applied_in(connection: sqlite3.Connection) -> dict[str, Event]:
+def applied_in(connection: Connection) -> dict[str, Event]:
     """Base to the last row that says what is in force on it."""
     return {event.detail["base"]: event for event in chain.events(connection, action="applied")}
 
 
 def change(
-    connection: sqlite3.Connection, id: int, action: str, *, time: datetime.datetime | None = None, **columns: Any
+    connection: Connection, id: int, action: str, *, time: datetime.datetime | None = None, **columns: Any
 ) -> None:
-    connection.execute(f"UPDATE entries SET {' = ?, '.join(columns)} = ? WHERE id = ?", (*columns.values(), id))
+    connection.execute(update(tables.entries).where(tables.entries.c.id == id).values(columns))
     note(connection, action, id, time=time)
 
 
-def note(connection: sqlite3.Connection, action: str, id: int, *, time: datetime.datetime | None = None) -> None:
+def note(connection: Connection, action: str, id: int, *, time: datetime.datetime | None = None) -> None:
     row = row_of(connection, id)
     facts = {"request": row["request"], "status": row["status"]}
     chain.append(connection, time or now(), action, entry=id, detail=facts, digest=digest_of(row))
 
 
-def forget(connection: sqlite3.Connection, id: int) -> bool:
+def forget(connection: Connection, id: int) -> bool:
     """Delete the names of a redacted entry that no erasure will need again."""
-    over = "id = ? AND redacted IS NOT NULL AND status IN ('withdrawn', 'refused')"
-    return connection.execute(f"UPDATE entries SET subject = NULL, salt = NULL WHERE {over}", (id,)).rowcount > 0
+    row = tables.entries.c
+    over = row.id == id, row.redacted.is_not(None), row.status.in_(["withdrawn", "refused"])
+    gone: int = connection.execute(update(tables.entries).where(*over).values(subject=None, salt=None)).rowcount
+    return gone > 0
 
 
 def base_in(detail: str) -> Any:
@@ -192,16 +236,16 @@ def _json_hash(text: Any) -> str:
         return ""
 
 
-def altered(connection: sqlite3.Connection, last: Mapping[Any, tuple[int, str]]) -> list[str]:
+def altered(connection: Connection, last: Mapping[Any, tuple[int, str]]) -> list[str]:
     """Where the tables are not what the log says."""
     nothing = (0, "")
     found, seen = [], set()
-    (text,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone() or ("null",)
+    (text,) = connection.execute(_fact(SETTINGS)).fetchone() or ("null",)
     present: list[tuple[Any, str, str]] = [(("settings", None), "the settings", _json_hash(text))]
-    for name, hash, prints in connection.execute("SELECT name, hash, prints FROM bases"):
+    for name, hash, prints in connection.execute(BASES):
         whole = hash if _json_hash(prints) == hash else ""
         present.append((("base", name), f"the base {shown(name)}", whole))
-    for row in connection.execute(f"{ENTRIES} ORDER BY id"):
+    for row in connection.execute(ENTRIES):
         facts = dict(zip(COLUMNS, row, strict=True))
         sealed = facts["subject"] is None or seal_of(facts["subject"], facts["salt"]) == facts["seal"]
         present.append((facts["id"], f"the entry {shown(facts['request'])}", digest_of(facts) if sealed else ""))

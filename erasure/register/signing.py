@@ -125,7 +125,7 @@ def sign(register: Register, key: PATH, *, out: PATH | None = None) -> Path:
         OSError: the file cannot be written.
     """
     own = _existing("key", key)
-    folder = register.path.with_name(f"{register.path.stem}-signatures") if out is None else named(out).expanduser()
+    folder = register.beside("signatures") if out is None else named(out).expanduser()
     check_writable(folder)  # before somebody types a passphrase
     problems, rows = register.check(), register.log()
     if not rows:
