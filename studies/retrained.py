@@ -39,11 +39,11 @@ def lines(target: str, found: Evaluation) -> list[str]:
     rates = {(row.arm, row.detector, row.group): row.rate.value for row in found.rows()}
 
     def percent(arm: str, group: str) -> str:
-        return " and ".join(f"{rates[arm, detector, group]:.0%}" for detector in found.detectors)
+        known = [rates[key] for detector in found.detectors if (key := (arm, detector, group)) in rates]
+        return " and ".join(f"{100 * rate:.0f} %" for rate in known)  # empty: the suite has no such group
 
     return [
-        f"| {' | '.join([target, arm.name, *(percent(arm.name, group).replace('%', ' %') for group in GROUPS)])} |"
-        for arm in found.arms
+        f"| {' | '.join([target, arm.name, *(percent(arm.name, group) for group in GROUPS)])} |" for arm in found.arms
     ]
 
 
