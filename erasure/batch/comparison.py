@@ -293,7 +293,7 @@ MEANS_NOTE = (
 def page(lines: Sequence[Line]) -> str:
     """The whole comparison as Markdown."""
     parts, over = [table(lines), NOTE], means(lines)
-    if any(line.inside for line in lines):
+    if any(line.inside or len(line.answers) for line in lines):
         parts += [verdicts(lines), INSIDE_NOTE]
         parts += [NULL_NOTE] if any("null" in line.controls for line in lines) else []
     if over:
