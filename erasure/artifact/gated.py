@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure.artifact.base import HookErasure
-from erasure.artifact.hooks import Factors, Handles, Listener, low_rank
-from erasure.artifact.lora import paired
+from erasure.artifact.hooks import Handles, Listener, low_rank
+from erasure.artifact.lora import LowRankHooks, paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
 
@@ -21,7 +19,7 @@ from erasure.backbone.base import layer_at
 EMPTY = 0.02
 
 
-class GatedErasure(HookErasure):
+class GatedErasure(LowRankHooks):
     """``y = W x + s m(prompt) B A x`` on every trained layer (SPM, Lyu et al. 2024, section 3.4).
 
     The gate ``m`` is between 0 and 1 for each row of a batch: the largest cosine, if positive, between the prompt's
@@ -34,15 +32,6 @@ class GatedErasure(HookErasure):
     """
 
     kind: ClassVar[str] = "gated"
-
-    @functools.cached_property
-    def sites(self) -> tuple[str, ...]:
-        """The layers with an addition, by qualified name."""
-        return tuple(self.config.sites or ())
-
-    def factors(self, site: str) -> Factors:
-        """``B`` and ``A`` of one layer."""
-        return self.tensors[f"{site}.lora_B"], self.tensors[f"{site}.lora_A"]
 
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)

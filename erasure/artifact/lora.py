@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.artifact.base import Erasure, WeightErasure, exact
+from erasure.artifact.base import Erasure, HookErasure, WeightErasure, exact
 from erasure.artifact.config import Config
+from erasure.artifact.hooks import Factors
 
 
 class LoraErasure(WeightErasure):
@@ -63,6 +64,19 @@ class LoraErasure(WeightErasure):
             )
 
 
+class LowRankHooks(HookErasure):
+    """An adapter in hooks whose factors are stored as those of a :class:`LoraErasure`."""
+
+    @functools.cached_property
+    def sites(self) -> tuple[str, ...]:
+        """The layers with an addition, by qualified name."""
+        return tuple(self.config.sites or ())
+
+    def factors(self, site: str) -> Factors:
+        """``B`` and ``A`` of one layer."""
+        return self.tensors[f"{site}.lora_B"], self.tensors[f"{site}.lora_A"]
+
+
 def paired(tensors: Mapping[str, Tensor], sites: Sequence[str]) -> bool:
     """Whether tensors are ``lora_A`` and ``lora_B`` of one rank for each of some sites, and nothing else."""
     pairs = [(tensors.get(f"{site}.lora_A"), tensors.get(f"{site}.lora_B")) for site in sites]
@@ -74,4 +88,4 @@ def paired(tensors: Mapping[str, Tensor], sites: Sequence[str]) -> bool:
     )
 
 
-__all__ = ["LoraErasure", "paired"]
+__all__ = ["LoraErasure", "LowRankHooks", "paired"]

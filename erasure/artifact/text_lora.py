@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from erasure.artifact.base import HookErasure
 from erasure.artifact.hooks import Factors, Handles, Installed, Listener, product
-from erasure.artifact.lora import paired
+from erasure.artifact.lora import LowRankHooks, paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.streams import Projection, text_projections
 
 
-class TextLoraErasure(HookErasure):
+class TextLoraErasure(LowRankHooks):
     """``y = W x + s B A x`` for the text and ``y = W x`` for the picture, in layers that make queries and keys of both.
 
     From Z-Erase (Jiang et al. 2026): a low-rank change of a layer that reads text and picture as one sequence also
@@ -29,15 +27,6 @@ class TextLoraErasure(HookErasure):
     """
 
     kind: ClassVar[str] = "text-lora"
-
-    @functools.cached_property
-    def sites(self) -> tuple[str, ...]:
-        """The layers with an addition, by qualified name."""
-        return tuple(self.config.sites or ())
-
-    def factors(self, site: str) -> Factors:
-        """``B`` and ``A`` of one layer."""
-        return self.tensors[f"{site}.lora_B"], self.tensors[f"{site}.lora_A"]
 
     def install(self, pipe: Any, scale: float) -> Handles:
         backbone = backbone_of(pipe)
