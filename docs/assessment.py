@@ -43,8 +43,9 @@ def main(preset: str, out: Path, *probes: str) -> None:
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
         arms["retrained"] = held_out(controls)
-    if twins := twins_beside(controls, pipe):
-        arms["twin"] = twins[-1].change
+    if twin := twin_apart(controls, pipe):
+        arms["twin"] = twin.change
+        controls = [model for model in controls if model.name != twin.name]
     arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
     arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
     found = assess(
@@ -62,11 +63,13 @@ def main(preset: str, out: Path, *probes: str) -> None:
     publish(found, out)
 
 
-def twins_beside(controls: list[Model], pipe: Any) -> list[Model]:
-    """Models retrained on everything that no control is: to be judged like an erasure."""
-    used = {model.name for model in controls}
+def twin_apart(controls: list[Model], pipe: Any) -> Model | None:
+    """A model retrained on everything, to be judged like an erasure: one that is no control, or the last that is."""
+    used = [model.name for model in controls]
     files = sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors"))
-    return [model for file in files if (model := twin(file, pipe.device, pipe.unet.dtype)).name not in used]
+    own = [twin(file, pipe.device, pipe.unet.dtype) for file in files]
+    beside = [model for model in own if model.name not in used]
+    return beside[-1] if beside else next((model for model in reversed(controls) if model.role == "twin"), None)
 
 
 def publish(found: Assessment, out: Path) -> None:

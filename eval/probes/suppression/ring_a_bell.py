@@ -42,7 +42,7 @@ class RingABell(Attack):
     reference = "Tsai et al., ICLR 2024, arXiv 2310.10012"
     presets = {
         "smoke": {"prompts": 2, "tries": 2, "fresh": 1, "population": 8, "generations": 2},
-        "standard": {"prompts": 6, "tries": 6},
+        "standard": {"prompts": 12, "tries": 5},
         "full": {"prompts": 75, "tries": 12, "generations": 300},
     }
 
