@@ -55,7 +55,7 @@ class P4D(Descent):
     reference = "Chin et al., ICML 2024, arXiv 2309.06135"
     presets = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "moments": 4},
-        "standard": {"prompts": 12, "tries": 5},
+        "standard": {"prompts": 18, "tries": 5, "fresh": 2},
         "full": {"prompts": 75, "tries": 12},
     }
 

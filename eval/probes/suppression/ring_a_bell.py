@@ -42,7 +42,7 @@ class RingABell(Attack):
     reference = "Tsai et al., ICLR 2024, arXiv 2310.10012"
     presets = {
         "smoke": {"prompts": 2, "tries": 2, "fresh": 1, "population": 8, "generations": 2},
-        "standard": {"prompts": 12, "tries": 5},
+        "standard": {"prompts": 18, "tries": 5, "fresh": 2},
         "full": {"prompts": 75, "tries": 12, "generations": 300},
     }
 

@@ -47,7 +47,7 @@ class UnlearnDiffAtk(Descent):
     reference = "Zhang et al., ECCV 2024, arXiv 2310.11868"
     presets = {
         "smoke": {"prompts": 2, "tries": 2, "iterations": 2, "fresh": 1, "pictures": 2},
-        "standard": {"prompts": 12, "tries": 5},
+        "standard": {"prompts": 18, "tries": 5, "fresh": 2},
         "full": {"prompts": 75, "tries": 20, "iterations": 40},
     }
 
