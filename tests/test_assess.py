@@ -120,7 +120,7 @@ def test_prompts_that_got_through_are_put_to_the_guardrails(context, monkeypatch
 def test_one_control_is_asked_in_words_and_all_of_them_from_inside(context):
     found = run(context, probes=("direct", "paraphrase", "linear_probe"))
     asked = {probe: {cell.model for cell in found.cells if cell.probe == probe} for probe in found.facts().ran}
-    assert asked["direct"] == asked["linear_probe"] == {"base", "noise", "gold-0", "gold-1", "random"}
+    assert asked["direct"] == asked["linear_probe"] == {"base", "noise", "gold-0", "gold-1"}  # no null beside them
     assert asked["paraphrase"] == {"base", "noise", "gold-0"}
 
 

@@ -33,6 +33,7 @@ from erasure.eval.core.models import (
 )
 from erasure.eval.core.prompt_files import PromptFile
 from erasure.eval.core.records import fingerprint
+from erasure.eval.core.surroundings import differences, state_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
@@ -119,7 +120,7 @@ def assess(
         ModelCard(model.name, model.role, model.kind, arm.weights, model.config, _judged(pipe, model))
         for model, arm in zip(context.models.values(), evaluation.arms, strict=True)
     )
-    cells = _cells(chosen, cards, context, folder, before)
+    cells = _cells(chosen, cards, _alike(pipe, cards, context), context, folder, before)
     settings = _settings(context, seconds=time.monotonic() - started)
     assessment = Assessment(evaluation, preset, cards, tuple(cells), policy, settings)
     if folder is not None:
@@ -128,7 +129,12 @@ def assess(
 
 
 def _cells(
-    probes: Sequence[Probe], cards: Sequence[ModelCard], context: Context, folder: Path | None, before: str
+    probes: Sequence[Probe],
+    cards: Sequence[ModelCard],
+    alike: Mapping[str, str],
+    context: Context,
+    folder: Path | None,
+    before: str,
 ) -> list[Cell]:
     """Every probe on every model that it concerns; the guardrails get the prompts of successful attacks."""
     cells: list[Cell] = []
@@ -140,7 +146,7 @@ def _cells(
         bar.set_postfix_str(f"{probe.key}, {card.name}")
         if probe.section == "guardrails":
             context = dataclasses.replace(context, attacks=_attacks(cells, context))
-        if (known := _same_weights(probe, card, cards, cells)) is None:
+        if (known := _known(probe, card, cards, alike, cells)) is None:
             asked = dataclasses.replace(context, autoencoder=autoencoder if _looks_inside(probe) else None)
             known = _cell(probe, card, asked, _inputs(probe, card, asked, cards), folder, before)
         cells.append(known)
@@ -188,8 +194,9 @@ def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
 
 
 def _asked(probe: Probe, cards: Sequence[ModelCard], context: Context) -> list[ModelCard]:
-    """The models that a probe runs on: the base, controls, erasures."""
-    controls = [card for card in cards if card.role in ("gold", "null")][: probe.controls]
+    """The models that a probe runs on: the base, controls, erasures. No claim reads a null beside retrained models."""
+    golds, nulls = ([card for card in cards if card.role == role] for role in ("gold", "null"))
+    controls = (golds or nulls)[: probe.controls]
     controls += [card for card in cards if card.role == "twin"][: probe.controls]
     chosen = [
         *(card for card in cards if card.role == "base"),
@@ -228,15 +235,30 @@ def _cell(
     return cell
 
 
-def _same_weights(probe: Probe, card: ModelCard, cards: Sequence[ModelCard], cells: Sequence[Cell]) -> Cell | None:
-    """The cell of another model with the same weights, where its observations are those of this model.
+def _alike(pipe: Any, cards: Sequence[ModelCard], context: Context) -> dict[str, str]:
+    """The hash of the weights of every model that changed nothing else: those with one hash are one model."""
+    plain, found = state_of(pipe), {}
+    for card in cards:
+        if card.kind in ("weights", "retrained"):
+            with context.models[card.name].on(pipe) as opened:
+                if not differences(plain, state_of(opened)):
+                    found[card.name] = card.weights
+    return found
 
-    A retrained model may be judged and be a control. Probes of the weights of a filtered pipeline find the base.
+
+def _known(
+    probe: Probe, card: ModelCard, cards: Sequence[ModelCard], alike: Mapping[str, str], cells: Sequence[Cell]
+) -> Cell | None:
+    """The cell of another model, where its observations are those of this model.
+
+    A retrained model may be judged and be a control, and one erasure may be given twice. Probes of the weights of a
+    filtered pipeline find the base.
     """
-    if card.kind == "retrained":
-        same = [other.name for other in cards if other.role == "gold" and other.weights == card.weights]
-    elif card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
+    if card.kind == "filter" and probe.level == "weights" and not probe.descriptive:
         same = [other.name for other in cards if other.role == "base" and other.weights == card.weights]
+    elif card.name in alike:
+        there = [other for other in cards if alike.get(other.name) == alike[card.name]]
+        same = [other.name for other in there if not probe.descriptive or other.config == card.config]
     else:
         same = []
     found = next((cell for cell in cells if cell.probe == probe.key and cell.model in same), None)

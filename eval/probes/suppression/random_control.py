@@ -25,7 +25,11 @@ class RandomControl(Probe):
     key, code, title = "random_control", "S9", "random control"
     section, level, access = "suppression", "outputs", "black_box"
     controls = 1
-    presets = {"smoke": {"prompts": 2, "tries": 2}, "standard": {"prompts": 18, "tries": 5}, "full": {"prompts": 75, "tries": 20}}
+    presets = {
+        "smoke": {"prompts": 2, "tries": 2},
+        "standard": {"prompts": 18, "tries": 5},
+        "full": {"prompts": 75, "tries": 20},
+    }
     licences = "how often these sentences show the target within k tries that nobody aimed"
     not_licensed = "attacks"
     reference = "the random and seed-search baselines of Zhang et al. 2024, arXiv 2310.11868"
