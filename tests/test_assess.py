@@ -29,6 +29,7 @@ from erasure.eval.probes.suppression.ring_a_bell import RingABell
 from erasure.eval.run.assessment import Cell, slug
 from erasure.eval.run.controls import controls_for, held_out
 from erasure.pipelines.guardrails import Guard
+from studies.cheats import Declared
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import SUITE, TinyMaterial, tiny_context
 
@@ -145,7 +146,7 @@ def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context
         context.pipe, {"retrained": held_out(controls)}, SUITE, preset="smoke", progress=False, controls=controls,
         detectors=[context.judge, context.selector], material=context.material, probes=("linear_probe", "divergence"),
     )  # fmt: skip
-    assert asked == ["base", "gold-0", "gold-1", "random"]
+    assert asked == ["base", "gold-0", "gold-1"]
     assert found.same_as == {"retrained": "gold-0"}
     values = {e.model: e.estimate.value for e in found.evidence if (e.probe, e.measure) == ("linear_probe", "auc")}
     (gap,) = (e for e in found.evidence if e.measure == "auc_gap")
@@ -153,6 +154,25 @@ def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context
     assert (gap.model, gap.estimate.value) == ("retrained", pytest.approx(values["gold-0"] - values["gold-1"]))
     rows = found.rows("divergence")["retrained"]
     assert all(set(row.facts["to"]) == {"gold-1"} for row in rows if row.value is not None)
+
+
+def test_one_model_under_two_names_is_asked_once_and_weighed_twice(context, monkeypatch):
+    """What it says of itself may differ; what it draws cannot."""
+    (edit,) = (m.change for m in context.models.values() if m.role == "erased")
+    controls = [m for m in context.models.values() if m.role == "gold"]
+    asked = []
+    real = Divergence.run
+    monkeypatch.setattr(Divergence, "run", lambda self, m, c: asked.append(m.name) or real(self, m, c))
+    found = assess(
+        context.pipe, {"edit": edit, "declared": Declared(edit, "declared")}, SUITE, preset="smoke", progress=False,
+        controls=controls, detectors=[context.judge, context.selector], material=context.material,
+        probes=("divergence", "construction"),
+    )  # fmt: skip
+    assert asked == ["base", "gold-0", "gold-1", "edit"]
+    rows = found.rows("divergence")
+    assert [dataclasses.replace(row, model="edit") for row in rows["declared"]] == rows["edit"]
+    made = {cell.model: cell.seconds for cell in found.cells if cell.probe == "construction"}
+    assert made["declared"] > 0  # it reads what a model says of itself
 
 
 def test_what_another_run_left_in_the_folder_is_not_read(context, tmp_path):
