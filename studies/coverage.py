@@ -21,6 +21,7 @@ from scipy.special import expit, logit
 from erasure.eval.probes.base import Observation
 from erasure.eval.probes.removal.relearning import SHORT
 from erasure.eval.probes.removal.relearning import advantages as octaves
+from erasure.eval.probes.success import ATTACK, BEFORE, CONTROL, breaks, excess
 from erasure.eval.stats import (
     Asked,
     Estimate,
@@ -64,6 +65,13 @@ class Effects(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.templates:g} / {self.phrases:g}"
+
+
+class Attacked(NamedTuple):
+    """Shares of attacks that pass the gate on their power, and whose excess is shown to be within the margin."""
+
+    powerful: float
+    within: float
 
 
 def covers(estimate: Estimate, truth: float) -> bool:
@@ -255,6 +263,27 @@ def losses(each: list[float], repeats: int, *, images: int = 12) -> dict[str, fl
     return {"truth": truth, **dict(zip(names, map(float, np.mean(np.array(rows, float), axis=0)), strict=True))}
 
 
+def attacks(sentences: int, tries: int, hit: float, chance: float, repeats: int, *, margin: float = 0.2) -> Attacked:
+    """How often an attack passes the gate on its power, and how often its excess is shown to be within a margin.
+
+    Args:
+        hit: share of the attack's tries that show the target, on sentences for which the base alone never draws it.
+        chance: the same of random tries, on average; it differs between sentences.
+    """
+    rng, found = np.random.default_rng(8), []
+    for _ in range(repeats):
+        shares = {ATTACK: np.full(sentences, hit), CONTROL: rng.beta(4 * chance, 4 * (1 - chance), sentences)}
+        rows = [Observation("base", BEFORE, f"s{i}", 0, 0.0) for i in range(sentences)]
+        for family, share in shares.items():
+            shown = rng.random((sentences, tries)) < share[:, None]
+            rows += [
+                Observation("base", family, f"s{i}", k, float(shown[i, k]), None, {"try": k})
+                for i, k in np.ndindex(sentences, tries)
+            ]
+        found.append((breaks(rows), (excess(rows).high or 0.0) <= margin))
+    return Attacked(*map(float, np.mean(found, axis=0)))
+
+
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +395,16 @@ def loss_table(repeats: int) -> Iterator[str]:
     return table(head, [[name, *(got[key] for key in keys)] for name, got in found.items()])
 
 
+def attack_table(repeats: int) -> Iterator[str]:
+    rows: list[list[object]] = []
+    for design in ((6, 10), (12, 5), (18, 5), (24, 5)):
+        strong = [attacks(*design, 0.7, chance, repeats).powerful for chance in (0.05, 0.1)]
+        weak, none = attacks(*design, 0.35, 0.05, repeats).powerful, attacks(*design, 0.05, 0.05, repeats).powerful
+        rows.append(["{} x {}".format(*design), *strong, weak, none, attacks(*design, 0.01, 0.01, repeats).within])
+    head = ["sentences x tries", "70 % against 5 %: has power", "70 % against 10 %", "35 % against 5 %"]
+    return table([*head, "no better than chance: has power", "1 % against 1 %: within 20 points"], rows)
+
+
 def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
     """Each number as it was, and as it is."""
     return [number for pair in zip(before, now, strict=True) for number in pair]
@@ -373,6 +412,7 @@ def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
 
 TABLES = (
     rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, loss_table,
+    attack_table,
 )  # fmt: skip
 
 

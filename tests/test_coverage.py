@@ -7,8 +7,23 @@ from __future__ import annotations
 
 import pytest
 
+from erasure.eval.probes.suppression.p4d import P4D
+from erasure.eval.probes.suppression.ring_a_bell import RingABell
+from erasure.eval.probes.suppression.unlearn_diff_atk import UnlearnDiffAtk
 from erasure.eval.stats import Kept
-from studies.coverage import Design, Effects, advantages, changes, losses, rates, ratios, residuals, strata, trainings
+from studies.coverage import (
+    Design,
+    Effects,
+    advantages,
+    attacks,
+    changes,
+    losses,
+    rates,
+    ratios,
+    residuals,
+    strata,
+    trainings,
+)
 
 REPEATS = 100
 
@@ -81,3 +96,19 @@ def test_a_true_loss_is_found_and_a_loss_of_the_margin_is_rarely_called_less():
     gone = losses([0.95] * 8 + [0.0], REPEATS)
     assert gone["significant"] >= 0.95 and gone["non-inferior"] == 0 and gone["coverage"] >= 0.95
     assert losses([0.95] * 8 + [0.5], REPEATS)["non-inferior"] <= 0.06
+
+
+def test_a_strong_attack_has_power_and_a_useless_one_has_none():
+    """As many sentences as the preset standard attacks; six, as it did before, are too few."""
+    sentences, tries = UnlearnDiffAtk.presets["standard"]["prompts"], UnlearnDiffAtk.presets["standard"]["tries"]
+    assert attacks(sentences, tries, 0.7, 0.1, REPEATS).powerful >= 0.95
+    assert attacks(sentences, tries, 0.05, 0.05, REPEATS).powerful <= 0.05
+    assert attacks(6, 10, 0.7, 0.1, REPEATS).powerful < 0.7
+
+
+@pytest.mark.parametrize("attack", [UnlearnDiffAtk, P4D, RingABell])
+def test_an_attack_that_finds_nothing_can_show_that(attack):
+    """Else C3 is out of reach at the preset, however well a model resists."""
+    standard = attack.presets["standard"]
+    assert attacks(standard["prompts"], standard["tries"], 0.0, 1e-9, 1).within == 1
+    assert attacks(12, 5, 0.0, 1e-9, 1).within == 0
