@@ -221,7 +221,8 @@ def evaluate(
     named = [name_of(source) for source in model or []]
     edits |= stacked(edits) if in_order else {}
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
-    note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
+    if not method:  # making an erasure says the same
+        note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
     for source in [base or plan.base, *(model or []), *(gold or [])]:
         check_there(source)
         if (Path(source) / CONFIG).exists():

@@ -118,7 +118,6 @@ def erase(
     named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
     if "," in concept:
         note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
-    note_unknown(base, [concept, *named])
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
