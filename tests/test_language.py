@@ -3,10 +3,12 @@
 The terms are in CONTRIBUTING.md, under "Words".
 """
 
+import io
 import re
 from pathlib import Path
 
 import pytest
+from readme_renderer.markdown import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "gold/README.md")]
@@ -83,3 +85,15 @@ def test_the_readme_is_short_and_its_sentences_are_too():
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.splitlines()) <= 100
     assert not [s for s in longer(sentences(text), 25) if "·" not in s]
+
+
+def test_the_readme_is_whole_on_pypi():
+    """PyPI draws what its renderer lets through, and has no files of the repository beside it."""
+    warnings = io.StringIO()
+    page = render((ROOT / "README.md").read_text("utf-8"), stream=warnings)
+    assert page is not None and not warnings.getvalue()
+    assert (
+        page.count("<table>") == 2 and "<img " in page and "&lt;" not in re.sub(r"<pre.*?</pre>", "", page, flags=re.S)
+    )
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
