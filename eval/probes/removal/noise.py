@@ -31,7 +31,7 @@ class NoiseProbe(Sampled):
     needs = ("base", "selector", "control")
     presets = {
         "smoke": {"etas": (1.0, 1.68), "scales": (1.0,), "prompts": 2},
-        "standard": {},
+        "standard": {"prompts": 18},
         "full": {"etas": (0.5, 1.0, 1.34, 1.68), "scales": (1.0, 1.02, 1.04), "prompts": 75},
     }
     licences = "noise in the sampler brings the target back, or was not observed to, at this number of tries"

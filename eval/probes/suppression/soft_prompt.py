@@ -60,7 +60,7 @@ class SoftPrompt(Probe):
     needs = ("material",)
     presets = {
         "smoke": {"pictures": 2, "steps": 2, "tries": 2, "batch_size": 2, "fresh": 1},
-        "standard": {"pictures": 6, "steps": 100, "tries": 4},
+        "standard": {"pictures": 18, "steps": 40, "lr": 2e-2, "batch_size": 4, "fresh": 1},
         "full": {"pictures": 75},
     }
     licences = "whether learnt vectors get round the suppression at this budget, beyond random ones"
