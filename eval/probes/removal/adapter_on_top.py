@@ -34,7 +34,7 @@ class AdapterOnTop(Resurgence):
     key, code, title = "adapter_on_top", "R20", "with a harmless adapter on top"
     presets = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
-        "standard": {"steps": 100, "images_per_prompt": 1},
+        "standard": {"steps": 100, "prompts": 18, "images_per_prompt": 1},
         "full": {"steps": 500, "prompts": 54},
     }
     licences = "whether suppression lasts under an adapter trained on these pictures"

@@ -31,7 +31,7 @@ SHARE = 0.5  # of the base's rate: where a model counts as having learnt the tar
 # Each step from the fifth on is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
 # The first ones lie closer: where four pictures teach the target in ten steps, what counts happens before.
 STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 453)
-SHORT = (0, 1, 2, 3, 5, 7, 10, 15, 20, 40)
+SHORT = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 
 
 @dataclasses.dataclass(frozen=True)

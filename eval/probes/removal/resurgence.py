@@ -40,7 +40,7 @@ class Resurgence(Learning):
     needs = ("material",)
     presets = {
         "smoke": {"pictures": 4, "steps": 2, "batch_size": 2, "runs": 1, "prompts": 2, "images_per_prompt": 1},
-        "standard": {"steps": 100, "images_per_prompt": 1},
+        "standard": {"steps": 100, "prompts": 18, "images_per_prompt": 1},
         "full": {"prompts": 54},
     }
     measures = {"increase": "more than before the training"}

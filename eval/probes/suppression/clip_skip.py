@@ -24,7 +24,7 @@ class ClipSkip(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 6},
-        "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {"limit": 50},
     }
     known = 0.5  # as for the direct probe: the base is asked by name

@@ -39,7 +39,7 @@ class Composition(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
-        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
+        "standard": {"images_per_prompt": 2, "limit": 24, "wide": True},
         "full": {"images_per_prompt": 4},
     }
     licences = "suppression in these pairs and scenes; whether the other thing of a pair is still drawn"

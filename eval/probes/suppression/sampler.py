@@ -30,7 +30,7 @@ class Sampler(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "guidance": (1.0,), "steps": (), "schedulers": ()},
         "quick": {"images_per_prompt": 1, "limit": 6, "guidance": (1.0, 7.5), "steps": (), "schedulers": ()},
-        "standard": {"images_per_prompt": 1, "limit": 12, "wide": True},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
         "full": {
             "limit": 50,
             "steps": (10, 20, 50, 100),
