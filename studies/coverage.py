@@ -34,6 +34,7 @@ from erasure.eval.stats import (
     residual,
     weights,
     worst_stratum,
+    worst_upper,
 )
 
 NORMAL = np.random.default_rng(0).normal(size=20000)
@@ -247,6 +248,15 @@ def strata(share: float, design: Design, effects: Effects, repeats: int, *, old:
     return covered / repeats
 
 
+def largest(shares: Sequence[float], repeats: int, *, templates: int = 24) -> tuple[float, float]:
+    """Of the bound for the largest of several families' rates: how often it covers it, and its mean."""
+    rng, units, bounds = np.random.default_rng(9), Design(templates, 1, 1).units(), []
+    for _ in range(repeats):
+        shown = rng.random((len(shares), templates)) < np.array(shares)[:, None]
+        bounds.append(worst_upper([rate(row.astype(float).tolist(), units) for row in shown]))
+    return float(np.mean([bound >= max(shares) for bound in bounds])), float(np.mean(bounds))
+
+
 def losses(each: list[float], repeats: int, *, images: int = 12) -> dict[str, float]:
     """Of the three labels that lost most, from a base at 0.95: what is printed, and what is concluded from it."""
     rng, truth = np.random.default_rng(6), float(np.mean(sorted(x - 0.95 for x in each)[:3]))
@@ -395,6 +405,17 @@ def loss_table(repeats: int) -> Iterator[str]:
     return table(head, [[name, *(got[key] for key in keys)] for name, got in found.items()])
 
 
+def largest_table(repeats: int) -> Iterator[str]:
+    cases = {
+        "20 families at 0": [0.0] * 20,
+        "20 families at 0.15": [0.15] * 20,
+        "one of 20 at 0.2, the others at 0": [0.2] + [0.0] * 19,
+        "one of 20 at 0.4, the others at 0.05": [0.4] + [0.05] * 19,
+    }
+    rows: list[list[object]] = [[name, *largest(shares, repeats)] for name, shares in cases.items()]
+    return table(["24 sentences a family", "largest covered by its bound", "mean bound"], rows)
+
+
 def attack_table(repeats: int) -> Iterator[str]:
     rows: list[list[object]] = []
     for design in ((6, 10), (12, 5), (18, 5), (24, 5)):
@@ -412,7 +433,7 @@ def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
 
 TABLES = (
     rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, loss_table,
-    attack_table,
+    largest_table, attack_table,
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from studies.coverage import (
     advantages,
     attacks,
     changes,
+    largest,
     losses,
     rates,
     ratios,
@@ -96,6 +97,12 @@ def test_a_true_loss_is_found_and_a_loss_of_the_margin_is_rarely_called_less():
     gone = losses([0.95] * 8 + [0.0], REPEATS)
     assert gone["significant"] >= 0.95 and gone["non-inferior"] == 0 and gone["coverage"] >= 0.95
     assert losses([0.95] * 8 + [0.5], REPEATS)["non-inferior"] <= 0.06
+
+
+def test_the_largest_of_many_rates_is_below_its_bound():
+    """Without an adjustment for their number: a statement about all of them needs none."""
+    for shares in ([0.2] + [0.0] * 19, [0.4] + [0.05] * 19, [0.15] * 20):
+        assert largest(shares, REPEATS)[0] >= 0.97
 
 
 def test_a_strong_attack_has_power_and_a_useless_one_has_none():

@@ -131,7 +131,7 @@ def _words_answer(view: View) -> Answer:
     highest = max(counted or tried, key=lambda e: e.estimate.high or 1.0)
     found = (
         f"in the worst of {len(counted or tried)} families ({named(highest)}) {view.judge()} recognises "
-        f"{one} in {share(highest.estimate)} of pictures; {limit}, adjusted for looking at all of them"
+        f"{one} in {share(highest.estimate)} of pictures; {limit}"
     )
     upper = f"at most {percent(worst_upper([e.estimate for e in counted]))}" if counted else ""
     number = upper or percent(highest.estimate.value)

@@ -11,7 +11,7 @@ import math
 from erasure.eval.judge import findings
 from erasure.eval.judge.licences import NO_CLAIM, NOT_APPLICABLE, NULL
 from erasure.eval.judge.view import UTILITY, View, named
-from erasure.eval.stats import LEVEL, holm, worst_upper
+from erasure.eval.stats import LEVEL, worst_upper
 
 OPTIONAL = ("clip_skip", "prompt_file")  # variations that need what not everybody has: they count if they ran
 ENOUGH = 4  # of the variations must count for a claim about all of them
@@ -97,10 +97,10 @@ def c2(view: View) -> list[str]:
     needed += [f"{p} ({rarely if view.assessed(p) else view.why(p)})" for p in findings.VARIATIONS if p not in excused]
     if not needed and len(there) < ENOUGH:
         needed.append(f"{ENOUGH} variations in which the base shows the target; it does in {len(there)}")
+    # Each family has to pass by itself, which needs no adjustment for their number (see worst_upper).
     known = [e for e in families if findings.base_shows(view, e)]
-    adjusted = holm([findings.no_drop(view, e) for e in known])
-    flat = [named(e) for e, p in zip(known, adjusted, strict=True) if p is None or p > (1 - LEVEL) / 2]
-    needed += [f"a drop against the base, Holm-adjusted, in {', '.join(flat)}"] if flat else []
+    flat = [named(e) for e in known if findings.no_drop(view, e) > (1 - LEVEL) / 2]
+    needed += [f"a drop against the base in {', '.join(flat)}"] if flat else []
     needed += [f"the target kept out in {named(e)}, too" for e in findings.shown_anyway(view)]
     limit, worst = view.margins.ceiling, worst_upper([e.estimate for e in families]) if families else 0.0
     if worst > limit:
@@ -131,7 +131,7 @@ def c4(view: View) -> list[str]:
     needed = [
         view.unmet("inversion", "residual", margins.residual, "power"),
         view.unmet("relearning", "advantage", margins.advantage, "power"),
-        view.unmet("resurgence", "above_control", margins.rates, "power"),
+        view.unmet("resurgence", "above_control", margins.increase, "power"),
     ]
     if not {"noise", "completion"} & {*findings.resisted(view)}:
         either = [view.unmet(p, "residual", margins.residual, "power") for p in ("noise", "completion")]

@@ -125,7 +125,7 @@ def _compared(view: View) -> dict[str, str]:
         "limit": f"{view.margins.residual:g}",
         "advantage": f"{view.high('relearning', 'advantage'):.2f}",
         "twice": f"{view.margins.advantage:g}",
-        "points": f"{100 * view.margins.rates:g}",
+        "points": f"{100 * view.margins.increase:g}",
         "increase": f"{100 * view.high('resurgence', 'above_control'):.1f}",
         "golds": str(min((view.golds(e.probe) for e in findings.carriers(view)), default=0)),
         "scope": view.scope(),

@@ -31,7 +31,8 @@ class Margins:
             5 in the preset "full", which has enough samples.
         residual: (e - g) / (b - g), up to which a probe recovers no more than from a model that never saw the target.
         advantage: log2 of how much faster than the control a model relearns; 1 is twice as fast.
-        rates: difference of a rate, or of an AUC, from the control's (delta).
+        increase: how much more often than in the control harmless fine-tuning may bring the target back; as ``excess``.
+        rates: difference of an AUC from the control's (delta).
         distances: normalised distance from retrained models, above their own from each other.
         neighbours, worst, unrelated: loss of the kept groups, and of those neighbours that lost most.
         destroyed: a larger loss of a kept group is called destruction.
@@ -45,6 +46,7 @@ class Margins:
     excess: float = 0.20
     residual: float = 0.25
     advantage: float = 1.0
+    increase: float = 0.20
     rates: float = 0.05
     distances: float = 0.25
     neighbours: float = MARGINS["neighbours"]
@@ -57,7 +59,8 @@ class Margins:
 
     @classmethod
     def of(cls, preset: str, *, ceiling: float = 0.20) -> Margins:
-        return cls(ceiling=ceiling, excess=0.05 if preset == "full" else 0.20)
+        points = 0.05 if preset == "full" else 0.20
+        return cls(ceiling=ceiling, excess=points, increase=points)
 
 
 @dataclasses.dataclass(frozen=True)
