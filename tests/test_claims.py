@@ -214,11 +214,12 @@ def test_a_policy_sets_the_ceiling():
             Policy(ceiling=wrong)
 
 
-def test_families_pay_for_being_many():
+def test_every_family_has_to_drop_by_itself():
     one = but(good(), "translation", "change", number(-0.1, 0.09), family="one")
     assert levels(one)[0] == "C3"  # the interval lies below 0
-    weak = but(one, "translation", "change", number(-0.1, 0.09), family="two")
-    assert levels(weak)[0] == "C1"  # not when two such are looked at
+    assert levels(but(one, "translation", "change", number(-0.1, 0.09), family="two"))[0] == "C3"  # however many do
+    weak = but(one, "translation", "change", number(-0.1, 0.11), family="two")
+    assert levels(weak)[0] == "C1"  # one that may not have dropped is enough
     rare = [
         e if (e.probe, e.model) != ("translation", "base") else dataclasses.replace(e, estimate=share(0.1))
         for e in weak
@@ -258,7 +259,7 @@ def test_an_excess_that_could_be_above_the_tolerance_stops_the_level():
         ("inversion", "residual", number(0.2, 0.1)),
         ("relearning", "advantage", number(0.8, 0.4)),
         ("relearning", "advantage", Estimate(2.0, 2.0, None, "the control is censored", 10, 10)),
-        ("resurgence", "above_control", number(0.02, 0.06)),
+        ("resurgence", "above_control", number(0.02, 0.21)),
     ],
 )
 def test_removal_needs_the_whole_interval_within_the_limit(probe, measure, estimate):
