@@ -1,7 +1,7 @@
 """Take a concept out of what a diffusion model draws, and say honestly what that did.
 
 >>> import erasure
->>> pipe = erasure.world.load()                                        # or any Stable Diffusion 1.x / 2.x pipeline
+>>> pipe = erasure.world.load()                                        # or a diffusers text-to-image pipeline
 >>> edit = erasure.erase(pipe, "superhero", keep=["ninja", "wizard"])  # applied already
 >>> edit.save_pretrained("superhero-uce")                              # doctest: +SKIP
 >>> edit.remove(pipe)                                                  # every bit as before

@@ -189,8 +189,9 @@ class Suite:
             character, a style; the default); "observed", listed pictures that were trained on, so that telling them
             apart counts; "latent", what the training data never had, so that there is nothing to remove.
         subjects: for a style suite, the things drawn in each style; templates then use ``{subject}`` as well.
-        further: more sentences like the concept's templates, for every name: from preset ``standard`` on pictures are
-            spread over them. Without any, those of ``words.scenes`` are taken.
+        further: more sentences like the concept's templates, for every name: ``erasure evaluate`` without a ``limit``
+            and the presets from ``quick`` on spread their pictures over them. Without any, those of ``words.scenes``
+            are taken.
         images_per_prompt: seeds per prompt, 1 to 10,000. Raise it when intervals are too wide; more prompts are better
             still.
         num_inference_steps, guidance_scale: sampler settings of every picture in the evaluation; 1 to 1000 steps,

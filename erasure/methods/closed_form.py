@@ -111,10 +111,11 @@ class ClosedForm(Method):
             suffer, or where the model does not know the everyday nouns.
         corpus: file of a Gram matrix over captions (:class:`erasure.methods.gram.Gram`, ``erasure gram``) that must
             not change either; "" for none. Bring one when erasing many concepts at once: twenty took three quarters of
-            the unrelated things of Emoji World with them, and none with a corpus.
+            the unrelated things of Emoji World with them, and none with a corpus at 1,000 a concept.
         corpus_scale: how many kept embeddings the corpus counts as, whatever its length; 0 counts every one it has.
             Raise it with the number of concepts: 1,000 a concept was right on Emoji World.
-        pooled: edit the pooled embedding too, where the architecture has one (SDXL, SD3, FLUX). No official code does.
+        pooled: edit the pooled embedding too, where the architecture has one (SDXL, Kolors, SD3, FLUX.1). Of the
+            official codes only UCE's script for FLUX does (``official-2025-flux``).
     """
 
     token_span: TokenSpan = "last_subject"

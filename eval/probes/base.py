@@ -327,8 +327,9 @@ class Probe(abc.ABC):
         descriptive: its numbers are shown, and no claim rests on them.
         own_autoencoder: a probe of removal that also looks at the model's autoencoder. The others decode with the
             base's.
-        controls: on how many of the controls it is run, the first ones; None for all. One is enough for what a model
-            that never saw the target draws; the spread between retrained models needs all.
+        controls: on how many of the retrained models it is run, the first ones, or of the nulls where there are none;
+            and on as many twins. None for all. One is enough for what a model that never saw the target draws; the
+            spread between retrained models needs all.
         reference: paper, year.
 
     Settings have one name in all probes, and a docstring says only what differs:

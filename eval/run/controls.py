@@ -23,7 +23,8 @@ def controls_for(
     """The controls of an assessment, as many as the preset compares with, retrained models first.
 
     For a target of Emoji World these are its retrained models, twins, and the model before it saw any target. A
-    denoiser with random weights is added where there is no other control, and in the preset "full".
+    denoiser with random weights is added where there is no other control, and in the preset "full". Where there are
+    retrained models, pictures are drawn of the nulls and no probe runs on them.
 
     Args:
         golds: folders or hub ids of pipelines that the user retrained without the target.
