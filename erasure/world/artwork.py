@@ -28,7 +28,8 @@ PACKAGES = {
     "twemoji": ("emoji-datasource-twitter@16.0.0", "package/img/twitter/64/{}.png"),
     "fluent": ("@lobehub/fluent-emoji-3d@1.1.0", "package/assets/{}.webp"),
 }
-# Other drawings of a target: never shown to the autoencoder either (cat faces, the whole cat).
+# Other drawings of the cat, never shown to the autoencoder either (cat faces, the whole cat). It saw relatives of other
+# targets, such as other flowers.
 LOOKALIKES = ("1f408", "1f638", "1f639", "1f63a", "1f63b", "1f63c", "1f63d", "1f63e", "1f63f", "1f640")
 SKIN_TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 
