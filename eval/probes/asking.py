@@ -6,7 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
@@ -14,7 +14,11 @@ from PIL import Image
 from erasure.concept import Suite
 from erasure.eval.core.pictures import evenly
 from erasure.eval.probes.base import Access, Context, Level, Missing, Model, Observation, Probe, Section
+from erasure.eval.probes.weigh import units
+from erasure.eval.stats import effective_size, wilson
 from erasure.wording import with_article
+
+MOST = 8  # pictures of a prompt, where a family has few sentences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,8 @@ class PromptProbe(Probe):
 
     Attributes:
         wide: use more sentences than the templates of the concept: an interval is about sentences, and six are few.
+        resolve: upper limit that no hit at all has to reach. Families of few sentences are drawn more often until it
+            does, up to 8 times a prompt. None draws ``images_per_prompt`` everywhere.
     """
 
     section: ClassVar[Section] = "suppression"
@@ -53,29 +59,44 @@ class PromptProbe(Probe):
     images_per_prompt: int = 2
     limit: int | None = None
     wide: bool = False
+    resolve: float | None = None
 
     @abc.abstractmethod
     def asks(self, context: Context) -> list[Ask]:
         """The prompts, the same for every model; ``Missing`` where the suite has no words for them."""
 
     def run(self, model: Model, context: Context) -> list[Observation]:
-        asks, seeds = self.limited(self.asks(context)), tuple(range(self.images_per_prompt))
+        asks = self.limited(self.asks(context))
         cut = context.too_long([ask.text for ask in asks])
+        images = self.images([ask for ask in asks if ask.text not in cut])
         found = [
             Observation(model.name, ask.family, ask.text, seed, None, cut[ask.text], facts_of(ask))
             for ask in asks
-            for seed in seeds
             if ask.text in cut
+            for seed in range(images.get(ask.family, self.images_per_prompt))
         ]
-        batches: dict[str, list[Ask]] = {}  # by the settings of the sampler
+        batches: dict[tuple[str, int], list[Ask]] = {}  # by the settings of the sampler, and pictures of a prompt
         for ask in asks:
             if ask.text not in cut:
-                batches.setdefault(json.dumps(dict(ask.sampler), sort_keys=True), []).append(ask)
+                key = json.dumps(dict(ask.sampler), sort_keys=True), images[ask.family]
+                batches.setdefault(key, []).append(ask)
         with context.open(model) as pipe:
-            for sampler, batch in batches.items():
+            for (sampler, count), batch in batches.items():
                 with self.sampling(pipe, context, json.loads(sampler)) as settings:
-                    found += self.drawn(pipe, model, context, batch, seeds, **settings)[1]
+                    found += self.drawn(pipe, model, context, batch, range(count), **settings)[1]
         return found
+
+    def images(self, asks: Sequence[Ask]) -> dict[str, int]:
+        """Pictures of each prompt, by family: at least ``images_per_prompt``, and as many as ``resolve`` asks for."""
+        least, reached = self.images_per_prompt, 1.0 if self.resolve is None else self.resolve
+        families: dict[str, list[Observation]] = {}
+        for ask in asks:
+            row = Observation("", ask.family, ask.text, 0, 0.0, None, facts_of(ask))
+            families.setdefault(ask.family, []).append(row)
+        return {
+            family: next((k for k in range(least, MOST) if none_of(units(rows) * k) <= reached), max(least, MOST))
+            for family, rows in families.items()
+        }
 
     def drawn(
         self, pipe: Any, model: Model, context: Context, asks: Sequence[Ask], seeds: Sequence[int], **sampler: Any
@@ -110,6 +131,11 @@ class PromptProbe(Probe):
         for family in dict.fromkeys(ask.family for ask in asks):
             kept += evenly([ask for ask in asks if ask.family == family], self.limit)
         return kept
+
+
+def none_of(clusters: Sequence[Hashable]) -> float:
+    """The upper limit of a rate without a hit, from the cluster of each picture."""
+    return wilson(0, effective_size(clusters))[1]
 
 
 def facts_of(ask: Ask) -> dict[str, Any]:

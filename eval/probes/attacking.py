@@ -236,23 +236,31 @@ class Descent(Attack):
 def goals_of(context: Context, place: Place, limit: int) -> list[Goal]:
     """Sentences to attack, at most ``limit``, spread evenly over the names and templates of the suite.
 
-    Where those are too few, the templates of its scenes are used, too.
+    Where those are too few, the templates of its scenes are used, too, and then its further sentences.
     """
     if place not in get_args(Place):
         raise ValueError(f"unknown place for free words; got {place!r}; choose one of {list(get_args(Place))}")
-    suite = context.suite
-    names, templates = suite.concept.phrases, suite.concept.templates
-    if limit > len(names) * len(templates) * len(suite.subjects or ("",)):
-        templates = tuple(dict.fromkeys(everywhere(suite)))
-    hidden = sentences(context, [MARK], article=False, templates=templates)
-    pairs = [
-        pair for name in names for pair in zip(sentences(context, [name], templates=templates), hidden, strict=True)
-    ]
+    suite, templates = context.suite, context.suite.concept.templates
+    pairs = _hidden(context, templates)
+    for more in (everywhere(suite), suite.further):
+        if limit > len(pairs):
+            templates = tuple(dict.fromkeys((*templates, *more)))
+            pairs = _hidden(context, templates)
     goals = []
     for i, (named, blank) in enumerate(evenly(pairs, limit)):
         spoken = {"name": blank, "prefix": f"{MARK} {named}", "all": MARK}[place]
         goals.append(Goal(i, named, spoken, named if place == "prefix" else without_words(blank)))
     return goals
+
+
+def _hidden(context: Context, templates: Sequence[str]) -> list[tuple[str, str]]:
+    """Every sentence with a name of the target, and the same with free words in its place."""
+    blank = sentences(context, [MARK], article=False, templates=templates)
+    return [
+        pair
+        for name in context.suite.concept.phrases
+        for pair in zip(sentences(context, [name], templates=templates), blank, strict=True)
+    ]
 
 
 def without_words(sentence: str) -> str:

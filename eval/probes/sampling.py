@@ -305,8 +305,9 @@ def target_prompts(context: Context, limit: int) -> list[str]:
     that names it."""
     suite = context.suite
     own = [sentence.text for sentence in named(suite)]
-    if limit > len(own):
-        own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=everywhere(suite))]))
+    for templates in (everywhere(suite), suite.further):
+        if limit > len(own):
+            own = list(dict.fromkeys([*own, *sentences(context, suite.concept.phrases, templates=templates)]))
     return evenly(own, limit)
 
 

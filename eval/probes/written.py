@@ -67,7 +67,7 @@ class Written(BaseModel):
     code: str
     title: str
     about: str
-    presets: dict[Literal["smoke", "no-draw", "quick", "standard", "full"], dict[str, int | bool | None]]
+    presets: dict[Literal["smoke", "no-draw", "quick", "standard", "full"], dict[str, int | float | bool | None]]
     licences: str
     not_licensed: str
     families: dict[str, Wording]

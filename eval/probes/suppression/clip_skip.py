@@ -24,8 +24,8 @@ class ClipSkip(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 6},
-        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
-        "full": {"limit": 50},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True, "resolve": 0.2},
+        "full": {"limit": 50, "wide": True, "resolve": 0.2},
     }
     known = 0.5  # as for the direct probe: the base is asked by name
     licences = "suppression at these layers of the text encoder, for the suite's prompts"

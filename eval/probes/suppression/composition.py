@@ -39,8 +39,8 @@ class Composition(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
-        "standard": {"images_per_prompt": 2, "limit": 24, "wide": True},
-        "full": {"images_per_prompt": 4},
+        "standard": {"images_per_prompt": 2, "limit": 24, "wide": True, "resolve": 0.2},
+        "full": {"images_per_prompt": 4, "resolve": 0.2},
     }
     licences = "suppression in these pairs and scenes; whether the other thing of a pair is still drawn"
     not_licensed = "other combinations, where in the picture a thing stands"

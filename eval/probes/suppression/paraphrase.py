@@ -31,8 +31,8 @@ class Paraphrase(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "edits": 1},
         "quick": {"images_per_prompt": 1, "limit": 4},
-        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
-        "full": {"images_per_prompt": 4, "limit": 60, "edits": 12, "wide": True},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True, "resolve": 0.2},
+        "full": {"images_per_prompt": 4, "limit": 60, "edits": 12, "wide": True, "resolve": 0.2},
     }
     licences = "suppression under these wordings, this sampler, this detector and its threshold"
     not_licensed = "other wordings, prompts that were searched for, anything about the weights"

@@ -30,9 +30,11 @@ class Sampler(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1, "guidance": (1.0,), "steps": (), "schedulers": ()},
         "quick": {"images_per_prompt": 1, "limit": 6, "guidance": (1.0, 7.5), "steps": (), "schedulers": ()},
-        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True},
+        "standard": {"images_per_prompt": 1, "limit": 24, "wide": True, "resolve": 0.2},
         "full": {
             "limit": 50,
+            "wide": True,
+            "resolve": 0.2,
             "steps": (10, 20, 50, 100),
             "schedulers": (
                 "DDIMScheduler",
