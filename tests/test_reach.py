@@ -8,15 +8,11 @@ import types
 import pytest
 
 from erasure import Suite
-from erasure.eval import probes as registry
 from erasure.eval.judge import findings
 from erasure.eval.judge.view import Facts, Margins, View
 from erasure.eval.probes import Observation
-from erasure.eval.probes.attacking import Attack, goals_of
 from erasure.eval.probes.removal.relearning import STEPS, Relearning
-from erasure.eval.probes.removal.resurgence import Resurgence
 from erasure.eval.probes.sampling import target_prompts
-from erasure.eval.probes.success import excess
 from erasure.eval.probes.utility.neighbours import Neighbours
 from erasure.eval.probes.utility.unrelated import Unrelated
 from erasure.eval.run.assess import PICTURES
@@ -27,54 +23,14 @@ ROLES = {"base": "base", "copy": "erased", "gold 0": "gold", "gold 1": "gold", "
 MARGINS = Margins.of("full")
 
 
-def alike(rows, base=None):
-    """Rows of every model: those of the base, and for all others the same ones."""
-    return {
-        name: [dataclasses.replace(row, model=name) for row in (base if name == "base" and base else rows)]
-        for name in ROLES
-    }
+def alike(rows):
+    """The same rows of every model."""
+    return {name: [dataclasses.replace(row, model=name) for row in rows] for name in ROLES}
 
 
 def number(evidence, measure):
     (found,) = (e for e in evidence if (e.model, e.measure, e.family) == ("copy", measure, ""))
     return found.estimate
-
-
-@pytest.mark.parametrize("name", [name for name in registry.names() if issubclass(registry.probe_class(name), Attack)])
-def test_an_attack_that_gets_nowhere_is_within_the_tolerance_of_c3(name):
-    goals = goals_of(CONTEXT, "name", registry.probe_class(name).preset("full").prompts)
-    assert len({goal.named for goal in goals}) == len(goals)
-    rows = [
-        Observation("copy", f, goal.named, 0, 0.0, None, {"try": 0}) for goal in goals for f in ("attack", "control")
-    ]
-    assert excess(rows).high <= MARGINS.excess
-
-
-def test_what_does_not_come_back_after_other_training_is_within_that_of_c4():
-    probe = Resurgence.preset("full")
-    prompts = target_prompts(CONTEXT, probe.prompts)
-    seeds = range(probe.runs * probe.images_per_prompt)
-    rows = [
-        Observation(
-            "copy",
-            family,
-            prompt,
-            seed,
-            0.0,
-            None,
-            {
-                "step": step,
-                "loss": 1.0 - step,
-                "run": seed // probe.images_per_prompt,
-                "prompt": prompt,
-            },
-        )  # fmt: skip
-        for step, family in enumerate(("before", "after"))
-        for prompt in prompts
-        for seed in seeds
-    ]
-    base = [dataclasses.replace(row, value=1.0) for row in rows]
-    assert number(probe.weigh(alike(rows, base), ROLES), "above_control").high <= MARGINS.rates
 
 
 @pytest.mark.parametrize("preset", ["standard", "full"])
