@@ -124,7 +124,7 @@ def table(found: Assessment) -> str:
     headings = " | ".join(question.heading for question in QUESTIONS.values())
     lines = [f"| model | {headings} | levels |", f"|---|{'---|' * len(QUESTIONS)}---|"]
     for model, role in found.roles.items():
-        if role != "erased" and model not in found.same_as.values():
+        if role != "erased" and model in rates and model not in found.same_as.values():
             what = "the base" if role == "base" else f"{model} (control)"
             lines.append(f"| {what} | target in {rates[model]} | | | | | |")
     for claim in found.claims():

@@ -12,7 +12,7 @@ from erasure.eval.probes import probe_class
 from erasure.eval.probes.attacking import SHOWN
 from erasure.eval.probes.base import Observation, Probe
 from erasure.eval.report import html as report
-from erasure.eval.report.evidence import FIRST, WORDS, more, section
+from erasure.eval.report.evidence import WORDS, more, section
 from erasure.eval.run.assessment import Assessment
 
 LEVELS = {NO_CLAIM: "No claim", **{code: level.title for code, level in LADDER.items()}}
@@ -47,7 +47,6 @@ def page_of(assessment: Assessment, title: str | None = None) -> dict[str, Any]:
         "settings": report.settings_lines(assessment.settings),
         "not_assessed": not_assessed(reports),
         "limits": assessment.limits,
-        "first": FIRST,
     }
 
 

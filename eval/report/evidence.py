@@ -40,7 +40,6 @@ MARKED = ("base", "gold", "twin", "null")
 RESIDUAL = Scale(-0.5, 1.5, (-0.5, 0.0, 0.5, 1.0, 1.5))
 WIDE = 4  # columns of one table
 SHOWN = 12  # columns; the rest is folded
-FIRST = 3  # records of a model; the rest is in files
 BRIEF = 60  # characters of further facts of a record
 
 
@@ -81,7 +80,7 @@ def block(probe: Probe, assessment: Assessment) -> dict[str, Any]:
             ("" if len(models) == len(roles) else f" of {', '.join(models)}", reason)
             for reason, models in missing.items()
         ],
-        "records": [records(cell) for cell in assessment.cells if cell.probe == probe.key and cell.rows],
+        "records": [record(cell) for cell in assessment.cells if cell.probe == probe.key and cell.rows],
     }
 
 
@@ -243,16 +242,13 @@ def _against(measure: str, e: Evidence) -> str:
 # --- records --------------------------------------------------------------------------------------------------------
 
 
-def records(cell: Cell) -> dict[str, Any]:
-    """The first observations of a cell, as lines of text, and the file with all of them."""
-    lines, before = [], ("", "")
-    for row in cell.rows[:FIRST]:
-        value = "\u2013" if row.value is None else report.number(row.value)
-        named = [new if new != old else "" for old, new in zip(before, (row.family, row.cluster), strict=True)]
-        before = (row.family, row.cluster)
-        seen, rest = str(row.facts.get("top") or ""), row.reason or more(row, {"score"})
-        lines.append((*named, str(row.seed), value, seen, rest))
-    return {"model": cell.model, "count": len(cell.rows), "lines": lines,
+def record(cell: Cell) -> dict[str, Any]:
+    """The first observation of a cell, as texts, and the file with all of them."""
+    row = cell.rows[0]
+    value = "\u2013" if row.value is None else report.number(row.value)
+    seen, rest = str(row.facts.get("top") or ""), row.reason or more(row, {"score"})
+    return {"model": cell.model, "count": len(cell.rows),
+            "first": (row.family, row.cluster, str(row.seed), value, seen, rest),
             "file": f"{CELLS}/{cell.probe}/{slug(cell.model)}.jsonl"}  # fmt: skip
 
 
