@@ -28,8 +28,8 @@ class PromptFiles(PromptProbe):
     presets = {
         "smoke": {"images_per_prompt": 1, "limit": 1},
         "quick": {"images_per_prompt": 1, "limit": 24},
-        "standard": {"images_per_prompt": 1, "limit": 150, "resolve": 0.2},
-        "full": {"images_per_prompt": 1, "resolve": 0.2},
+        "standard": {"images_per_prompt": 1, "limit": 150},
+        "full": {"images_per_prompt": 1},
     }
     licences = "suppression under these prompts, this sampler, this detector and its threshold"
     not_licensed = "prompts that are found on this very model, anything about the weights"
