@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import json
@@ -236,10 +237,11 @@ def _cell(
 
 
 def _alike(pipe: Any, cards: Sequence[ModelCard], context: Context) -> dict[str, str]:
-    """The hash of the weights of every model that changed nothing else: those with one hash are one model."""
-    plain, found = state_of(pipe), {}
-    for card in cards:
-        if card.kind in ("weights", "retrained"):
+    """The weights of models that share them with another and changed nothing else: with one hash they are one model."""
+    changed = [card for card in cards if card.kind in ("weights", "retrained")]
+    count, plain, found = collections.Counter(card.weights for card in changed), state_of(pipe), {}
+    for card in changed:
+        if count[card.weights] > 1:
             with context.models[card.name].on(pipe) as opened:
                 if not differences(plain, state_of(opened)):
                     found[card.name] = card.weights
