@@ -18,7 +18,6 @@ from figures import replace_block  # beside this file
 
 import erasure
 from erasure.eval import Assessment, assess, write_report
-from erasure.eval.core.models import Model
 from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
@@ -43,9 +42,10 @@ def main(preset: str, out: Path, *probes: str) -> None:
     controls = controls_for(suite, pipe, preset)
     if sum(model.role == "gold" for model in controls) > 1:
         arms["retrained"] = held_out(controls)
-    if twin := twin_apart(controls, pipe):
-        arms["twin"] = twin.change
-        controls = [model for model in controls if model.name != twin.name]
+    if twins := sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors")):
+        judged = twin(twins[-1], pipe.device, pipe.unet.dtype)
+        arms["twin"] = judged.change
+        controls = [model for model in controls if model.name != judged.name]
     arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
     arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
     found = assess(
@@ -61,15 +61,6 @@ def main(preset: str, out: Path, *probes: str) -> None:
         out=out,
     )
     publish(found, out)
-
-
-def twin_apart(controls: list[Model], pipe: Any) -> Model | None:
-    """A model retrained on everything, to be judged like an erasure: one that is no control, or the last that is."""
-    used = [model.name for model in controls]
-    files = sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors"))
-    own = [twin(file, pipe.device, pipe.unet.dtype) for file in files]
-    beside = [model for model in own if model.name not in used]
-    return beside[-1] if beside else next((model for model in reversed(controls) if model.role == "twin"), None)
 
 
 def publish(found: Assessment, out: Path) -> None:
