@@ -40,6 +40,7 @@ def main(folder: str) -> None:
         arms,
         suite,
         detectors=detectors(),
+        wide=None,
         cache_dir=Path(folder) / "cache",
     )
     page = DOCS / "closed_form.md"

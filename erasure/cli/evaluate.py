@@ -389,13 +389,11 @@ def compare(
     extractors: Sequence[Any] | None = None,
 ) -> None:
     """Evaluate, print the answers and the numbers behind them, write the report."""
-    from erasure.concept import WIDE
     from erasure.eval import evaluate as measure
     from erasure.eval import write_report
 
     found = measure(
         pipe, edits, plan, detectors=detectors, clip=clip, extractors=extractors, limit=limit, cache_dir=out / "cache",
-        wide=WIDE if limit is None else None,
     )  # fmt: skip
     found.save(out)
     path = write_report(found, out / "report.html", records=out)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from erasure.concept import Suite
+from erasure.concept import WIDE, Suite
 from erasure.eval.core.models import Applied, Kind, Model, Role
 from erasure.eval.core.records import Arm, Evaluation
 from erasure.eval.detectors.base import Detector
@@ -33,7 +33,7 @@ def evaluate(
     extractors: Sequence[torch.nn.Module] | None = None,
     images_per_prompt: int | None = None,
     limit: int | None = None,
-    wide: int | None = None,
+    wide: int | None = WIDE,
     batch_size: int = 16,
     autocast: bool | None = None,
     cache_dir: str | Path | None = None,
@@ -54,8 +54,10 @@ def evaluate(
             ``name``; see :mod:`erasure.eval.core.distances`. By default the image features of ``clip``; () for none.
             With one picture per prompt they need one more set of base pictures, for the null.
         images_per_prompt: seeds per prompt, instead of the suite's.
-        limit: at most this many prompts per group, spread evenly, for a trial; no claim is made then.
-        wide: number of sentences, with one picture each instead of several; see :meth:`erasure.Suite.prompts`.
+        limit: at most this many of the suite's own prompts per group, spread evenly, for a trial; no claim is made
+            then.
+        wide: number of sentences, with one picture each instead of several, since an interval is about sentences; see
+            :meth:`erasure.Suite.prompts`. None draws the suite's own sentences alone.
         autocast: bfloat16 arithmetic; by default where it is faster, see :mod:`erasure.runtime`.
         batch_size, cache_dir, progress: as in :func:`erasure.eval.core.pictures.generate`.
         hash_weights: a :class:`~erasure.eval.core.hashes.WeightHashes` that has hashed the models already.
@@ -68,8 +70,8 @@ def evaluate(
     """
     return assessment_of(paired_pictures(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
-        images_per_prompt=images_per_prompt, limit=limit, wide=wide, batch_size=batch_size, autocast=autocast,
-        cache_dir=cache_dir, progress=progress, hash_weights=hash_weights,
+        images_per_prompt=images_per_prompt, limit=limit, wide=None if limit else wide, batch_size=batch_size,
+        autocast=autocast, cache_dir=cache_dir, progress=progress, hash_weights=hash_weights,
     ))  # fmt: skip
 
 

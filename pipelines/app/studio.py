@@ -189,7 +189,6 @@ class Studio:
         Raises:
             ValueError: an unknown size, or nothing to compare the concept with. FileNotFoundError: no detector.
         """
-        from erasure.concept import WIDE
         from erasure.eval import evaluate, write_report
         from erasure.eval.detectors.choice import detectors_for
         from erasure.eval.judge import QUESTIONS, plainly
@@ -201,7 +200,7 @@ class Studio:
             detectors, judge = detectors_for(plan, device=str(pipe.device))
             found = evaluate(
                 pipe, {made.edit.name: made.edit}, plan, detectors=detectors, clip=judge, limit=limit,
-                cache_dir=made.folder / "pictures", wide=None if limit else WIDE, extractors=() if limit else None,
+                cache_dir=made.folder / "pictures", extractors=() if limit else None,
             )  # fmt: skip
         report = write_report(found, made.folder / f"{made.edit.name}-{size.replace(' ', '-')}.html")
         (claims,) = found.claims()
