@@ -308,6 +308,16 @@ def test_held_out_needs_two_retrained_models(context):
         held_out(golds[:1])
 
 
+def test_held_out_is_the_retrained_model_whose_record_was_replayed(context):
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    audits = [{"replayed": ""}, {"replayed": "2026-12-01"}]
+    given = [
+        dataclasses.replace(m, change=Swapped(m.name, m.change.modules, config={"audit": audit}))
+        for m, audit in zip(golds, audits, strict=False)
+    ]
+    assert held_out(given).name == "gold-1"
+
+
 def test_without_retrained_models_the_null_is_random_weights(context):
     (random,) = controls_for(SUITE, context.pipe, "quick")
     assert (random.name, random.role) == ("random", "null")

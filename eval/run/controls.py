@@ -59,15 +59,15 @@ def material_for(suite: Suite, folder: str | Path | None = None) -> Material | N
 
 
 def held_out(controls: Sequence[Model]) -> Swapped:
-    """The first retrained model, to be judged like an erasure. It stays a control for the others.
+    """A retrained model to be judged like an erasure, the first whose record was replayed or else the first of all.
 
-    Put it among the erasures and pass all ``controls``: an assessment recognises that they are one model, draws it
-    once, and compares it with the other retrained ones, so there must be two.
+    It stays a control for the others. Put it among the erasures and pass all ``controls``: an assessment recognises
+    that they are one model, draws it once, and compares it with the other retrained ones, so there must be two.
     """
-    golds = [model for model in controls if model.role == "gold"]
-    if len(golds) < 2 or not isinstance(golds[0].change, Swapped):
+    golds = [model.change for model in controls if model.role == "gold" and isinstance(model.change, Swapped)]
+    if len(golds) < 2:
         raise ValueError(
             f"judging a retrained model takes two or more, one of them to compare with; got {len(golds)}; "
             "make them with `erasure world gold`, take a larger preset, or leave --retrained out"
         )
-    return golds[0].change
+    return next((gold for gold in golds if (gold.config.get("audit") or {}).get("replayed")), golds[0])
