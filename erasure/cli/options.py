@@ -82,7 +82,7 @@ def open_base(
     dtype: str | None = None,
     *,
     variant: str | None = None,
-    config: Path | None = None,
+    config: str | Path | None = None,
 ) -> Any:
     """The base pipeline, with a word of what is going on."""
     from erasure.opening import load_base

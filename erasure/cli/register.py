@@ -328,6 +328,27 @@ def log(
     follow("erasure register log --check")
 
 
+@commands.command(epilog="Example: [bold]erasure register copy postgresql://ann@db.example/takedown[/bold]")
+def copy(
+    where: Annotated[
+        str, typer.Argument(metavar="TO", help="A new file, or postgresql://USER@HOST/DATABASE with nothing in it.")
+    ],
+    register: File = FILE,
+) -> None:
+    """Copy the register to another file or server, whole or not at all. The one it is copied from stays as it is."""
+    from erasure.register import Register
+
+    if not where.strip():
+        raise ValueError("no place to copy to: TO is empty; give a new file, or postgresql://USER@HOST/DATABASE")
+    source = Register(register)
+    made = source.copy(where)
+    entries, rows = len(made.entries()), len(made.log())
+    say(f"{source.name} -> {made.name}: {entries} requests, {rows} rows of the log, each as it was", wrap=False)
+    say(f"head of the log, as before: {made.head()}", wrap=False)
+    say("use the copy alone from now on: name it with --register or ERASURE_REGISTER")
+    follow("erasure register verify")
+
+
 @commands.command(epilog="Example: [bold]erasure register sign --key ~/.ssh/id_ed25519[/bold]")
 def sign(
     key: Annotated[
