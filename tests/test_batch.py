@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import erasure.registry
+from erasure.artifact import export_single_file
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.judging import within_memory
@@ -198,6 +199,30 @@ def test_another_precision_makes_other_cells(recipe, tmp_path):
     full, path = {cell.key for cell in recipe().cells()}, tmp_path / "recipe.yaml"
     path.write_text(path.read_text() + "dtype: float16\n")
     assert not full & {cell.key for cell in Recipe.load(path).cells()}
+
+
+def test_the_configs_of_a_base_of_one_file_lie_where_a_recipe_says(tmp_path):
+    tiny("sd1").save_pretrained(tmp_path / "configs")
+    export_single_file(tiny("sd1"), tmp_path / "model.safetensors")
+
+    def plan(bases="[model.safetensors]", config="config: configs"):
+        (tmp_path / "recipe.yaml").write_text(
+            f"version: 1\nout: results\nbases: {bases}\n{config}\nconcepts: [{{name: superhero}}]\n"
+            "methods: [uce]\nevaluate: false\n"
+        )
+        return Recipe.load(tmp_path / "recipe.yaml")
+
+    recipe = plan()
+    (cell,) = recipe.cells()
+    assert run(recipe, console=QUIET) == 0 and (recipe.out / cell.key / "erasure").is_dir()
+    (other,) = plan(config="").cells()
+    assert other.key != cell.key  # configs and parts of another folder are another model
+    with pytest.raises(ValueError, match="config: a folder of configs goes with a single file"):
+        plan(bases="[emoji-world]")
+    with pytest.raises(ValueError, match="config: the folder .*elsewhere.* has no model_index.json"):
+        plan(config="config: elsewhere")
+    mixed = plan(bases="[emoji-world, model.safetensors]")
+    assert [cell.config for cell in mixed.cells()] == [None, str(tmp_path / "configs")]
 
 
 def test_any_error_in_a_cell_is_that_cells(recipe, monkeypatch):

@@ -174,6 +174,49 @@ def test_a_lost_worker_of_ray_is_replaced_and_the_bytes_are_the_same(recipe, tmp
     assert "4 done" in output and erasures(shared) == expected
 
 
+@contextlib.contextmanager
+def cluster_of_ray(nodes):
+    """A head without processors, and nodes of one processor each, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    handler = signal.getsignal(signal.SIGTERM)  # a head sets its own
+    alone = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **alone})
+    try:
+        yield made, [made.add_node(num_cpus=1) for _ in range(nodes)]
+    finally:
+        made.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.slow
+def test_a_lost_node_of_a_ray_cluster_is_made_up_for_and_the_bytes_are_the_same(recipe, tmp_path, monkeypatch):
+    run(recipe(), console=QUIET)
+    expected = erasures(recipe())
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("out: results", "out: shared"))
+    shared = Recipe.load(path)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # as above
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with cluster_of_ray(2) as (cluster, nodes):
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "erasure.cli", "batch", "recipe.yaml", "--engine", "ray"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+        )  # fmt: skip
+        try:
+            while len(list(shared.out.glob("*/.started"))) < 2 and driver.poll() is None:
+                time.sleep(0.05)  # until the worker of each node is at a cell
+            assert driver.poll() is None, driver.communicate()[0]
+            cluster.remove_node(nodes[1], allow_graceful=False)
+            output, _ = driver.communicate(timeout=900)
+        finally:
+            driver.kill()
+    assert driver.returncode == 0, output
+    assert "2 workers on ray" in output and "was lost (" in output and "another takes its place" in output
+    assert "4 done" in output and erasures(shared) == expected
+
+
 class Pretended:
     """Ray as far as a run needs it, whose every worker ends as it is told."""
 

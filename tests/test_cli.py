@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from erasure import Erasure, Suite, cli
+from erasure.artifact import export_single_file
 from erasure.cli.lists import explained
+from erasure.eval.core.models import whole_model
 from erasure.methods import available, method_class
 from erasure.opening import load_base
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +329,61 @@ def test_a_checkpoint_of_one_file_is_a_base(base, tmp_path, erasure):
     (tmp_path / "tiny").symlink_to(base)  # its configs, beside it under the same name
     code, text, err = erasure("erase", "superhero", "--base", file, *arguments, "--out", tmp_path / "again")
     assert code == 0 and "superhero-uce" in text, err
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A checkpoint of one file, with nothing beside it; its folder is elsewhere."""
+    folder, alone = tmp_path_factory.mktemp("folder") / "sd1", tmp_path_factory.mktemp("alone")
+    tiny("sd1").save_pretrained(folder)
+    return export_single_file(tiny("sd1"), alone / "model.safetensors"), folder
+
+
+def test_the_configs_of_a_single_file_are_a_folder_that_is_named(single, tmp_path, erasure):
+    (file, folder), out = single, tmp_path / "edit"
+    arguments = ("erase", "superhero", "--keep", "ninja", "--base", file, "--out", out)
+    code, _, err = erasure(*arguments)
+    assert code == 2 and "--config FOLDER" in err
+    code, text, err = erasure(*arguments, "--config", folder)
+    assert code == 0 and f"--base {file} --config {folder}" in " ".join(text.split()), err
+    given = ("--base", file, "--config", folder)
+    drawn = ("generate", "a superhero", "--erasure", out, "--steps", 2, "--out", tmp_path / "pictures")
+    assert erasure(*drawn, *given)[0] == 0
+    edited = tmp_path / "edited.safetensors"
+    assert erasure("export", out, "--format", "single-file", "--out", edited, *given)[0] == 0 and edited.exists()
+    (tmp_path / "captions.txt").write_text("a cat")
+    code, text, err = erasure("gram", tmp_path / "captions.txt", "--out", tmp_path / "gram.safetensors", *given)
+    assert code == 0 and f"--config {folder}" in " ".join(text.split()), err
+    code, text, err = erasure("neighbours", "wizard", "-n", 2, *given)
+    assert code == 0 and f"--config {folder}" in " ".join(text.split()), err
+    register = ("--register", tmp_path / "desk.sqlite")
+    assert erasure("register", "init", *given, *register)[0] == 0
+    asked = ("superhero", "--basis", "copyright", "--requester", "rights-holder")
+    assert erasure("register", "add", *asked, *register)[0] == 0
+    for command in ("apply", "verify"):
+        code, _, err = erasure("register", command, "--config", folder, *register)
+        assert code == 0, err
+
+
+def test_configs_are_refused_where_the_base_is_no_single_file(base, single, tmp_path, erasure):
+    _, folder = single
+    for other, what in (("emoji-world", "a folder"), (base, "a folder"), ("org/name", "a hub id")):
+        code, _, err = erasure("erase", "cat", "--base", other, "--config", folder, "--out", tmp_path / "edit")
+        assert code == 2 and f"{other!r} is {what}" in err and "single file" in err and err.count("\n") == 1
+    code, _, err = erasure("erase", "cat", "--base", tmp_path / "no.safetensors", "--config", folder)
+    assert code == 2 and "no model at" in err
+    code, _, err = erasure("evaluate", "--suite", "superhero", "-m", "uce", "--config", folder, "--out", tmp_path)
+    assert code == 2 and "single file" in err
+    code, _, err = erasure("push", base, "org/name", "--config", folder)
+    assert code == 2
+    for command in (["app"], ["serve"], ["verify"], ["push"], ["world", "check"]):
+        assert "--config" in erasure(*command, "--help")[1]
+
+
+def test_a_fine_tune_in_one_file_is_compared_by_the_same_configs(single):
+    file, folder = single
+    pipe = load_base(folder, device="cpu")
+    assert whole_model(pipe, file, config=folder).config["changed"] == []
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,10 @@ def test_the_sheet_says_what_is_shown_and_what_is_not_claimed(register):
         "no fault; on embeddings, without pictures, the layers&#39; outputs move: targets ",
         "That works are removed from the weights",
         "no legal advice",
+        "appropriate and proportionate",
+        "That a request is a complaint in the sense of the Code",
+        "That these requests are about copyright",
+        "of 10 July 2025",
     ):
         assert part in text
 

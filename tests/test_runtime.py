@@ -310,7 +310,9 @@ def test_a_config_that_does_not_fit_is_refused(folders, tmp_path):
     tiny("sdxl").save_pretrained(tmp_path / "sdxl")
     assert "could not open" in reason(folders / "file.safetensors", config=tmp_path / "sdxl")
     assert "no model_index.json" in reason(folders / "file.safetensors", config=tmp_path / "nowhere")
-    assert "config=" in reason(folders / "plain", config=folders / "sd1")
+    assert "is a folder" in reason(folders / "plain", config=folders / "sd1")
+    assert "is a hub id" in reason("org/name", config=folders / "sd1")
+    assert "no model at" in reason(tmp_path / "none.safetensors", config=folders / "sd1")
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"0" * 100)
     assert "GGUF" in reason(tmp_path / "model.gguf")
 

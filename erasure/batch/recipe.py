@@ -84,7 +84,8 @@ class Cell:
 
     Attributes:
         wanted: what it erases, and what it keeps.
-        content: a hash of the base; its name for one on the hub.
+        content: a hash of the base, with its folder of configs; its name for one on the hub.
+        config: the folder of configs for a base of one file, where the recipe names it.
     """
 
     base: str
@@ -93,6 +94,7 @@ class Cell:
     seed: int
     dtype: str = "float32"
     content: str = ""
+    config: str | None = None
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -211,7 +213,9 @@ class Recipe:
             (:class:`~erasure.batch.concepts.Csv`, :class:`~erasure.batch.concepts.FromRegister`), or concepts written
             out.
         methods: names, or mappings with ``name``, ``preset`` and ``settings``.
-        bases: "emoji-world", diffusers folders or hub ids.
+        bases: "emoji-world", diffusers folders, .safetensors files or hub ids.
+        config: for bases that are .safetensors files, the diffusers folder whose configs go with them; by default the
+            one around or beside each file, or the hub's.
         seeds: of the method. A method without a seed, as closed forms are, has one cell however many are listed.
         outputs: what each cell leaves beside the erasure: names, or mappings with ``name`` and ``rank``.
         evaluate: also evaluate each cell whose concept came from a suite: true (plainly), false, a preset's name, or a
@@ -226,6 +230,7 @@ class Recipe:
     concepts: tuple[Listed, ...]
     methods: tuple[Annotated[MethodChoice, BeforeValidator(_named, json_schema_input_type=str | MethodChoice)], ...]
     bases: tuple[str, ...] = (WORLD,)
+    config: Path | None = None
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     outputs: tuple[Annotated[Output, BeforeValidator(_named, json_schema_input_type=str | Output)], ...] = ()
     evaluate: Annotated[
@@ -267,7 +272,8 @@ class Recipe:
             recipe,
             out=path.parent / recipe.out,
             concepts=tuple(_beside(given, path.parent) for given in recipe.concepts),
-            bases=tuple(str(path.parent / b) if (path.parent / b).is_dir() else b for b in recipe.bases),
+            bases=tuple(str(path.parent / b) if (path.parent / b).exists() else b for b in recipe.bases),
+            config=None if recipe.config is None else path.parent / recipe.config,
             methods=tuple(method.beside(path.parent) for method in recipe.methods),
         )
         try:
@@ -277,7 +283,8 @@ class Recipe:
         return recipe
 
     def check(self) -> None:
-        """Raise ValueError where an output cannot be what is asked for, or a push would go wrong."""
+        """Raise where an output cannot be what is asked for, `config` goes with no base, or a push would go wrong."""
+        self._configs()
         for output, method, base in itertools.product(self.outputs, self.methods, self.bases):
             if reason := refusal(output, method, base):
                 raise ValueError(f"outputs: {reason}")
@@ -287,13 +294,26 @@ class Recipe:
     def cells(self) -> list[Cell]:
         """Every cell, in the order they are run: all of one base together."""
         cells = []
-        for base in self.bases:
+        for base, config in zip(self.bases, self._configs(), strict=True):
             content = base_print(base)
+            if config is not None:
+                content = sha256_json([content, base_print(config)])
             wanted = itertools.chain(*(wanted_of(given, base) for given in self.concepts))
             for one, method in itertools.product(wanted, self.methods):
                 seeds = self.seeds if method.seeded else self.seeds[:1]
-                cells += [Cell(base, one, method, seed, self.dtype, content) for seed in seeds]
+                cells += [Cell(base, one, method, seed, self.dtype, content, config) for seed in seeds]
         return cells
+
+    def _configs(self) -> list[str | None]:
+        """The folder of configs of each base; None where there is none or the base brings its own."""
+        from erasure.opening import configs_of
+
+        if self.config is not None and not (self.config / INDEX).is_file():
+            raise ValueError(f"config: the folder {shown(self.config)} has no {INDEX}; give a diffusers folder")
+        try:
+            return [None if config is None else str(config) for config in configs_of(self.bases, self.config)]
+        except ValueError as error:
+            raise ValueError(f"config: {error}") from None
 
 
 def _beside(given: Any, folder: Path) -> Any:

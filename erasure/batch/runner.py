@@ -121,7 +121,7 @@ class _Job:
     def __init__(self, recipe: Recipe, device: str | None) -> None:
         self._recipe, self._device = recipe, device
         self._pipe: Any = None
-        self._base: str | None = None
+        self._base: tuple[str, str | None] | None = None
         self._judges: Callable[..., Any] | None = None
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -150,10 +150,11 @@ class _Job:
         return finish(self._opened(cell), cell, self._recipe, self._judge)
 
     def _opened(self, cell: Cell) -> Any:
-        if self._base != cell.base:
+        base = cell.base, cell.config
+        if self._base != base:
             self._pipe = self._base = None  # let the last base go before the next one comes
-            self._pipe = load_base(cell.base, device=self._device, dtype=self._recipe.dtype)
-            self._base = cell.base
+            self._pipe = load_base(cell.base, device=self._device, dtype=self._recipe.dtype, config=cell.config)
+            self._base = base
         return self._pipe
 
     def _judge(self, suite: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from erasure.cli.options import MAKE, Base, Device, Dtype, Variant, note
+from erasure.cli.options import MAKE, Base, Config, Device, Dtype, Variant, note
 from erasure.terminal import say
 
 commands = typer.Typer()
@@ -27,6 +27,7 @@ def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 7860,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open a browser.")] = False,
     variant: Variant = None,
+    config: Config = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -35,16 +36,18 @@ def app(
         import gradio  # noqa: F401  # before a model is opened
     except ImportError:
         raise ImportError("the app needs gradio: pip install 'diffusion-erasure[app]'") from None
+    from erasure.opening import configs_of
     from erasure.pipelines.app.page import launch
     from erasure.pipelines.app.studio import Studio
 
     check_free(host, port)
+    configs_of([base], config)  # refused before the app starts
     if host not in LOCAL:
         note(
             f"the app listens on {host}, without a password: whoever reaches port {port} can use this machine's "
             "processor and open any model file on it. Put it behind a login, or leave --host out"
         )
-    studio = Studio(device=device, dtype=dtype, variant=variant)
+    studio = Studio(device=device, dtype=dtype, variant=variant, config=config)
     try:
         say(f"opening {base} ...", wrap=False)
         blocks = launch(

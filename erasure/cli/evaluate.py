@@ -13,6 +13,7 @@ from erasure.cli.options import (
     JUDGES,
     MEASURE,
     PROBES,
+    Config,
     Device,
     Dtype,
     Limit,
@@ -177,6 +178,7 @@ def evaluate(
     strict: Strict = False,
     base: OtherBase = None,
     variant: Variant = None,
+    config: Config = None,
     limit: Limit = None,
     clip: Judges = None,
     vlm: Asked = None,
@@ -201,7 +203,7 @@ def evaluate(
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
-    from erasure.opening import check_there, quiet
+    from erasure.opening import check_there, configs_of, quiet
     from erasure.runtime import pick_device
 
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -228,14 +230,16 @@ def evaluate(
         if (Path(source) / CONFIG).exists():
             raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
         check_alike(base or plan.base, source)
+    of_base, *of_models = configs_of([base or plan.base, *(model or [])], config)
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
     detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base
-    pipe = open_base(base or plan.base, device, dtype, variant=variant)
+    pipe = open_base(base or plan.base, device, dtype, variant=variant, config=of_base)
     extractors = extractors_of(judge, fid, inception)
     with quiet():
         controls = [] if preset is None else controls_for(plan, pipe, preset, golds=gold or [])
     swapped = held_out(controls) if retrained else None
-    edits |= {name: whole_model(pipe, source) for name, source in zip(named, model or [], strict=True)}
+    wholes = zip(named, model or [], of_models, strict=True)
+    edits |= {name: whole_model(pipe, source, config=configs) for name, source, configs in wholes}
     edits |= make_erasures(pipe, plan, method or [], out / "erasures")
     edits |= further_arms(plan, prompt_filter, swapped)
     if preset is None:

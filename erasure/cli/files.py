@@ -13,11 +13,13 @@ import typer
 from erasure.cli.options import (
     HAND_ON,
     LOOK_UP,
+    Config,
     Device,
     Dtype,
     OwnBase,
     Variant,
     base_of,
+    base_options,
     follow,
     one_of,
     open_base,
@@ -72,6 +74,7 @@ def export(
     ] = None,
     base: OwnBase = "",
     variant: Variant = None,
+    config: Config = None,
     rank: Annotated[int | None, typer.Option(min=1, help="LoRAs: cut a fine-tune to this rank.")] = None,
     scale: Annotated[
         float | None, typer.Option(help="official, unet, pipeline, single-file: how strongly; 1 by default.")
@@ -96,7 +99,7 @@ def export(
     if format is not None:
         _check_place(out, format)
     source = base_of(base, [edit])
-    pipe = open_base(source, device, dtype, variant=variant)
+    pipe = open_base(source, device, dtype, variant=variant, config=config)
     if engine is not None:
         _export_for(edit, pipe, out, engine, format, rank, strength)
         return
@@ -149,6 +152,7 @@ def gram(
     ],
     base: Annotated[str, typer.Option(help="Whose text encoder: emoji-world, a folder, a checkpoint, or a hub id.")],
     variant: Variant = None,
+    config: Config = None,
     span: Annotated[str, typer.Option(help="Which tokens count; all is what the layers see.")] = "all",
     add: Annotated[
         list[Path] | None, typer.Option(parser=path, help="A finished part to add; repeat for more.")
@@ -167,14 +171,14 @@ def gram(
     if missing := [str(file) for file in [*captions, *(add or [])] if not file.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
     check_file(out)
-    backbone = backbone_of(open_base(base, device, variant=variant))
+    backbone = backbone_of(open_base(base, device, variant=variant, config=config))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
     for file in add or []:
         total = total + Gram.load(file)
     total.save(out)
     counts = ", ".join(f"{count} ({part})" for part, count in total.counts.items())
     say(f"embeddings: {counts} -> {out}", wrap=False)
-    follow(f"erasure erase CONCEPT --base {shlex.quote(base)} --set {shlex.quote(f'corpus={out}')} --out FOLDER")
+    follow(f"erasure erase CONCEPT{base_options(base, config)} --set {shlex.quote(f'corpus={out}')} --out FOLDER")
 
 
 def _lines(paths: list[Path]) -> Iterator[str]:

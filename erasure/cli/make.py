@@ -14,12 +14,14 @@ from erasure.cli.evaluate import compare, make_erasures, read_erasures
 from erasure.cli.options import (
     MAKE,
     Base,
+    Config,
     Device,
     Dtype,
     Limit,
     OwnBase,
     Variant,
     base_of,
+    base_options,
     check_names,
     follow,
     note,
@@ -85,6 +87,7 @@ def erase(
     ] = None,
     base: Base = "emoji-world",
     variant: Variant = None,
+    config: Config = None,
     method: Method = "uce",
     preset: Preset = None,
     keep: Keep = None,
@@ -121,7 +124,7 @@ def erase(
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
-    pipe = open_base(base, device, dtype, variant=variant)
+    pipe = open_base(base, device, dtype, variant=variant, config=config)
     keeping = [*kept, *named]
     with quiet():  # faults are raised, and the encoder's remarks on lengths come before them
         edit = make(
@@ -133,7 +136,7 @@ def erase(
         say(f"- {line}")
     if unet is not None:
         _save_whole(pipe, edit, unet, out)
-    where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
+    where = base_options(base, config)
     asked = " ".join(shlex.quote(prompt) for prompt in [_asking(targets[0]), *map(with_article, keeping[:1])])
     follow(f"erasure generate {asked} --erasure {shlex.quote(str(out))}{where} --grid --out pictures")
 
@@ -160,6 +163,7 @@ def neighbours(
     concept: Annotated[str, typer.Argument(help="What is to be erased.")],
     base: Base = "emoji-world",
     variant: Variant = None,
+    config: Config = None,
     kind: Kind = None,
     n: Annotated[int, typer.Option("-n", min=1, max=100, help="How many.")] = 8,
     device: Device = None,
@@ -170,11 +174,11 @@ def neighbours(
     from erasure.methods.neighbours import suggest_neighbours
 
     target = Concept(concept, **({"kind": kind} if kind else {}))  # type: ignore[arg-type]
-    found = suggest_neighbours(open_base(base, device, dtype, variant=variant), target, n=n)
+    found = suggest_neighbours(open_base(base, device, dtype, variant=variant, config=config), target, n=n)
     for name in found:
         say(f"- {name}")
     say("Look through them: a name that means the concept itself has to go. Add what else must stay.")
-    where = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
+    where = base_options(base, config)
     where += f" --kind {kind}" if kind else ""
     follow(f"erasure erase {shlex.quote(concept)} --keep {shlex.quote(', '.join(found))}{where}")
 
@@ -208,6 +212,7 @@ def generate(
     scale: Annotated[float | None, typer.Option(help="How strongly: 0 not at all, 1 (default) as it was made.")] = None,
     base: OwnBase = "",
     variant: Variant = None,
+    config: Config = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 1,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up from it.")
@@ -238,7 +243,7 @@ def generate(
     base = base_of(base, edits.values())
     check_writable(out)
     note_unknown(base, prompts)
-    pipe = open_base(base, device, dtype, variant=variant)
+    pipe = open_base(base, device, dtype, variant=variant, config=config)
     for edit in edits.values():
         edit.check_base(backbone_of(pipe))  # before anything is drawn
     chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
@@ -261,7 +266,8 @@ def generate(
     where = f", all of them in {out / 'grid.png'}" if grid else ""
     say(f"{count} picture{'s' * (count > 1)} -> {out}{where}", wrap=False)
     tried = " ".join(f"--erasure {shlex.quote(source)}" for source in erasure or [])
-    suite = _suite_about([concept["name"] for edit in edits.values() for concept in edit.config["concepts"]], base)
+    erased = [concept["name"] for edit in edits.values() for concept in edit.config["concepts"]]
+    suite = _suite_about(erased, base, config)
     follow(f"erasure evaluate --suite {suite} {tried}" if edits else "erasure erase CONCEPT")
 
 
@@ -308,15 +314,15 @@ def _asking(concept: Any) -> str:
     return f"a painting by {concept.name}" if concept.kind == "style" else with_article(concept.name)
 
 
-def _suite_about(names: Sequence[str], base: str) -> str:
-    """The shipped suite about a concept, on this base; "SUITE" where there is none."""
+def _suite_about(names: Sequence[str], base: str, config: Path | None) -> str:
+    """The shipped suite about a concept, with the options for this base; "SUITE" where there is none."""
     from erasure.concept import WORLD, Suite
     from erasure.wording import same
 
     for name in Suite.shipped():
         suite = Suite.load(name)
         if (suite.base == WORLD) == (base == WORLD) and len(names) == 1 and same(suite.target, names[0]):
-            return name if suite.base == base else f"{name} --base {shlex.quote(base)}"
+            return name if suite.base == base else f"{name}{base_options(base, config)}"
     return "SUITE"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,6 +39,16 @@ def path(text: Any) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path,
+        help="For a base that is one .safetensors file: the diffusers folder whose configs go with it; by default the "
+        "one around or beside the file, or the hub's.",
+    ),
+]
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     """A parser for an option that takes one of some names, in the spelling of recipes (``single_file``) too."""
 
@@ -65,12 +76,25 @@ def base_of(base: str, edits: Iterable[Any]) -> str:
     return name
 
 
-def open_base(base: str, device: str | None, dtype: str | None = None, *, variant: str | None = None) -> Any:
+def open_base(
+    base: str,
+    device: str | None,
+    dtype: str | None = None,
+    *,
+    variant: str | None = None,
+    config: str | Path | None = None,
+) -> Any:
     """The base pipeline, with a word of what is going on."""
     from erasure.opening import load_base
 
     with console.status(rich_text(f"loading {base}")):
-        return load_base(base, device=device, dtype=dtype, variant=variant)
+        return load_base(base, device=device, dtype=dtype, variant=variant, config=config)
+
+
+def base_options(base: str, config: Path | None) -> str:
+    """The options that open the same base in the next command; none for Emoji World."""
+    named = "" if base == "emoji-world" else f" --base {shlex.quote(base)}"
+    return named if config is None else f"{named} --config {shlex.quote(str(config))}"
 
 
 def check_names(method: str | None = None, suite: str | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import HAND_ON, Device, base_of, follow, open_base, path
+from erasure.cli.options import HAND_ON, Config, Device, base_of, follow, open_base, path
 from erasure.terminal import say
 
 commands = typer.Typer()
@@ -29,6 +29,7 @@ def push(
         list[str] | None, typer.Option(help="Draw this prompt before and after, for the card; repeat for more.")
     ] = None,
     base: Annotated[str, typer.Option(help="For --preview: its base model; by default the one it was made on.")] = "",
+    config: Config = None,
     private: Annotated[bool, typer.Option("--private", help="A repository that only you see.")] = False,
     system: Annotated[
         bool, typer.Option("--system", help="With what it was solved from; see erasure.resolve.")
@@ -43,13 +44,14 @@ def push(
     edit = Erasure.from_pretrained(erasure)
     if repository.count("/") != 1 or not all(repository.split("/")):  # before pictures are drawn
         raise ValueError(f"a repository is org/name; got {repository!r}; put the account's name in front")
-    if base and not preview:
-        raise ValueError("--base is for --preview; got no --preview; leave it out, or give a prompt to draw")
+    if (base or config) and not preview:
+        option = "--base" if base else "--config"
+        raise ValueError(f"{option} is for --preview; got no --preview; leave it out, or give a prompt to draw")
     pictures: dict[str, Any] = {}
     if evaluation is not None:
         edit, pictures = evaluated(edit, evaluation)
     if preview:
-        pipe = open_base(base_of(base, [edit]), device)
+        pipe = open_base(base_of(base, [edit]), device, config=config)
         pictures["Before and after, from the same noise"] = edit.preview(pipe, preview)
     address = edit.push_to_hub(
         repository, private=private, commit_message=message, token=token, system=system, pictures=pictures

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erasure.cli.options import Device, Dtype, Variant, follow, note, open_base
+from erasure.cli.options import Config, Device, Dtype, Variant, follow, note, open_base
 from erasure.cli.register_parts import by_language, check_log, judge_of, pairs, plain_entry
 from erasure.io import check_writable, parse_yaml, write_atomically, write_json
 from erasure.terminal import PlainTable, console, print_json, say
@@ -41,6 +41,7 @@ def init(
     base: Annotated[
         list[str] | None, typer.Option(help="Base model: emoji-world, a folder, a file, a hub id; repeat for more.")
     ] = None,
+    config: Config = None,
     hours: Annotated[float | None, typer.Option(help="From receipt until a request is due; 48 by default.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Closed form; uce by default.")] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings of the method.")] = None,
@@ -51,6 +52,7 @@ def init(
 ) -> None:
     """Make a register, or add bases to one and change its settings."""
     from erasure.methods import method_class
+    from erasure.opening import configs_of
     from erasure.register import Register, Settings
     from erasure.register.applying import prints_of
 
@@ -68,8 +70,8 @@ def init(
         if own and before:
             changes["settings"] = {**before["settings"], **own}
         kept.configure(Settings(**{"hours": kept.settings.hours, **before, **changes}))
-    for name in base or ():
-        added = kept.add_base(name, prints_of(open_base(name, device)))
+    for name, configs in zip(base or (), configs_of(base or (), config), strict=True):
+        added = kept.add_base(name, prints_of(open_base(name, device, config=configs)))
         say(f"base {name}: fingerprint {added.hash[:12]}", wrap=False)
     facts = kept.settings
     say(f"register -> {kept.name}: due after {facts.hours:g} h, {facts.method}, {len(kept.bases())} bases", wrap=False)
@@ -167,19 +169,20 @@ def apply(
     base: BaseName = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the erasures; beside the register by default.")] = None,
     variant: Variant = None,
+    config: Config = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Erase everything that is received or in force, together, from the base; put it in force."""
-    from erasure.opening import quiet
+    from erasure.opening import configs_of, quiet
     from erasure.register.applying import apply as put_in_force
 
     if out is not None:
         check_writable(out)
     opened, names = _opened(register, base)
     every = {entry.id: entry for entry in opened.entries()}
-    for name in names:
-        pipe = open_base(name, device, dtype, variant=variant)
+    for name, configs in zip(names, configs_of(names, config), strict=True):
+        pipe = open_base(name, device, dtype, variant=variant, config=configs)
         with quiet():
             done = put_in_force(opened, pipe, name, folder=out)
         say(f"{name}: {len(done.entries)} requests in force -> {done.folder or 'the base as it is'}", wrap=False)
@@ -209,11 +212,12 @@ def verify(
     draw: Annotated[int | None, typer.Option(min=1, help="With --suite: at most so many prompts per group.")] = None,
     out: Annotated[Path, typer.Option(help="With --suite: folder of the evaluation.")] = Path("register-evaluation"),
     variant: Variant = None,
+    config: Config = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Check that what is in force is what the register says, and that it does something. Exits with 1 if not."""
-    from erasure.opening import quiet
+    from erasure.opening import configs_of, quiet
     from erasure.register.verifying import verify as check
 
     if draw is not None and suite is None:
@@ -222,8 +226,8 @@ def verify(
     if suite is not None and len(names) > 1:
         raise ValueError(f"an evaluation is of one base; got {names}; add --base")
     failed = False
-    for name in names:
-        pipe = open_base(name, device, dtype, variant=variant)
+    for name, configs in zip(names, configs_of(names, config), strict=True):
+        pipe = open_base(name, device, dtype, variant=variant, config=configs)
         judge = None if suite is None else judge_of(opened, name, pipe, suite, draw, out)
         with quiet():
             found = check(opened, pipe, name, judge=judge)
@@ -322,6 +326,27 @@ def log(
     console.print(table)
     say("hash: of the row and the one before it, so a changed row breaks the chain.")
     follow("erasure register log --check")
+
+
+@commands.command(epilog="Example: [bold]erasure register copy postgresql://ann@db.example/takedown[/bold]")
+def copy(
+    where: Annotated[
+        str, typer.Argument(metavar="TO", help="A new file, or postgresql://USER@HOST/DATABASE with nothing in it.")
+    ],
+    register: File = FILE,
+) -> None:
+    """Copy the register to another file or server, whole or not at all. The one it is copied from stays as it is."""
+    from erasure.register import Register
+
+    if not where.strip():
+        raise ValueError("no place to copy to: TO is empty; give a new file, or postgresql://USER@HOST/DATABASE")
+    source = Register(register)
+    made = source.copy(where)
+    entries, rows = len(made.entries()), len(made.log())
+    say(f"{source.name} -> {made.name}: {entries} requests, {rows} rows of the log, each as it was", wrap=False)
+    say(f"head of the log, as before: {made.head()}", wrap=False)
+    say("use the copy alone from now on: name it with --register or ERASURE_REGISTER")
+    follow("erasure register verify")
 
 
 @commands.command(epilog="Example: [bold]erasure register sign --key ~/.ssh/id_ed25519[/bold]")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import KEEP, Device, Dtype, Variant, base_of, follow, open_base, path
+from erasure.cli.options import KEEP, Config, Device, Dtype, Variant, base_of, follow, open_base, path
 from erasure.io import beside, shown
 from erasure.terminal import say
 
@@ -43,6 +43,7 @@ def serve(
     max_side: Annotated[int, typer.Option(min=8, help="Pixels of a side, at most.")] = 1024,
     max_pictures: Annotated[int, typer.Option(min=1, max=256, help="Pictures of a request, at most.")] = 4,
     variant: Variant = None,
+    config: Config = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -61,7 +62,7 @@ def serve(
     base = base_of(base or base_option, edits.values())
     limits = Limits(steps=max_steps, side=max_side, pictures=max_pictures, at_once=at_once, waiting=waiting)
     check_free(host, port)
-    app = create_app(open_base(base, device, dtype, variant=variant), edits, limits=limits)
+    app = create_app(open_base(base, device, dtype, variant=variant, config=config), edits, limits=limits)
     address = f"http://{host}:{port}"
     say(
         f"{base} with {', '.join(map(repr, edits))} on {address}; /health, /erasures, /docs; Ctrl-C ends it", wrap=False

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.options import KEEP, Device, Dtype, OwnBase, Variant, base_of, follow, open_base, path
+from erasure.cli.options import KEEP, Config, Device, Dtype, OwnBase, Variant, base_of, follow, open_base, path
 from erasure.io import shown
 from erasure.terminal import PlainTable, console, say
 
@@ -39,6 +39,7 @@ def verify(
     key: Annotated[str | None, typer.Option(envvar="ENGINE_KEY", help="Bearer token of the engine.")] = None,
     base: OwnBase = "",
     variant: Variant = None,
+    config: Config = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps, here and there.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Guidance, here and there.")] = None,
     clip: Annotated[str, typer.Option(help="open_clip model/weights that compares pictures.")] = "ViT-B-32/openai",
@@ -62,7 +63,7 @@ def verify(
     else:
         same = {"steps": sampler["num_inference_steps"], "guidance": sampler["guidance_scale"]}
         asked = OpenAI(engine, {**same, **_fields(field or [])}, key=key)
-    pipe = open_base(base, device, dtype, variant=variant)
+    pipe = open_base(base, device, dtype, variant=variant, config=config)
     if base == WORLD:
         from erasure.eval.worldkit import detectors
 

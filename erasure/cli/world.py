@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from erasure.cli.options import Base, Device, Variant, fail, follow, open_base, path
+from erasure.cli.options import Base, Config, Device, Variant, fail, follow, open_base, path
 from erasure.io import check_writable
 from erasure.terminal import PlainTable, console, say
 
@@ -170,6 +170,7 @@ def world_check(
     ] = Path("world-check"),
     base: Base = "emoji-world",
     variant: Variant = None,
+    config: Config = None,
     per_concept: Annotated[
         int, typer.Option(min=1, help="Pictures per concept; fewer are quicker, and tell less.")
     ] = 24,
@@ -181,7 +182,7 @@ def world_check(
 
     check_writable(out)
     judges = detectors()
-    pipe = open_base(base, device, variant=variant)
+    pipe = open_base(base, device, variant=variant, config=config)
     result = check(pipe, detectors=judges, per_concept=per_concept, cache_dir=out / "cache")
     result.write_card(out / "world.md")
     result.contact_sheet(out / "contact-sheet.png")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,13 @@ def load_base(
     device, dtype = pick_device(device), pick_dtype(dtype)
     base = str(base)
     source = world.path() if base == WORLD else Path(base).expanduser()
+    configs_of([base], config)
     with quiet():
         if source.is_file():
             if variant is not None:
                 raise ValueError(f"variant= chooses among a folder's files; {base!r} is one file; leave it out")
             pipe = open_file(source, dtype, config=config)
         elif source.is_dir():
-            if config is not None:
-                raise ValueError(f"config= goes with a single file; {base!r} is a folder with its own; leave it out")
             pipe = open_folder(source, dtype, variant=variant)
         else:
             source = download(base, variant)
@@ -112,6 +111,23 @@ def check_there(base: str | Path) -> None:
         )
 
 
+def configs_of(bases: Sequence[str | Path], config: str | Path | None) -> list[str | Path | None]:
+    """The ``config`` of :func:`load_base` for each of several bases: the folder for single files, None for others.
+
+    Raises:
+        FileNotFoundError: there is no such base.
+        ValueError: a folder was given and none of the bases is a single file: before minutes of other work.
+    """
+    files = [Path(base).expanduser().is_file() for base in bases]
+    if config is not None and bases and not any(files):
+        check_there(bases[0])
+        what = "a folder" if str(bases[0]) == WORLD or Path(bases[0]).expanduser().is_dir() else "a hub id"
+        raise ValueError(
+            f"a folder of configs goes with a single file; {str(bases[0])!r} is {what} with its own; leave it out"
+        )
+    return [config if is_file else None for is_file in files]
+
+
 def declared_parts(base: str | Path) -> dict[str, str]:
     """The class of each denoiser, text encoder and autoencoder by a folder's ``model_index.json``; {} elsewhere."""
     from erasure import world
@@ -147,4 +163,4 @@ def download(base: str, variant: str | None) -> Path:
     raise FileNotFoundError(f"could not load {base!r}: {reason}") from None
 
 
-__all__ = ["check_there", "download", "load_base", "open_file", "open_folder", "quiet"]
+__all__ = ["check_there", "configs_of", "download", "load_base", "open_file", "open_folder", "quiet"]

@@ -65,8 +65,9 @@ def _config_folder(path: Path, tensors: Any, config: str | Path | None) -> Path:
     except Exception as error:
         raise ValueError(
             f"{path} holds tensors and no configs; those of {repository}, which fit files like it, cannot be had "
-            f"({UNREACHED if unreached(error) else fault(error)}); put a diffusers folder of the same architecture "
-            f"beside the file as {path.with_suffix('').name}/ (in Python: load_base(..., config=FOLDER))"
+            f"({UNREACHED if unreached(error) else fault(error)}); give a diffusers folder of the same "
+            f"architecture with --config FOLDER (in Python: config=), or put it beside the file as "
+            f"{path.with_suffix('').name}/"
         ) from None
 
 

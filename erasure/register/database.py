@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, Table, insert
 from sqlalchemy.sql.expression import Executable
 
 from erasure.io.postgres import PostgresSchema, is_server
@@ -31,10 +31,21 @@ class Connection:
     def __init__(self, driver: Any, dialect: Dialect) -> None:
         self._driver, self._dialect = driver, dialect
 
+    @property
+    def dialect(self) -> str:
+        """sqlite or postgresql."""
+        return self._dialect.name
+
     def execute(self, statement: Executable) -> Any:
         """The driver's cursor."""
         compiled = statement.compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
         return self._driver.execute(str(compiled), compiled.params)
+
+    def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add many rows, all with the same columns, by one statement."""
+        if rows:
+            statement = insert(table).inline().compile(dialect=self._dialect, column_keys=list(rows[0]))
+            self._driver.cursor().executemany(str(statement), rows)
 
 
 class Database:

@@ -107,7 +107,7 @@ def sheet(
 ) -> list[dict[str, Any]]:
     """Measures 1.4 and 1.5 of the copyright chapter of the GPAI Code of Practice: what is shown, what is not claimed.
 
-    The measures are given in our words; the Code's own text decides.
+    The measures are those of 10 July 2025, in our words; the Code's own text decides. docs/register.md has all five.
     """
     count = _counts(entries, time)
     checks = [event for event in log if event.action == "verified"]
@@ -118,8 +118,9 @@ def sheet(
     return [
         {
             "measure": "1.4",
-            "asks": "Reasonable technical measures against outputs that infringe copyright, and terms of use that "
-            "forbid such uses.",
+            "asks": "Technical safeguards, appropriate and proportionate, against outputs that reproduce protected "
+            "training content in an infringing way. Terms of use that forbid infringing uses; for open-source models, "
+            "a notice in their documentation. Both whether the provider uses the model or hands it to others.",
             "shown": [
                 f"In force: {in_force} of {len(entries)} requests. Their names are suppressed on {_named(last)}, in "
                 "one erasure made from the base.",
@@ -132,14 +133,16 @@ def sheet(
                 "That no output infringes: an evaluation has limits and error bars, and most requests may have none.",
                 "That prompts which describe a concept without its names are covered, or attacks, unless an evaluation "
                 "says so.",
-                "That works are removed from the weights.",
-                "Terms of use: they are not in this register.",
+                "That works are removed from the weights, or that they were ever among the training data.",
+                "That these requests are about copyright: those of every legal basis are counted.",
+                "Terms of use and notices in the documentation: they are not in this register.",
             ],
         },
         {
             "measure": "1.5",
-            "asks": "A point of contact, a way for rightsholders to complain electronically, and complaints that are "
-            "handled with care and within a reasonable time.",
+            "asks": "A point of contact for rightsholders, and a way to complain electronically that a commitment of "
+            "the chapter was not kept, for them and for who acts for them; both easy to find. Complaints are handled "
+            "diligently, without arbitrariness and within a reasonable time.",
             "shown": [
                 f"Requests with receipt, term and outcome: {len(entries)}. Closed in time: {count['in time']}, closed "
                 f"late: {count['late']}, open: {count['open']}, overdue: {count['overdue']}.",
@@ -148,6 +151,8 @@ def sheet(
                 "Every step is a row of a log whose rows hold the hash of the row before.",
             ],
             "not_claimed": [
+                "That a request is a complaint in the sense of the Code: a request is about a work, a complaint is "
+                "about a commitment.",
                 "That this register is a point of contact, or that every complaint was entered.",
                 "That a refusal was right: it has the reviewer's reason and no more.",
                 "That servers used the erasure from the recorded time on.",

@@ -19,6 +19,7 @@ from erasure.concept import Concept
 from erasure.io import plain, sha256_json, shown
 from erasure.register import chain, tables
 from erasure.register.chain import Event
+from erasure.register.copying import copy_rows
 from erasure.register.database import Database
 from erasure.register.entries import (
     LONGEST_REASON,
@@ -34,9 +35,7 @@ from erasure.register.entries import (
 from erasure.register.rows import (
     Base,
     Settings,
-    altered,
     applied_in,
-    base_in,
     bases_of,
     change,
     chosen,
@@ -44,6 +43,7 @@ from erasure.register.rows import (
     enter,
     entries_in,
     entry_at,
+    faults_in,
     forget,
     id_of,
     known_id,
@@ -86,6 +86,25 @@ class Register:
         if not made.made:
             raise ValueError(f"{made.name} is a register already; open it, or give a new name")
         return cls(where)
+
+    def copy(self, where: str | os.PathLike[str]) -> Register:
+        """Copy every row to a place where nothing is yet, in one transaction; returns the register there.
+
+        The log is the same row by row, so heads and signatures that were noted earlier hold for the copy. This one
+        stays as it is. Use one of the two from then on: requests that are entered in both cannot be put together.
+
+        Args:
+            where: a new file, or the address of an empty schema on PostgreSQL.
+
+        Raises:
+            ValueError: there is something already, or the log of this one does not hold.
+            OSError: it cannot be made or read; nothing was copied.
+        """
+        with self._database.reading() as connection:
+            made = Database(where, create=lambda target: copy_rows(connection, target))
+        if not made.made:
+            raise ValueError(f"{made.name} is a register already; nothing was copied; give a new file or schema")
+        return type(self)(where)
 
     @property
     def name(self) -> str:
@@ -390,9 +409,4 @@ class Register:
             head: one that was noted earlier.
         """
         with self._database.reading() as connection:
-            found = chain.faults(connection, expected=head)
-            last: dict[Any, tuple[int, str]] = {}
-            rows = connection.execute(chain.ROWS.where(tables.log.c.digest != ""))
-            for id, _, action, entry, detail, digest, *_ in rows:
-                last[entry if entry is not None else (action, base_in(detail))] = id, digest
-            return [*found, *altered(connection, last)]
+            return faults_in(connection, head=head)

@@ -221,6 +221,20 @@ def forget(connection: Connection, id: int) -> bool:
     return gone > 0
 
 
+def faults_in(connection: Connection, *, head: str | None = None) -> list[str]:
+    """What is wrong with the log, and where the tables are not what it says.
+
+    Args:
+        head: one that was noted earlier.
+    """
+    found = chain.faults(connection, expected=head)
+    last: dict[Any, tuple[int, str]] = {}
+    rows = connection.execute(chain.ROWS.where(tables.log.c.digest != ""))
+    for id, _, action, entry, detail, digest, *_ in rows:
+        last[entry if entry is not None else (action, base_in(detail))] = id, digest
+    return [*found, *altered(connection, last)]
+
+
 def base_in(detail: str) -> Any:
     try:
         return parse_json(detail).get("base")

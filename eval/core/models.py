@@ -232,7 +232,14 @@ def check_unchanged(pipe: Any, before: str, name: str, when: str, *, hash_weight
         )
 
 
-def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, intervention: Kind = "weights") -> Swapped:
+def whole_model(
+    pipe: Any,
+    source: str | Path,
+    *,
+    name: str | None = None,
+    intervention: Kind = "weights",
+    config: str | Path | None = None,
+) -> Swapped:
     """A whole pipeline as a change of the base: its denoisers, text encoders and autoencoder replace the base's.
 
     Args:
@@ -240,17 +247,19 @@ def whole_model(pipe: Any, source: str | Path, *, name: str | None = None, inter
         source: folder, hub id or single file, opened on the base's device and in its dtype.
         name: in tables; the folder's name by default.
         intervention: "weights" for a fine-tune or an erased model; "retrained" for one that never saw the target.
+        config: for a single file, as :func:`erasure.load_base` takes it.
     """
     from erasure.opening import load_base
 
-    theirs = load_base(source, device=str(pipe.device), dtype=str(denoiser_of(pipe).dtype).removeprefix("torch."))
+    dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
+    theirs = load_base(source, device=str(pipe.device), dtype=dtype, config=config)
     mine, modules = modules_of(pipe), modules_of(theirs)
     if difference := _difference(pipe, theirs):
         raise ValueError(f"{source} is another architecture than the base ({difference}); {_COMPARE}")
     states = {part: (module.state_dict(), modules[part].state_dict()) for part, module in mine.items()}
     changed = [part for part, (a, b) in states.items() if not all(torch.equal(a[name], b[name]) for name in a)]
-    config = {"scope": "as given", "source": Path(source).name, "changed": changed}
-    return Swapped(name or name_of(source), modules, config=config, intervention=intervention)
+    facts = {"scope": "as given", "source": Path(source).name, "changed": changed}
+    return Swapped(name or name_of(source), modules, config=facts, intervention=intervention)
 
 
 def check_alike(base: str | Path, source: str | Path) -> None:

@@ -70,6 +70,7 @@ class Studio:
 
     Args:
         device, dtype, variant: as :func:`erasure.opening.load_base` takes them.
+        config: for every base that is a single file, as there.
         folder: for erasures and reports; a temporary one by default, which :meth:`close` removes.
     """
 
@@ -79,9 +80,11 @@ class Studio:
         device: str | None = None,
         dtype: str | None = None,
         variant: str | None = None,
+        config: str | Path | None = None,
         folder: Path | None = None,
     ) -> None:
         self._settings = {"device": device, "dtype": dtype, "variant": variant}
+        self._config = config
         self._own = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="erasure-app-")) if folder is None else folder
         self._lock = threading.RLock()
@@ -115,7 +118,9 @@ class Studio:
         with self._lock:
             if self._name != base:
                 self._name, self._pipe = "", None
-                self._pipe = load_base(base, **self._settings)
+                self._pipe = load_base(
+                    base, config=self._config if Path(base).expanduser().is_file() else None, **self._settings
+                )
                 self._name = base
             yield self._pipe
 
