@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from erasure.io.text import meant
+from erasure.io.text import meant, shown
 
 TOUCHED = ".touched"
 TOKEN = 6  # random bytes in a temporary name
@@ -106,8 +106,10 @@ def named(path: str | os.PathLike[str]) -> Path:
     """A path that somebody gave; an empty one would be the current folder.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: it is empty, or no path.
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise ValueError(f"no path; got {shown(path)}; give a folder or file")
     if not os.fspath(path).strip():
         raise ValueError(f"an empty path; got {os.fspath(path)!r}; give a folder or file, '.' for the current folder")
     return Path(path)

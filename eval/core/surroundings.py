@@ -203,8 +203,8 @@ def _code(kinds: Any) -> tuple[tuple[tuple[Same, str], Same], ...]:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the config
-    of a model of transformers, and buffers that no file and no hash holds (positions).
+    """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the
+    config of a model of transformers, and buffers that no file and no hash holds (positions).
     """
     for name, layer in module.named_modules():
         for key, value in vars(layer).items():
