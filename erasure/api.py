@@ -107,7 +107,7 @@ def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept
     Raises:
         ValueError: it is no name and no list of names, or two concepts of one name are not the same.
     """
-    if not isinstance(given, str | Concept) and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
+    if not isinstance(given, str | Concept) and (isinstance(given, Mapping | bytes) or not isinstance(given, Iterable)):
         raise ValueError(f"a concept is a name, a Concept, or a list of them; got {shown(given)}")
     found: dict[str, Concept] = {}
     for concept in map(Concept.of, [given] if isinstance(given, str | Concept) else given):
