@@ -6,7 +6,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from erasure.artifact import Erasure
@@ -16,7 +15,7 @@ from erasure.artifact.record import base_name
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
 from erasure.concept import WORLD, Concept, Suite
-from erasure.io import shown
+from erasure.io import named, shown
 from erasure.methods import method_class
 from erasure.methods.base import Method, Request
 from erasure.wording import folded, listed, nfc
@@ -63,6 +62,8 @@ def erase(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
     concepts = concepts_of(concept)
+    if not isinstance(method, str | type | Method):
+        raise ValueError(f"a method is a name or a class; got {shown(method)}; `erasure methods` lists all")
     recipe = (method_class(method) if isinstance(method, str) else method).preset(preset, **settings)
     backbone = backbone_of(pipe)
     everything = (neighbour for c in concepts for neighbour in c.neighbours)
@@ -71,7 +72,7 @@ def erase(
         keep=tuple(dict.fromkeys(everything if keep is None else map(nfc, listed(keep)))),
         name=name if name is None else named_safely(name),
         preset=preset or next(iter(recipe.presets)),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else named(checkpoint),
         progress=progress,
     )
     stack = stack_of(backbone)
@@ -106,7 +107,7 @@ def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept
     Raises:
         ValueError: it is no name and no list of names, or two concepts of one name are not the same.
     """
-    if not isinstance(given, str | Concept) and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
+    if not isinstance(given, str | Concept) and (isinstance(given, Mapping | bytes) or not isinstance(given, Iterable)):
         raise ValueError(f"a concept is a name, a Concept, or a list of them; got {shown(given)}")
     found: dict[str, Concept] = {}
     for concept in map(Concept.of, [given] if isinstance(given, str | Concept) else given):

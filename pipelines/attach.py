@@ -164,7 +164,14 @@ class Attached(Installed):
         call.batch, call.scales = len(latents), self._scales(choice, prompts)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        scales, mapped = self._call.scales, self._call.mapped
         self._call.clear()  # nothing of it is left for what is called next
+        if output is not None and scales and not mapped:  # no output: the call failed, for a reason of its own
+            raise ValueError(
+                f"no layer on which {list(scales)} stand was called: they were replaced since (fused projections, "
+                "another attention processor, quantised), so the picture would not be erased; take the erasures off "
+                "(remove()), and attach them to the model as it is now"
+            )
 
     def _guided(self) -> bool:
         """Whether the pipeline says that its call is guided. False says nothing: it may be another pipeline's call."""

@@ -51,6 +51,8 @@ def set_erasures(pipe: Any, names: str | Sequence[str], scales: float | Sequence
     """
     stack = stack_of(pipe)
     wanted = listed(names)
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"an erasure is named twice; got {wanted}; name each once")
     factors = check_scales(scales, len(wanted), of="names")
     scale = dict(zip(wanted, factors, strict=True))
     with stack.locked():

@@ -8,6 +8,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from erasure import Concept, Erasure, erase, save_denoiser
 from erasure.backbone import Backbone, architectures, backbone_of, denoiser_of
@@ -314,6 +316,33 @@ def test_every_component_of_every_architecture_is_checked(architecture, part, ch
     pipe = tiny(architecture)
     change(pipe, part)
     with pytest.raises(ValueError, match=fault):
+        backbone_of(pipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda pipe, one, other: setattr(one, "weight", other.weight), "share one weight.*edited twice"),
+        (lambda pipe, one, other: weight_norm(one), "computes its weight from other tensors.*would be lost"),
+        (lambda pipe, one, other: prune.random_unstructured(one, "weight", 0.3), "other tensors .weight_orig."),
+        (lambda pipe, one, other: weight_norm(pipe.unet.conv_in), "unet.conv_in computes its weight"),
+        (lambda pipe, one, other: weight_norm(pipe.text_encoder.encoder.layers[0].mlp.fc1), "text_encoder.* computes"),
+    ],
+)
+@pytest.mark.parametrize("method", ["uce", "esd"])
+def test_weights_that_cannot_be_edited_alone_are_refused_before_any_work(method, change, fault):
+    pipe = tiny("sd1")
+    one, other, *_ = (m.to_k for n, m in pipe.unet.named_modules() if n.endswith("attn2") and m.to_k.out_features == 16)
+    change(pipe, one, other)
+    with pytest.raises(ValueError, match=fault):
+        make(pipe, "superhero", method, keep=["ninja"])
+
+
+def test_keys_that_are_no_linear_are_refused():
+    pipe = tiny("sd1")
+    attention = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
+    attention.to_k = torch.nn.Sequential(attention.to_k)
+    with pytest.raises(ValueError, match="to_k, which receives the text, is a Sequential and no linear layer"):
         backbone_of(pipe)
 
 

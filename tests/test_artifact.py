@@ -264,6 +264,19 @@ def test_a_missing_folder_is_a_clear_error(tmp_path):
         Erasure.from_pretrained(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [("", "an empty path"), (None, "no path; got None"), (5, "no path"), (b"e", "no path"), ("a\0", "no path")],
+)
+def test_what_is_no_path_is_neither_read_nor_written(path, fault, tmp_path, monkeypatch):
+    edit = an_erasure(tiny_pipeline(), "operator")
+    edit.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)  # an empty path would be this folder
+    for use in (Erasure.from_pretrained, edit.save_pretrained):
+        with pytest.raises(ValueError, match=fault):
+            use(path)
+
+
 def test_the_whole_unet_opens_in_plain_diffusers(tmp_path):
     from diffusers import UNet2DConditionModel
 

@@ -366,6 +366,10 @@ def test_a_concept_that_stands_twice_weighs_once(pipe):
         ({"keep": [None]}, "one string or a list of strings is needed; got None in it"),
         ({"name": "../x"}, "unsafe name of an erasure; got '../x'"),
         ({"name": 5}, "the name of an erasure is text; got 5"),
+        ({"concept": b"cat"}, "a concept is a name, a Concept, or a list of them; got b'cat'"),
+        ({"method": None}, "a method is a name or a class; got None"),
+        ({"checkpoint": ""}, "an empty path; got ''"),
+        ({"checkpoint": 5}, "no path; got 5"),
     ],
 )
 def test_what_cannot_be_erased_or_saved_is_refused_before_any_work(pipe, given, fault, monkeypatch):

@@ -14,6 +14,8 @@ from erasure import Concept, Suite
 from erasure.artifact.files import check_name
 from erasure.io import (
     blake2b,
+    check_file,
+    check_writable,
     folder_name,
     markdown,
     parse_json,
@@ -83,6 +85,14 @@ def test_a_long_name_can_be_written(tmp_path):
     with writing_folder(tmp_path / ("b" * 240)) as folder:
         (folder / "x").write_text("x")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a" * 256 + "/b"])
+@pytest.mark.parametrize("check", [check_writable, check_file])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(check, name, tmp_path):
+    with pytest.raises(ValueError, match="a name of more than 255 bytes; got"):
+        check(tmp_path / name)
+    check(tmp_path / ("a" * 255))
 
 
 def test_a_folder_appears_whole_and_is_replaced_file_by_file(tmp_path):

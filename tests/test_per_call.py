@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from erasure.pipelines import GuardedPipeline, WordFilter, attach_erasures, erasures, load_erasure
 from tests.tiny import identical, make, tiny_pipeline, weights
@@ -232,6 +232,26 @@ def test_an_erasure_is_not_put_on_twice(attached):
     edit.apply(pipe, 0.5)  # another scale for the one that is there
     edit.remove(pipe)
     assert identical(before, weights(pipe))
+
+
+def other_linears(unet):
+    for attention in [layer for name, layer in unet.named_modules() if name.endswith("attn2")]:
+        for name in ("to_k", "to_v"):
+            own = getattr(attention, name)
+            setattr(attention, name, torch.nn.Linear(own.in_features, own.out_features, bias=False))
+
+
+@pytest.mark.parametrize("replace", [UNet2DConditionModel.fuse_qkv_projections, other_linears])
+def test_layers_that_were_replaced_since_do_not_draw_unerased(replace):
+    pipe = tiny_pipeline()
+    handle = attach_erasures(pipe, made(pipe, "superhero"))
+    replace(pipe.unet)
+    with pytest.raises(ValueError, match="no layer on which .'superhero'. stand was called: they were replaced since"):
+        pipe("a superhero", **SHORT)
+    with erasures(pipe, []):  # nothing was to be erased
+        pipe("a superhero", **SHORT)
+    handle.remove()
+    pipe("a superhero", **SHORT)
 
 
 def test_a_layer_called_alone_follows_the_choice_of_its_moment(attached):

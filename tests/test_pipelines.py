@@ -1,7 +1,9 @@
 """The drop-in: erasures on stock pipelines with the verbs of LoRA loading."""
 
 import copy
+import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -55,7 +57,12 @@ def test_fusing_keeps_the_weights_and_forgets_the_originals(folders):
 
 
 @pytest.mark.parametrize(
-    ("names", "scales", "fault"), [("nobody", 1.0, "not loaded"), (["superhero-uce"], [1.0, 0.5], "one scale")]
+    ("names", "scales", "fault"),
+    [
+        ("nobody", 1.0, "not loaded"),
+        (["superhero-uce"], [1.0, 0.5], "one scale"),
+        (["superhero-uce", "superhero-uce"], [0.1, 0.5], "named twice"),
+    ],
 )
 def test_bad_names_and_scales_are_refused(folders, names, scales, fault):
     pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
@@ -94,6 +101,29 @@ def test_erased_pictures_differ_and_come_back(folders):
     base = draw()
     pipe.unload_erasures()
     assert not torch.equal(erased, base) and torch.equal(base, draw())
+
+
+def test_an_erasure_that_was_loaded_again_is_the_one_on_the_pipeline(folders):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    untouched = weights(pipe)
+    load_erasure(pipe, folders / "superhero")
+    again = Erasure.from_pretrained(folders / "superhero")
+    assert active_erasures(pipe) == {"superhero-uce": 1.0}
+    again.apply(pipe, 0.5)
+    assert active_erasures(pipe) == {"superhero-uce": 0.5}
+    pipe.unet = pickle.loads(pickle.dumps(pipe.unet))
+    Erasure.from_pretrained(folders / "superhero").remove(pipe)
+    assert identical(untouched, weights(pipe))
+
+
+def test_another_one_of_its_name_is_said_to_be_another(folders):
+    pipe = StableDiffusionPipeline.from_pretrained(folders / "base")
+    edit = Erasure.from_pretrained(folders / "superhero")
+    other = dataclasses.replace(edit, tensors={name: 2 * tensor for name, tensor in edit.tensors.items()})
+    edit.apply(pipe)
+    with pytest.raises(ValueError, match="the 'superhero-uce' on it is another one"):
+        other.remove(pipe)
+    assert active_erasures(pipe) == {"superhero-uce": 1.0}
 
 
 def test_loading_under_another_name_leaves_the_callers_erasure_alone(folders):

@@ -97,7 +97,7 @@ class Erasure(abc.ABC):
         stack = stack_of(pipe)
         with stack.locked():
             owner = stack.layers.get(self.name)
-            if owner is None or owner.erasure is not self:  # its scale may change under a LoRA loaded since
+            if owner is None or not same_edit(self, owner.erasure):  # its scale may change under a LoRA loaded since
                 if owner is not None:
                     raise ValueError(
                         f"another erasure called {self.name!r} is on this pipeline; remove it, or rename this one"
@@ -116,9 +116,11 @@ class Erasure(abc.ABC):
         """
         stack = stack_of(pipe)
         with stack.locked():
-            if self.name not in stack.layers or stack.layers[self.name].erasure is not self:
+            layer = stack.layers.get(self.name)
+            if layer is None or not same_edit(self, layer.erasure):
+                other = "" if layer is None else f"; the {self.name!r} on it is another one"
                 raise ValueError(
-                    f"this {self.name!r} is not on the pipeline (or was fused); on it are {list(stack.layers)}"
+                    f"this {self.name!r} is not on the pipeline (or was fused); on it are {list(stack.layers)}{other}"
                 )
             stack.change(self.name, None)
 
@@ -141,7 +143,7 @@ class Erasure(abc.ABC):
                 self.check_base(backbone_of(pipe), allow=allow)
                 self.warn_unreached(backbone_of(pipe))
                 stack.burn(Layer(self, 1.0 if scale is None else scale))
-            elif layer is None or layer.erasure is not self:
+            elif layer is None or not same_edit(self, layer.erasure):
                 self.apply(pipe, 1.0 if scale is None else scale, allow=allow)
             elif scale is not None:
                 stack.change(self.name, Layer(self, scale))
@@ -292,7 +294,7 @@ class Erasure(abc.ABC):
             ConnectionError: the hub cannot be reached, asks to wait, or is at fault.
             ValueError: a file is truncated, altered, from a newer version of the format, of wrong types, or holds NaN.
         """
-        path = Path(folder)
+        path = named(folder)
         if not os.path.exists(path) and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
             path = hub.download(str(folder), revision=revision, token=token)
         if os.path.isfile(path):
@@ -380,7 +382,7 @@ class Erasure(abc.ABC):
         with stack.locked():
             found = stack.layers
             try:
-                stack.set({name: layer for name, layer in found.items() if layer.erasure is not self})
+                stack.set({name: layer for name, layer in found.items() if not same_edit(self, layer.erasure)})
                 before = drawn(pipe, wanted, seed, **call)
                 self.apply(pipe, scale)
                 after = drawn(pipe, wanted, seed, **call)
@@ -429,8 +431,8 @@ class HookErasure(Erasure):
 def same_edit(one: Any, other: Any) -> bool:
     """Whether two erasures are of one kind and have the same numbers, whatever they are called."""
     mine, theirs = (getattr(each, "tensors", None) for each in (one, other))
-    if not mine or not theirs or type(one) is not type(other) or mine.keys() != theirs.keys():
-        return False
+    if one is other or not mine or not theirs or type(one) is not type(other) or mine.keys() != theirs.keys():
+        return one is other
     return all(mine[name] is theirs[name] or torch.equal(mine[name], theirs[name]) for name in mine)
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from erasure.backbone.checks import refuse_unsafe
+from erasure.backbone.checks import refuse_shared, refuse_unsafe
 from erasure.backbone.drive import Step
 from erasure.backbone.latents import Latents
 from erasure.backbone.names import qualified, split
@@ -106,6 +106,8 @@ class Backbone(Latents):
                 f"not a {self.pipelines} pipeline; the {self.denoiser_name} of {type(self.pipe).__name__} does not "
                 "read text where theirs do; this model is not supported"
             )
+        for space in self.spaces:
+            refuse_shared({name: site.linear for name, site in self.text_sites(space).items()})
 
     def check_widths(self, missing: Sequence[str] = ()) -> None:
         """Raise unless the text encoders' embeddings have the width that the denoiser reads."""

@@ -60,6 +60,11 @@ def _refuse_module(part: str, module: Any) -> None:
                 f"{part}.{name} uses keys and values of its attention processor ({own}), so its own are not read and "
                 "an edit of them would do nothing; put the default processors back (set_default_attn_processor()) first"
             )
+        if computed := computed_weight(child):
+            raise ValueError(
+                f"{part}.{name} computes its weight from other tensors ({computed}), so an edit of the weight would be "
+                "lost; make it plain first (remove_parametrizations, prune.remove), or load the pipeline again"
+            )
         if hasattr(child, "base_layer"):
             raise ValueError(
                 f"{part}.{name} carries a LoRA adapter; unload it, erase, and load it again, or make it a part of the "
@@ -125,6 +130,29 @@ def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
                 f"{hidden[0]} is not used while query-key-value projections are fused: a change would do nothing; "
                 "call pipe.unfuse_qkv_projections() first, or load the pipeline again"
             )
+
+
+def refuse_shared(sites: Mapping[str, nn.Module]) -> None:
+    """Refuse layers that receive the text (by name) and are no linears, or share one weight: each is edited alone."""
+    owner: dict[int, str] = {}
+    for name, layer in sites.items():
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"{name}, which receives the text, is a {type(layer).__name__} and no linear layer; this model is not "
+                "supported"
+            )
+        if (other := owner.setdefault(id(layer.weight), name)) != name:
+            raise ValueError(
+                f"{other} and {name}, which receive the text, share one weight, which would be edited twice; give each "
+                "a copy of its own first"
+            )
+
+
+def computed_weight(layer: nn.Module) -> str | None:
+    """The tensors from which a linear or convolution computes its weight (weight norm, pruning), or None."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or "weight" in layer._parameters:
+        return None
+    return ", ".join(name for name, _ in layer.named_parameters()) or "none of which is a parameter"
 
 
 def quantised(parameter: nn.Parameter) -> str | None:

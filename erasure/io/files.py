@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from erasure.io.text import meant
+from erasure.io.text import meant, shown
 
 TOUCHED = ".touched"
 TOKEN = 6  # random bytes in a temporary name
+LONGEST = 255  # bytes of a name, on every file system in use
 MOST_BESIDE = 1000  # entries of a folder that are looked through for the one that was meant
 
 
@@ -106,10 +107,14 @@ def named(path: str | os.PathLike[str]) -> Path:
     """A path that somebody gave; an empty one would be the current folder.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: it is empty, or no path, or a name in it is too long.
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise ValueError(f"no path; got {shown(path)}; give a folder or file")
     if not os.fspath(path).strip():
         raise ValueError(f"an empty path; got {os.fspath(path)!r}; give a folder or file, '.' for the current folder")
+    if long := [name for name in Path(path).parts if len(os.fsencode(name)) > LONGEST]:
+        raise ValueError(f"a name of more than {LONGEST} bytes; got {shown(long[0])}; give a shorter one")
     return Path(path)
 
 

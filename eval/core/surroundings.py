@@ -1,7 +1,7 @@
 """What decides how a pipeline draws beside its weights: code, hooks, tokenizers, the scheduler, settings.
 
-An edit of weights leaves all of it alone. It is compared, never run. What stands in a function of a module (and in no
-class or object of the pipeline) is not seen: a function of PyTorch that somebody replaced, for example.
+An edit of weights leaves all of it alone. It is compared, never run. What stands in a function of a Python module (and
+in no class or object of the pipeline) is not seen: a function of PyTorch that somebody replaced, for example.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import transformers
 from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from erasure import io
 from erasure.eval.core.hashes import modules_of
@@ -65,6 +67,7 @@ def code_of(pipe: Any) -> dict[str, Any]:
             for part, module in parts.items()
         },
         "classes": _code({type(layer) for module in parts.values() for layer in module.modules()}),
+        "everywhere": _everywhere(),
     }
 
 
@@ -95,6 +98,10 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for (kind, name), value in after["classes"]
         if old_code.get((kind, name), value) != value
     ]
+    known = before.get("everywhere", ())
+    found += [
+        f"{what} stands on everything that PyTorch runs" for what, it in after["everywhere"] if (what, it) not in known
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -122,27 +129,45 @@ def _described(part: Any) -> Any:
         facts.append({key: _text(value) for key, value in config.items() if not key.startswith("_")})
     tables = [(name, value) for name in SCHEDULE if isinstance(value := getattr(part, name, None), Tensor)]
     facts += [(name, io.blake2b(io.tensor_bytes(name, table), size=16)) for name, table in tables]
-    if isinstance(part, transformers.PreTrainedTokenizerBase):
-        facts.append(_vocabulary(part))
+    words = getattr(part, "tokenizer", part)  # a processor of several inputs has one
+    if isinstance(words, transformers.PreTrainedTokenizerBase):
+        facts.append(_vocabulary(words))
     return facts
 
 
 def _vocabulary(tokenizer: Any) -> list[Any]:
-    """How a tokenizer reads, but for the many words of its vocabulary."""
-    found = [len(tokenizer), tokenizer.model_max_length, _text(tokenizer.special_tokens_map)]
+    """How a tokenizer reads: its words with their numbers, and what is done before and after them."""
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    found = [len(tokenizer), tokenizer.model_max_length, sides, _text(tokenizer.special_tokens_map)]
     inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return [*found, _text(tokenizer.get_vocab())]
     steps = ("normalizer", "pre_tokenizer", "post_processor")
-    return found + [_text(getattr(inner, step, None)) for step in steps if inner is not None]
+    found += [_text(getattr(inner, step, None)) for step in steps]
+    return [*found, _text(tokenizer.added_tokens_decoder), io.blake2b([inner.model.__getstate__()], size=16)]
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[Same, dict[str, Same], tuple[Same, ...], Any]]]:
-    """Every layer by name: its class, methods of its own, hooks, and the class of its attention processor."""
+    """Every layer by name: its class, what is its own and runs, hooks, and the class of its attention processor."""
     for name, layer in module.named_modules():
         own = vars(layer)
         hooks = tuple(Same(hook) for key in HOOKS for hook in own.get(key, {}).values() if not _captures(hook))
         processor = own.get("processor")
         known = None if processor is None else (Same(type(processor)), _callables(processor))
-        yield name, (Same(type(layer)), _callables(layer), hooks, known)
+        yield name, (Same(type(layer)), {**_callables(layer), **_tensor_classes(layer)}, hooks, known)
+
+
+def _tensor_classes(layer: nn.Module) -> dict[str, Same]:
+    """The classes of a layer's tensors that are of no usual one: such a class has its own code for every operation."""
+    own = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+    return {name: Same(type(tensor)) for name, tensor in own if type(tensor) not in (nn.Parameter, Tensor)}
+
+
+def _everywhere() -> tuple[tuple[str, Same], ...]:
+    """Hooks and modes that stand on everything that PyTorch runs."""
+    hooks = [hook for key in HOOKS for hook in getattr(nn.modules.module, f"_global{key}").values()]
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    return (*(("a hook", Same(hook)) for hook in hooks), *(("a mode", Same(mode)) for mode in modes))
 
 
 def _callables(thing: Any) -> dict[str, Same]:
@@ -178,8 +203,15 @@ def _code(kinds: Any) -> tuple[tuple[tuple[Same, str], Same], ...]:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a part is in beside its weights: training, and buffers that no file and no hash holds (positions)."""
-    yield "training", module.training
+    """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the
+    config of a model of transformers, and buffers that no file and no hash holds (positions).
+    """
+    for name, layer in module.named_modules():
+        for key, value in vars(layer).items():
+            if isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
+                yield f"{name}.{key}".removeprefix("."), _text(value)
+    if isinstance(module, transformers.PreTrainedModel):
+        yield "config", _text({k: v for k, v in module.config.to_dict().items() if not k.startswith("_")})
     stored = module.state_dict(keep_vars=True).keys()
     for name, buffer in module.named_buffers():
         if name not in stored and buffer.numel() <= LARGEST and not buffer.is_meta:

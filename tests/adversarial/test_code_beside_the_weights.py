@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
+from tokenizers import models
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from erasure.eval import assess
 from erasure.eval.core.models import Model, opened
@@ -119,11 +122,59 @@ def parametrised(pipe):
     return lambda: parametrize.remove_parametrizations(pipe.unet.conv_in, "weight", leave_parametrized=False)
 
 
+def hook_on_every_module(pipe):
+    return nn.modules.module.register_module_forward_hook(lambda module, args, output: None).remove
+
+
+def mode(pipe):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    entered = Mode()
+    entered.__enter__()
+    return lambda: entered.__exit__(None, None, None)
+
+
+class Watching(torch.Tensor):
+    """A tensor with code of its own."""
+
+
+def other_class_of_a_weight(pipe):
+    layer = pipe.unet.conv_in
+    own = layer.weight
+    layer.weight = nn.Parameter(own.detach().clone().as_subclass(Watching))
+    return lambda: setattr(layer, "weight", own)
+
+
+def attention_scaled(pipe):
+    layers = [layer for name, layer in pipe.unet.named_modules() if name.endswith("attn2")]
+    undo = [put(layer, "scale", 0.0) for layer in layers]
+    return lambda: [each() for each in undo]
+
+
+def dropout_in_one_layer(pipe):
+    layer = pipe.unet.mid_block
+    layer.train()
+    return layer.eval
+
+
+def freeu(pipe):
+    pipe.unet.enable_freeu(s1=0.1, s2=0.1, b1=9.0, b2=9.0)
+    return lambda: [vars(block).pop(key) for block in pipe.unet.up_blocks for key in ("s1", "s2", "b1", "b2")]
+
+
+def other_end_of_a_prompt(pipe):
+    return put(pipe.text_encoder.config, "eos_token_id", 5)
+
+
 @pytest.mark.parametrize(
     "do",
     [
         hook, hook_inside, hook_on_the_decoder, hook_on_the_encoder, other_forward, other_class,
         other_method_of_the_class, other_processor, other_scale_of_latents, dropout, other_positions, parametrised,
+        hook_on_every_module, mode, other_class_of_a_weight, attention_scaled, dropout_in_one_layer, freeu,
+        other_end_of_a_prompt,
     ],
 )  # fmt: skip
 def test_what_stands_beside_an_edit_is_no_removal(do):
@@ -164,6 +215,21 @@ def new_word(pipe):
     return put(pipe, "tokenizer", words)
 
 
+def words_exchanged(pipe):
+    """The same words, and the same number of them."""
+    inner = pipe.tokenizer.backend_tokenizer
+    own, other = inner.model, json.loads(inner.model.__getstate__())
+    one, two = list(other["vocab"])[-2:]
+    other["vocab"] |= {one: other["vocab"][two], two: other["vocab"][one]}
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split()) for merge in other["merges"]]
+    inner.model = models.BPE(other["vocab"], merges, end_of_word_suffix="</w>")
+    return lambda: setattr(inner, "model", own)
+
+
+def other_side_is_cut(pipe):
+    return put(pipe.tokenizer, "truncation_side", "left")
+
+
 def other_prediction(pipe):
     own = pipe.scheduler
     return put(pipe, "scheduler", type(own).from_config(own.config, prediction_type="v_prediction"))
@@ -184,8 +250,9 @@ def other_encoding(pipe):
 @pytest.mark.parametrize(
     ("do", "what"),
     [
-        (other_tokenizer, "tokenizer"), (new_word, "tokenizer"), (other_prediction, "scheduler"),
-        (other_noise, "scheduler"), (checker, "safety_checker"), (other_encoding, "class"),
+        (other_tokenizer, "tokenizer"), (new_word, "tokenizer"), (words_exchanged, "tokenizer"),
+        (other_side_is_cut, "tokenizer"), (other_prediction, "scheduler"), (other_noise, "scheduler"),
+        (checker, "safety_checker"), (other_encoding, "class"),
     ],
 )  # fmt: skip
 def test_what_stands_around_the_model_is_refused(do, what):
