@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, get_args
 
 import torch
@@ -19,6 +19,7 @@ from erasure.artifact.base import Allow
 from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import check_scales, stack_of
 from erasure.backbone import Backbone, Site, Space, backbone_of
+from erasure.backbone.checks import refuse_unread
 from erasure.backbone.listen import named_arguments
 from erasure.pipelines.calls import Copies
 from erasure.pipelines.choices import Choice, Names, choice_of, chosen, order
@@ -120,11 +121,14 @@ class Attached(Installed):
         self.copies = Copies()
         self._backbone, self._call = backbone, _Call()
         self._default = choice_of(self.scales, None, rows, num_images_per_prompt)
-        self._handles = [
-            site.linear.register_forward_pre_hook(_OnText(self, site, space))
+        self._sites = [
+            (site, space)
             for space in SPACES
             if space in backbone.spaces and any(space in edit.spaces for edit in edits)
             for site in backbone.text_sites(space).values()
+        ]
+        self._handles = [
+            site.linear.register_forward_pre_hook(_OnText(self, site, space)) for site, space in self._sites
         ]
         for denoiser in backbone.denoiser_parts.values():
             self._handles.append(denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -167,10 +171,17 @@ class Attached(Installed):
         scales, mapped = self._call.scales, self._call.mapped
         self._call.clear()  # nothing of it is left for what is called next
         if output is not None and scales and not mapped:  # no output: the call failed, for a reason of its own
+            self._check_layers(scales)
+
+    def _check_layers(self, scales: Mapping[str, Any]) -> None:
+        """Refuse layers that were replaced since. A cache that leaves them out of a step is no fault."""
+        layers = [layer for part in self._backbone.denoiser_parts.values() for layer in part.named_modules()]
+        for name, layer in layers:
+            refuse_unread(name, layer)
+        if {site.linear for site, _ in self._sites} - {layer for _, layer in layers}:
             raise ValueError(
-                f"no layer on which {list(scales)} stand was called: they were replaced since (fused projections, "
-                "another attention processor, quantised), so the picture would not be erased; take the erasures off "
-                "(remove()), and attach them to the model as it is now"
+                f"layers on which {list(scales)} stand were replaced since (or quantised), so the picture would not be "
+                "erased; take the erasures off (remove()), and attach them to the model as it is now"
             )
 
     def _guided(self) -> bool:

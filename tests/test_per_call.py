@@ -11,8 +11,14 @@ import threading
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    EulerDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    UNet2DConditionModel,
+    apply_pyramid_attention_broadcast,
+)
 
+from erasure.backbone import backbone_of
 from erasure.pipelines import GuardedPipeline, WordFilter, attach_erasures, erasures, load_erasure
 from tests.tiny import identical, make, tiny_pipeline, weights
 
@@ -241,17 +247,41 @@ def other_linears(unet):
             setattr(attention, name, torch.nn.Linear(own.in_features, own.out_features, bias=False))
 
 
-@pytest.mark.parametrize("replace", [UNet2DConditionModel.fuse_qkv_projections, other_linears])
-def test_layers_that_were_replaced_since_do_not_draw_unerased(replace):
+@pytest.mark.parametrize(
+    ("replace", "fault"),
+    [
+        (UNet2DConditionModel.fuse_qkv_projections, "has fused query-key-value projections"),
+        (other_linears, "layers on which .'superhero'. stand were replaced since"),
+    ],
+)
+def test_layers_that_were_replaced_since_do_not_draw_unerased(replace, fault):
     pipe = tiny_pipeline()
     handle = attach_erasures(pipe, made(pipe, "superhero"))
     replace(pipe.unet)
-    with pytest.raises(ValueError, match="no layer on which .'superhero'. stand was called: they were replaced since"):
+    with pytest.raises(ValueError, match=fault):
         pipe("a superhero", **SHORT)
     with erasures(pipe, []):  # nothing was to be erased
         pipe("a superhero", **SHORT)
     handle.remove()
     pipe("a superhero", **SHORT)
+
+
+def test_a_cache_may_leave_the_texts_layers_out_of_a_step():
+    pipe = tiny_pipeline()
+    calls = []
+    cache = PyramidAttentionBroadcastConfig(
+        cross_attention_block_skip_range=2,
+        cross_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: 500,
+    )
+    attach_erasures(pipe, made(pipe, "superhero"))
+    for site in backbone_of(pipe).text_sites("hidden").values():
+        site.linear.register_forward_hook(lambda *_: calls.append(1))
+    pipe("a superhero", **SHORT)
+    every_step = len(calls)
+    apply_pyramid_attention_broadcast(pipe.unet, cache)
+    pipe("a superhero", **SHORT)
+    assert len(calls) < 2 * every_step
 
 
 def test_a_layer_called_alone_follows_the_choice_of_its_moment(attached):

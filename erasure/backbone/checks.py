@@ -50,16 +50,7 @@ def _refuse_module(part: str, module: Any) -> None:
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
     for name, child in module.named_modules():
-        if getattr(child, "fused_projections", False):
-            raise ValueError(
-                f"{part}.{name} has fused query-key-value projections, so its own keys and values are not used; "
-                "load the pipeline again and erase before fusing (unfuse_qkv_projections() may leave traces)"
-            )
-        if own := own_projections(child):
-            raise ValueError(
-                f"{part}.{name} uses keys and values of its attention processor ({own}), so its own are not read and "
-                "an edit of them would do nothing; put the default processors back (set_default_attn_processor()) first"
-            )
+        refuse_unread(f"{part}.{name}", child)
         if computed := computed_weight(child):
             raise ValueError(
                 f"{part}.{name} computes its weight from other tensors ({computed}), so an edit of the weight would be "
@@ -95,6 +86,20 @@ def _refuse_module(part: str, module: Any) -> None:
             raise ValueError(
                 f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
             )
+
+
+def refuse_unread(name: str, layer: nn.Module) -> None:
+    """Refuse an attention that reads other keys and values than its own."""
+    if getattr(layer, "fused_projections", False):
+        raise ValueError(
+            f"{name} has fused query-key-value projections, so its own keys and values are not used; load the pipeline "
+            "again and erase before fusing (unfuse_qkv_projections() may leave traces)"
+        )
+    if own := own_projections(layer):
+        raise ValueError(
+            f"{name} uses keys and values of its attention processor ({own}), so its own are not read and an edit of "
+            "them would do nothing; put the default processors back (set_default_attn_processor()) first"
+        )
 
 
 def refuse_nan(components: Mapping[str, Any]) -> None:
