@@ -430,9 +430,11 @@ class HookErasure(Erasure):
 
 def same_edit(one: Any, other: Any) -> bool:
     """Whether two erasures are of one kind and have the same numbers, whatever they are called."""
+    if one is other:
+        return True
     mine, theirs = (getattr(each, "tensors", None) for each in (one, other))
-    if one is other or not mine or not theirs or type(one) is not type(other) or mine.keys() != theirs.keys():
-        return one is other
+    if not mine or not theirs or type(one) is not type(other) or mine.keys() != theirs.keys():
+        return False
     return all(mine[name] is theirs[name] or torch.equal(mine[name], theirs[name]) for name in mine)
 
 

@@ -51,11 +51,6 @@ def _refuse_module(part: str, module: Any) -> None:
         raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
     for name, child in module.named_modules():
         refuse_unread(f"{part}.{name}", child)
-        if computed := computed_weight(child):
-            raise ValueError(
-                f"{part}.{name} computes its weight from other tensors ({computed}), so an edit of the weight would be "
-                "lost; make it plain first (remove_parametrizations, prune.remove), or load the pipeline again"
-            )
         if hasattr(child, "base_layer"):
             raise ValueError(
                 f"{part}.{name} carries a LoRA adapter; unload it, erase, and load it again, or make it a part of the "
@@ -111,6 +106,17 @@ def refuse_nan(components: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{part}.{name} holds NaN or infinity: the model is broken, or was overflowed in half precision; "
                     "load it again"
+                )
+
+
+def refuse_computed(components: Mapping[str, Any]) -> None:
+    """Refuse components (by name) in which a layer's weight is no parameter: an edit of it would be lost."""
+    for part, module in components.items():
+        for name, layer in module.named_modules():
+            if made_of := computed_weight(layer):
+                raise ValueError(
+                    f"{part}.{name} computes its weight from other tensors ({made_of}), so an edit of the weight would "
+                    "be lost; make it plain first (remove_parametrizations, prune.remove), or load the pipeline again"
                 )
 
 

@@ -17,7 +17,7 @@ from erasure.artifact import Erasure
 from erasure.artifact.config import Config
 from erasure.artifact.record import new_config
 from erasure.backbone import Backbone, architectures
-from erasure.backbone.checks import refuse_nan
+from erasure.backbone.checks import refuse_computed, refuse_nan
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept
 from erasure.io import NAME, fault_of, folder_name, meant, shown
@@ -140,6 +140,7 @@ class Method(abc.ABC):
             ValueError: what, what was given, and what to do instead.
         """
         check_supported(self, backbone)
+        refuse_computed(backbone.components)
         refuse_nan(backbone.components)
         check_request(request.concepts, request.keep)
         check_read(backbone, request)
