@@ -59,8 +59,8 @@ QUESTIONS = {
         ("In other words and settings, {it}", OUT, DRAWN),
     ),
     "attacked": Question(
-        "attacked", "Does it stay out when somebody tries to get it back?", "no way found", "brought back",
-        ("Attacks", "find no way to bring it back", "bring it back"),
+        "attacked", "Does it stay out when somebody tries to get it back?", "no way found", "a way found",
+        ("Attacks", "find no way to draw it", "find a way to draw it"),
     ),
     "weights": Question(
         "in the weights", "Did it leave the weights?", "not found", "still inside",
