@@ -101,13 +101,14 @@ class Backbone(Latents):
 
     def check_sites(self) -> None:
         """Raise unless text enters the denoiser where the architecture's does."""
-        if any(not self.text_sites(space) for space in self.spaces):
+        found = [self.text_sites(space) for space in self.spaces]
+        if not all(found):
             raise ValueError(
                 f"not a {self.pipelines} pipeline; the {self.denoiser_name} of {type(self.pipe).__name__} does not "
                 "read text where theirs do; this model is not supported"
             )
-        for space in self.spaces:
-            refuse_shared({name: site.linear for name, site in self.text_sites(space).items()})
+        for sites in found:
+            refuse_shared({name: site.linear for name, site in sites.items()})
 
     def check_widths(self, missing: Sequence[str] = ()) -> None:
         """Raise unless the text encoders' embeddings have the width that the denoiser reads."""
