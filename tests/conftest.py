@@ -1,5 +1,6 @@
 """What every test needs."""
 
+import itertools
 from importlib.util import find_spec
 
 import pytest
@@ -15,3 +16,29 @@ def cache_of_our_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A running PostgreSQL server of the module's own."""
+    from tests.postgres_server import server
+
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def schema():
+    """The name of a new schema on that server."""
+    return f"schema_{next(NUMBERS)}"
+
+
+@pytest.fixture
+def address(postgres, schema):
+    """The address of that schema, with a password."""
+    from tests.postgres_server import PASSWORD
+
+    return postgres.schema(schema, password=PASSWORD)

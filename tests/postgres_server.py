@@ -21,6 +21,7 @@ NEEDED = (
     "needs a PostgreSQL server of its own: initdb on the PATH or in /usr/lib/postgresql/*/bin (Debian: apt-get install "
     "postgresql), and for root a user postgres or nobody to run it as"
 )
+PASSWORD = "p/w@h#1"
 QUICK = ("fsync=off", "full_page_writes=off", "autovacuum=off", "listen_addresses=", "shared_buffers=16MB")
 
 

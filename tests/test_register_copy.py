@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import os
 import sqlite3
 import sys
@@ -13,30 +12,12 @@ import erasure.register.copying
 from erasure.cli import main
 from erasure.register import Register
 from tests.faults import DIED, forked
-from tests.postgres_server import server
+from tests.postgres_server import PASSWORD
 from tests.register_helpers import add, made_up, new_register, raw
 
-NUMBERS = itertools.count()
-PASSWORD = "p/w@h#1"
 TABLES = ("facts", "bases", "entries", "log")
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def schema():
-    return f"schema_{next(NUMBERS)}"
-
-
-@pytest.fixture
-def address(postgres, schema):
-    return postgres.schema(schema, password=PASSWORD)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import itertools
 import json
 import os
 import signal
@@ -21,35 +20,16 @@ from erasure.register.applying import apply, folder_of
 from erasure.register.page import card
 from erasure.register.verifying import verify
 from tests.faults import DIED, ended, fork, forked
-from tests.postgres_server import server
+from tests.postgres_server import PASSWORD
 from tests.register_helpers import BASE, QUICK, add, made_up, pipe, prints
 
-PASSWORD = "p/w@h#1"
 DROP = tuple(f"DROP TRIGGER {name}" for name in ("log_stays ON log", "entries_stay ON entries"))
-NUMBERS = itertools.count()
 PRINTS = {"unet": {"layout": "x", "samples": [0.5]}}
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="writers are forks"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with server() as running:
-        yield running
-
-
-@pytest.fixture
-def schema():
-    """The name of a new one."""
-    return f"schema_{next(NUMBERS)}"
-
-
-@pytest.fixture
-def address(postgres, schema):
-    return postgres.schema(schema, password=PASSWORD)
 
 
 @pytest.fixture

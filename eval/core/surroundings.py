@@ -98,10 +98,8 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for (kind, name), value in after["classes"]
         if old_code.get((kind, name), value) != value
     ]
-    known = before.get("everywhere", ())
-    found += [
-        f"{what} stands on everything that PyTorch runs" for what, it in after["everywhere"] if (what, it) not in known
-    ]
+    new = [one for one in after["everywhere"] if one not in before["everywhere"]]
+    found += [f"{what} stands on everything that PyTorch runs" for what, _ in new]
     return list(dict.fromkeys(found))
 
 
