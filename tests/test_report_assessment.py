@@ -181,7 +181,7 @@ def test_every_probe_says_what_it_allows_and_leaves_its_records(assessment, text
             assert f"probes/{cell.probe}/{cell.model}.jsonl" in text
         else:
             assert f"Nothing is known: {cell.missing}" in text
-    assert "The first observation of each model." in text
+    assert "The first, of base: " in text
 
 
 def test_described_numbers_stand_apart(page, text):

@@ -247,8 +247,8 @@ def record(cell: Cell) -> dict[str, Any]:
     row = cell.rows[0]
     value = "\u2013" if row.value is None else report.number(row.value)
     seen, rest = str(row.facts.get("top") or ""), row.reason or more(row, {"score"})
-    return {"model": cell.model, "count": len(cell.rows),
-            "first": (row.family, row.cluster, str(row.seed), value, seen, rest),
+    facts = {"family": row.family, "of": row.cluster, "seed": str(row.seed), "value": value, "seen": seen, "more": rest}
+    return {"model": cell.model, "count": len(cell.rows), "facts": list(facts.items()),
             "file": f"{CELLS}/{cell.probe}/{slug(cell.model)}.jsonl"}  # fmt: skip
 
 

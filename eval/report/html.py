@@ -14,7 +14,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -56,6 +56,19 @@ class Scale(NamedTuple):
 
 
 SHARE = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
+Marks = Sequence[tuple[float | None, str]]  # (value, role) of the base and the controls
+
+
+class Axes:
+    """The axes of a page, each with the uprights that stand on it: figures with the same refer to one drawing."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[tuple[Scale, tuple[tuple[float, str], ...]], int] = {}
+
+    def at(self, scale: Scale, marks: Marks) -> int:
+        """The number of the drawing with these marks; those of unknown value are left out."""
+        known = tuple((value, role) for value, role in marks if value is not None)
+        return self.drawn.setdefault((scale, known), len(self.drawn))
 
 
 def write_report(
@@ -86,19 +99,8 @@ def write_report(
 
 
 def smaller(page: str) -> str:
-    """The same page in fewer bytes: without indentation and the blanks around cells, axes drawn once."""
-    page = re.sub(r"\n\s+", "\n", page)
-    return with_shared_axes(re.sub(r"\s+(?=</?(?:td|th|tr|table|tbody|thead)\b)", "", page))
-
-
-def with_shared_axes(page: str) -> str:
-    """Axes that figures have in common stand in the page once."""
-    axes = list(dict.fromkeys(re.findall(r'<path class="axis"[^>]*/>', page)))
-    for i, axis in enumerate(axes):
-        page = page.replace(axis, f'<use href="#axis-{i}"/>')
-    drawn = "".join(axis.replace("<path", f'<path id="axis-{i}"') for i, axis in enumerate(axes))
-    style = 'class="whisker" style="position:absolute;width:0;height:0" aria-hidden="true"'
-    return page.replace("</body>", f"<svg {style}><defs>{drawn}</defs></svg></body>")
+    """The same page in fewer bytes: without indentation and the blanks around cells."""
+    return re.sub(r"\s+(?=</?(?:td|th|tr|table|tbody|thead)\b)", "", re.sub(r"\n\s+", "\n", page))
 
 
 def _link(records: str | os.PathLike[str] | None, file: str, page: Path) -> str:
@@ -113,7 +115,7 @@ def render(found: Assessment, *, title: str | None = None, linked: Callable[[str
     """The HTML of the report; ``linked`` gives the address of a file of records, or ""."""
     from erasure.eval.report.assessment import page_of  # which imports this module
 
-    return environment().get_template("assessment.html.j2").render(page_of(found, title), linked=linked)
+    return environment().get_template("assessment.html.j2").render(page_of(found, title), linked=linked, axes=Axes())
 
 
 def environment() -> jinja2.Environment:
