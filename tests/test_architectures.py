@@ -288,6 +288,7 @@ def deaf():
         (lambda: without("sd3", "tokenizer_2"), "not a Stable Diffusion 3 / 3.5 pipeline; .* has no tokenizer_2"),
         (lambda: without("flux", "text_encoder"), "FLUX.1 pipeline; FluxPipeline has no text_encoder"),
         (lambda: without("flux", "tokenizer_2"), "FLUX.1 pipeline; FluxPipeline has no tokenizer_2"),
+        (lambda: tiny("sd1").unet, "UNet2DConditionModel is the denoiser alone; give the pipeline that holds it"),
         (deaf, "does not read text where theirs do"),
     ],
 )

@@ -95,6 +95,18 @@ def test_a_name_that_no_file_can_have_is_refused_before_the_work(check, name, tm
     check(tmp_path / ("a" * 255))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, where nobody can make a file")
+@pytest.mark.parametrize("check", [check_writable, check_file])
+def test_a_folder_in_which_even_root_makes_nothing_is_refused_before_the_work(check):
+    with pytest.raises(PermissionError, match="/proc/self may not be written to; give another folder"):
+        check("/proc/self/new/of mine")
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_appears_whole_and_is_replaced_file_by_file(tmp_path):
     target = tmp_path / "f"
     with pytest.raises(ZeroDivisionError), writing_folder(target) as folder:

@@ -83,6 +83,8 @@ def backbone_of(pipe: Any) -> Any:
             )
     if unet is not None:
         return backbone_class(DENOISERS["UNet2DConditionModel"])(pipe)
+    if any(kind.__name__ in DENOISERS for kind in type(pipe).__mro__):
+        raise ValueError(f"{type(pipe).__name__} is the denoiser alone; give the pipeline that holds it")
     found = "no denoiser" if denoiser is None else f"a {type(denoiser).__name__}"
     raise ValueError(
         f"{type(pipe).__name__} is not supported; it has {found}; "

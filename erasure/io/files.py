@@ -136,14 +136,19 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: it is empty, or it or a part of its path is a file.
-        PermissionError: it may not be written to.
+        PermissionError: nothing can be made in it, which is tried.
+        OSError: the same on a full or broken disk.
     """
     folder = named(folder)
     there = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
     if not there.is_dir():
         raise ValueError(f"{there} is {'a file' if there.exists() else 'a link to nothing'}; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{there} may not be written to; give another folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".erasure-", dir=there))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise PermissionError(f"{there} may not be written to; give another folder") from error  # /proc: no such file
 
 
 def beside(path: str | os.PathLike[str]) -> str:

@@ -22,6 +22,7 @@ from erasure.eval.core.hashes import modules_of
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 SCHEDULE = ("betas", "alphas", "alphas_cumprod", "one", "final_alpha_cumprod", "alpha_t", "sigma_t", "lambda_t")
+NUMBERS = ("init_noise_sigma", "order")  # of a scheduler; where they follow from its steps they are no plain numbers
 LARGEST = 2**20  # numbers of a buffer that is looked at
 CAPTURES = str(Path(transformers.__file__).parent)  # whose models hook themselves at their first call
 
@@ -127,6 +128,7 @@ def _described(part: Any) -> Any:
         facts.append({key: _text(value) for key, value in config.items() if not key.startswith("_")})
     tables = [(name, value) for name in SCHEDULE if isinstance(value := getattr(part, name, None), Tensor)]
     facts += [(name, io.blake2b(io.tensor_bytes(name, table), size=16)) for name, table in tables]
+    facts += [(name, value) for name in NUMBERS if isinstance(value := getattr(part, name, None), int | float)]
     words = getattr(part, "tokenizer", part)  # a processor of several inputs has one
     if isinstance(words, transformers.PreTrainedTokenizerBase):
         facts.append(_vocabulary(words))

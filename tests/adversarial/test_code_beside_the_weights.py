@@ -239,6 +239,10 @@ def other_noise(pipe):
     return put(pipe.scheduler, "alphas_cumprod", 0.1 * pipe.scheduler.alphas_cumprod)
 
 
+def other_start(pipe):
+    return put(pipe.scheduler, "init_noise_sigma", 3.0)
+
+
 def checker(pipe):
     return put(pipe, "safety_checker", nn.Linear(1, 1))
 
@@ -252,7 +256,7 @@ def other_encoding(pipe):
     [
         (other_tokenizer, "tokenizer"), (new_word, "tokenizer"), (words_exchanged, "tokenizer"),
         (other_side_is_cut, "tokenizer"), (other_prediction, "scheduler"), (other_noise, "scheduler"),
-        (checker, "safety_checker"), (other_encoding, "class"),
+        (other_start, "scheduler"), (checker, "safety_checker"), (other_encoding, "class"),
     ],
 )  # fmt: skip
 def test_what_stands_around_the_model_is_refused(do, what):
