@@ -156,7 +156,8 @@ class Backbone(Latents):
 
     @property
     def device(self) -> torch.device:
-        return self.denoiser.device
+        """Where the denoiser is: all of it, since what is offloaded is refused."""
+        return next(self.denoiser.parameters()).device  # diffusers' own property asks every layer for hooks
 
     @property
     def dtype(self) -> torch.dtype:

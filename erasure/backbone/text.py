@@ -271,9 +271,11 @@ def converted(pipe: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     if convert is None or not getattr(tokenizer, "added_tokens_encoder", None):
         return list(prompts)
     rest = {t for t in tokenizer.added_tokens_encoder if t.rpartition("_")[2].isdigit()}
+    if not rest:
+        return list(prompts)
     # a prompt that spells the further vectors already is brought back to the placeholder first
-    spelled = [" ".join(word for word in prompt.split(" ") if word not in rest) for prompt in prompts] if rest else None
-    return list(convert(list(spelled or prompts), tokenizer))
+    spelled = [" ".join(word for word in prompt.split(" ") if word not in rest) for prompt in prompts]
+    return list(convert(spelled, tokenizer))
 
 
 @contextlib.contextmanager
