@@ -17,7 +17,7 @@ from typing import Any
 
 from figures import ROOT, replace_block  # beside this file
 
-from erasure.batch.comparison import Line, Rate
+from erasure.batch.lines import Line, Rate
 from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method

@@ -8,23 +8,9 @@ from rich.console import Console
 
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
-from erasure.batch.comparison import (
-    INSIDE_NOTE,
-    MEANS_NOTE,
-    TARGETS,
-    Line,
-    Rate,
-    averaged,
-    inside_of,
-    lines_of,
-    mean,
-    means,
-    page,
-    rest_of,
-    table,
-    write_comparison,
-)
+from erasure.batch.comparison import INSIDE_NOTE, MEANS_NOTE, TARGETS, page, table, write_comparison
 from erasure.batch.cost import counted
+from erasure.batch.lines import Line, Rate, averaged, inside_of, lines_of, mean, means, rest_of
 from erasure.batch.pictures import kept_out, still_inside
 from erasure.concept import WORLD, Suite
 from erasure.methods import BUILT_IN, method_class

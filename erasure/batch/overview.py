@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from erasure.batch.comparison import GROUPS, answers_of, rates_of, replacing, write_comparison
+from erasure.batch.comparison import write_comparison
+from erasure.batch.lines import GROUPS, answers_of, rates_of
 from erasure.batch.recipe import Cell, Recipe
-from erasure.batch.stages import LOCK, MADE, RESULT, state_of
+from erasure.batch.stages import LOCK, MADE, RESULT, replacing, state_of
 from erasure.eval.judge import QUESTIONS
 from erasure.io import write_atomically
 

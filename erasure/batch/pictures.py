@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from erasure.batch.comparison import GROUPS, INSIDE, Line, Rate, ranked
+from erasure.batch.lines import GROUPS, INSIDE, Line, Rate, ranked
 from erasure.methods import method_class
 
 TRAINED, NOT_TRAINED = "#d1495b", "#30638e"

@@ -7,12 +7,15 @@ then: a LoRA that a recipe asks for later costs no second training.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock
 
 from erasure.api import erase
 from erasure.artifact import Erasure
@@ -23,11 +26,21 @@ from erasure.batch.cost import counted
 from erasure.batch.judging import judge
 from erasure.batch.publishing import described, digest_of
 from erasure.batch.recipe import Cell, Recipe
-from erasure.io import parse_json, read_bytes, write_json
+from erasure.io import parse_json, read_bytes, remove_partial, write_json
 
 RESULT, LOCK = "result.json", ".lock"
 MADE, WRITTEN, JUDGED, PUSHED = "made.json", "written.json", "judged.json", "pushed.json"  # one of each stage
 State = Literal["done", "failed", "waiting", "damaged"]
+
+
+@contextlib.contextmanager
+def replacing(*files: Path) -> Iterator[None]:
+    """Files of a recipe's folder that one process at a time writes anew; what killed ones left of them is deleted."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(files[0].parent / LOCK)):
+        for file in files:
+            remove_partial(file)
+        yield
 
 
 def record(file: Path) -> dict[str, Any] | None:
@@ -211,6 +224,7 @@ __all__ = [
     "intact",
     "make",
     "record",
+    "replacing",
     "result_of",
     "so_far",
     "state_of",
