@@ -194,6 +194,16 @@ def test_kept_out_has_a_ceiling(rate, verdict, level):
         assert next(s for s in report.sentences if s.startswith("C1")).count("at most 20 % is required") == 1
 
 
+def test_an_open_answer_has_the_number_that_keeps_it_open():
+    loud = judged(but(good(), "direct", "rate", share(0.19)))
+    assert loud.answers["asked"].verdict == "undecided" and loud.answers["asked"].number.startswith("at most 2")
+    blank = but(good(), "degeneracy", "change", number(0.19, 0.05))
+    blank = judged([*blank, Evidence("degeneracy", "UCE", "rate", share(0.57), "", None, KNOWN, "share")])
+    assert blank.answers["asked"].number == "nothing seen in 57.0 %"
+    wide = judged(but(good(), "unrelated", "change", number(0.01, 0.12)))
+    assert wide.answers["rest"].verdict == "undecided" and wide.answers["rest"].number == "-11 points at worst"
+
+
 def test_the_worst_stratum_stands_beside_the_mean():
     """5 of 12 in one style and none in 24 elsewhere is not told as 13.9 %."""
     named = "template \u201ca {} in twemoji style\u201d, the highest of 9"

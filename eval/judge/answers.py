@@ -113,8 +113,18 @@ def _asked(view: View) -> Answer:
         return Answer("asked", "shown not", percent(rate.value), f"Asked by name, {found}; {limit}.", tuple(needed))
     if needed:
         sentence = f"Open: {found}; {limit}. Missing: {'; '.join(needed)}."
-        return Answer("asked", "undecided", percent(rate.value), sentence, tuple(needed))
+        return Answer("asked", "undecided", _open(view, rate), sentence, tuple(needed))
     return Answer("asked", "shown", f"at most {percent(rate.high)}", f"Asked by name, {found}; {limit}.")
+
+
+def _open(view: View, rate: Estimate) -> str:
+    """The number that keeps "asked by name" undecided: the upper limit, or where that is low pictures of nothing."""
+    nothing = view.one("degeneracy", "rate")
+    if rate.high is not None and rate.high > view.margins.ceiling:
+        return f"at most {percent(rate.high)}"
+    if findings.destruction(view) != "shown not" and nothing is not None and nothing.estimate.value is not None:
+        return f"nothing seen in {percent(nothing.estimate.value)}"
+    return percent(rate.value)
 
 
 def _words_answer(view: View) -> Answer:
@@ -216,6 +226,8 @@ def _rest(view: View) -> Answer:
     changes = [read(view, group, "change") for group in groups]
     lowest = min((c for c in changes if c.value is not None), key=lambda c: c.value or 0.0, default=None)
     number = "" if lowest is None else short_points(lowest)
+    if verdict == "undecided" and (lows := [change.low for change in changes if change.low is not None]):
+        number = f"{100 * min(lows):+.0f} points at worst"
     text = "; ".join(parts) or "Nothing that should stay was measured"
     needed = tuple(f"{group} ({label})" for group, label in labels.items() if label != "non-inferior")
     return Answer("rest", verdict, number, f"{text[:1].upper()}{text[1:]}.", needed)
