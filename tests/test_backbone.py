@@ -1,6 +1,7 @@
 """Prompts as the denoiser receives them, layers by what they do, and pipelines that are refused before any work."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -146,6 +147,13 @@ def pack(module):
     module.weight = torch.nn.Parameter(Packed((w / scale).round().to(torch.int8), scale), requires_grad=False)
 
 
+def dynamic(pipe, part):
+    """The linears of PyTorch's own quantisation, which have no parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(pipe, part, torch.ao.quantization.quantize_dynamic(getattr(pipe, part), {torch.nn.Linear}))
+
+
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
 
@@ -165,6 +173,8 @@ REFUSED = [
     (own_keys, r"attn2 uses keys and values of its attention processor \(to_k_custom_diffusion\).*set_default_attn"),
     (lambda p: pack(p.unet.get_submodule(f"{ATTENTION}.to_k")), r"to_k.weight is quantised \(Packed\)"),
     (lambda p: pack(p.text_encoder.get_submodule("encoder.layers.0.mlp.fc1")), r"text_encoder.*quantised \(Packed\)"),
+    (lambda p: dynamic(p, "text_encoder"), r"text_encoder\..* is quantised \(DynamicQuantizedLinear|Linear\)"),
+    (lambda p: dynamic(p, "unet"), r"unet\..* is quantised \("),
     (lambda p: setattr(p, "unet", torch.nn.DataParallel(p.unet)), "the unet is wrapped in DataParallel; .*module"),
     (made_in_inference_mode, "created under torch.inference_mode"),
 ]

@@ -50,6 +50,11 @@ def _refuse_module(part: str, module: Any) -> None:
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
     for name, child in module.named_modules():
+        if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
+            raise ValueError(
+                f"{part}.{name} is quantised ({type(child).__name__}); erase the full-precision model first, quantise "
+                "afterwards"
+            )
         refuse_unread(f"{part}.{name}", child)
         if hasattr(child, "base_layer"):
             raise ValueError(
