@@ -2,6 +2,8 @@
 
 erasure compare --suite superhero -m uce -m esd --out comparison
 python docs/methods.py comparison "erasure compare --suite superhero -m uce -m esd"
+erasure compare --targets 5 -m uce -m rece --out targets
+python docs/methods.py targets "erasure compare --targets 5 -m uce -m rece"  # several targets: a block of their own
 python docs/methods.py                   # the sections, and the picture from docs/results/comparison.json
 """
 
@@ -12,12 +14,13 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from figures import ROOT, replace_block  # beside this file
 
-from erasure.batch.lines import Line, Rate
+from erasure.batch.comparison import MEANS_NOTE, table
+from erasure.batch.lines import GROUPS, Line, Rate, ranked
 from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method
@@ -26,6 +29,7 @@ from erasure.methods.finetune import FineTune
 PAGE = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "comparison.png"
 RESULTS = ROOT / "docs" / "results" / "comparison.json"
+TARGETS = RESULTS.with_name("comparison-targets.json")
 ALT = "a row for each method: how often the target, its neighbours and unrelated things are drawn as asked"
 # Licences of the official code. Ours is written from the papers; no line is copied.
 LICENCES = {
@@ -73,16 +77,34 @@ def last(found: re.Match[str]) -> str:
     return f"`{found[1].rpartition('.')[2]}`"
 
 
-def line_of(row: dict[str, Any]) -> Line:
-    """A line of ``comparison.json``, as far as the picture of it goes."""
-    rates = {group: Rate(**rate) for group, rate in row["rates"].items()}
-    return Line(row["method"], row["suite"], rates, error=row["error"], preset=row.get("preset", ""))
+def lines_in(file: Path) -> list[Line]:
+    """The lines of a ``comparison.json``, as far as tables and pictures of what is drawn go."""
+    rows = json.loads(file.read_text("utf-8"))
+    return [Line(**{**row, "rates": {g: Rate(**r) for g, r in row["rates"].items()}, "inside": {}, "rest": None})
+            for row in rows]  # fmt: skip
+
+
+def over_targets(lines: Sequence[Line]) -> str:
+    """Means over targets, and under them each target by itself."""
+    own = {(line.label, line.suite): line for line in lines}
+    suites = [suite for suite in dict.fromkeys(line.suite for line in lines) if "targets" not in suite]
+    means = ranked([line for line in lines if line.suite not in suites])
+    rows = [f"| method | {' | '.join(suites)} |", "|---" * (len(suites) + 1) + "|"]
+    for line in means:
+        cells = [own[line.label, suite].rates for suite in suites]
+        shown = [" / ".join(f"{100 * r[group].value:.0f}" for group in GROUPS) for r in cells]
+        rows.append(f"| `{line.label}` | {' | '.join(shown)} |")
+    each = "Each target by itself, target shown / neighbours right / unrelated right, in per cent:"
+    return "\n\n".join([table(means), MEANS_NOTE, each, "\n".join(rows)])
 
 
 def main(folder: str | None = None, command: str = "erasure compare --suite superhero") -> None:
     text = PAGE.read_text("utf-8")
-    if folder is not None:
-        table = (Path(folder) / "comparison.md").read_text("utf-8").strip()
+    if folder is not None and len({line.suite for line in lines_in(Path(folder) / "comparison.json")}) > 1:
+        shutil.copyfile(Path(folder) / "comparison.json", TARGETS)
+        text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(lines_in(TARGETS))}")
+    elif folder is not None:
+        rows = (Path(folder) / "comparison.md").read_text("utf-8").strip()
         shutil.copyfile(Path(folder) / "comparison.json", RESULTS)
         file = "images/comparison.png"
         picture = f"[![{ALT}]({file})]({file})"
@@ -92,8 +114,8 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
             picture += (
                 f"\n\n[![a row for each method: what is still in the weights, and what else changed]({file})]({file})"
             )
-        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{table}")
-    kept_out([line_of(row) for row in json.loads(RESULTS.read_text("utf-8"))], PICTURE)
+        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{rows}")
+    kept_out(lines_in(RESULTS), PICTURE)
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 
