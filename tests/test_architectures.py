@@ -524,6 +524,7 @@ def test_trajectory_is_what_the_pipelines_own_call_gives_its_denoiser(architectu
 SDXL_PRESETS = [p for p in method_class("esd").presets if "sdxl" in p]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", first(SDXL_PRESETS, "official-2025-sdxl-x-strict", "official-2025-sdxl-u"))
 def test_esd_trains_sdxl(preset):
     pipe = tiny("sdxl")

@@ -115,6 +115,7 @@ def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
         draw(pipe, architecture)
 
 
+@pytest.mark.slow
 def test_an_adapter_at_the_text_alone_works_on_the_gpu(tmp_path):
     with pretend():
         pipe = built("z-image")
@@ -135,6 +136,7 @@ def test_a_training_is_resumed_on_the_gpu(tmp_path):
         edit.apply(pipe)
 
 
+@pytest.mark.slow
 def test_other_programs_files_are_written_from_the_gpu(tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")

@@ -67,6 +67,7 @@ def test_a_general_and_a_domain_corpus_are_weighed_as_published(tmp_path):
     assert edit.config["settings"]["domain"] == "domain" and edit.config["settings"]["corpus"] == "general"
 
 
+@pytest.mark.slow
 def test_weights_equal_the_reference_on_emoji_world():
     pipe = world.load()
     pipe.unet.double(), pipe.text_encoder.double()

@@ -349,6 +349,7 @@ def test_the_threshold_is_chosen_on_prompts_that_should_find_nothing(lookup):
     assert match.matched and match.phrase == FOUND and not empty.matched
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_the_superhero_draws_it_from_a_store_until_it_is_withdrawn(tmp_path):
     pipe = erasure.world.gold("superhero", seed=0)
     pipe.set_progress_bar_config(disable=True)

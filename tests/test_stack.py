@@ -249,6 +249,7 @@ def together(*works):
     return raised
 
 
+@pytest.mark.slow
 def test_four_threads_that_apply_and_remove_lose_nothing(impatient):
     pipe = tiny_pipeline()
     base, edits = weights(pipe), [edit for i, edit in enumerate(every_kind(pipe)) if i in (0, 4, 5, 7)]
