@@ -364,7 +364,8 @@ def arithmetic():
         hook.remove()
 
 
-@pytest.mark.parametrize("probes", [LEARNING, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("probes", [LEARNING, None])
 def test_autocast_is_on_nowhere_when_it_is_asked_off(context, probes, monkeypatch):
     for module in (erasure.runtime, erasure.train.modules):  # as on a processor that is fast in bfloat16
         monkeypatch.setattr(module, "fast_bfloat16", lambda device: True)

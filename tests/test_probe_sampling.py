@@ -26,7 +26,6 @@ from erasure.eval.worldkit.classifier import classifier_a, labels
 from erasure.eval.worldkit.detectors import ClassifierDetector
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, rows_of, tiny_context
-from tests.slow import first
 from tests.tiny import tiny, tiny_pipeline
 
 KEYS = ("noise", "completion", "inpainting", "image_to_image", "classifier_guidance", "latent_inversion")
@@ -92,7 +91,8 @@ def test_a_trajectory_in_two_parts_is_the_whole(sampler):
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", first(KEYS, "noise"))
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
 def test_the_small_preset_runs_repeats_and_gives_the_weights_back(context, key):
     probe, before = probe_class(key).preset("smoke"), weights_hash(context.pipe)
     rows = {model.name: probe.run(model, context) for model in context.models.values()}
