@@ -20,10 +20,6 @@ def first(every: Iterable[Any], *quick: Any) -> list[Any]:
     return [case if case in quick else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
 
 
-# One method for each way of making an erasure: closed forms, training of weights, of adapters, of text encoders, hooks.
-WAYS = ("uce", "speed", "esd", "spm", "gloce", "adv-unlearn", "sld")
-
-
 def every_method(*quick: str) -> list[Any]:
     """Every built-in method for Stable Diffusion 1; those alike with another are marked slow, or all but some."""
     works = {name: method_class(name).architectures for name in sorted(BUILT_IN)}

@@ -7,6 +7,7 @@ import torch
 from erasure.backbone import backbone_of
 from erasure.pipelines import attach_erasures
 from tests.every import backbone
+from tests.slow import first
 from tests.tiny import identical, make, tiny, weights
 from tests.tiny_relatives import RELATIVES
 
@@ -55,7 +56,7 @@ def animatediff(sd1):
     return animated(sd1)
 
 
-@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("architecture", first(["sd1", "sd2", "sdxl"], "sd1", "sdxl"))
 @pytest.mark.parametrize(("method", "settings"), [("uce", {}), ("esd", FEW)])
 def test_an_erasure_of_the_image_model_is_the_same_change_on_the_video_model(architecture, method, settings):
     pipe = tiny(architecture)
@@ -109,8 +110,15 @@ def test_another_image_model_under_the_motion_is_refused(sd1):
         edit.apply(animated(other))
 
 
-@pytest.mark.parametrize("relative", ["animatediff", "text-to-video"])
-@pytest.mark.parametrize(("method", "settings"), [("uce", {}), ("esd", FEW)])
+@pytest.mark.parametrize(
+    ("method", "settings", "relative"),
+    [
+        pytest.param("uce", {}, "animatediff", marks=pytest.mark.slow),
+        ("uce", {}, "text-to-video"),
+        ("esd", FEW, "animatediff"),
+        pytest.param("esd", FEW, "text-to-video", marks=pytest.mark.slow),
+    ],
+)
 def test_no_temporal_layer_is_edited_where_all_widths_are_equal(relative, method, settings):
     pipe = RELATIVES[relative]()
     pipe.set_progress_bar_config(disable=True)

@@ -27,20 +27,14 @@ from tests.slow import first
 from tests.tiny import ARCHITECTURES, clip_tokenizer, identical, make, t5_tokenizer, tiny, weights
 
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Where a pooled embedding is edited too, the token embeddings are edited as without it; sd2 is edited as sd1 is.
 POOLED = pytest.mark.parametrize(
     ("architecture", "pooled"),
-    [(a, p) for a in ARCHITECTURES for p in (False, True) if not p or a not in ("sd1", "sd2")],
-)
-# Where a pooled embedding is edited too, the token embeddings are edited as without it.
-ONCE = pytest.mark.parametrize(
-    ("architecture", "pooled"),
-    [
-        pytest.param(a, p, marks=[] if p or a in ("sd1", "sd2") else pytest.mark.slow)
-        for a in ARCHITECTURES
-        for p in (False, True)
-        if not p or a not in ("sd1", "sd2")
-    ],
-)
+    first(
+        ((a, p) for a in ARCHITECTURES for p in (False, True) if not p or a not in ("sd1", "sd2")),
+        ("sd1", False), ("sdxl", True), ("sd3", True), ("flux", True),
+    ),
+)  # fmt: skip
 TARGETS, GUIDES, KEPT = ["superhero", "Van Gogh style"], ["ninja", ""], ["a wizard", "batman"]
 SIZE = {"num_inference_steps": 2, "progress": False}
 
@@ -370,7 +364,7 @@ def test_weights_equal_the_per_layer_reference(architecture, pooled):
     assert relative_error(ours, reference.edit(pipe, TARGETS, GUIDES, KEPT, pooled=pooled)) <= 1e-6
 
 
-@ONCE
+@POOLED
 def test_recommended_weights_equal_the_per_layer_reference(architecture, pooled):
     """From the last word piece to the end of the sequence, in sentences too; every token of what is kept."""
     pipe = double(tiny(architecture))
@@ -419,8 +413,8 @@ def test_the_guide_is_reached_and_the_kept_stay_within_the_ridge_bound(architect
     assert (len(edited) == len(originals)) and ("pooled.u" in edit.tensors) == pooled
 
 
-@ONCE
-@pytest.mark.parametrize("preset", ["official-2025", "recommended"])
+@POOLED
+@pytest.mark.parametrize("preset", first(["official-2025", "recommended"], "recommended"))
 def test_an_edit_touches_its_layers_alone_and_is_undone_bit_for_bit(architecture, pooled, preset, tmp_path):
     pipe = tiny(architecture)
     backbone, before = backbone_of(pipe), weights(pipe)
@@ -451,8 +445,8 @@ def test_an_edit_touches_its_layers_alone_and_is_undone_bit_for_bit(architecture
         loaded.apply(tiny(architecture, seed=1))
 
 
-@ONCE
-@pytest.mark.parametrize("preset", ["official-2025", "recommended"])
+@POOLED
+@pytest.mark.parametrize("preset", first(["official-2025", "recommended"], "recommended"))
 def test_pictures_of_the_target_change_and_come_back(architecture, pooled, preset):
     pipe = tiny(architecture)
 
@@ -524,6 +518,7 @@ def test_trajectory_is_what_the_pipelines_own_call_gives_its_denoiser(architectu
 SDXL_PRESETS = [p for p in method_class("esd").presets if "sdxl" in p]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", first(SDXL_PRESETS, "official-2025-sdxl-x-strict", "official-2025-sdxl-u"))
 def test_esd_trains_sdxl(preset):
     pipe = tiny("sdxl")

@@ -85,6 +85,7 @@ def test_a_second_run_takes_up_what_is_stored(context, folder, monkeypatch):
     assert run(context, folder).evidence == before.evidence
 
 
+@pytest.mark.slow
 def test_another_control_repeats_only_what_looks_at_it(context, tmp_path, monkeypatch):
     probes = ("linear_probe", "divergence")
     *_, null = controls = [m for m in context.models.values() if m.role in ("gold", "null")]
@@ -104,6 +105,7 @@ def test_observations_of_another_version_of_a_probe_are_not_read_as_this_one(con
         Assessment.load(folder)
 
 
+@pytest.mark.slow
 def test_prompts_that_got_through_are_put_to_the_guardrails(context, monkeypatch):
     def breaks(self, model, context):
         hits = {"base": 1.0, "noise": 0.0, "gold-0": 1.0}
@@ -175,6 +177,7 @@ def test_one_model_under_two_names_is_asked_once_and_weighed_twice(context, monk
     assert made["declared"] > 0  # it reads what a model says of itself
 
 
+@pytest.mark.slow
 def test_what_another_run_left_in_the_folder_is_not_read(context, tmp_path):
     out = tmp_path / "out"
     first = run(context, out, probes=("direct", "paraphrase"))
@@ -361,7 +364,8 @@ def arithmetic():
         hook.remove()
 
 
-@pytest.mark.parametrize("probes", [LEARNING, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("probes", [LEARNING, None])
 def test_autocast_is_on_nowhere_when_it_is_asked_off(context, probes, monkeypatch):
     for module in (erasure.runtime, erasure.train.modules):  # as on a processor that is fast in bfloat16
         monkeypatch.setattr(module, "fast_bfloat16", lambda device: True)
@@ -396,6 +400,7 @@ class Echo(PixelDetector):
         return np.full(len(images), self.level)
 
 
+@pytest.mark.slow
 def test_cosines_of_another_clip_are_not_those_that_lie_there(context, tmp_path):
     def cosines(clip):
         found = run(context, tmp_path, probes=("distances",), clip=clip)

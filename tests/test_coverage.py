@@ -25,11 +25,12 @@ from studies.coverage import (
     strata,
     trainings,
 )
+from tests.slow import first
 
 REPEATS = 100
 
 
-@pytest.mark.parametrize("share", [0.15, 0.4])
+@pytest.mark.parametrize("share", first([0.15, 0.4], 0.15))
 def test_a_rate_covers_the_truth_where_templates_differ(share):
     design, effects = Design(24, 3, 1), Effects(3, 1)
     assert rates(share, design, effects, REPEATS)[0] >= 0.92
@@ -74,6 +75,7 @@ def test_a_ratio_has_no_interval_where_its_lower_part_may_be_zero():
     assert ratios(0.3, 1.0, 300)[1] >= 0.8  # and it has one where b is clearly above g
 
 
+@pytest.mark.slow
 def test_an_advantage_covers_the_truth_over_trainings():
     covered, false = advantages(1.0, 60)
     assert covered >= 0.95 and false <= 0.05
@@ -99,6 +101,7 @@ def test_a_true_loss_is_found_and_a_loss_of_the_margin_is_rarely_called_less():
     assert losses([0.95] * 8 + [0.5], REPEATS)["non-inferior"] <= 0.06
 
 
+@pytest.mark.slow
 def test_the_largest_of_many_rates_is_below_its_bound():
     """Without an adjustment for their number: a statement about all of them needs none."""
     for shares in ([0.2] + [0.0] * 19, [0.4] + [0.05] * 19, [0.15] * 20):

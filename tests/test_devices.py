@@ -25,12 +25,12 @@ from erasure.pipelines.attach import attach_erasures
 from studies.reproduce.sets import cmmd, frechet
 from tests.builders import BUILDERS, CALLS
 from tests.pretend import DeviceFault, NumpyFault, device_of, pretend
-from tests.slow import WAYS, every_method, first
+from tests.slow import every_method, first
 from tests.tiny import identical, shortest, tiny, weights
 
 CONCEPT = erasure.Concept("superhero", anchor="ninja", neighbours=("wizard",))
-# U-Nets, joint transformers and one with cross-attention; the others run with `pytest -m slow`.
-QUICK = ("sd1", "sdxl", "flux", "pixart-sigma")
+# A U-Net and a joint transformer, both with two encoders; the others run with `pytest -m slow`.
+QUICK = ("sdxl", "flux")
 
 
 def built(architecture: str) -> Any:
@@ -91,7 +91,7 @@ def test_an_erasure_lives_on_the_gpu(architecture, tmp_path):
         edit.fuse(pipe)
 
 
-@pytest.mark.parametrize("method", every_method(*WAYS))
+@pytest.mark.parametrize("method", every_method("uce", "esd", "gloce", "sld"))
 def test_every_method_works_on_the_gpu(method, tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")
@@ -115,6 +115,7 @@ def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
         draw(pipe, architecture)
 
 
+@pytest.mark.slow
 def test_an_adapter_at_the_text_alone_works_on_the_gpu(tmp_path):
     with pretend():
         pipe = built("z-image")
@@ -135,6 +136,7 @@ def test_a_training_is_resumed_on_the_gpu(tmp_path):
         edit.apply(pipe)
 
 
+@pytest.mark.slow
 def test_other_programs_files_are_written_from_the_gpu(tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")

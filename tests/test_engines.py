@@ -95,9 +95,7 @@ def images_api(drawer):
     return answer
 
 
-@pytest.mark.parametrize(
-    ("on", "shift"), first([(True, 0), (True, 100), (False, 0), (False, 100)], (True, 0), (False, 100))
-)
+@pytest.mark.parametrize(("on", "shift"), first([(True, 0), (True, 100), (False, 0), (False, 100)], (True, 0)))
 def test_an_engine_that_drops_the_erasure_is_found(on, shift, pipe, edit):
     before = {name: tensor.clone() for name, tensor in weights(pipe).items()}
     with serving(images_api(Drawer(pipe, edit, on=on, shift=shift))) as url:

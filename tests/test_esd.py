@@ -116,6 +116,7 @@ def test_training_lowers_the_loss_and_leaves_the_pipeline_alone(settings):
         assert ESD().error(backbone, bank, targets, text, everything) < 0.9 * first
 
 
+@pytest.mark.slow
 def test_retaining_holds_the_kept_prompts_closer():
     pipe = tiny_pipeline()
     backbone = backbone_of(pipe)
@@ -158,6 +159,7 @@ class Counted:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_bits_and_samples_nothing_again(tmp_path):
     settings = {**QUICK, "iterations": 40, "preset": "official-2025-x", "keep": ["a ninja"], "retain": 1.0}
     whole = make(tiny_pipeline(), "superhero", "esd", progress=False, **settings)

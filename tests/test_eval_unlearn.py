@@ -27,6 +27,7 @@ def same(a, b):
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_the_technique_draws_what_an_erased_pipeline_draws(tmp_path):
     technique = Technique(**HERO, batch_size=2)
     prompts = ["a superhero", "a ninja", "a superhero on a red background"]

@@ -108,11 +108,16 @@ def test_words_stand_where_the_prompts_differ(models, name):
 # --- what the denoiser is given --------------------------------------------------------------------------------------
 
 
-CALLED = list(itertools.product((4, 1, 25), ("default", "off", "on")))  # steps, guidance
+CALLED = list(itertools.product((4, 1, 25), ("default", "off", "on"), EVERY))  # steps, guidance, name
+# Every architecture as it is called by default, one of each kind with other guidance, and some in a single step.
+QUICK = [
+    *((4, "default", name) for name in EVERY),
+    *((4, guidance, name) for guidance in ("off", "on") for name in KINDS),
+    *((1, "default", name) for name in ("sd1", "sdxl", "flux", "wan2.2")),
+]
 
 
-@ALL
-@pytest.mark.parametrize(("steps", "guidance"), first(CALLED, *CALLED[:4]))
+@pytest.mark.parametrize(("steps", "guidance", "name"), first(CALLED, *QUICK))
 def test_a_trajectory_is_the_pipelines_own_call(models, name, steps, guidance):
     if steps == 1 and name in ONE_STEP_IMPOSSIBLE:
         pytest.skip(ONE_STEP_IMPOSSIBLE[name])

@@ -75,7 +75,7 @@ def kohya_weights(file, scale):
 
 @LAYOUTS
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
-@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("scale", first([1.0, 0.5], 0.5))
 def test_an_operator_is_a_lora_to_diffusers(architecture, layout, scale, tmp_path):
     pipe = tiny(architecture)
     edit = uce(pipe, pooled=architecture == "sdxl")
@@ -417,7 +417,7 @@ def sd2(**settings):
 
 @pytest.mark.parametrize(
     "pipeline",
-    [tiny_pipeline, sd2, lambda: tiny_pipeline(channels=(16, 32, 32, 32))],
+    [pytest.param(tiny_pipeline, marks=pytest.mark.slow), sd2, lambda: tiny_pipeline(channels=(16, 32, 32, 32))],
     ids=["sd1", "sd2", "four-levels"],
 )
 def test_diffusers_opens_the_single_file_as_the_same_pipeline(pipeline, tmp_path):

@@ -30,7 +30,7 @@ def in_a_process(tmp_path, work, *arguments):
     ("job", "kinds", "every"),
     [
         ("training", ("kill",), 1),
-        ("training", ("interrupt",), 3),
+        pytest.param("training", ("interrupt",), 3, marks=pytest.mark.slow),
         ("closed forms", ("kill", "interrupt"), 12),
         pytest.param("training", KINDS, 1, marks=pytest.mark.slow),
         pytest.param("closed forms", KINDS, 1, marks=pytest.mark.slow),

@@ -96,11 +96,11 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
 @pytest.mark.parametrize(
     ("architecture", "method", "settings"),
     [
-        ("sd1", "leco", {"robust": True}),
+        pytest.param("sd1", "leco", {"robust": True}, marks=pytest.mark.slow),
         ("sd1", "receler", {}),
-        ("sd1", "eraseflow", {}),
+        pytest.param("sd1", "eraseflow", {}, marks=pytest.mark.slow),
         ("flux", "esd", {}),
-        ("z-image", "spm", {}),
+        pytest.param("z-image", "spm", {}, marks=pytest.mark.slow),
     ],
 )
 def test_gradient_checkpointing_finds_the_adapters_again(architecture, method, settings):

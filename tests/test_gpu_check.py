@@ -23,6 +23,7 @@ def test_the_tiny_part_runs_on_the_cpu(tmp_path, capsys):
     assert report["failed"] == [] and all(row["peak_mb"] > 0 <= row["seconds"] for row in report["rows"])
 
 
+@pytest.mark.slow
 def test_the_full_size_part_runs_too_only_smaller(monkeypatch, capsys):
     """Stable Diffusion 1.4 and SDXL as benchmarks.closed_form builds them, with fewer channels and layers."""
     for settings, width in ((closed_form.SD14, 32), (closed_form.SDXL, 64)):

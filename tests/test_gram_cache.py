@@ -1,6 +1,7 @@
 """What every erasure keeps is encoded once for a text encoder: the same edit, and no file is trusted."""
 
 import copy
+import itertools
 import threading
 import warnings
 
@@ -71,8 +72,12 @@ def apart(a, b):
 # --- the same edit ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("concept", ["superhero", "cat"])  # of which one is an everyday noun
-@pytest.mark.parametrize("method", first(METHODS, "uce", "speed"))
+CONCEPTS = ("superhero", "cat")  # of which one is an everyday noun
+
+
+@pytest.mark.parametrize(
+    ("method", "concept"), first(itertools.product(METHODS, CONCEPTS), ("uce", "cat"), ("speed", "superhero"))
+)
 @pytest.mark.filterwarnings("ignore:.*move .* times as much", "ignore:what is kept holds")
 def test_a_cached_edit_is_the_one_without_a_cache(method, concept, encoded, folder):
     pipe, concept = exact_pipeline(), Concept(concept, anchor="a photo")
@@ -104,8 +109,10 @@ def test_settings_of_which_the_rows_depend_have_files_of_their_own(preset, folde
     assert len(list(folder.iterdir())) == (2 if preset else 1)
 
 
-@pytest.mark.parametrize("concept", ["superhero", "cat"])
-@pytest.mark.parametrize("method", ["uce", "double-projections", "cure"])
+@pytest.mark.parametrize(
+    ("method", "concept"),
+    first(itertools.product(("uce", "double-projections", "cure"), CONCEPTS), ("uce", "superhero"), ("cure", "cat")),
+)
 @pytest.mark.filterwarnings("ignore:.*move .* times as much", "ignore:what is kept holds")
 def test_where_embeddings_are_wide_it_is_rows(method, concept, monkeypatch, folder):
     monkeypatch.setattr(ridge, "WIDE", 16)
@@ -123,7 +130,7 @@ def test_half_an_everyday_list_of_targets_is_encoded_without_the_cache(folder):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", first(EVERY, "sdxl", "sd3", "qwen-image", "lumina2", "kolors"))
 def test_every_architecture_has_it(name, encoded, folder):
     on = backbone(build(name), name)
     for space in on.spaces:

@@ -30,7 +30,8 @@ ON = {"negative-prompt": ("sd1", "sd2", "sdxl", "sd3"), "safree": ("sd1", "sd2",
       "adavd": ("sd1", "sd2", "sdxl"), "safree re-attention": ("sd1", "sdxl")}  # fmt: skip
 WORKS = [(case, architecture) for case in SETTINGS for architecture in ON.get(case, ("sd1",))]
 EVERY = pytest.mark.parametrize("case", SETTINGS)
-QUICK = [(c, a) for c, a in WORKS if a == "sd1" or (c, a) in (("safree", "sd3"), ("adavd", "sdxl"))]
+QUICK = [("negative-prompt", "sd1"), ("negative-prompt plain", "sd1"), ("safree", "sd3"),
+         ("safree re-attention", "sd1"), ("adavd", "sdxl")]  # fmt: skip
 PROMPTS = ["a photo of a superhero", "a ninja and a wizard"]
 
 
@@ -91,7 +92,7 @@ def test_each_picture_of_a_batch_is_the_one_drawn_alone(case, architecture):
     edit.remove(pipe)
 
 
-@EVERY
+@pytest.mark.parametrize("case", first(SETTINGS, "negative-prompt", "safree re-attention", "adavd"))
 def test_two_threads_that_draw_do_not_mix(case):
     pipe = tiny("sd1")
     pipes = [pipe, copy.copy(pipe)]

@@ -29,7 +29,7 @@ def sentences(concepts):
 
 
 @pytest.mark.parametrize("all_words", [False, True], ids=["around", "all-words"])
-@pytest.mark.parametrize("concepts", [ONE, MANY], ids=["one", "many"])
+@pytest.mark.parametrize("concepts", [pytest.param(ONE, marks=pytest.mark.slow), MANY], ids=["one", "many"])
 @pytest.mark.parametrize("pipeline", [{}, pytest.param(WIDE, marks=pytest.mark.slow)], ids=["sd1", "sd1.4-shaped"])
 def test_weights_equal_the_per_layer_reference(pipeline, concepts, all_words):
     pipe = double(**pipeline)
@@ -42,8 +42,10 @@ def test_weights_equal_the_per_layer_reference(pipeline, concepts, all_words):
     ("ours", "theirs"),
     [
         ({"lamb": 100.0}, {"lamb": 100.0}),
-        ({"preserve_scale": 0.1}, {"s": 0.1}),
-        ({"preserve_scale": 0.1, "domain_scale": 30.0}, {"s": 0.1, "w_domain": 30.0}),
+        pytest.param({"preserve_scale": 0.1}, {"s": 0.1}, marks=pytest.mark.slow),  # with corpora below
+        pytest.param(
+            {"preserve_scale": 0.1, "domain_scale": 30.0}, {"s": 0.1, "w_domain": 30.0}, marks=pytest.mark.slow
+        ),
         ({"preserve_scale": 0.1, "preserve_scale_squared": True}, {"s": 0.01}),
     ],
     ids=["lamb", "s", "w", "s-squared"],
@@ -67,6 +69,7 @@ def test_a_general_and_a_domain_corpus_are_weighed_as_published(tmp_path):
     assert edit.config["settings"]["domain"] == "domain" and edit.config["settings"]["corpus"] == "general"
 
 
+@pytest.mark.slow
 def test_weights_equal_the_reference_on_emoji_world():
     pipe = world.load()
     pipe.unet.double(), pipe.text_encoder.double()

@@ -19,8 +19,7 @@ INSIDE = ("divergence", "membership", "linear_probe", "construction")  # what it
 TRAINED = ("relearning", "resurgence", "adapter_on_top", "plasticity", "gradient_reversal")
 SAMPLED = ("noise", "completion", "inpainting", "image_to_image", "latent_inversion")
 DRAWN = ("output_distance",)
-KINDS = ("divergence", "linear_probe", "relearning", "gradient_reversal", "noise", "completion", "latent_inversion",
-         "output_distance")  # fmt: skip
+KINDS = ("linear_probe", "relearning", "noise", "latent_inversion")  # features, training, drawing, its inverse
 EVERY = (*INSIDE, *TRAINED, *SAMPLED, *DRAWN)
 WORDS_ONLY = ("inversion", "soft_prompt", "p4d", "unlearn_diff_atk", "ring_a_bell")
 WITH_LATENTS = ("sd2", "sdxl", "sd3", "flux", "flux2", "flux2-klein", "qwen-image", "z-image", "wan", "wan2.2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -20,6 +21,7 @@ from erasure.eval.probes.removal.resurgence import Resurgence, increase
 from erasure.eval.probes.suppression.soft_prompt import SoftPrompt
 from erasure.eval.probes.tuning import captioned, learn, tuned
 from tests.probe_helpers import tiny_context
+from tests.slow import first
 
 KEYS = ("inversion", "relearning", "resurgence", "soft_prompt")
 ROLES = {"base": "base", "UCE": "erased", "gold-0": "gold", "gold-1": "gold"}
@@ -111,8 +113,12 @@ def test_learning_lowers_the_loss_of_what_is_learnt_alone(context):
     assert lesson.level() == before
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("key", KEYS)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype"), first(itertools.product(KEYS, HALVES), *zip(KEYS, 2 * HALVES, strict=True)), ids=str
+)
 def test_half_precision_is_learnt_on_and_given_back(key, dtype):
     other = Model("other", "gold", Swapped("other", {}))
     context = tiny_context(models={"base": Model("base", "base"), "other": other})

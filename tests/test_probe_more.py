@@ -333,6 +333,7 @@ FEWER = {
 }
 
 
+@pytest.mark.slow
 def test_the_preset_that_draws_nothing_decodes_nothing(context, monkeypatch, tmp_path):
     quiet = [name for name in names() if "no-draw" in probe_class(name).presets]
     assert sorted(quiet) == sorted(FEWER) and "no-draw" in PRESETS

@@ -26,7 +26,6 @@ from erasure.eval.worldkit.classifier import classifier_a, labels
 from erasure.eval.worldkit.detectors import ClassifierDetector
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import ROLES, rows_of, tiny_context
-from tests.slow import first
 from tests.tiny import tiny, tiny_pipeline
 
 KEYS = ("noise", "completion", "inpainting", "image_to_image", "classifier_guidance", "latent_inversion")
@@ -92,7 +91,8 @@ def test_a_trajectory_in_two_parts_is_the_whole(sampler):
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", first(KEYS, "noise"))
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
 def test_the_small_preset_runs_repeats_and_gives_the_weights_back(context, key):
     probe, before = probe_class(key).preset("smoke"), weights_hash(context.pipe)
     rows = {model.name: probe.run(model, context) for model in context.models.values()}
@@ -202,6 +202,7 @@ def test_noise_that_ruins_the_base_is_inconclusive():
     assert not any(e.conclusive for e in found if e.family != "control")
 
 
+@pytest.mark.slow
 def test_noise_takes_the_selectors_choice_of_equal_numbers(context):
     rows = NoiseProbe(etas=(1.0, 1.5), scales=(1.0, 1.04), prompts=2).run(context.base, context)
     assert [row.family for row in rows] == ["attack"] * 2 + ["control"] * 2
@@ -236,6 +237,7 @@ def test_weak_image_to_image_stays_with_the_picture(context):
     assert len({row.cluster for row in rows}) == 2
 
 
+@pytest.mark.slow
 def test_a_guide_that_pulls_harder_sees_more_of_the_target(context):
     sampler, pull = DDIM.of(context), pull_of(context)
     x = sampler.starts([("x", i) for i in range(4)])

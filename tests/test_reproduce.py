@@ -25,6 +25,7 @@ from studies.reproduce import ORIGINAL, RANDOM, RECIPES, Inputs, Outcome, Publis
 from studies.reproduce import sets as sets_of
 from studies.reproduce.measures import drawn
 from tests.eval_helpers import AddNoise
+from tests.slow import first
 from tests.tiny import identical, tiny_pipeline, weights
 
 # --- stand-ins ------------------------------------------------------------------------------------------------------
@@ -142,7 +143,11 @@ def short(monkeypatch) -> None:
 # --- every runnable step, on a tiny pipeline ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", list(RECIPES))
+# One row for each measure.
+QUICK = ("3", "4", "7", "8", "9-style", "12", "13", "14-geneval", "16", "17", "18", "19", "20")
+
+
+@pytest.mark.parametrize("row", first(RECIPES, *QUICK))
 def test_every_row_runs(row: str, tmp_path, nudenet, monkeypatch) -> None:
     monkeypatch.setattr(INCEPTION, lambda *_, feature_extractor_weights_path: Features())
     recipe, pipe = RECIPES[row], unconditional() if row == "20" else tiny_pipeline()

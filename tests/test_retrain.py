@@ -67,6 +67,7 @@ def test_a_retrained_model_is_made_stored_and_loaded_and_never_saw_its_target(tm
     assert any(not torch.equal(weight, start[name]) for name, weight in pipe.unet.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_shorter_run_says_so_and_does_not_take_up_a_longer_one(tmp_path, folder, quick):
     made = {"seed": 0, "device": torch.device("cpu"), "folder": folder}
     file = retrain.retrain(tmp_path / "run", "cat", steps=1, batch=3, **made)
@@ -170,6 +171,7 @@ def test_what_can_be_left_out_is_what_the_start_never_saw(tmp_path, folder, quic
     assert controls_of_world(Suite.load("superhero"), world.load(), count=1, folder=folder) == []
 
 
+@pytest.mark.slow
 def test_a_start_sees_no_target_and_says_so(tmp_path, monkeypatch):
     for phase in ("phase1", "phase2", "phase3"):
         fit = {**train.config()["fit"][phase], "steps": 1, "batch": 2, "save_every": 1}

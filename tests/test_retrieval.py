@@ -137,8 +137,17 @@ def test_a_subclass_of_a_stock_pipeline_is_drawn_as_the_stock_one(pipe, around):
                 around(pipe)(FOUND, generator=seeds(3), **SHORT).images)  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.5}, {"strength": None, "attention": 4.0}])
-@pytest.mark.parametrize("kind", ["pil", "np", "pt", "latent"])
+MIXED = [
+    pytest.param(kind, options, marks=() if quick else pytest.mark.slow, id=f"{kind}-{name}")
+    for kind, start in (("pil", True), ("np", False), ("pt", True), ("latent", False))
+    for name, options, quick in (
+        ("start", {"strength": 0.5}, start),
+        ("attention", {"strength": None, "attention": 4.0}, not start),
+    )
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), MIXED)
 def test_a_mixed_batch_comes_in_the_order_of_its_prompts(pipe, around, options, kind):
     drawing = around(pipe, **options)
     prompts = [OTHER, FOUND, "a blue thing 1", "a cat"]
@@ -287,7 +296,9 @@ def test_a_request_reads_one_state_and_ends_when_what_it_draws_from_is_withdrawn
     assert same(drawing(FOUND, generator=seeds(1), **SHORT).images, pipe(FOUND, generator=seeds(1), **SHORT).images)
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.8}, {"strength": None, "attention": 4.0}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"strength": 0.8}, marks=pytest.mark.slow), {"strength": None, "attention": 4.0}]
+)
 def test_threads_that_draw_at_once_draw_what_they_draw_alone(pipe, around, options):
     drawing = around(pipe, **options)
     jobs = [(FOUND, 4), ("a blue thing 1 " * 40, 6), (OTHER, 5), ("a blue thing 1", 4), ("a ninja and a wizard", 7)]
@@ -349,6 +360,7 @@ def test_the_threshold_is_chosen_on_prompts_that_should_find_nothing(lookup):
     assert match.matched and match.phrase == FOUND and not empty.matched
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_the_superhero_draws_it_from_a_store_until_it_is_withdrawn(tmp_path):
     pipe = erasure.world.gold("superhero", seed=0)
     pipe.set_progress_bar_config(disable=True)

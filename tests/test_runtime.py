@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from erasure.artifact import export_single_file
 from erasure.opening import load_base
 from erasure.runtime import pick_device, pick_dtype
+from tests.slow import first
 from tests.tiny import tiny, tiny_pipeline, weights
 
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
@@ -269,7 +270,13 @@ NAMINGS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]
 }
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize(
+    "naming",
+    first(
+        NAMINGS, "compiled denoiser", "denoiser alone, bare names", "diffusers' names, prefixed",
+        "without the text encoder",
+    ),
+)  # fmt: skip
 def test_other_namings_of_a_single_file_are_the_same_model(folders, tmp_path, naming):
     file = Path(shutil.copy(folders / "file.safetensors", tmp_path / "other.safetensors"))
     rewrite(file, NAMINGS[naming])

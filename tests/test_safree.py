@@ -13,6 +13,7 @@ from erasure.pipelines.heard import REMEMBERED, Heard
 from erasure.pipelines.safree import safe, span, steps_of, triggers
 from tests.every import build
 from tests.reference import safree as reference
+from tests.slow import first
 from tests.tiny import make, tiny
 
 PROMPT = "a ninja and a superhero with zebras"  # of more tokens than words
@@ -90,27 +91,27 @@ def expected(pipe, prompt, names, *, alpha, tail):
     segments = [(pipe.tokenizer, 0, 77, 1)]  # CLIP's: a start and an end token
     segments += [(pipe.tokenizer_3, 77, 333, 0)] if hasattr(pipe, "transformer") else []  # T5's: an end token
     new, found, beta = hidden[0].copy(), None, None
-    for tokenizer, first, last, bos in segments:
+    for tokenizer, begin, last, bos in segments:
 
-        def ends(texts, tokenizer=tokenizer, first=first, bos=bos):
-            return first + bos + np.array([pieces(tokenizer, text, ends=1 + bos) for text in texts])
+        def ends(texts, tokenizer=tokenizer, begin=begin, bos=bos):
+            return begin + bos + np.array([pieces(tokenizer, text, ends=1 + bos) for text in texts])
 
         without = np.stack([h[i] for h, i in zip(hidden[1:], ends(prompts[1:]), strict=True)])
         rows = np.stack([h[i] for h, i in zip(concept, ends(names), strict=True)])
         end = int(ends([prompt])[0])
         found = reference.trigger_words(without, rows, alpha) if found is None else found
-        better = reference.safe(hidden[0][first:last], without, rows)
+        better = reference.safe(hidden[0][begin:last], without, rows)
         if beta is None:
-            beta = reference.change(hidden[0][first : end + 1], better[: end + 1 - first])
-        place = first + bos
+            beta = reference.change(hidden[0][begin : end + 1], better[: end + 1 - begin])
+        place = begin + bos
         for i, word in enumerate(words):
             count = pieces(tokenizer, word, ends=1 + bos)
             if i in found:
-                new[place : place + count] = better[place - first : place - first + count]
+                new[place : place + count] = better[place - begin : place - begin + count]
             place += count
         assert place == end  # every word was found
         if tail:
-            new[end:last] = better[end - first :]
+            new[end:last] = better[end - begin :]
     if pooled[0] is None:
         return new, None, beta, found
     projected = reference.safe(pooled[0][None], np.stack(pooled[1:]), np.stack(concept_pooled))[0]
@@ -133,8 +134,13 @@ def texts_of(pipe, prompts, **settings):
     return heard
 
 
-@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl", "sd3"])
-@pytest.mark.parametrize(("tail", "pooled", "scale"), [(False, False, 1.0), (True, True, 0.6)])
+@pytest.mark.parametrize(
+    ("tail", "pooled", "scale", "architecture"),
+    first(
+        ((*how, a) for how in ((False, False, 1.0), (True, True, 0.6)) for a in ("sd1", "sd2", "sdxl", "sd3")),
+        (False, False, 1.0, "sd1"), (True, True, 0.6, "sdxl"), (False, False, 1.0, "sd3"), (True, True, 0.6, "sd3"),
+    ),
+)  # fmt: skip
 def test_the_text_is_that_of_the_equations_on_the_steps_of_the_equations(architecture, tail, pooled, scale):
     pipe = tiny(architecture)
     pooled = pooled and architecture in ("sdxl", "sd3")

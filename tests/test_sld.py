@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import threading
 
 import diffusers
@@ -13,6 +14,7 @@ from erasure.backbone import backbone_of
 from erasure.methods import method_class
 from tests.every import backbone, build
 from tests.reference import sld as reference
+from tests.slow import first
 from tests.tiny import identical, make, tiny, weights
 from tests.tiny_cross import tiny_cross
 
@@ -78,8 +80,10 @@ def _pairs(encoded):
     return (hidden, other), (pooled, other_pooled)
 
 
-@pytest.mark.parametrize("architecture", GUIDED)
-@pytest.mark.parametrize("scale", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("scale", "architecture"),
+    first(itertools.product((1.0, 0.4), GUIDED), (1.0, "sd1"), (0.4, "sd2"), (0.4, "sdxl"), (1.0, "sd3")),
+)
 def test_the_guided_prediction_is_that_of_the_equations(architecture, scale):
     pipe = tiny(architecture)
     for module in backbone_of(pipe).components.values():
@@ -140,7 +144,7 @@ def row(value, i):
     return value[i : i + 1] if isinstance(value, torch.Tensor) and value.dim() and len(value) == 2 else value
 
 
-@pytest.mark.parametrize("architecture", MASKED)
+@pytest.mark.parametrize("architecture", first(MASKED, "pixart-sigma", "ltx", "kolors"))
 def test_it_is_that_of_the_equations_wherever_it_is_claimed_to_work(architecture):
     """The three predictions are made with what the pipeline gives its denoiser for the prompt and for the concept."""
     pipe = build(architecture)

@@ -14,6 +14,7 @@ from erasure.artifact.gated import GatedErasure
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
 from erasure.pipelines import active_erasures, fuse_erasures, set_erasures, unload_erasures
+from tests.slow import first
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
 TRAINED = {"trajectories": 1, "num_inference_steps": 2, "keep_steps": 1, "progress": False}
@@ -151,7 +152,7 @@ class Sequence:
             torch.Tensor.copy_ = real
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", first([torch.float32, torch.bfloat16, torch.float16], torch.bfloat16))
 def test_random_sequences_leave_no_trace(dtype):
     pipe = tiny_pipeline().to(dtype)
     edits = every_kind(pipe)
@@ -249,6 +250,7 @@ def together(*works):
     return raised
 
 
+@pytest.mark.slow
 def test_four_threads_that_apply_and_remove_lose_nothing(impatient):
     pipe = tiny_pipeline()
     base, edits = weights(pipe), [edit for i, edit in enumerate(every_kind(pipe)) if i in (0, 4, 5, 7)]

@@ -488,6 +488,7 @@ def test_a_writer_that_never_ends_is_named(tmp_path):
     assert add(store, 2) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_that_make_a_store_and_write_lose_nothing(tmp_path):
     path, done, start = tmp_path / "new" / "store.sqlite", PROCESSES.Queue(), PROCESSES.Barrier(3)
     halves = [range(0, 15), range(15, 30)]

@@ -37,6 +37,7 @@ def test_weights_equal_the_per_layer_reference(shape, preset, templates, keys, p
     assert relative_error(edited_weights(pipe, edit(pipe, pairs, preset=preset)), theirs) <= 1e-6
 
 
+@pytest.mark.slow
 def test_weights_equal_the_reference_in_the_shape_of_stable_diffusion():
     pipe = double_pipeline(width=768, channels=(16, 32, 32, 32))
     ours = edited_weights(pipe, edit(pipe))

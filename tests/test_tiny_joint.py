@@ -92,7 +92,7 @@ def test_the_seed_decides_the_weights_and_the_picture(architecture: str) -> None
     assert not torch.equal(first, draw(tiny_joint(architecture, seed=1), "a superhero", **settings))
 
 
-@pytest.mark.parametrize("architecture", JOINT)
+@pytest.mark.parametrize("architecture", first(JOINT, "z-image", "qwen-image", "wan2.2", "hidream", "flux3"))
 def test_the_text_enters_where_the_original_lets_it(architecture: str) -> None:
     pipe = tiny_joint(architecture)
     assert entry_linears(pipe, **small(architecture)) == {
@@ -100,7 +100,10 @@ def test_the_text_enters_where_the_original_lets_it(architecture: str) -> None:
     }
 
 
-@pytest.mark.parametrize("architecture", [name for name in JOINT if not name.startswith("flux3")])
+@pytest.mark.parametrize(
+    "architecture",
+    first((name for name in JOINT if not name.startswith("flux3")), "flux2-klein", "qwen-image", "wan", "chroma"),
+)
 def test_embeddings_passed_back_give_the_same_picture(architecture: str) -> None:
     pipe = tiny_joint(architecture)
     settings = {**guidance(pipe, architecture, None), **small(architecture)}

@@ -18,6 +18,7 @@ from torch import nn
 from erasure.train import Checkpoint, Diverged, Draw, Run, Training, step_rng, train, train_modules, trainable
 from tests import train_worker
 from tests.processes import PROCESSES
+from tests.slow import first
 from tests.tiny import tiny_pipeline
 
 
@@ -392,7 +393,7 @@ def written(path):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-@pytest.mark.parametrize("kind", train_worker.KINDS)
+@pytest.mark.parametrize("kind", first(train_worker.KINDS, "adamw", "ema"))
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, kind):
     began = time.monotonic()
     whole = train_worker.task(kind, str(tmp_path / "whole"))

@@ -21,8 +21,11 @@ from tests.slow import first
 from tests.tiny import identical, tiny, weights
 
 CELLS = [(name, target) for name in EVERY for target in travel.TARGETS]
-# One of each way in which text enters, in every form; the others with -m slow.
-QUICK = [(name, target) for name in ("sd1", "sdxl", "flux", "z-image", "wan2.2") for target in travel.TARGETS]
+# Every form, of U-Nets, of transformers and of two denoisers where each has a way of its own; the others with -m slow.
+QUICK = [("sdxl", "diffusers LoRA"), ("wan2.2", "diffusers LoRA"), ("flux", "PEFT folder"), ("wan2.2", "PEFT folder"),
+         ("sdxl", "ComfyUI keys"), ("flux", "ComfyUI keys"), ("wan2.2", "ComfyUI keys"), ("sd1", "kohya"),
+         ("z-image", "kohya"), ("sd1", "single file"), ("flux", "single file"), ("wan2.2", "single file"),
+         ("wan2.2", "folded pipeline")]  # fmt: skip
 NONE = {
     ("pixart-sigma", "diffusers LoRA"): "no LoRA loader",
     **{(name, form): "none of ComfyUI's own" for name in ("kolors", "sana", "cogview4", "cogvideox")

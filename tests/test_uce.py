@@ -72,7 +72,7 @@ LARGE = {"width": 768, "channels": (16, 32, 32, 32)}  # the shape of Stable Diff
 @pytest.mark.parametrize(
     ("shape", "pairs"),
     [
-        ({}, ONE),
+        pytest.param({}, ONE, marks=pytest.mark.slow),
         ({}, (TARGETS, GUIDES)),
         ({}, STYLE),
         pytest.param(LARGE, (TARGETS, GUIDES), marks=pytest.mark.slow),

@@ -121,6 +121,7 @@ def test_the_seed_chooses_the_fresh_weights():
     assert identical(one, two) and not identical(one, other)
 
 
+@pytest.mark.slow
 def test_distilling_brings_the_student_to_the_teacher(captions):
     settings = {**QUICK, "iterations": 150, "lr": 3e-3, "share": 0.5, "captions": captions, "ema": 0.9}
     method = UNDO(**settings)

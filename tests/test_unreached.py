@@ -6,6 +6,7 @@ from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionCont
 
 from erasure.pipelines import attach_erasures, load_erasure, set_erasures
 from tests.every import build
+from tests.slow import first
 from tests.tiny import identical, make, tiny, weights
 
 QUICK = {"iterations": 1, "trajectories": 1, "keep_steps": 1, "num_inference_steps": 2, "progress": False}
@@ -15,7 +16,7 @@ def said(caught, part):
     return [str(w.message) for w in caught if part in str(w.message)]
 
 
-@pytest.mark.parametrize("architecture", ["sdxl", "sd3", "flux", "kolors"])
+@pytest.mark.parametrize("architecture", first(["sdxl", "sd3", "flux", "kolors"], "sdxl", "flux"))
 def test_a_pooled_path_that_is_not_edited_is_said_once(architecture, recwarn):
     pipe = build(architecture)
     make(pipe, "superhero", keep=["ninja"]).apply(pipe)
@@ -27,9 +28,9 @@ def test_a_pooled_path_that_is_not_edited_is_said_once(architecture, recwarn):
     ("architecture", "settings"),
     [
         ("sd1", {}),
-        ("qwen-image", {}),
+        pytest.param("qwen-image", {}, marks=pytest.mark.slow),
         ("sdxl", {"pooled": True}),
-        ("flux", {"pooled": True}),
+        pytest.param("flux", {"pooled": True}, marks=pytest.mark.slow),
         ("sdxl", {"preset": "official-2025"}),  # as its authors have it
     ],
 )
