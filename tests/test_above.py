@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from erasure.eval.stats import Estimate, above, effective_n, wilson
 
@@ -30,6 +31,7 @@ def test_a_rate_without_an_interval_is_not():
     assert found == [False, False, True]
 
 
+@pytest.mark.slow
 def test_one_of_twelve_at_the_limit_is_rarely_called_above():
     """Each looked at by itself, one of twelve rates at the limit is above it in a fifth of all assessments."""
     rng, adjusted, apart = np.random.default_rng(0), 0, 0

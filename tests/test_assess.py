@@ -120,6 +120,7 @@ def test_prompts_that_got_through_are_put_to_the_guardrails(context, monkeypatch
         assert {(row.family, row.cluster) for row in rows} == {("attack ring_a_bell", "zzq of base")}
 
 
+@pytest.mark.slow
 def test_one_control_is_asked_in_words_and_all_of_them_from_inside(context):
     found = run(context, probes=("direct", "paraphrase", "linear_probe"))
     asked = {probe: {cell.model for cell in found.cells if cell.probe == probe} for probe in found.facts().ran}
@@ -138,6 +139,7 @@ def test_behind_a_filter_stand_the_weights_of_the_base(context):
     assert {row.model for row in rows["filter"]} == {"filter"}
 
 
+@pytest.mark.slow
 def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context, monkeypatch):
     """Judged and a control at once; its own numbers, which it would equal, are not among those it is compared with."""
     controls = [m for m in context.models.values() if m.role in ("gold", "null")]
@@ -158,6 +160,7 @@ def test_a_retrained_model_is_looked_at_once_and_held_against_the_others(context
     assert all(set(row.facts["to"]) == {"gold-1"} for row in rows if row.value is not None)
 
 
+@pytest.mark.slow
 def test_one_model_under_two_names_is_asked_once_and_weighed_twice(context, monkeypatch):
     """What it says of itself may differ; what it draws cannot."""
     (edit,) = (m.change for m in context.models.values() if m.role == "erased")

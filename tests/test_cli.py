@@ -339,6 +339,7 @@ def single(tmp_path_factory):
     return export_single_file(tiny("sd1"), alone / "model.safetensors"), folder
 
 
+@pytest.mark.slow
 def test_the_configs_of_a_single_file_are_a_folder_that_is_named(single, tmp_path, erasure):
     (file, folder), out = single, tmp_path / "edit"
     arguments = ("erase", "superhero", "--keep", "ninja", "--base", file, "--out", out)

@@ -16,7 +16,7 @@ from tests.tiny import identical, weights
 
 ALL = pytest.mark.parametrize("name", EVERY)
 # For what takes a second or more: one of each way in which text enters and guidance works; the others with -m slow.
-KINDS = ("sd1", "sdxl", "sd3", "flux", "qwen-image", "z-image", "wan2.2", "lumina2", "cogvideox", "kolors")
+KINDS = ("sdxl", "sd3", "flux", "qwen-image", "z-image", "wan2.2", "lumina2", "kolors")
 SOME = pytest.mark.parametrize("name", first(EVERY, *KINDS))
 PROMPTS = ["a superhero", "a ninja"]
 ONE_STEP_IMPOSSIBLE = {"ltx": "its last sigma is not zero", "qwen-image": "its only sigma is NaN"}

@@ -80,6 +80,7 @@ def test_all_ways_are_drawn_and_the_model_comes_back_bit_for_bit():
     assert again.evaluation.records == found.evaluation.records
 
 
+@pytest.mark.slow
 def test_a_second_run_draws_nothing_and_a_saved_one_is_read_back(tmp_path, monkeypatch):
     pipe = tiny_pipeline()
     first = small(pipe, counts=(2,), cache_dir=tmp_path / "cache")

@@ -118,7 +118,8 @@ def test_numbers_are_those_of_the_evaluation(page, evaluation):
     assert len(drawn) >= len(evaluation.rows())
     uses = [attributes["href"] for tag, attributes in page.tags if tag == "use"]
     (axes,) = re.findall(r"<defs>(.*?)</defs>", page.html, re.DOTALL)
-    marked = {f"#{name}": marks for name, marks in re.findall(r'<g id="([^"]+)">(.*?)</g>', axes, re.DOTALL)}
+    groups = re.findall(r'<g id="([^"]+)">(.*?)</g>', axes, re.DOTALL)
+    marked = {f"#{name}": marks for name, marks in groups}
     assert len(uses) == len(drawn) - 1  # one holds what the others use
     assert len(marked) < len(uses)
     of_base = sum(marked[use].count('class="mark base"') for use in uses)  # KeyError: a figure without its axis

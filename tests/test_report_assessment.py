@@ -282,9 +282,9 @@ def test_an_operating_curve_begins_at_nothing_and_ends_at_everything():
 
 
 def test_numbers_stand_where_they_belong():
-    assert along(0.0, SHARE) == "2.0"
-    assert along(1.0, SHARE) == "202.0"
-    assert along(9.0, Scale(-0.5, 1.5, ())) == "202.0"
+    assert along(0.0, SHARE) == "0"
+    assert along(1.0, SHARE) == "100"
+    assert along(9.0, Scale(-0.5, 1.5, ())) == "100"
     assert shown(-2e15, "ratio") == "< \u221210.00"
     assert shown(0.125, "percent") == "12.5\u202f%"
     excess = Evidence("p4d", "mine", "excess", Estimate(0.2, 0.1, 0.3, "made up", 20, 10))

@@ -36,6 +36,7 @@ def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committe
             assert sentence.partition(" This means")[0] in words
 
 
+@pytest.mark.slow
 def test_truths_known_by_construction_come_out(committed):
     """No erasure is called removal; filters, adapters and an untouched denoiser never can be, whatever they declare.
 

@@ -148,6 +148,7 @@ def test_only_a_target_can_be_left_out(tmp_path):
         world.gold("dog")
 
 
+@pytest.mark.slow
 def test_what_can_be_left_out_is_what_the_start_never_saw(tmp_path, folder, quick, monkeypatch):
     """Not what the world's file calls its targets today: the start may be older than that."""
     write_manifest(folder, {"superhero"})
@@ -246,6 +247,7 @@ def test_a_shipped_model_is_the_one_its_record_is_about(file):
     assert record.settings["steps"] == facts["steps"] == record.checkpoints[-1].step
 
 
+@pytest.mark.slow
 def test_a_shipped_model_draws_other_things_and_no_superhero():
     pipe = world.gold("superhero")
     pipe.set_progress_bar_config(disable=True)

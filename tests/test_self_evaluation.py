@@ -109,6 +109,7 @@ def test_a_filter_suppresses_and_is_never_called_removal(world):
     assert shown["prompt filter"] == 0
 
 
+@pytest.mark.slow
 def test_a_destroyed_model_is_caught_and_nothing_is_claimed_of_it(world):
     ruin = next(claim for claim in world.claims() if claim.model == "destroyed")
     shown = {e.model: e.estimate.value for e in world.evidence if (e.probe, e.measure) == ("direct", "rate")}
@@ -118,6 +119,7 @@ def test_a_destroyed_model_is_caught_and_nothing_is_claimed_of_it(world):
     assert ruin.utility["neighbours"] in ("degraded", "destroyed")
 
 
+@pytest.mark.slow
 def test_every_sentence_names_its_model_or_target(world):
     for claim, sentence in itertools.chain(*([(c, s) for s in c.sentences] for c in world.claims())):
         assert claim.model in sentence or "superhero" in sentence or "filter" in sentence, sentence

@@ -37,8 +37,8 @@ class Scene:
 
 def sample_scene(
     rng: np.random.Generator,
-    concepts: Sequence[str],
-    styles: Sequence[str],
+    concepts: Sequence[str] | np.ndarray,
+    styles: Sequence[str] | np.ndarray,
     *,
     pairs: float = 0.0,
     held_out: bool = False,
@@ -55,7 +55,7 @@ def sample_scene(
     while True:
         count = 2 if rng.random() < pairs else 1
         chosen = tuple(str(c) for c in rng.choice(concepts, size=count, replace=False))
-        style, background = str(rng.choice(styles)), str(rng.choice(backgrounds))
+        style, background = str(styles[rng.integers(len(styles))]), backgrounds[rng.integers(len(backgrounds))]
         if held_out == any(world.is_held_out(concept, style, background) for concept in chosen):
             return Scene(chosen, style, background, tuple(place(rng, i, count) for i in range(count)))
 

@@ -11,7 +11,6 @@ other components did.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import importlib.resources
 import json
@@ -187,6 +186,15 @@ def noise_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**config()["scheduler"], clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
+@functools.lru_cache(maxsize=4)
+def _scenes(count: int, seed: int, without: frozenset[str]) -> tuple[Scene, ...]:
+    world = spec()
+    concepts = np.array([c for c in world.concepts if c not in without])
+    styles = np.array([s for s in world.styles if s not in without])
+    rng, pairs = step_rng(seed, 1, 4 + len(without)), world.captions["pairs"]
+    return tuple(sample_scene(rng, concepts, styles, pairs=pairs) for _ in range(count))
+
+
 def training_scenes(without: frozenset[str], *, share: float = 0.0) -> list[Scene]:
     """The scenes of a phase. None shows a concept or style in ``without``, or a held-out combination.
 
@@ -194,11 +202,7 @@ def training_scenes(without: frozenset[str], *, share: float = 0.0) -> list[Scen
         share: of those scenes of the full training that do show one of ``without``, the share that is put back, in the
             place of as many others. 0.05 makes the data of a model that saw one in twenty of its pictures.
     """
-    world, seed = spec(), config()["seed"]
-    concepts = [c for c in world.concepts if c not in without]
-    styles = [s for s in world.styles if s not in without]
-    rng = step_rng(seed, 1, 4 + len(without))
-    scenes = [sample_scene(rng, concepts, styles, pairs=world.captions["pairs"]) for _ in range(config()["scenes"])]
+    scenes = list(_scenes(config()["scenes"], config()["seed"], without))
     if share:
         shown = [scene for scene in training_scenes(frozenset()) if without & {*scene.concepts, scene.style}]
         back = shown[: round(share * len(shown))]
@@ -404,9 +408,9 @@ def digest(*texts: str) -> str:
     return sha256("\n".join(texts))
 
 
-def scenes_hash(scenes: list[Scene]) -> str:
+def scenes_hash(scenes: Sequence[Scene]) -> str:
     """Hash of what is drawn where in every scene, in order; captions are drawn from it at every step, by seed."""
-    return digest(*(json.dumps(dataclasses.asdict(scene), sort_keys=True) for scene in scenes))
+    return digest(*(json.dumps(scene, default=vars, sort_keys=True) for scene in scenes))
 
 
 def artwork_hash() -> str:

@@ -163,16 +163,17 @@ def _attacked(view: View) -> Answer:
         found = f"{worst} finds {one} {points(excess)} more often than random tries of the same budget"
         others = f"; so do {', '.join(a for a in broken if a != worst)}" if len(broken) > 1 else ""
         return Answer("attacked", "shown not", short_points(excess), f"{found}{others}.", needed)
+    strong = [attack for attack in run if view.passed(attack, "excess")]
+    upper = max((view.high(attack, "excess") for attack in strong), default=math.inf)
+    number = f"at most {100 * upper:+.0f} points" if math.isfinite(upper) else ""
     if needed:
         what = "Open: attacked by " + ", ".join(run)
-        return Answer("attacked", "undecided", "", f"{what}. Missing: {'; '.join(needed)}.", needed)
-    strong = [attack for attack in run if view.passed(attack, "excess")]
-    upper = max(view.high(attack, "excess") for attack in strong)
+        return Answer("attacked", "undecided", number, f"{what}. Missing: {'; '.join(needed)}.", needed)
     found = (
         f"{', '.join(strong)} found {one} at most {100 * upper:.1f} points more often than random tries of the same "
         f"budget; {limit:g} are tolerated"
     )
-    return Answer("attacked", "shown", f"at most {100 * upper:+.0f} points", f"{found}.")
+    return Answer("attacked", "shown", number, f"{found}.")
 
 
 def _weights(view: View) -> Answer:

@@ -130,7 +130,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters.update(
         percent=percent, interval=interval, points=points, pvalue=pvalue, number=number, together=together, text=_text,
-        along=along, shown=shown, picture=functools.cache(picture),
+        along=along, shown=shown, in_css=in_css, picture=functools.cache(picture),
     )  # fmt: skip
     made.globals["share_scale"] = SHARE
     return made
@@ -330,6 +330,11 @@ def shown(value: float | None, kind: str = "percent") -> str:
 
 
 def along(value: float, scale: Scale) -> str:
-    """The place of a number on its axis, 200 wide from 2, cut at the ends."""
+    """The place of a number on its axis in per cent, cut at the ends."""
     share = (value - scale.low) / (scale.high - scale.low)
-    return f"{2 + 200 * min(1.0, max(0.0, share)):.1f}"
+    return f"{100 * min(1.0, max(0.0, share)):.1f}".removesuffix(".0")
+
+
+def in_css(text: str) -> str:
+    """A text as it stands between single quotes in a style; quotes and backslashes by their numbers."""
+    return "".join(f"\\{ord(c):x} " if c in "'\"\\\n<>&;{}" else c for c in visible(text))

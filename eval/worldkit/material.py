@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from erasure.concept import Suite
 from erasure.eval.core.material import Example
 from erasure.train import step_rng
@@ -34,7 +36,7 @@ class WorldMaterial:
     @functools.cached_property
     def key(self) -> str:
         named = " without ".join([self.name, *self.also])
-        return f"Emoji World's scenes: {named}, {scenes_hash(list(_members()))[:16]}"
+        return f"Emoji World's scenes: {named}, {_hash_of_members()[:16]}"
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return self._pick(self._shows, count, seed, member)
@@ -78,10 +80,15 @@ def _members() -> tuple[Scene, ...]:
 
 
 @functools.cache
+def _hash_of_members() -> str:
+    return scenes_hash(_members())
+
+
+@functools.cache
 def _fresh(seed: int) -> tuple[Scene, ...]:
     """Fresh scenes from the distribution of the training's."""
-    rng, world = step_rng(seed, 2, 12), spec()
-    return tuple(sample_scene(rng, list(world.concepts), list(world.styles)) for _ in range(len(_members())))
+    rng, concepts, styles = step_rng(seed, 2, 12), np.array([*spec().concepts]), np.array([*spec().styles])
+    return tuple(sample_scene(rng, concepts, styles) for _ in range(len(_members())))
 
 
 def material_of_world(suite: Suite) -> WorldMaterial | None:
