@@ -55,9 +55,14 @@ def sample_scene(
     while True:
         count = 2 if rng.random() < pairs else 1
         chosen = tuple(str(c) for c in rng.choice(concepts, size=count, replace=False))
-        style, background = str(styles[rng.integers(len(styles))]), backgrounds[rng.integers(len(backgrounds))]
+        style, background = _one(rng, styles), _one(rng, backgrounds)
         if held_out == any(world.is_held_out(concept, style, background) for concept in chosen):
             return Scene(chosen, style, background, tuple(place(rng, i, count) for i in range(count)))
+
+
+def _one(rng: np.random.Generator, names: Sequence[str] | np.ndarray) -> str:
+    """What ``rng.choice`` draws, in half the time."""
+    return str(names[int(rng.integers(len(names)))])
 
 
 def place(rng: np.random.Generator, index: int, count: int) -> Placement:
