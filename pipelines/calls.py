@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -62,6 +61,8 @@ def image_to_image(pipe: Any) -> Any:
     Raises:
         ValueError: diffusers has none that starts from a noised picture.
     """
+    from diffusers import AutoPipelineForImage2Image  # which takes a second to import
+
     stock = next(kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers."))
     plain = copy.copy(pipe)
     plain.__class__ = stock  # diffusers goes by the name of the class, and does not know a subclass

@@ -1,9 +1,12 @@
 """What every test needs."""
 
 import itertools
+import os
 from importlib.util import find_spec
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub is first imported: no test asks it, or waits for it in vain
 
 if find_spec("erasure") is None or find_spec("erasure.eval") is None:
     # The folders eval/ and pipelines/ become erasure.eval and erasure.pipelines by being installed (setup.cfg).

@@ -60,6 +60,7 @@ def test_truths_known_by_construction_come_out(committed):
         assert numbers and not any(e.conclusive for e in numbers if committed.roles[e.model] == "erased")
 
 
+@pytest.mark.slow
 def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(committed):
     evidence, _ = meta.trials(committed)
     retrained = [m for m, role in committed.roles.items() if role == "gold"]

@@ -78,6 +78,7 @@ def test_a_shorter_run_says_so_and_does_not_take_up_a_longer_one(tmp_path, folde
         retrain.retrain(tmp_path / "run", "cat", **made)
 
 
+@pytest.mark.slow
 def test_a_twin_sees_everything_and_a_dose_a_share_of_the_target(tmp_path, folder, quick):
     made = {"device": torch.device("cpu"), "folder": folder, "seed": 0}
     twin, dose = (

@@ -9,8 +9,8 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats as scipy_stats
 from scipy.optimize import brentq
+from scipy.special import ndtri
 
 from erasure.eval.stats.estimate import Estimate
 from erasure.eval.stats.resample import LEVEL, resampled_by, tails, weights
@@ -102,7 +102,7 @@ def _placements(positive: Sequence[float], negative: Sequence[float]) -> tuple[n
 
 def _auc_limits(value: float, m: int, n: int) -> tuple[float, float]:
     """Both areas whose Hanley-McNeil variance puts ``value`` at the critical distance (Newcombe's method 5)."""
-    z, size = float(scipy_stats.norm.ppf(0.5 + LEVEL / 2)), (m + n) / 2
+    z, size = float(ndtri(0.5 + LEVEL / 2)), (m + n) / 2
 
     def excess(a: float) -> float:
         variance = a * (1 - a) / (m * n) * (1 + (size - 1) * ((1 - a) / (2 - a) + a / (1 + a)))

@@ -16,7 +16,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy.special import betaincinv, ndtri
 
 from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, resampled_by, wider
 
@@ -80,14 +80,11 @@ def wilson(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float
     """
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"a rate needs 0 <= hits <= n and n > 0; got {hits} of {n}; check what was counted")
-    if float(hits).is_integer() and float(n).is_integer():
-        interval = scipy_stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
-        return float(interval.low), float(interval.high)
-    z = float(scipy_stats.norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     rate, shrink = hits / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half
 
 
 def exact(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
@@ -99,8 +96,8 @@ def exact(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float]
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"a rate needs 0 <= hits <= n and n > 0; got {hits} of {n}; check what was counted")
     tail, misses = (1 - level) / 2, n - hits
-    low = 0.0 if hits == 0 else float(scipy_stats.beta.ppf(tail, hits, misses + 1))
-    return low, 1.0 if misses == 0 else float(scipy_stats.beta.ppf(1 - tail, hits + 1, misses))
+    low = 0.0 if hits == 0 else float(betaincinv(hits, misses + 1, tail))
+    return low, 1.0 if misses == 0 else float(betaincinv(hits + 1, misses, 1 - tail))
 
 
 def rate(

@@ -10,8 +10,8 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats as scipy_stats
 from scipy.optimize import brentq
+from scipy.special import ndtri
 
 from erasure.eval.stats.estimate import Estimate, present
 from erasure.eval.stats.resample import LEVEL, bootstrap, effective_size, ratio_limits, resampled_by, weights, wider
@@ -27,7 +27,7 @@ def paired_score(gained: float, lost: float, n: float, *, level: float = LEVEL) 
     """
     if n <= 0 or gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-9):
         raise ValueError(f"changes need gained + lost <= n; got {gained} + {lost} of {n}; check what was counted")
-    z = float(scipy_stats.norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     return -_score_limit(lost, gained, n, z), _score_limit(gained, lost, n, z)
 
 

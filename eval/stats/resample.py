@@ -19,7 +19,7 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy.special import stdtrit
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -168,7 +168,7 @@ def few_levels(values: np.ndarray, units: Sequence[Hashable], level: float = LEV
 
 def t_half_width(means: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> float:
     """t(K - 1) s / sqrt(K), of K means."""
-    t = float(scipy_stats.t.ppf(0.5 + level / 2, len(means) - 1))
+    t = float(stdtrit(len(means) - 1, 0.5 + level / 2))
     return t * float(np.std(means, ddof=1)) / len(means) ** 0.5
 
 
