@@ -90,6 +90,8 @@ def over_targets(lines: Sequence[Line]) -> str:
     suites = [suite for suite in dict.fromkeys(line.suite for line in lines) if "targets" not in suite]
     means = ranked([line for line in lines if line.suite not in suites])
     rows = [f"| method | {' | '.join(suites)} |", "|---" * (len(suites) + 1) + "|"]
+    base = (next(line.before for line in lines if line.suite == suite) for suite in suites)
+    rows.append(f"| base | {' | '.join(' / '.join(f'{100 * rate:.0f}' for rate in one.values()) for one in base)} |")
     for line in means:
         cells = [own[line.label, suite].rates for suite in suites]
         shown = [" / ".join(f"{100 * r[group].value:.0f}" for group in GROUPS) for r in cells]

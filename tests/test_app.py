@@ -201,6 +201,7 @@ def test_a_report_is_made_on_demand(tab):
     assert "superhero" in page and "<html" in page
 
 
+@pytest.mark.slow
 def test_two_tabs_never_mix_their_erasures(address):
     """Both draw at once, over and over; every picture is the one that the tab gets when it is alone."""
     tabs = [client(address) for _ in range(2)]

@@ -10,7 +10,7 @@ from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.comparison import INSIDE_NOTE, MEANS_NOTE, TARGETS, page, table, write_comparison
 from erasure.batch.cost import counted
-from erasure.batch.lines import Line, Rate, averaged, inside_of, lines_of, mean, means, rest_of
+from erasure.batch.lines import Line, Rate, averaged, before_of, inside_of, lines_of, mean, means, rest_of
 from erasure.batch.pictures import kept_out, still_inside
 from erasure.concept import WORLD, Suite
 from erasure.methods import BUILT_IN, method_class
@@ -64,6 +64,29 @@ def test_the_table_has_the_strongest_first_and_failures_last():
     assert "5 % (0 to 15)" in rows[0] and "4,000" in rows[0] and "0.27 MB" in rows[1]
     assert "failed: sld does not / work here" in rows[3]
     assert len({row.count("|") for row in rows}) == 1
+
+
+def figure(group, rate, change, detector="a"):
+    return {"group": group, "detector": detector, "rate": {"value": rate, "low": 0.0, "high": 1.0},
+            "change": {"value": change}}  # fmt: skip
+
+
+def test_the_base_stands_above_the_methods_of_its_target():
+    """By the less flattering detector, as the methods are: the higher rate of the target, the lower of what is kept."""
+    figures = [figure("target", 0.1, -0.8), figure("target", 0.0, -0.95, "b"), figure("unrelated", 0.7, -0.2),
+               figure("unrelated", 0.8, -0.15, "b")]  # fmt: skip
+    before = before_of(figures)
+    assert before == pytest.approx({"target": 0.95, "unrelated": 0.9})
+    lines = [Line("uce", "superhero", rates(0.1, 0.9), before=before), Line("uce", "cat", rates(0.1, 0.9)),
+             Line("esd", "superhero", rates(0.2, 0.9), before=before)]  # fmt: skip
+    rows = table(lines).splitlines()[2:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| `uce`", "cat"], ["| base", "superhero"], ["| `uce`", "superhero"], ["| `esd`", "superhero"]
+    ]  # fmt: skip
+    assert rows[1] == "| base | superhero | 95 % |  | 90 % | | | |"
+    assert averaged(lines)[0].before == {}  # one of its targets has none
+    both = [Line("uce", suite, rates(0.1, 0.9), before={"target": x}) for suite, x in (("a", 1.0), ("b", 0.5))]
+    assert averaged(both)[0].before == {"target": 0.75}
 
 
 def test_the_picture_is_drawn_of_what_was_measured(tmp_path):

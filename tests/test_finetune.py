@@ -260,6 +260,7 @@ def kill_when(folder, file, wait):
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 def test_killed_and_called_again_it_ends_with_the_same_bits_and_samples_once(tmp_path, monkeypatch, one_thread):
     whole = make(tiny_pipeline(), "superhero", "esd", **LONG)

@@ -17,12 +17,17 @@ TARGETS = ("superhero", "cat", "rose", "violin", "taxi")  # shipped suites of Em
 
 
 def table(lines: Sequence[Line]) -> str:
-    """A Markdown table, those that keep the target out best first; failed ones last, with their reason."""
+    """A Markdown table: the base, those that keep the target out best first, failed ones last with their reason."""
     rows = [
         "| method | on | target shown | neighbours right | unrelated right | forward passes | seconds | file |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    bases: set[str] = set()
     for line in ranked(lines):
+        if line.before and line.suite not in bases:
+            bases.add(line.suite)
+            shown = [f"{100 * line.before[group]:.0f} %" if group in line.before else "" for group in GROUPS]
+            rows.append(f"| base | {line.suite} | {' | '.join(shown)} | | | |")
         if line.error is not None:
             rows.append(f"| `{line.label}` | {line.suite} | failed: {line.error.replace('|', '/')} | | | | | |")
             continue

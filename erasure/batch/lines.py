@@ -54,6 +54,7 @@ class Line:
             measured and no gate failed.
         controls: what "never saw the target" means for them: "gold", a retrained model, or "null".
         rest: change of the kept pictures that are drawn right, against the base; of the group that lost more.
+        before: the rates of the base's pictures.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Line:
     controls: tuple[str, ...] = ()
     rest: Rate | None = None
     preset: str = ""
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -101,6 +103,7 @@ def _line(cell: Cell, result: dict[str, Any], folder: Path) -> Line:
         controls=tuple(sorted({e["control"] for e in evidence if e["measure"] in INSIDE and e["control"]})),
         rest=rest_of(evidence),
         preset=cell.method.preset or "",
+        before=before_of(result.get("figures", ())),
     )
 
 
@@ -114,6 +117,17 @@ def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
             worst = max if group == "target" else min
             rates[group] = worst(own, key=lambda rate: rate.value)
     return rates
+
+
+def before_of(figures: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Group to the base's rate, chosen in the same way: what an erasure's rate changed from."""
+    before: dict[str, float] = {}
+    for group in GROUPS:
+        own = [row for row in figures if row["group"] == group and (row.get("change") or {}).get("value") is not None]
+        if own:
+            worst = max if group == "target" else min
+            before[group] = worst(row["rate"]["value"] - row["change"]["value"] for row in own)
+    return before
 
 
 def answers_of(result: Mapping[str, Any]) -> dict[str, str]:
@@ -175,6 +189,8 @@ def _mean_line(every: Sequence[Line], total: int) -> Line:
             found.setdefault(line.suite, []).append(rate)
         return mean([mean(seeds, within=within) for seeds in found.values()], within=within)
 
+    known = {line.suite: line.before for line in done if line.before}
+    groups = [group for group in GROUPS if len(known) == reached and all(group in one for one in known.values())]
     rates = {group: over(lambda line, g=group: line.rates.get(g), (0.0, 1.0)) for group in GROUPS}  # type: ignore[misc]
     inside = {measure: over(lambda line, m=measure: line.inside.get(m)) for measure in INSIDE}  # type: ignore[misc]
     return Line(
@@ -188,6 +204,7 @@ def _mean_line(every: Sequence[Line], total: int) -> Line:
         controls=tuple(sorted({control for line in done for control in line.controls})),
         rest=over(lambda line: line.rest),
         preset=first.preset,
+        before={group: statistics.mean(one[group] for one in known.values()) for group in groups},
     )
 
 
@@ -233,6 +250,7 @@ __all__ = [
     "Rate",
     "answers_of",
     "averaged",
+    "before_of",
     "lines_of",
     "mean",
     "means",
