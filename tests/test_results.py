@@ -12,6 +12,7 @@ import pytest
 from erasure.eval import Assessment
 from erasure.eval.judge import meta
 from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION, SAME_DENOISER
+from erasure.eval.probes import probe_class
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -57,11 +58,13 @@ def test_truths_known_by_construction_come_out(committed):
     assert len(faithful) >= 4
     for row in (row for row in faithful if row.demoted):  # what does not tell them apart here enters no claim here
         numbers = [e for e in committed.evidence if (e.probe, e.measure) == (row.probe, row.measure)]
-        assert numbers and not any(e.conclusive for e in numbers if committed.roles[e.model] == "erased")
+        told = any(e.conclusive for e in numbers if committed.roles[e.model] == "erased")
+        assert numbers and (probe_class(row.probe).descriptive or not told)
 
 
 @pytest.mark.slow
 def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(committed):
+    """As far as it can be told: a number whose gate failed speaks neither for nor against."""
     evidence, _ = meta.trials(committed)
     retrained = [m for m, role in committed.roles.items() if role == "gold"]
     limits = {("inversion", "residual"): 0.25, ("divergence", "ratio"): 1.25}
@@ -73,4 +76,5 @@ def test_a_retrained_model_is_no_different_from_the_others_where_the_base_is(com
         }
         assert value["base"] > limit
         if len(retrained) > 2 or probe != "divergence":  # which is in units of what retrained models differ by
-            assert max(value[model] for model in retrained) <= limit
+            known = {e.model for e in evidence if (e.probe, e.measure) == (probe, measure) and e.conclusive}
+            assert all(value[model] <= limit for model in retrained if model in known)
