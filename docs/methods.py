@@ -102,9 +102,10 @@ def over_targets(lines: Sequence[Line]) -> str:
 
 def main(folder: str | None = None, command: str = "erasure compare --suite superhero") -> None:
     text = PAGE.read_text("utf-8")
-    if folder is not None and len({line.suite for line in lines_in(Path(folder) / "comparison.json")}) > 1:
+    lines = [] if folder is None else lines_in(Path(folder) / "comparison.json")
+    if folder is not None and len({line.suite for line in lines}) > 1:
         shutil.copyfile(Path(folder) / "comparison.json", TARGETS)
-        text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(lines_in(TARGETS))}")
+        text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(lines)}")
     elif folder is not None:
         rows = (Path(folder) / "comparison.md").read_text("utf-8").strip()
         shutil.copyfile(Path(folder) / "comparison.json", RESULTS)

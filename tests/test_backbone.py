@@ -173,8 +173,8 @@ REFUSED = [
     (own_keys, r"attn2 uses keys and values of its attention processor \(to_k_custom_diffusion\).*set_default_attn"),
     (lambda p: pack(p.unet.get_submodule(f"{ATTENTION}.to_k")), r"to_k.weight is quantised \(Packed\)"),
     (lambda p: pack(p.text_encoder.get_submodule("encoder.layers.0.mlp.fc1")), r"text_encoder.*quantised \(Packed\)"),
-    (lambda p: dynamic(p, "text_encoder"), r"text_encoder\..* is quantised \(DynamicQuantizedLinear|Linear\)"),
-    (lambda p: dynamic(p, "unet"), r"unet\..* is quantised \("),
+    (lambda p: dynamic(p, "text_encoder"), r"text_encoder\..* is quantised \(Linear\)"),
+    (lambda p: dynamic(p, "unet"), r"unet\..* is quantised \(Linear\)"),
     (lambda p: setattr(p, "unet", torch.nn.DataParallel(p.unet)), "the unet is wrapped in DataParallel; .*module"),
     (made_in_inference_mode, "created under torch.inference_mode"),
 ]

@@ -48,13 +48,10 @@ def _refuse_module(part: str, module: Any) -> None:
             f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
         )
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
-        raise ValueError(f"the {part} is quantised; erase the full-precision model first, quantise afterwards")
+        raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
         if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
-            raise ValueError(
-                f"{part}.{name} is quantised ({type(child).__name__}); erase the full-precision model first, quantise "
-                "afterwards"
-            )
+            raise _quantised(f"{part}.{name} is quantised ({type(child).__name__})")
         refuse_unread(f"{part}.{name}", child)
         if hasattr(child, "base_layer"):
             raise ValueError(
@@ -70,9 +67,7 @@ def _refuse_module(part: str, module: Any) -> None:
             )
     for name, parameter in module.named_parameters():
         if wrapper := quantised(parameter):
-            raise ValueError(
-                f"{part}.{name} is quantised ({wrapper}); erase the full-precision model first, quantise afterwards"
-            )
+            raise _quantised(f"{part}.{name} is quantised ({wrapper})")
         if parameter.is_inference():
             raise ValueError(
                 f"{part}.{name} was created under torch.inference_mode(), where no weight can be changed later; load "
@@ -86,6 +81,10 @@ def _refuse_module(part: str, module: Any) -> None:
             raise ValueError(
                 f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
             )
+
+
+def _quantised(what: str) -> ValueError:
+    return ValueError(f"{what}; erase the full-precision model first, quantise afterwards")
 
 
 def refuse_unread(name: str, layer: nn.Module) -> None:

@@ -15,6 +15,7 @@ from erasure.eval.judge import QUESTIONS
 from erasure.eval.stats.resample import t_half_width
 
 GROUPS = ("target", "neighbours", "unrelated")
+WORST = {"target": max, "neighbours": min, "unrelated": min}  # of several detectors the less flattering one
 ANY = (-math.inf, math.inf)  # the range of a number that has none
 INSIDE = {"residual": "residual in the weights", "advantage": "faster relearnt, powers of two"}
 
@@ -114,19 +115,17 @@ def rates_of(figures: Sequence[dict[str, Any]]) -> dict[str, Rate]:
         own = [row["rate"] for row in figures if row["group"] == group]
         own = [Rate(rate["value"], rate["low"], rate["high"]) for rate in own if rate["value"] is not None]
         if own:
-            worst = max if group == "target" else min
-            rates[group] = worst(own, key=lambda rate: rate.value)
+            rates[group] = WORST[group](own, key=lambda rate: rate.value)
     return rates
 
 
 def before_of(figures: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Group to the base's rate, chosen in the same way: what an erasure's rate changed from."""
-    before: dict[str, float] = {}
+    before = {}
     for group in GROUPS:
         own = [row for row in figures if row["group"] == group and (row.get("change") or {}).get("value") is not None]
         if own:
-            worst = max if group == "target" else min
-            before[group] = worst(row["rate"]["value"] - row["change"]["value"] for row in own)
+            before[group] = WORST[group](row["rate"]["value"] - row["change"]["value"] for row in own)
     return before
 
 

@@ -84,7 +84,7 @@ def wilson(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float
     rate, shrink = hits / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
-    return 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half
+    return 0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == n else min(1.0, centre + half)
 
 
 def exact(hits: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
