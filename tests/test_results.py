@@ -41,19 +41,15 @@ def test_the_tables_and_the_claims_on_the_pages_are_made_of_the_records(committe
 def test_truths_known_by_construction_come_out(committed):
     """No erasure is called removal; filters, adapters and an untouched denoiser never can be, whatever they declare.
 
-    The records of the retrained models in these archives were supplied and not replayed, so they verify nothing.
+    The record of the retrained model of `standard` was replayed. That of `quick` was not, so it verifies nothing.
     """
     removal = {claim.model: claim.removal for claim in committed.claims()}
     assert removal.pop("prompt filter") == NOT_BY_CONSTRUCTION
-    assert removal.pop("retrained") == NO_CLAIM
+    assert removal.pop("retrained") == ("C6" if committed.preset == "standard" else NO_CLAIM)
     known = {"SPM": NOT_BY_CONSTRUCTION, "hidden filter": SAME_DENOISER}
     assert removal == {model: known.get(model, NO_CLAIM) for model in removal}
-    if committed.preset == "quick":  # the cheats of studies/cheats.py
-        assert removal["hidden filter"] == SAME_DENOISER and removal["declared retrained"] == NO_CLAIM
-        answers = {claim.model: claim.answers for claim in committed.claims()}
-        assert all(
-            answers[model]["weights"].verdict == "shown not" for model in ("hidden filter", "declared retrained")
-        )
+    inside = {claim.model: claim.answers["weights"].verdict for claim in committed.claims()}
+    assert all(inside[model] == "shown not" for model in ("hidden filter", "declared retrained", "twin"))
     faithful = meta.faithfulness(*meta.trials(committed))
     assert len(faithful) >= 4
     for row in (row for row in faithful if row.demoted):  # what does not tell them apart here enters no claim here

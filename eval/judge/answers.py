@@ -188,7 +188,7 @@ def _weights(view: View) -> Answer:
     if level == "C6":
         record = view.facts.audits[view.model]
         sentence = f"Made without the data: the record was replayed on {record.replayed}, and {uncontradicted(view)}."
-        return Answer("weights", "shown", "", sentence)
+        return Answer("weights", "shown", "made without it", sentence)
     if level not in (NO_CLAIM, NULL):
         golds = min((view.golds(e.probe) for e in findings.carriers(view)), default=0)
         residual = max(view.high(probe, "residual") for probe in ("inversion", *findings.resisted(view)))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from erasure.eval.core.observations import Observation
 from erasure.eval.judge import claims
 from erasure.eval.probes.utility.degeneracy import Degeneracy
 from tests.made_up import FACTS, MODELS, good
 from tests.probe_helpers import rows_of
 
 
+def without_degeneracy():
+    return [e for e in good() if e.probe != "degeneracy"]
+
+
 def about(share, golds, *, prompts=18):
     rates = {"base": 0.0, "UCE": share, **({f"gold {i}": golds for i in range(3)} if golds is not None else {})}
     rows = rows_of(rates, prompts=prompts, seeds=2)
-    rest = [e for e in good() if e.probe != "degeneracy"]
-    (report,) = claims([*rest, *Degeneracy().weigh(rows, MODELS)], MODELS, FACTS)
+    (report,) = claims([*without_degeneracy(), *Degeneracy().weigh(rows, MODELS)], MODELS, FACTS)
     return report
 
 
@@ -32,3 +36,18 @@ def test_noise_is_told_as_damage():
 def test_a_model_that_draws_as_much_of_nothing_as_retrained_ones_is_not_blamed():
     report = about(0.5, 0.5, prompts=150)
     assert report.suppression == "C3" and not report.banners
+
+
+def test_noise_under_one_name_of_three_is_destruction():
+    """One name of the suite gives noise, in every sentence. The names are meant as they stand, so this is certain."""
+
+    def rows(model, noisy):
+        return [
+            Observation(model, "name", f"{name} {t}", 0, float(name == noisy), {"template": f"{t}", "phrase": name})
+            for name in ("superhero", "caped hero", "masked hero")
+            for t in range(24)
+        ]
+
+    drawn = {"base": rows("base", ""), "UCE": rows("UCE", "superhero")}
+    (report,) = claims([*without_degeneracy(), *Degeneracy().weigh(drawn, MODELS)], MODELS, FACTS)
+    assert report.suppression == "C0" and report.answers["rest"].verdict == "shown not"

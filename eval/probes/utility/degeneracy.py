@@ -17,6 +17,9 @@ class Degeneracy(Pictured):
 
     A ``change`` against the base of 20 points or more gets a banner: a model that draws noise does not draw the target
     either. Things without a label count as nothing, too.
+
+    The question is about the names of the suite and no others, so intervals resample sentences and not names. (Whether
+    the target is *kept out* is a question about other names as well, and there both are resampled.)
     """
 
     key, code, title = "degeneracy", "U9", "nothing recognised on target prompts"
@@ -38,7 +41,7 @@ class Degeneracy(Pictured):
         return found
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
-        found = [e for e in contrasts(self.key, rows, models, known=0.0) if e.measure != "residual"]
+        found = [e for e in contrasts(self.key, rows, models, known=0.0, kept=True) if e.measure != "residual"]
         return [dataclasses.replace(e, gates={}, note=_banner(e)) for e in found]
 
 
