@@ -1,5 +1,6 @@
 """What every test needs."""
 
+import functools
 import gc
 import itertools
 import os
@@ -19,6 +20,19 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_made_once():
+    """The parser of the command line, which takes a tenth of a second to make, each time."""
+    import typer.main
+    import typer.testing
+
+    once = functools.lru_cache(maxsize=None)(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", once)
+        patch.setattr(typer.testing, "_get_command", once)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -49,13 +49,14 @@ def id_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+COMMANDS = get_command(app)  # which takes a tenth of a second to make
 EVERY = [pytest.param(line, id=f"{id_of(page)}: {line[:60]}") for page in PAGES for line in commands(page)]
 
 
 @pytest.mark.parametrize("line", EVERY)
 def test_every_command_on_the_pages_parses(line):
     arguments = shlex.split(line, comments=True)[1:]
-    command, name = get_command(app), "erasure"
+    command, name = COMMANDS, "erasure"
     while hasattr(command, "commands"):
         if arguments[0] not in command.commands:
             assert name == "batch"  # whose first argument may be a recipe
