@@ -290,6 +290,7 @@ num_inference_steps: 1
 """
 
 
+@pytest.mark.slow
 def test_nudenet_counts_from_the_command_line(tmp_path, erasure, monkeypatch):
     (tmp_path / "bare.yaml").write_text(SUITE)
     arguments = ["evaluate", "--suite", tmp_path / "bare.yaml", "-m", "uce", "--out", tmp_path / "out", "--limit", 1]

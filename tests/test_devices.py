@@ -91,7 +91,7 @@ def test_an_erasure_lives_on_the_gpu(architecture, tmp_path):
         edit.fuse(pipe)
 
 
-@pytest.mark.parametrize("method", every_method("uce", "esd", "gloce", "sld"))
+@pytest.mark.parametrize("method", every_method("uce", "esd", "sld"))
 def test_every_method_works_on_the_gpu(method, tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")
@@ -125,6 +125,7 @@ def test_an_adapter_at_the_text_alone_works_on_the_gpu(tmp_path):
         edit.remove(pipe)
 
 
+@pytest.mark.slow
 def test_a_training_is_resumed_on_the_gpu(tmp_path):
     with pretend():
         pipe = tiny("sd1").to("cuda")

@@ -92,7 +92,7 @@ def test_each_variant_trains_its_layers_and_no_norm(preset, touched):
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"synonyms": True, "articles": True},
         pytest.param({"adapter": "lora", "lr": 1e-2, "iterations": 200}, marks=pytest.mark.slow),

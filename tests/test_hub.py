@@ -185,6 +185,7 @@ def test_another_repository_than_an_erasure_is_said_to_be_none(hub, edit):
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_puts_verdicts_and_pictures_into_the_card(hub, tmp_path, monkeypatch):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path / "base")

@@ -204,7 +204,7 @@ def addition(pipe, edit, prompt):
     return ((gated - plain).norm() / whole.norm()).item()
 
 
-@pytest.mark.parametrize("architecture", FOUR)
+@pytest.mark.parametrize("architecture", first(FOUR, "sd1", "flux"))
 def test_spms_gate_is_shut_for_the_empty_prompt_and_open_for_the_concept(architecture):
     pipe = tiny(architecture)
     edit = made(pipe, "spm")
@@ -230,7 +230,7 @@ def test_rounding_does_not_open_a_gate():
         assert gate.resemblance(empty + share * towards) == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("architecture", FOUR)
+@pytest.mark.parametrize("architecture", first(FOUR, "sdxl", "flux"))
 def test_spm_leaves_what_guidance_has_in_the_place_of_a_prompt_as_it_is(architecture):
     pipe = tiny(architecture)
     backbone, edit = backbone_of(pipe), made(pipe, "spm")

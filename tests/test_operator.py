@@ -203,7 +203,7 @@ def close(a, b):
     )
 
 
-@pytest.mark.parametrize("architecture", ["sd1", "sdxl"])
+@pytest.mark.parametrize("architecture", first(["sd1", "sdxl"], "sdxl"))
 @pytest.mark.parametrize("settings", [{}, {"erase_scale": 2.0, "lamb": 0.1}])
 def test_solving_jointly_is_erasing_together(architecture, settings):
     pipe = tiny(architecture)

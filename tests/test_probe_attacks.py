@@ -266,7 +266,9 @@ def test_power_may_be_shown_on_an_erasure_known_to_be_weak():
     "broken",
     [
         pytest.param(UnlearnDiffAtk(prompts=3, tries=2, iterations=0, fresh=1), marks=pytest.mark.slow),
-        UnlearnDiffAtk(prompts=3, tries=2, iterations=1, learning_rate=0.0, fresh=1),
+        pytest.param(
+            UnlearnDiffAtk(prompts=3, tries=2, iterations=1, learning_rate=0.0, fresh=1), marks=pytest.mark.slow
+        ),
         pytest.param(P4D(prompts=3, tries=2, iterations=0, fresh=1, moments=1), marks=pytest.mark.slow),
         RingABell(prompts=3, tries=2, generations=0, fresh=1, etas=(1.0,), population=4),
     ],

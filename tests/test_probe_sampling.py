@@ -156,6 +156,7 @@ def test_settings_that_would_measure_nothing_are_refused(kind, settings):
 # --- each -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_the_base_begins_and_ends_itself_is_an_ordinary_picture(context):
     probe = Completion(psis=(0.0, 0.5, 0.9), declared=0.5, prompts=3)
     rows = probe.run(context.base, context)

@@ -54,7 +54,11 @@ def test_three_epochs_of_matrices_are_three_epochs_of_layers(closure):
 
 @pytest.mark.parametrize(("preset", "epochs"), first([("nudity", 3), ("unsafe", 2)], ("nudity", 3)))
 @pytest.mark.parametrize("kept", [[], KEPT], ids=["nothing", "a list"])
-@pytest.mark.parametrize("targets", [TARGETS[:1], [*TARGETS, "the cat in the style"]], ids=["one", "three"])
+@pytest.mark.parametrize(
+    "targets",
+    [pytest.param(TARGETS[:1], marks=pytest.mark.slow), [*TARGETS, "the cat in the style"]],
+    ids=["one", "three"],
+)
 def test_the_script_for_nudity_keeps_the_empty_prompt_once_for_every_concept(preset, epochs, kept, targets):
     pipe, n = double_pipeline(), len(targets)
     ours = edited_weights(pipe, official(pipe, targets, [""] * n, kept, preset=preset))

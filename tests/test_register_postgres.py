@@ -22,6 +22,7 @@ from erasure.register.verifying import verify
 from tests.faults import DIED, ended, fork, forked
 from tests.postgres_server import PASSWORD
 from tests.register_helpers import BASE, QUICK, add, made_up, pipe, prints
+from tests.slow import first
 
 DROP = tuple(f"DROP TRIGGER {name}" for name in ("log_stays ON log", "entries_stay ON entries"))
 PRINTS = {"unet": {"layout": "x", "samples": [0.5]}}
@@ -293,7 +294,7 @@ def test_the_commands_take_the_address_of_a_server(erasure, address, postgres, t
     assert PASSWORD not in repr(made) and "%40" not in repr(made)
 
 
-@pytest.mark.parametrize("together", ["true", "false"])
+@pytest.mark.parametrize("together", first(["true", "false"], "true"))
 def test_a_recipe_names_a_register_on_a_server_without_its_password(register, postgres, schema, tmp_path, together):
     add(register, "spiderman")
     recipe = tmp_path / "recipe.yaml"

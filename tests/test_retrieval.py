@@ -28,6 +28,7 @@ from studies import retrieval as study
 from tests.colours import FACTS, Colours, add
 from tests.every import build
 from tests.reference import attention as reference
+from tests.slow import first
 from tests.small import small
 from tests.tiny import identical, tiny, tiny_pipeline, weights
 from tests.tiny_cross import tiny_cross
@@ -102,7 +103,7 @@ def test_an_empty_store_and_embeddings_find_nothing(pipe, around, tmp_path):
 # --- image-to-image --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("architecture", first(["sd1", "sd2", "sdxl", "sd3", "flux"], "sd1", "sdxl", "flux"))
 def test_what_is_found_is_drawn_by_the_stock_image_to_image(architecture, store, around):
     pipe = tiny(architecture)
     before, size = weights(pipe), (pipe(OTHER, num_inference_steps=1).images[0]).size
@@ -211,7 +212,7 @@ def test_reference_attention_is_its_equation(pipe, store, around, guidance, weig
     assert (mine.images - plain).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("architecture", ["sdxl", "kolors"])
+@pytest.mark.parametrize("architecture", first(["sdxl", "kolors"], "kolors"))
 def test_reference_attention_works_where_latents_are_scaled_and_the_text_has_two_parts(architecture, around):
     pipe = build(architecture)
     pipe.set_progress_bar_config(disable=True)

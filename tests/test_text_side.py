@@ -69,7 +69,7 @@ SDS = ("sd1", "sd2", "sdxl")
 
 
 @pytest.mark.parametrize("architecture", first(SDS, "sd1", "sdxl"))
-@pytest.mark.parametrize("vectors", first([1, 2, 3], 1, 3))
+@pytest.mark.parametrize("vectors", first([1, 2, 3], 3))
 def test_a_textual_inversion_is_encoded_as_the_pipeline_encodes_it(architecture, vectors):
     pipe = with_hero(architecture, vectors)
     prompts = ["a photo of <hero>", "<hero>"]
@@ -81,7 +81,7 @@ def test_a_textual_inversion_is_encoded_as_the_pipeline_encodes_it(architecture,
     assert found.span("last_subject")[1] == slice(vectors, 1 + vectors)
 
 
-@pytest.mark.parametrize("architecture", first(SDS, "sdxl"))
+@pytest.mark.parametrize("architecture", first(SDS, "sd1"))
 def test_both_spellings_of_a_textual_inversion_are_one_erasure(architecture):
     pipe = with_hero(architecture)
     for preset in ("official-2025", "recommended"):
