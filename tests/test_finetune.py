@@ -46,7 +46,7 @@ def listening(pipe):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sd3", "flux"])
+@pytest.mark.parametrize("architecture", first(["sd3", "flux"], "flux"))
 @pytest.mark.parametrize("variant", first(["x", "x-strict"], "x-strict"))
 def test_esd_trains_adapters_of_transformers(architecture, variant):
     pipe = listening(tiny(architecture))
@@ -99,7 +99,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
         pytest.param("sd1", "leco", {"robust": True}, marks=pytest.mark.slow),
         ("sd1", "receler", {}),
         pytest.param("sd1", "eraseflow", {}, marks=pytest.mark.slow),
-        ("flux", "esd", {}),
+        pytest.param("flux", "esd", {}, marks=pytest.mark.slow),
         pytest.param("z-image", "spm", {}, marks=pytest.mark.slow),
     ],
 )

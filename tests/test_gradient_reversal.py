@@ -63,6 +63,7 @@ def test_training_makes_the_difference_from_the_empty_prompt_larger_or_turns_it_
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_picture_restores_every_bit_and_repeats_itself(context):
     before = weights_hash(context.pipe)
     rows = {name: SMOKE.run(context.models[name], context) for name in ("base", "noise", "gold-0")}

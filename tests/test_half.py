@@ -48,7 +48,7 @@ def test_every_method_works_in_half_precision(method, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", first(HALVES, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("architecture", first(ARCHITECTURES[1:], "sdxl", "flux"))
+@pytest.mark.parametrize("architecture", first(ARCHITECTURES[1:], "sdxl"))
 def test_every_architecture_works_in_half_precision(architecture, dtype):
     pipe = tiny(architecture).to(dtype)
     before = weights(pipe)
@@ -86,14 +86,14 @@ def test_a_closed_form_made_in_half_precision_is_the_one_made_in_float32(method,
     assert gap(change(made(half, method), single), change(made(single, method), single)) < 0.01
 
 
-@pytest.mark.parametrize("architecture", first(ARCHITECTURES[1:], "sdxl", "sd3"))
+@pytest.mark.parametrize("architecture", first(ARCHITECTURES[1:], "sdxl"))
 def test_uce_made_in_bfloat16_is_the_one_made_in_float32(architecture):
     half = tiny(architecture).to(torch.bfloat16)
     single = tiny(architecture).to(torch.bfloat16).to(torch.float32)
     assert gap(change(made(half, "uce"), single), change(made(single, "uce"), single)) < 0.01
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", first(HALVES, torch.float16), ids=str)
 def test_an_erasure_of_the_world_is_the_same_from_each_precision(dtype):
     single, half = load_base(device="cpu"), load_base(device="cpu", dtype=dtype)
     assert gap(change(made(half, "uce"), single), change(made(single, "uce"), single)) < 0.01

@@ -68,6 +68,7 @@ def test_every_group_is_counted_where_it_belongs():
     assert found.table().count("\n") == 1 + len(lines)
 
 
+@pytest.mark.slow
 def test_all_ways_are_drawn_and_the_model_comes_back_bit_for_bit():
     pipe = tiny_pipeline()
     before = weights(pipe)

@@ -28,6 +28,7 @@ def test_whole_words_are_known_by_their_marks():
     assert list(words_of(pieces)) == ["river", "tree", "cat"]  # by their ids
 
 
+@pytest.mark.slow
 def test_the_same_request_draws_the_same_words(sd1):
     backbone = backbone_of(sd1)
     words = vocabulary(backbone, [HERO], 200)
@@ -103,6 +104,7 @@ def test_every_closed_form_keeps_them_when_asked_to(sd1, method):
     assert f"{len({*everyday, *words})} everyday words" in more.card()
 
 
+@pytest.mark.slow
 def test_words_that_are_kept_move_less(sd1):
     backbone = backbone_of(sd1)
     words = vocabulary(backbone, [HERO], 150)

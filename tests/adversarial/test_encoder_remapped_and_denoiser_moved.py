@@ -9,6 +9,7 @@ import torch
 
 import erasure
 from erasure.eval.core.models import Model
+from erasure.eval.probes import sampling
 from erasure.eval.probes.base import Context, Evidence, Missing
 from erasure.eval.probes.removal.base_encoder import BaseEncoder
 from erasure.eval.probes.removal.construction import Construction
@@ -56,7 +57,8 @@ def world():
     return Context(pipe, {m.name: m for m in models}, suite, detectors.classifier("a"), progress=False)
 
 
-def test_the_denoiser_is_asked_through_the_bases_text_encoder(world):
+def test_the_denoiser_is_asked_through_the_bases_text_encoder(world, monkeypatch):
+    monkeypatch.setattr(sampling, "LEAST_STEPS", 10)  # enough to see what is drawn
     probe = BaseEncoder(prompts=10)
     rows = {name: probe.run(model, world) for name, model in world.models.items()}
     found = probe.weigh(rows, {name: model.role for name, model in world.models.items()})
