@@ -4,11 +4,13 @@ erasure compare --suite superhero -m uce -m esd --out comparison
 python docs/methods.py comparison "erasure compare --suite superhero -m uce -m esd"
 erasure compare --targets 5 -m uce -m rece --out targets
 python docs/methods.py targets "erasure compare --targets 5 -m uce -m rece"  # several targets: a block of their own
+python docs/methods.py targets "..." more docs/results                       # run in parts: methods with every target
 python docs/methods.py                   # the sections, and the picture from docs/results/comparison.json
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -16,11 +18,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from figures import ROOT, replace_block  # beside this file
 
 from erasure.batch.comparison import MEANS_NOTE, table
-from erasure.batch.lines import GROUPS, Line, Rate, ranked
+from erasure.batch.comparison import TARGETS as FIVE
+from erasure.batch.lines import GROUPS, Line, Rate, means, ranked
 from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method
@@ -77,37 +81,54 @@ def last(found: re.Match[str]) -> str:
     return f"`{found[1].rpartition('.')[2]}`"
 
 
-def lines_in(file: Path) -> list[Line]:
-    """The lines of a ``comparison.json``, as far as tables and pictures of what is drawn go."""
-    rows = json.loads(file.read_text("utf-8"))
-    return [Line(**{**row, "rates": {g: Rate(**r) for g, r in row["rates"].items()}, "inside": {}, "rest": None})
-            for row in rows]  # fmt: skip
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    return rows
 
 
-def over_targets(lines: Sequence[Line]) -> str:
+def line_of(row: dict[str, Any]) -> Line:
+    """A line of a ``comparison.json``, as far as tables and pictures of what is drawn go."""
+    return Line(**{**row, "rates": {g: Rate(**r) for g, r in row["rates"].items()}, "inside": {}, "rest": None})
+
+
+def of_each_target(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of single targets, of methods that have one for each; of two for one target, the first."""
+    own: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        own.setdefault((line_of(row).label, row["suite"]), row)
+    whole = [label for label in dict.fromkeys(label for label, _ in own) if all((label, t) in own for t in FIVE)]
+    return [own[label, target] for target in FIVE for label in whole]
+
+
+def over_targets(rows: Sequence[dict[str, Any]]) -> str:
     """Means over targets, and under them each target by itself."""
+    lines = [line_of(row) for row in rows]
     own = {(line.label, line.suite): line for line in lines}
-    suites = [suite for suite in dict.fromkeys(line.suite for line in lines) if "targets" not in suite]
-    means = ranked([line for line in lines if line.suite not in suites])
-    rows = [f"| method | {' | '.join(suites)} |", "|---" * (len(suites) + 1) + "|"]
-    base = (next(line.before for line in lines if line.suite == suite) for suite in suites)
-    rows.append(f"| base | {' | '.join(' / '.join(f'{100 * rate:.0f}' for rate in one.values()) for one in base)} |")
-    for line in means:
-        cells = [own[line.label, suite].rates for suite in suites]
-        shown = [" / ".join(f"{100 * r[group].value:.0f}" for group in GROUPS) for r in cells]
-        rows.append(f"| `{line.label}` | {' | '.join(shown)} |")
+    before = {line.suite: line.before for line in lines if line.before}
+    lines = [dataclasses.replace(line, before=before[line.suite]) for line in lines]
+    under = [f"| method | {' | '.join(FIVE)} |", "|---" * (len(FIVE) + 1) + "|"]
+    under.append(f"| base | {' | '.join(_three([before[target][group] for group in GROUPS]) for target in FIVE)} |")
+    for line in ranked(over := means(lines)):
+        cells = [_three([own[line.label, target].rates[group].value for group in GROUPS]) for target in FIVE]
+        under.append(f"| `{line.label}` | {' | '.join(cells)} |")
     each = "Each target by itself, target shown / neighbours right / unrelated right, in per cent:"
-    return "\n\n".join([table(means), MEANS_NOTE, each, "\n".join(rows)])
+    return "\n\n".join([table(over), MEANS_NOTE, each, "\n".join(under)])
 
 
-def main(folder: str | None = None, command: str = "erasure compare --suite superhero") -> None:
+def _three(rates: Sequence[float]) -> str:
+    return " / ".join(f"{100 * rate:.0f}" for rate in rates)
+
+
+def main(folder: str | None = None, command: str = "erasure compare --suite superhero", *more: str) -> None:
     text = PAGE.read_text("utf-8")
-    lines = [] if folder is None else lines_in(Path(folder) / "comparison.json")
-    if folder is not None and len({line.suite for line in lines}) > 1:
-        shutil.copyfile(Path(folder) / "comparison.json", TARGETS)
-        text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(lines)}")
+    files = [Path(one) / "comparison.json" for one in (folder, *more) if one is not None]
+    rows = [row for file in files for row in rows_in(file)]
+    if folder is not None and len({row["suite"] for row in rows}) > 1:
+        chosen = of_each_target(rows)
+        TARGETS.write_text(json.dumps(chosen, indent=1) + "\n", "utf-8")
+        text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(chosen)}")
     elif folder is not None:
-        rows = (Path(folder) / "comparison.md").read_text("utf-8").strip()
+        made = (Path(folder) / "comparison.md").read_text("utf-8").strip()
         shutil.copyfile(Path(folder) / "comparison.json", RESULTS)
         file = "images/comparison.png"
         picture = f"[![{ALT}]({file})]({file})"
@@ -117,8 +138,8 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
             picture += (
                 f"\n\n[![a row for each method: what is still in the weights, and what else changed]({file})]({file})"
             )
-        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{rows}")
-    kept_out(lines_in(RESULTS), PICTURE)
+        text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{made}")
+    kept_out([line_of(row) for row in rows_in(RESULTS)], PICTURE)
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 
