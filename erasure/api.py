@@ -84,8 +84,8 @@ def erase(
         warn_unknown(backbone.pipe, [*(concept.name for concept in concepts), *request.keep])
         if not request.keep and recipe.needs_keep:
             warnings.warn(
-                f"{recipe.key} with these settings also changes neighbours unless there is a keep list; name what must "
-                "stay (keep=[...]; --keep on the command line); `erasure neighbours` suggests a list",
+                f"without a keep list {recipe.key} also changes what is close to the target; name what must stay "
+                "(keep=[...]; --keep on the command line); `erasure neighbours` suggests a list",
                 stacklevel=2,
             )
         edit = recipe.erase(backbone, request)

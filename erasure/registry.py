@@ -62,7 +62,8 @@ class Registry:
         if name not in table:
             near = meant(name, table)
             others = f"; choose one of {sorted(table)}" if not near or len(table) <= FEW else ""
-            raise ValueError(f"unknown {self.noun} {name!r}{near}{others}")
+            own = "" if near else f"; one of your own is declared in its package, in the entry points {self.group!r}"
+            raise ValueError(f"unknown {self.noun} {name!r}{near}{others}{own}")
         return table
 
     def load(self, name: str) -> Any:

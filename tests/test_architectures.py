@@ -275,6 +275,7 @@ def deaf():
             lambda: types.SimpleNamespace(transformer=torch.nn.Linear(2, 2)),
             "has a Linear; give .*FLUX.1.*Stable Diffusion XL",
         ),
+        (lambda: "emoji-world", "a pipeline is needed, not its name 'emoji-world'; open it"),
         (lambda: types.SimpleNamespace(vae=None), "has no denoiser; give .*Stable Diffusion 1.x"),
         (lambda: without("sdxl", "text_encoder"), "StableDiffusionXLPipeline has no text_encoder.*reads 40"),
         (lambda: without("sdxl", "tokenizer"), "not a Stable Diffusion XL pipeline; .* has no tokenizer"),

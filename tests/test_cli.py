@@ -51,6 +51,26 @@ def test_help_needs_none_of_the_heavy_libraries():
     assert result.stderr.strip() == "[]"
 
 
+def test_a_slip_is_met_before_what_takes_seconds_to_import():
+    slips = [
+        ["erase", "cat", "--suite", "superhero"],
+        ["erase", "cat", "--keep", ""],
+        ["erase", "cat", "--set", "lamb"],
+        ["generate", "a cat", "--scale", "nan", "--erasure", "cat-uce"],
+        ["generate", "a cat", "--scale", "2"],
+    ]
+    code = (
+        "import sys\nfrom erasure.cli import main\n"
+        f"for arguments in {slips}:\n"
+        "    sys.argv = ['erasure', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as stopped: print(stopped.code, 'torch' in sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.stdout.split("\n")[:-1] == ["2 False"] * len(slips), result.stderr
+    assert result.stderr.count("error:") == len(slips) == result.stderr.count("\n")
+
+
 def test_importing_the_package_loads_nothing_else():
     code = (
         "import sys, importlib, typing; before = set(sys.modules); import erasure; "
@@ -435,6 +455,14 @@ def test_a_missing_file_is_one_line(erasure, arguments, fault, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_whole_model_is_not_taken_for_an_erasure(base, tmp_path, erasure):
+    for command in (["inspect", base], ["evaluate", "--suite", "superhero", "--erasure", base]):
+        code, _, err = erasure(*command)
+        assert code == 2 and "is a whole model, not an erasure" in err and f"--model {base}" in err
+    code, _, err = erasure("serve", "--erasures", tmp_path / "nowhere")
+    assert code == 2 and "no such folder" in err
+
+
 def test_half_a_recipe_is_one_line(erasure, tmp_path):
     (tmp_path / "recipe.yaml").write_text("version: 1\nout: [resu")
     code, _, err = erasure("batch", tmp_path / "recipe.yaml")
@@ -670,6 +698,7 @@ def test_a_recipe_can_be_looked_at_first(erasure):
         (["--strict"], "--strict belongs to an assessment"),
         (["--probe", "direct"], "add --preset quick"),
         (["--preset", "quick", "--limit", "2"], "a preset has its own sizes"),
+        (["--preset", "stadard", "--limit", "2"], "unknown preset 'stadard' (did you mean 'standard'?)"),
         (["--preset", "quick", "--strict"], "add --policy FILE"),
         (["--preset", "quick", "--policy", "nowhere.yaml"], "no such file"),
         (["--preset", "quick"], "nothing to evaluate"),

@@ -166,7 +166,7 @@ def in_words(erasure: Erasure, bytes_: int | None = None) -> list[str]:
     lines = [f"{erasure.kind}, {f'{n / 1e6:.1f} MB' if n >= 1e6 else f'{n / 1000:.1f} kB'}; {effect}"]
     if groups:
         seen = ", ".join(f"{group} {100 * share:.0f} %" for group, share, _ in groups)
-        lines.append(f"how far the words moved: {seen}; far is right for the target, and for it alone")
+        lines.append(f"how far the words moved: {seen}; the target should move far, all else little")
     return lines
 
 

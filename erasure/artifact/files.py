@@ -208,6 +208,11 @@ def _file(folder: Path, name: str) -> Path:
     """A regular file of a folder, or of the hub's cache that the folder links to."""
     path = folder / name
     if not path.is_file():
+        if name == CONFIG and (folder / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} is a whole model, not an erasure; give a folder that holds {CONFIG}, or judge the model "
+                f"with `erasure evaluate --suite NAME --model {folder}`"
+            )
         raise FileNotFoundError(f"{path}: missing; an erasure's folder holds {CONFIG} and {WEIGHTS}; get it again")
     root = folder.resolve()
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():

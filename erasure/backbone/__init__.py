@@ -6,6 +6,7 @@ A further architecture is a line in ``DENOISERS`` and a short file; see CONTRIBU
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from erasure.backbone.base import Backbone, Site, Space, Step, denoiser_of, parts_of
@@ -64,6 +65,8 @@ def backbone_of(pipe: Any) -> Any:
     """
     if isinstance(pipe, Backbone):
         return pipe
+    if isinstance(pipe, str | os.PathLike):
+        raise ValueError(f"a pipeline is needed, not its name {str(pipe)!r}; open it: erasure.opening.load_base(...)")
     unet, transformer = (getattr(pipe, name, None) for name in ("unet", "transformer"))
     denoiser = unet if unet is not None else transformer
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # the backbone refuses what is compiled

@@ -329,15 +329,14 @@ def check_options(preset: str | None, limit: int | None, of_preset: dict[str, An
     given = [f"--{name}" for name, value in of_preset.items() if value]
     if preset is None and given:
         raise ValueError(f"{given[0]} belongs to an assessment; add --preset quick, or leave it out")
+    chosen = None if preset is None else probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
     if preset is not None and limit is not None:
         raise ValueError("a preset has its own sizes; leave --limit out, or use --preset smoke for a trial")
     if of_preset["strict"] and of_preset["policy"] is None:
         raise ValueError("--strict compares with a policy; got none; add --policy FILE")
-    if preset is not None:
-        chosen = probes_of(preset, tuple(of_preset["probe"]) if of_preset["probe"] else None)
-        if of_preset["prompts"] and not any("prompts" in probe.needs for probe in chosen):
-            asked = "none of the chosen probes reads" if of_preset["probe"] else f"no probe of {preset!r} reads"
-            raise ValueError(f"{asked} --prompts; leave it out, or choose the probe prompt_file in another preset")
+    if chosen is not None and of_preset["prompts"] and not any("prompts" in probe.needs for probe in chosen):
+        asked = "none of the chosen probes reads" if of_preset["probe"] else f"no probe of {preset!r} reads"
+        raise ValueError(f"{asked} --prompts; leave it out, or choose the probe prompt_file in another preset")
 
 
 def extractors_of(judge: Any, fid: bool, inception: Path | None) -> list[Any]:

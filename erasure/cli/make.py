@@ -103,7 +103,10 @@ def erase(
 ) -> None:
     """Make an erasure and save it."""
     check_names(method, suite)
-    from erasure.api import erase as make
+    named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
+    targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
+    changes = _settings(settings)
+    from erasure.api import erase as make  # seconds
     from erasure.artifact.files import CONFIG, check_folder
     from erasure.methods import method_class
     from erasure.opening import quiet
@@ -118,11 +121,8 @@ def erase(
         )
     check_folder(out)
     replaced = ", in place of the erasure that was there" if (out / CONFIG).exists() else ""
-    named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
     if "," in concept:
         note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
-    targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
-    changes = _settings(settings)
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant, config=config)
     keeping = [*kept, *named]
@@ -228,17 +228,17 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw prompts before and after erasures, from the same noise. Every picture is saved as soon as it is drawn."""
-    from erasure.backbone import backbone_of
-    from erasure.eval.core.lengths import too_long
-    from erasure.opening import quiet
-    from erasure.pictures import sheet, usual_settings
-    from erasure.pipelines import load_erasure
-
     for option, number in (("scale", scale), ("guidance", guidance)):
         if number is not None and not 0 <= number <= 100:
             raise ValueError(f"--{option} is a number from 0 to 100; got {number}; leave it out for the usual one")
     if scale is not None and not erasure:
         raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
+    from erasure.backbone import backbone_of  # seconds
+    from erasure.eval.core.lengths import too_long
+    from erasure.opening import quiet
+    from erasure.pictures import sheet, usual_settings
+    from erasure.pipelines import load_erasure
+
     edits = read_erasures(erasure or [])  # a slip is found before anything is drawn
     base = base_of(base, edits.values())
     check_writable(out)

@@ -87,6 +87,8 @@ def _named(given: list[str], folder: Path | None) -> dict[str, Any]:
             one = (
                 f"it is an erasure itself: --erasure {folder}" if (folder / CONFIG).exists() else "name another folder"
             )
+            if not folder.is_dir():
+                raise FileNotFoundError(f"--erasures {folder}: no such folder{beside(folder)}")
             raise ValueError(f"--erasures {folder} holds no folder with an erasure{beside(folder)}; {one}")
         pairs += [(file.parent.name, str(file.parent)) for file in sorted(folder.glob(f"*/{CONFIG}"))]
     found: dict[str, Any] = {}

@@ -103,14 +103,14 @@ def _embeddings(backbone: Backbone, prompts: Sequence[str], space: Space) -> Ten
 
 def _warn(report: Mapping[str, Any]) -> None:
     target = report["target"]["moved"]
-    for group, advice in (
-        ("neighbours", "name more of them in the keep list"),
-        ("generic", "set keep_everyday, keep_vocabulary or a corpus"),
+    for group, what, advice in (
+        ("neighbours", "neighbours move", "name more of them in the keep list"),
+        ("generic", "words that nobody named move", "set keep_everyday, keep_vocabulary or a corpus"),
     ):
         if group in report and report[group]["moved"] >= 0.5 * target:
             warnings.warn(
-                f"{group} move {report[group]['moved'] / max(target, 1e-12):.2f} times as much as the target; "
-                f"{advice}, or raise the settings that keep more (lamb and preserve_scale, where they have a part)",
+                f"{what} {report[group]['moved'] / max(target, 1e-12):.0%} as far as the target, so expect their "
+                f"pictures to change; {advice}, or raise lamb or preserve_scale where the method has them",
                 stacklevel=4,
             )
 
