@@ -54,5 +54,6 @@ def say_lost(found: Any) -> None:
             for row in tables.lost(tables.kept_labels(found, arm.name, detector))[:LISTED]
         ]
         seen = [f"{label} {share:.0%}" for label, share, _ in tables.replacement(found, arm.name, detector)[:LISTED]]
-        say(f"- {arm.name}, by {detector}: lost most: {', '.join(lost) or 'nothing'}")
+        worse = f"lost most: {', '.join(lost)}" if lost else "nothing that should stay got worse"
+        say(f"- {arm.name}, by {detector}: {worse}")
         say(f"- {arm.name}, by {detector}: drawn where {found.suite.target} was asked for: {', '.join(seen) or '?'}")
