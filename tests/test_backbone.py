@@ -49,6 +49,20 @@ def test_a_prompt_longer_than_the_encoder_is_refused(pipe):
         backbone_of(pipe).encode(["superhero " * 80])
 
 
+def test_padding_in_front_is_refused():
+    pipe = tiny_pipeline()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="the tokenizer pads on the left"):
+        make(pipe, "superhero", keep=["ninja"])
+
+
+@pytest.mark.parametrize("method", ["uce", "esd"])
+def test_a_model_that_predicts_something_else_is_not_taken_for_one_of_v(method):
+    with pytest.raises(ValueError, match="DDIMScheduler has prediction_type='sample'; models of epsilon or v"):
+        make(tiny_pipeline(prediction_type="sample"), "superhero", method, keep=["ninja"])
+
+
 def test_selectors_divide_the_layers(pipe):
     backbone = backbone_of(pipe)
     names = {
