@@ -16,11 +16,11 @@ def nfc(text: str) -> str:
     """The text in Unicode's composed form, without characters that cannot be seen.
 
     "Beyoncé" is one name, whether its last letter is one character or two, and "super\u200bhero", as a page may have
-    it, is the word that everybody types: to a text encoder it would be another one.
+    it, is the word that everybody types: to a text encoder it would be another one. Joiners join nothing at an end.
     """
     if not text.isprintable():
         text = "".join(c for c in text if c in JOINERS or c.isspace() or unicodedata.category(c) not in UNSEEN)
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", text).strip("".join(JOINERS))
 
 
 def folded(name: str) -> str:

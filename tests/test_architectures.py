@@ -24,7 +24,7 @@ from erasure.methods.closed_form import ClosedForm
 from erasure.train import Draw
 from tests.reference import uce as reference
 from tests.slow import first
-from tests.tiny import ARCHITECTURES, clip_tokenizer, identical, make, t5_tokenizer, tiny, weights
+from tests.tiny import ARCHITECTURES, clip_tokenizer, identical, make, t5_tokenizer, tiny, unet, weights
 
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
 # Where a pooled embedding is edited too, the token embeddings are edited as without it; sd2 is edited as sd1 is.
@@ -268,6 +268,20 @@ def deaf():
     return pipe
 
 
+def with_unet(**settings):
+    pipe = tiny("sd1")
+    pipe.unet = unet(32, **settings)
+    return pipe
+
+
+def normed():
+    pipe = tiny("sd1")
+    for module in pipe.unet.modules():
+        if getattr(module, "is_cross_attention", False):
+            module.norm_cross = torch.nn.LayerNorm(32)
+    return pipe
+
+
 @pytest.mark.parametrize(
     ("pipe", "fault"),
     [
@@ -285,6 +299,11 @@ def deaf():
         (lambda: without("flux", "tokenizer_2"), "FLUX.1 pipeline; FluxPipeline has no tokenizer_2"),
         (lambda: tiny("sd1").unet, "UNet2DConditionModel is the denoiser alone; give the pipeline that holds it"),
         (deaf, "does not read text where theirs do"),
+        (
+            lambda: with_unet(addition_embed_type="text", addition_embed_type_num_heads=2),
+            "reads the text a second time",
+        ),
+        (normed, "a norm of its own in front of the text"),
     ],
 )
 def test_what_is_not_supported_is_named_with_what_is(pipe, fault):
@@ -319,6 +338,7 @@ def test_every_component_of_every_architecture_is_checked(architecture, part, ch
     ("change", "fault"),
     [
         (lambda pipe, one, other: setattr(one, "weight", other.weight), "share one weight.*edited twice"),
+        (lambda pipe, one, other: setattr(one.weight, "data", other.weight.data), "share one weight.*edited twice"),
         (lambda pipe, one, other: weight_norm(one), "computes its weight from other tensors.*would be lost"),
         (lambda pipe, one, other: prune.random_unstructured(one, "weight", 0.3), "other tensors .weight_orig."),
         (lambda pipe, one, other: weight_norm(pipe.unet.conv_in), "unet.conv_in computes its weight"),

@@ -5,12 +5,14 @@ import warnings
 
 import pytest
 import torch
+from diffusers import StableDiffusionPAGPipeline
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from erasure.backbone import backbone_of
 from erasure.backbone.fingerprint import fingerprint, matches
 from erasure.pipelines import set_erasures
-from tests.tiny import clip_encoder, clip_tokenizer, make, t5_encoder, tiny, tiny_pipeline, unet
+from tests.tiny import clip_encoder, clip_tokenizer, identical, make, t5_encoder, tiny, tiny_pipeline, unet, weights
 from tests.tiny_relatives import RELATIVES
 
 
@@ -45,6 +47,20 @@ def test_spans_point_at_the_right_tokens(pipe):
 def test_a_prompt_longer_than_the_encoder_is_refused(pipe):
     with pytest.raises(ValueError, match="longer than the text encoder"):
         backbone_of(pipe).encode(["superhero " * 80])
+
+
+def test_padding_in_front_is_refused():
+    pipe = tiny_pipeline()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="the tokenizer pads on the left"):
+        make(pipe, "superhero", keep=["ninja"])
+
+
+@pytest.mark.parametrize("method", ["uce", "esd"])
+def test_a_model_that_predicts_something_else_is_not_taken_for_one_of_v(method):
+    with pytest.raises(ValueError, match="DDIMScheduler has prediction_type='sample'; models of epsilon or v"):
+        make(tiny_pipeline(prediction_type="sample"), "superhero", method, keep=["ninja"])
 
 
 def test_selectors_divide_the_layers(pipe):
@@ -157,6 +173,40 @@ def dynamic(pipe, part):
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
 
+BLOCK = "down_blocks.0.attentions.0"
+
+
+def own_forward(pipe):
+    """kohya's code and LyCORIS put their LoRA in by another forward."""
+    layer = pipe.unet.get_submodule(f"{ATTENTION}.to_k")
+    own = layer.forward
+    layer.forward = lambda x: own(x) + 1
+
+
+class LoraLinear(torch.nn.Linear):
+    """A LoRA as a class of linear layers."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class OtherKeys(torch.nn.Module):
+    """A processor with keys of its own under another name."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.context_proj = torch.nn.Linear(attention.to_k.in_features, attention.to_k.out_features)
+
+
+def other_keys(pipe):
+    attention = pipe.unet.get_submodule(ATTENTION)
+    attention.set_processor(OtherKeys(attention))
+
+
+def around_a_block(pipe, wrapper):
+    pipe.unet.set_submodule(BLOCK, wrapper(pipe.unet.get_submodule(BLOCK)))
+
+
 def made_in_inference_mode(pipe):
     with torch.inference_mode():
         pipe.unet = tiny_pipeline().unet
@@ -177,6 +227,13 @@ REFUSED = [
     (lambda p: dynamic(p, "unet"), r"unet\..* is quantised \(Linear\)"),
     (lambda p: setattr(p, "unet", torch.nn.DataParallel(p.unet)), "the unet is wrapped in DataParallel; .*module"),
     (made_in_inference_mode, "created under torch.inference_mode"),
+    (lambda p: around_a_block(p, torch.compile), "the unet is compiled"),
+    (lambda p: around_a_block(p, torch.nn.DataParallel), f"unet.{BLOCK} is wrapped in DataParallel"),
+    (lambda p: around_a_block(p, checkpoint_wrapper), "has the name of a wrapper"),
+    (lambda p: p.unet.to(torch.float8_e4m3fn), "stored as torch.float8_e4m3fn"),
+    (own_forward, "to_k, which receives the text, computes more than its weight says"),
+    (lambda p: setattr(p.unet.get_submodule(ATTENTION), "to_v", LoraLinear(32, 16)), "to_v, .*computes more"),
+    (other_keys, r"attn2 uses keys and values of its attention processor \(context_proj\)"),
 ]
 
 
@@ -196,6 +253,26 @@ def test_an_edit_is_not_changed_once_its_weights_are_quantised():
     for change in (lambda: edit.remove(pipe), lambda: set_erasures(pipe, edit.name, 0.5)):
         with pytest.raises(ValueError, match="stored as Packed: the model was changed since"):
             change()
+
+
+def test_an_edit_is_scaled_and_taken_off_after_the_denoiser_was_wrapped():
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    edit = make(pipe, "superhero", preset="official-2025", keep=["ninja"]).apply(pipe)
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+    edit.apply(pipe, 0.5)
+    edit.remove(pipe)
+    pipe.unet = pipe.unet.module
+    assert identical(before, weights(pipe))
+
+
+def test_a_trajectory_with_more_than_two_predictions_is_refused():
+    parts = {**tiny_pipeline().components, "pag_applied_layers": "mid"}
+    backbone = backbone_of(StableDiffusionPAGPipeline(**parts, requires_safety_checker=False))
+    text = backbone.encode(["a superhero"]).text
+    noise = torch.randn(1, *backbone.latent_shape)
+    with pytest.raises(ValueError, match="StableDiffusionPAGPipeline makes more than two predictions"):
+        list(backbone.trajectory(text, noise, num_inference_steps=1))
 
 
 def test_attention_processors_of_an_ip_adapter_stand_beside_the_texts_and_are_fine():

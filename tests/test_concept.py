@@ -298,7 +298,7 @@ def test_joiners_that_words_are_written_with_stay():
         assert Concept(text).name == text
 
 
-@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u202e", "\x00", "\ufeff \u200b"])
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u200d", "\u202e", "\x00", "\ufeff \u200b"])
 def test_a_name_of_nothing_is_refused_in_one_line(text):
     for call in (lambda: Concept.of(text), lambda: Concept("cat", synonyms=(text,))):
         with pytest.raises(ValueError, match="needs a name|at least 1 character"):

@@ -95,6 +95,12 @@ def test_a_name_that_no_file_can_have_is_refused_before_the_work(check, name, tm
     check(tmp_path / ("a" * 255))
 
 
+@pytest.mark.parametrize("check", [check_writable, check_file])
+def test_a_path_that_is_no_text_is_refused_before_the_work(check, tmp_path):
+    with pytest.raises(ValueError, match="a path of bytes that are no text; got .*udce9"):
+        check(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, where nobody can make a file")
 @pytest.mark.parametrize("check", [check_writable, check_file])
 def test_a_folder_in_which_even_root_makes_nothing_is_refused_before_the_work(check):

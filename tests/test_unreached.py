@@ -7,7 +7,7 @@ from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionCont
 from erasure.pipelines import attach_erasures, load_erasure, set_erasures
 from tests.every import build
 from tests.slow import first
-from tests.tiny import identical, make, tiny, weights
+from tests.tiny import identical, make, tiny, unet, weights
 
 QUICK = {"iterations": 1, "trajectories": 1, "keep_steps": 1, "num_inference_steps": 2, "progress": False}
 
@@ -63,6 +63,13 @@ def test_a_controlnet_that_reads_the_text_is_said_once_when_the_edit_is_put_on(s
     (message,) = said(recwarn, "controlnet")
     assert f"by {read} layers" in message and "adv-unlearn" in message
     assert identical(before, pipe.controlnet.state_dict())
+
+
+def test_what_gligen_reads_of_its_phrases_is_said(recwarn):
+    pipe = tiny("sd1")
+    pipe.unet = unet(32, attention_type="gated")
+    make(pipe, "superhero", preset="official-2025", keep=["ninja"]).apply(pipe)
+    assert len(said(recwarn, "the position_net reads the text by 3 layers")) == 1
 
 
 def test_it_is_said_of_attached_and_fused_ones_too(recwarn):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from erasure.backbone.checks import refuse_shared, refuse_unsafe
+from erasure.backbone.checks import refuse_shared, refuse_unsafe, unwrapped
 from erasure.backbone.drive import Step
 from erasure.backbone.latents import Latents
 from erasure.backbone.names import qualified, split
@@ -355,8 +355,8 @@ class Backbone(Latents):
 
 
 def parts_of(pipe: Any) -> dict[str, Any]:
-    """Denoisers and text encoders of a pipeline by name, without compiled wrappers."""
-    return {name: getattr(module, "_orig_mod", module) for name, module in named_parts(pipe).items()}
+    """Denoisers and text encoders of a pipeline by name, without wrappers."""
+    return {name: unwrapped(module) for name, module in named_parts(pipe).items()}
 
 
 def named_parts(pipe: Any) -> dict[str, Any]:
@@ -365,14 +365,14 @@ def named_parts(pipe: Any) -> dict[str, Any]:
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The denoiser of a pipeline or backbone, whatever it is called, without its compiled wrapper."""
+    """The denoiser of a pipeline or backbone, whatever it is called, without a wrapper."""
     if isinstance(pipe, Backbone):
         pipe = pipe.pipe
     module = getattr(pipe, "unet", None)
     module = getattr(pipe, "transformer", None) if module is None else module
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer; give a text-to-image pipeline")
-    return getattr(module, "_orig_mod", module)
+    return unwrapped(module)
 
 
 def layer_at(backbone: Backbone, name: str) -> Any:

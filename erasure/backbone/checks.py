@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from erasure.weights import WRAPPERS
+
 EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PARALLEL = (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -31,7 +34,7 @@ def refuse_unsafe(components: Mapping[str, Any]) -> None:
 
 
 def _refuse_wrapper(part: str, module: Any) -> None:
-    if isinstance(module, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(module, PARALLEL):
         raise ValueError(
             f"the {part} is wrapped in {type(module).__name__}; put its .module back on the pipeline, erase, and wrap "
             "it again afterwards"
@@ -43,13 +46,20 @@ def _refuse_wrapper(part: str, module: Any) -> None:
 
 
 def _refuse_module(part: str, module: Any) -> None:
-    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
+    if is_compiled(module):
         raise ValueError(
             f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
+        )
+    if wrapped := next((name for name, _ in module.named_parameters() if WRAPPERS.search(name)), None):
+        raise ValueError(
+            f"{part}.{wrapped} has the name of a wrapper (FSDP, checkpointing), which no other copy of the model has; "
+            "erase first, wrap afterwards"
         )
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
+        if isinstance(child, PARALLEL):
+            _refuse_wrapper(f"{part}.{name}", child)
         if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
             raise _quantised(f"{part}.{name} is quantised ({type(child).__name__})")
         refuse_unread(f"{part}.{name}", child)
@@ -77,10 +87,21 @@ def _refuse_module(part: str, module: Any) -> None:
             raise ValueError(
                 f"{part}.{name} has no data (meta device); erase before offloading, or load without device_map"
             )
-        if not parameter.is_floating_point():
+        if parameter.dtype not in EDITABLE:
             raise ValueError(
                 f"{part}.{name} is stored as {parameter.dtype}; erase the full-precision model, quantise afterwards"
             )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled, in place or in a wrapper."""
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
+
+
+def unwrapped(module: Any) -> Any:
+    """A model without the wrapper that torch.compile, DataParallel or DDP put around it."""
+    module = getattr(module, "_orig_mod", module)
+    return module.module if isinstance(module, PARALLEL) else module
 
 
 def _quantised(what: str) -> ValueError:
@@ -148,7 +169,10 @@ def refuse_unreachable(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def refuse_shared(sites: Mapping[str, nn.Module]) -> None:
-    """Refuse layers that receive the text (by name) and are no linears, or share one weight: each is edited alone."""
+    """Refuse layers that receive the text (by name) and are no plain linears, or share a weight: each is edited alone.
+
+    A layer's own ``forward`` (a LoRA of kohya's or LyCORIS) may add what no edit of the weight reaches.
+    """
     owner: dict[int, str] = {}
     for name, layer in sites.items():
         if not isinstance(layer, nn.Linear):
@@ -156,7 +180,13 @@ def refuse_shared(sites: Mapping[str, nn.Module]) -> None:
                 f"{name}, which receives the text, is a {type(layer).__name__} and no linear layer; this model is not "
                 "supported"
             )
-        if (other := owner.setdefault(id(layer.weight), name)) != name:
+        if getattr(layer.forward, "__func__", None) is not nn.Linear.forward:
+            raise ValueError(
+                f"{name}, which receives the text, computes more than its weight says (another forward: a LoRA put in "
+                "by kohya's code or LyCORIS, say); merge or unload that, erase, and load it again"
+            )
+        memory = layer.weight.data_ptr() or id(layer.weight)  # a DTensor has no address
+        if (other := owner.setdefault(memory, name)) != name:
             raise ValueError(
                 f"{other} and {name}, which receive the text, share one weight, which would be edited twice; give each "
                 "a copy of its own first"
@@ -179,13 +209,14 @@ def quantised(parameter: nn.Parameter) -> str | None:
 
 
 def own_projections(attention: nn.Module) -> str | None:
-    """A key or value layer of an attention processor that is used in the place of the attention's own, or None.
+    """A layer of an attention processor that may be used in the place of the attention's keys and values, or None.
 
     An IP-Adapter's (``to_k_ip``) read pictures and stand beside the attention's own, which go on reading the text.
     """
     processor = getattr(attention, "processor", None)
-    names = [name for name, _ in processor.named_children()] if isinstance(processor, nn.Module) else []
-    return next((n for n in names if n.startswith(("to_k", "to_v")) and "_ip" not in n), None)
+    children = processor.named_children() if isinstance(processor, nn.Module) else ()
+    names = [name for name, child in children if any(isinstance(m, nn.Linear) for m in child.modules())]
+    return next((n for n in names if not n.startswith(("to_q", "to_out")) and "_ip" not in n), None)
 
 
 def reads_fused(attention: nn.Module) -> bool:

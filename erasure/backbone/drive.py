@@ -303,6 +303,12 @@ class Driven(abc.ABC):
                 noise=noise,
                 generator=generator,
             )
+        predictions = [p for step in heard[:1] for p in (step.conditional, step.unconditional) if p is not None]
+        if any(len(prediction) != len(text) for prediction in predictions):
+            raise ValueError(
+                f"{type(self.pipe).__name__} makes more than two predictions a prompt (perturbed-attention guidance); "
+                "this needs one with and one without the prompt: use the plain text-to-image pipeline"
+            )
         yield from heard
 
     def steps_of(self, num_inference_steps: int) -> int:

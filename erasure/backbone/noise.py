@@ -128,8 +128,17 @@ class Flow(NoiseModel):
 
 
 def diffusion_of(scheduler: Any, *, device: torch.device) -> Diffusion:
-    """The noise model of a pipeline whose scheduler keeps cumulative alphas."""
-    return Diffusion(scheduler.alphas_cumprod.to(device).float(), scheduler.config.prediction_type)
+    """The noise model of a pipeline whose scheduler keeps cumulative alphas.
+
+    Raises:
+        ValueError: the denoiser predicts neither the noise nor v.
+    """
+    if (predicted := scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has prediction_type={predicted!r}; models of epsilon or v_prediction "
+            "are supported; give the scheduler that the model was trained with"
+        )
+    return Diffusion(scheduler.alphas_cumprod.to(device).float(), predicted)
 
 
 __all__ = ["Diffusion", "Flow", "NoiseModel", "Time", "diffusion_of"]

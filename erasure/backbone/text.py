@@ -228,7 +228,13 @@ def tokenise(
 
     Raises:
         TooLong: a prompt does not fit the encoder. Truncating it could cut the very concept away.
+        ValueError: padding comes first.
     """
+    if tokenizer.padding_side != "right":
+        raise ValueError(
+            f"the {name} pads on the {tokenizer.padding_side}, so the places of a concept's words are not known; set "
+            f"pipe.{name}.padding_side = 'right', as the model was trained"
+        )
     length = length or tokenizer.model_max_length
     counts = tuple(len(ids) for ids in tokenizer(list(prompts)).input_ids)
     refuse_long(prompts, counts, length=length, name=name)

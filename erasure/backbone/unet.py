@@ -42,11 +42,28 @@ class UNetBackbone(Backbone):
         super().__init__(pipe, **options)
 
     def check_sites(self) -> None:
-        if getattr(getattr(self.unet, "config", None), "dual_cross_attention", False):
+        config = getattr(self.unet, "config", None)
+        if getattr(config, "dual_cross_attention", False):
             raise ValueError(
                 "this UNet splits its text between two attentions (dual_cross_attention); it is not supported"
             )
+        if getattr(config, "addition_embed_type", None) == "text":
+            raise ValueError(
+                "this UNet reads the text a second time, beside the timestep (addition_embed_type='text', DeepFloyd "
+                "IF), where an edit would not reach it; it is not supported"
+            )
+        if any(getattr(module, "norm_cross", None) is not None for module in self.unet.modules()):
+            raise ValueError(
+                "in this UNet every attention has a norm of its own in front of the text (cross_attention_norm, the "
+                "latent upscaler); it is not supported"
+            )
         super().check_sites()
+
+    def other_readers(self) -> dict[str, int]:
+        """Also GLIGEN's reading of the phrases that it is given places for."""
+        grounding = getattr(self.unet, "position_net", None)
+        layers = 0 if grounding is None else sum(isinstance(module, nn.Linear) for module in grounding.modules())
+        return super().other_readers() | ({"position_net": layers} if layers else {})
 
     @property
     def unet(self) -> Any:

@@ -107,12 +107,14 @@ def named(path: str | os.PathLike[str]) -> Path:
     """A path that somebody gave; an empty one would be the current folder.
 
     Raises:
-        ValueError: it is empty, or no path, or a name in it is too long.
+        ValueError: it is empty, or no path, or a name in it is too long or no text.
     """
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise ValueError(f"no path; got {shown(path)}; give a folder or file")
     if not os.fspath(path).strip():
         raise ValueError(f"an empty path; got {os.fspath(path)!r}; give a folder or file, '.' for the current folder")
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):  # which safetensors cannot open
+        raise ValueError(f"a path of bytes that are no text; got {shown(str(path))}; rename it")
     if long := [name for name in Path(path).parts if len(os.fsencode(name)) > LONGEST]:
         raise ValueError(f"a name of more than {LONGEST} bytes; got {shown(long[0])}; give a shorter one")
     return Path(path)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from erasure.artifact.stack import Stack, fused_in
 from erasure.backbone import denoiser_of, parts_of
+from erasure.backbone.checks import is_compiled
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
 from erasure.eval.core.surroundings import around, changes, differences, state_of
@@ -330,7 +331,7 @@ def check_base(pipe: Any) -> None:
 def _check_bare(part: str, module: nn.Module) -> None:
     """Refuse wrappers, which hide the weights or keep using old ones, and adapters."""
     kind = type(module).__name__
-    if hasattr(module, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in module.modules()):
+    if is_compiled(module):
         raise ValueError(
             f"the base's {part} is compiled (torch.compile) and may go on using old weights when a model is swapped "
             "in; evaluate the pipeline as it was before compiling"

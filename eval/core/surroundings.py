@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from erasure import io
+from erasure.backbone.fingerprint import content
 from erasure.eval.core.hashes import modules_of
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -126,6 +127,8 @@ def _described(part: Any) -> Any:
     config = getattr(part, "config", None)
     if isinstance(config, Mapping):
         facts.append({key: _text(value) for key, value in config.items() if not key.startswith("_")})
+    if isinstance(part, nn.Module):  # a safety checker, a ControlNet
+        facts += [content(part), dict(_layers(part)), dict(_state(part))]
     tables = [(name, value) for name in SCHEDULE if isinstance(value := getattr(part, name, None), Tensor)]
     facts += [(name, io.blake2b(io.tensor_bytes(name, table), size=16)) for name, table in tables]
     facts += [(name, value) for name in NUMBERS if isinstance(value := getattr(part, name, None), int | float)]

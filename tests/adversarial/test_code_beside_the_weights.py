@@ -268,6 +268,23 @@ def test_what_stands_around_the_model_is_refused(do, what):
         pass
 
 
+def other_concepts(pipe):
+    return overwrite(pipe.safety_checker.weight, pipe.safety_checker.weight.detach() + 1)
+
+
+def hook_on_the_checker(pipe):
+    return pipe.safety_checker.register_forward_hook(lambda module, args, output: output).remove
+
+
+@pytest.mark.parametrize("do", [other_concepts, hook_on_the_checker])
+def test_a_safety_checker_that_hides_the_target_is_refused(do):
+    context = tiny_context()
+    context.pipe.safety_checker = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="changes the pipeline's safety_checker, which is no edit of a model"):
+        with context.open(Model("cheat", "erased", Cheat(beside(do)))):
+            pass
+
+
 def leaves_a_hook(pipe):
     hook(pipe)
     return small_edit(pipe)
