@@ -32,7 +32,7 @@ POOLED = pytest.mark.parametrize(
     ("architecture", "pooled"),
     first(
         ((a, p) for a in ARCHITECTURES for p in (False, True) if not p or a not in ("sd1", "sd2")),
-        ("sd1", False), ("sdxl", True), ("sd3", True), ("flux", True),
+        ("sd1", False), ("sd3", True), ("flux", True),
     ),
 )  # fmt: skip
 TARGETS, GUIDES, KEPT = ["superhero", "Van Gogh style"], ["ninja", ""], ["a wizard", "batman"]

@@ -12,6 +12,7 @@ from erasure import Erasure, save_denoiser
 from erasure.artifact.files import CONFIG, WEIGHTS, digest
 from erasure.backbone.fingerprint import fingerprint
 from erasure.pipelines import active_erasures, set_erasures, unload_erasures
+from tests.slow import first
 from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 
 ESD = {"iterations": 2, "lr": 1e-3, "trajectories": 2, "num_inference_steps": 3, "keep_steps": 1, "progress": False}
@@ -52,7 +53,7 @@ KINDS = pytest.mark.parametrize("kind", ["operator", "delta", "lora"])  # of wei
 
 
 @KINDS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", first([torch.float32, torch.float16, torch.bfloat16], torch.float32, torch.bfloat16))
 def test_apply_then_remove_restores_every_bit(kind, dtype):
     pipe = tiny_pipeline().to(dtype)
     before = weights(pipe)

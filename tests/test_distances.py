@@ -281,9 +281,10 @@ def test_the_command_line_prints_rates_and_losses_and_leaves_distances_to_the_re
         assert not row.change or row.change.value is None or str(row.change).replace(" %", "") in text, row
     for arm in found.erased:
         for detector in list(found.detectors)[:1]:
-            [said] = [line for line in text.splitlines() if line.startswith(f"- {arm.name}, by {detector}: lost most")]
+            said = [line for line in text.splitlines() if line.startswith(f"- {arm.name}, by {detector}: ")][0]
             names = [row.label for row in tables.lost(tables.kept_labels(found, arm.name, detector))]
-            assert all(f"{name} " in said for name in names[:5]) and ("nothing" in said) == (not names)
+            assert said.endswith("nothing that should stay got worse") == (not names)
+            assert ("lost most" in said) == bool(names) and all(f"{name} " in said for name in names[:5])
     assert (
         "KID" not in text
         and "The report has more" in text

@@ -17,6 +17,7 @@ from erasure.artifact.stack import fused_in
 from erasure.cli import app
 from erasure.opening import load_base
 from erasure.pipelines import ErasedStableDiffusionPipeline, active_erasures, unload_erasures
+from tests.slow import first
 from tests.tiny import identical, make, tiny_pipeline, weights
 
 
@@ -79,7 +80,7 @@ def write(kind, pipe, folder):
     return folder / "model"
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", first([False, True], True))
 @pytest.mark.parametrize("kind", ["own", "stock", "single file"])
 def test_a_saved_erased_model_says_so_and_is_not_erased_twice(kind, fused, tmp_path):
     pipe = tiny_pipeline()

@@ -164,6 +164,7 @@ def test_what_was_never_drawn_or_never_left_cannot_return():
 # --- whole -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stack_is_judged_like_any_erasure(pipe, edits, tmp_path):
     suite = dataclasses.replace(SUITE, concept=dataclasses.replace(SUITE.concept, neighbours=("dog",)))
     arms = {"cat": edits[0], **stacked({edit.name: edit for edit in edits})}

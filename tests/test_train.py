@@ -416,6 +416,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, kind):
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     """The left-overs are made by dying between the writing and the renaming, as a killed process does."""
     code = """
