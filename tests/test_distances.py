@@ -295,3 +295,14 @@ def test_the_command_line_prints_rates_and_losses_and_leaves_distances_to_the_re
 def test_features_of_a_clip_have_a_mean_square_of_one():
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert ClipFeatures(tiny_clip())(pixels).square().mean(1).numpy() == pytest.approx(1.0)
+
+
+def test_a_model_with_the_weights_of_the_base_is_called_so(found, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(results, "say", said.append)
+    results.say_lost(found)
+    assert not any("compares the base with itself" in line for line in said)
+    base = found.arms[0].weights
+    same = [dataclasses.replace(arm, weights=base, kind="weights") for arm in found.arms]
+    results.say_lost(dataclasses.replace(found, arms=tuple(same)))
+    assert sum("compares the base with itself" in line for line in said) == len(found.erased)
