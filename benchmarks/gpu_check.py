@@ -4,7 +4,8 @@
     python -m benchmarks.gpu_check --device cpu --tiny      the part that any machine can do
 
 Every architecture as a tiny pipeline, and Stable Diffusion 1.4 and SDXL at full size, all of random weights: nothing
-is downloaded. On each: a closed form, applied and removed (every bit must come back), a few steps of ESD, a draw.
+is downloaded. On each: a closed form, applied and removed (every bit must come back), a few steps of ESD, a draw. On
+Emoji World and Stable Diffusion 1.4 also the same pictures in a loop of calls, and as an evaluation draws them.
 Prints one JSON object; the exit status is 1 where a step failed. What a step raised stands in its row.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import platform
 import resource
@@ -25,10 +27,11 @@ from typing import Any
 import diffusers
 import torch
 
+import erasure
 from benchmarks.closed_form import random_pipeline
 from erasure import Concept, erase
 from erasure.backbone import DENOISERS, denoiser_of
-from erasure.eval.core.pictures import weights_hash
+from erasure.eval.core.pictures import generate, weights_hash
 from erasure.runtime import DTYPES, pick_device, pick_dtype
 from tests.builders import BUILDERS, CALLS
 
@@ -113,6 +116,32 @@ def tried(check: Check, name: str, dtype: str, build: Callable[[], Any], trainin
             raise ValueError("the picture is not finite")
 
 
+def drawings(check: Check, name: str, dtype: str, build: Callable[[], Any], count: int, **sampler: Any) -> None:
+    """The same pictures in a loop of calls, and as an evaluation draws them: two rows, whose seconds compare."""
+    pipe = None
+    with check.step(name, dtype, "build to draw"):
+        pipe = build()
+    if pipe is None:
+        return
+    prompts = [f"a superhero, number {i}" for i in range(count)]
+    with check.step(name, dtype, "warm up"):
+        pipe(prompts[0], **sampler)
+    with check.step(name, dtype, f"{count} pictures, a call each"):
+        for prompt in prompts:
+            pipe(prompt, **sampler)
+    with check.step(name, dtype, f"{count} pictures of an evaluation"):
+        generate(pipe, prompts, progress=False, **sampler)
+
+
+def of_the_world(check: Check) -> None:
+    def build() -> Any:
+        pipe = erasure.world.load().to(check.device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    drawings(check, "emoji-world", "float32", build, 32, num_inference_steps=8, guidance_scale=3.0)
+
+
 def tiny_checks(check: Check, names: Sequence[str], dtypes: Sequence[str]) -> None:
     for name in names:
         for dtype in dtypes:
@@ -131,7 +160,10 @@ def full_checks(check: Check, dtypes: Sequence[str]) -> None:
     for name, dtype in ((name, dtype) for name in FULL for dtype in dtypes):
         if not check.time_left():
             return
-        tried(check, name, dtype, lambda n=name, d=dtype: on_device(n, d, check.device), FULL_TRAINING)
+        build = functools.partial(on_device, name, dtype, check.device)
+        tried(check, name, dtype, build, FULL_TRAINING)
+        if name == "sd14" and check.device.type != "cpu":  # which would take an hour
+            drawings(check, name, dtype, build, 16, num_inference_steps=8, guidance_scale=7.5)
         if check.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -146,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="cuda, mps or cpu; the best one here by default")
     parser.add_argument("--tiny", action="store_true", help="the tiny pipelines alone")
+    parser.add_argument("--world", action="store_true", help="only pictures of Emoji World, in both ways")
     parser.add_argument("--architectures", nargs="*", choices=list(BUILDERS), help="all by default")
     parser.add_argument("--dtypes", nargs="*", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--minutes", type=float, default=7.0, help="no pipeline is begun after so many")
@@ -153,9 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # random weights keep nothing, and the quick report says so each time
     check = Check(pick_device(given.device), given.minutes)
-    if not given.tiny:  # first: the larger the model, the more there is to learn
+    if (given.world or not given.tiny) and check.time_left():
+        of_the_world(check)
+    if not given.tiny and not given.world:  # first: the larger the model, the more there is to learn
         full_checks(check, given.dtypes)
-    tiny_checks(check, given.architectures or list(BUILDERS), given.dtypes)
+    if not given.world:
+        tiny_checks(check, given.architectures or list(BUILDERS), given.dtypes)
     report = check.report()
     text = json.dumps(report, indent=1)
     if given.out is not None:
