@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import platform
 import resource
@@ -92,13 +91,13 @@ class Check:
         }
 
 
-def tried(check: Check, name: str, dtype: str, build: Callable[[], Any], training: dict[str, Any], **call: Any) -> None:
-    """Every step on one pipeline. A later step is left out where the one it needs failed."""
+def tried(check: Check, name: str, dtype: str, build: Callable[[], Any], training: dict[str, Any], **call: Any) -> Any:
+    """Every step on one pipeline, which is returned. A later step is left out where the one it needs failed."""
     pipe, edit = None, None
     with check.step(name, dtype, "build"):
         pipe = build()
     if pipe is None:
-        return
+        return None
     before = weights_hash(pipe)
     with check.step(name, dtype, "closed form"):
         edit = erase(pipe, CONCEPT, "uce", keep=["wizard"], apply=False, progress=False)
@@ -114,32 +113,29 @@ def tried(check: Check, name: str, dtype: str, build: Callable[[], Any], trainin
         latents = pipe(prompt=["a superhero"], num_inference_steps=2, output_type="latent", **call)[0]
         if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
             raise ValueError("the picture is not finite")
+    return pipe
 
 
-def drawings(check: Check, name: str, dtype: str, build: Callable[[], Any], count: int, **sampler: Any) -> None:
+def drawings(check: Check, name: str, dtype: str, pipe: Any, count: int, **sampler: Any) -> None:
     """The same pictures in a loop of calls, and as an evaluation draws them: two rows, whose seconds compare."""
-    pipe = None
-    with check.step(name, dtype, "build to draw"):
-        pipe = build()
-    if pipe is None:
-        return
     prompts = [f"a superhero, number {i}" for i in range(count)]
     with check.step(name, dtype, "warm up"):
-        pipe(prompts[0], **sampler)
+        pipe(prompt=prompts[0], **sampler)
     with check.step(name, dtype, f"{count} pictures, a call each"):
         for prompt in prompts:
-            pipe(prompt, **sampler)
+            pipe(prompt=prompt, **sampler)
     with check.step(name, dtype, f"{count} pictures of an evaluation"):
         generate(pipe, prompts, progress=False, **sampler)
 
 
-def of_the_world(check: Check) -> None:
-    def build() -> Any:
+def world_check(check: Check) -> None:
+    """Pictures of Emoji World, in both ways."""
+    pipe = None
+    with check.step("emoji-world", "float32", "build"):
         pipe = erasure.world.load().to(check.device)
+    if pipe is not None:
         pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    drawings(check, "emoji-world", "float32", build, 32, num_inference_steps=8, guidance_scale=3.0)
+        drawings(check, "emoji-world", "float32", pipe, 32, num_inference_steps=8, guidance_scale=3.0)
 
 
 def tiny_checks(check: Check, names: Sequence[str], dtypes: Sequence[str]) -> None:
@@ -160,10 +156,10 @@ def full_checks(check: Check, dtypes: Sequence[str]) -> None:
     for name, dtype in ((name, dtype) for name in FULL for dtype in dtypes):
         if not check.time_left():
             return
-        build = functools.partial(on_device, name, dtype, check.device)
-        tried(check, name, dtype, build, FULL_TRAINING)
-        if name == "sd14" and check.device.type != "cpu":  # which would take an hour
-            drawings(check, name, dtype, build, 16, num_inference_steps=8, guidance_scale=7.5)
+        pipe = tried(check, name, dtype, lambda n=name, d=dtype: on_device(n, d, check.device), FULL_TRAINING)
+        if pipe is not None and name == "sd14" and check.device.type != "cpu":  # which would take an hour
+            drawings(check, name, dtype, pipe, 16, num_inference_steps=8, guidance_scale=7.5)
+        del pipe
         if check.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -177,8 +173,9 @@ def on_device(name: str, dtype: str, device: torch.device) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="cuda, mps or cpu; the best one here by default")
-    parser.add_argument("--tiny", action="store_true", help="the tiny pipelines alone")
-    parser.add_argument("--world", action="store_true", help="only pictures of Emoji World, in both ways")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--tiny", action="store_true", help="the tiny pipelines alone")
+    part.add_argument("--world", action="store_true", help="pictures of Emoji World alone, in both ways")
     parser.add_argument("--architectures", nargs="*", choices=list(BUILDERS), help="all by default")
     parser.add_argument("--dtypes", nargs="*", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--minutes", type=float, default=7.0, help="no pipeline is begun after so many")
@@ -186,9 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # random weights keep nothing, and the quick report says so each time
     check = Check(pick_device(given.device), given.minutes)
-    if (given.world or not given.tiny) and check.time_left():
-        of_the_world(check)
-    if not given.tiny and not given.world:  # first: the larger the model, the more there is to learn
+    if not given.tiny and check.time_left():
+        world_check(check)
+    if not given.tiny and not given.world:  # before the tiny ones: the larger the model, the more there is to learn
         full_checks(check, given.dtypes)
     if not given.world:
         tiny_checks(check, given.architectures or list(BUILDERS), given.dtypes)

@@ -28,7 +28,7 @@ def commands_made_once():
     import typer.main
     import typer.testing
 
-    once = functools.lru_cache(maxsize=None)(typer.main.get_command)
+    once = functools.cache(typer.main.get_command)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", once)
         patch.setattr(typer.testing, "_get_command", once)
@@ -41,6 +41,12 @@ def cache_of_our_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """What the probes sample is sampled to see that it runs."""
+    monkeypatch.setattr("erasure.eval.probes.sampling.LEAST_STEPS", 4)
 
 
 NUMBERS = itertools.count()

@@ -170,10 +170,8 @@ def dynamic(pipe, part):
         setattr(pipe, part, torch.ao.quantization.quantize_dynamic(getattr(pipe, part), {torch.nn.Linear}))
 
 
-ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
-
-
 BLOCK = "down_blocks.0.attentions.0"
+ATTENTION = f"{BLOCK}.transformer_blocks.0.attn2"
 
 
 def own_forward(pipe):

@@ -11,6 +11,9 @@ import torch
 
 from erasure.eval.core.pictures import generate, image_hash, initial_noise, weights_hash
 from tests.eval_helpers import AddNoise
+from tests.every import EVERY
+from tests.slow import first
+from tests.small import small
 from tests.tiny import tiny_pipeline
 
 QUICK = {"num_inference_steps": 2, "progress": False}
@@ -41,6 +44,13 @@ def test_a_picture_does_not_depend_on_its_companions(pipe):
     assert close(together[1][1], alone[0][0])
     assert not close(together[1][0], together[1][1])
     assert [len(row) for row in together] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("architecture", first(EVERY, "flux2", "flux2-klein"))  # whose first argument is a picture
+def test_every_architecture_draws_the_prompt(architecture):
+    pipe, cat = small(architecture), ["a cat"]
+    drawn, again, other = (generate(pipe, prompts, **QUICK)[0][0] for prompts in (cat, cat, ["a violin"]))
+    assert image_hash(drawn) == image_hash(again) != image_hash(other)
 
 
 def test_pictures_answer_to_every_setting(pipe):

@@ -26,9 +26,8 @@ def test_the_tiny_part_runs_on_the_cpu(tmp_path, capsys):
 
 def test_pictures_are_drawn_in_a_loop_and_as_an_evaluation_does():
     check = gpu_check.Check("cpu", 1.0)
-    pipe = tiny_pipeline()
-    gpu_check.drawings(check, "sd1", "float32", lambda: pipe, 3, num_inference_steps=2, guidance_scale=3.0)
-    steps = ["build to draw", "warm up", "3 pictures, a call each", "3 pictures of an evaluation"]
+    gpu_check.drawings(check, "sd1", "float32", tiny_pipeline(), 3, num_inference_steps=2, guidance_scale=3.0)
+    steps = ["warm up", "3 pictures, a call each", "3 pictures of an evaluation"]
     assert [row["step"] for row in check.rows] == steps and check.report()["failed"] == []
 
 

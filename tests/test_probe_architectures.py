@@ -9,7 +9,7 @@ import torch
 from erasure.backbone import backbone_of
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.models import randomised
-from erasure.eval.probes import probe_class, sampling
+from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing
 from erasure.eval.probes.denoising import backbone_for, noise_like, thousandth
 from tests.probe_helpers import tiny_context
@@ -28,10 +28,7 @@ QUICK = ("flux",)
 VIDEOS = ("cogvideox", "ltx", "animatediff")  # of several frames, or packed in a way of its own
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """What is sampled here is sampled to see that it runs."""
-    monkeypatch.setattr(sampling, "LEAST_STEPS", 4)
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @pytest.fixture(scope="module", params=first(WITH_LATENTS, *QUICK))

@@ -143,9 +143,9 @@ def test_what_is_wrapped_around_a_pipeline_reads_strings(context):
                 def __getattr__(self, name):
                     return getattr(pipe, name)
 
-                def __call__(self, prompts, **settings):
-                    heard.extend(prompts)
-                    return pipe(prompts, **settings)
+                def __call__(self, prompt, **settings):
+                    heard.extend(prompt)
+                    return pipe(prompt=prompt, **settings)
 
                 _progress_bar_config: dict = {}
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from erasure.eval.core.pictures import generate, weights_hash
 from erasure.eval.detectors.base import DetectorCard
-from erasure.eval.probes import probe_class, sampling
+from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Missing, Observation, lacking
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.classifier_guidance import ClassifierGuidance, pull_of, steered
@@ -31,16 +31,13 @@ from tests.tiny import tiny, tiny_pipeline
 KEYS = ("noise", "completion", "inpainting", "image_to_image", "classifier_guidance", "latent_inversion")
 
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
+
 def guide(seed: int = 0) -> ClassifierDetector:
     torch.manual_seed(seed)
     names = {"concept": labels("concept")}
     return ClassifierDetector(classifier_a().requires_grad_(False), DetectorCard("a", "0", labels=names))
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """What is sampled here is sampled to see that it runs."""
-    monkeypatch.setattr(sampling, "LEAST_STEPS", 6)
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ class CodedPipe:
 
     def set_progress_bar_config(self, **_: object) -> None: ...
 
-    def __call__(self, prompts: list[str], **_: object) -> types.SimpleNamespace:
-        numbers = [0xFFFFFF if text in self.blind else self.order[text] for text in prompts]
+    def __call__(self, prompt: list[str], **_: object) -> types.SimpleNamespace:
+        numbers = [0xFFFFFF if text in self.blind else self.order[text] for text in prompt]
         colours = [(n >> 16, n >> 8 & 255, n & 255) for n in numbers]
         return types.SimpleNamespace(images=[Image.new("RGB", (64, 64), colour) for colour in colours])
 

@@ -50,11 +50,6 @@ def _refuse_module(part: str, module: Any) -> None:
         raise ValueError(
             f"the {part} is compiled (torch.compile) and may go on using old weights; erase first, compile afterwards"
         )
-    if wrapped := next((name for name, _ in module.named_parameters() if WRAPPERS.search(name)), None):
-        raise ValueError(
-            f"{part}.{wrapped} has the name of a wrapper (FSDP, checkpointing), which no other copy of the model has; "
-            "erase first, wrap afterwards"
-        )
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
@@ -76,6 +71,11 @@ def _refuse_module(part: str, module: Any) -> None:
                 "(or call pipe.remove_all_hooks() first)"
             )
     for name, parameter in module.named_parameters():
+        if WRAPPERS.search(name):
+            raise ValueError(
+                f"{part}.{name} has the name of a wrapper (FSDP, checkpointing), which no other copy of the model has; "
+                "erase first, wrap afterwards"
+            )
         if wrapper := quantised(parameter):
             raise _quantised(f"{part}.{name} is quantised ({wrapper})")
         if parameter.is_inference():

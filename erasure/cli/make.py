@@ -106,7 +106,7 @@ def erase(
     named, synonyms = _names(keep, "--keep"), _names(synonym, "--synonym")
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
-    from erasure.api import erase as make  # seconds
+    from erasure.api import erase as make  # takes seconds
     from erasure.artifact.files import CONFIG, check_folder
     from erasure.methods import method_class
     from erasure.opening import quiet
@@ -233,7 +233,7 @@ def generate(
             raise ValueError(f"--{option} is a number from 0 to 100; got {number}; leave it out for the usual one")
     if scale is not None and not erasure:
         raise ValueError(f"--scale is of an erasure; got {scale} and no erasure; add --erasure FOLDER, or leave it out")
-    from erasure.backbone import backbone_of  # seconds
+    from erasure.backbone import backbone_of  # takes seconds
     from erasure.eval.core.lengths import too_long
     from erasure.opening import quiet
     from erasure.pictures import sheet, usual_settings

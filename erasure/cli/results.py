@@ -46,10 +46,11 @@ def say_rates(found: Any) -> None:
 def say_lost(found: Any) -> None:
     """What else broke, by name, and what is drawn in the target's place: as the first detector sees it."""
     from erasure.eval.core import tables
+    from erasure.eval.core.models import IN_WEIGHTS
 
     detector, base = next(iter(found.detectors)), found.arms[0]
     for arm in found.erased:
-        if arm.kind in ("weights", "retrained") and arm.weights == base.weights:
+        if arm.kind in IN_WEIGHTS and arm.weights == base.weights:
             say(f"- {arm.name}: its weights are the base's, so this compares the base with itself")
         lost = [
             f"{row.label} {row.before.value:.0%} -> {row.after.value:.0%}"

@@ -83,12 +83,12 @@ def _named(given: list[str], folder: Path | None) -> dict[str, Any]:
 
     pairs = [tuple(one.split("=", 1)) if "=" in one else ("", one) for one in given]
     if folder is not None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--erasures {folder}: no such folder{beside(folder)}")
         if not any(folder.glob(f"*/{CONFIG}")):
             one = (
                 f"it is an erasure itself: --erasure {folder}" if (folder / CONFIG).exists() else "name another folder"
             )
-            if not folder.is_dir():
-                raise FileNotFoundError(f"--erasures {folder}: no such folder{beside(folder)}")
             raise ValueError(f"--erasures {folder} holds no folder with an erasure{beside(folder)}; {one}")
         pairs += [(file.parent.name, str(file.parent)) for file in sorted(folder.glob(f"*/{CONFIG}"))]
     found: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from erasure.io import printable, shown
 
 Role = Literal["base", "erased", "gold", "twin", "null"]
 Kind = Literal["none", "weights", "adapter", "filter", "retrained"]
+IN_WEIGHTS: tuple[Kind, ...] = ("weights", "retrained")  # of these, other weights are another model
 
 _COMPARE = "compare models that were made from one base, or name theirs as the base (--base)"
 BESIDE = ("safety_checker", "image_encoder", "feature_extractor")  # parts that draw nothing from a prompt

@@ -164,11 +164,11 @@ def called(pipe: Any, prompts: list[str] | None, given: dict[str, Any], **sample
     try:
         backbone = backbone_of(getattr(pipe, "pipe", pipe))
     except ValueError:
-        return pipe(prompts, **given, **sampler)
+        return pipe(prompt=prompts, **given, **sampler)
     named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
     if backbone.null_prompt and backbone.guidance == "cfg":  # the others compare with the empty one by themselves
         named["negative_prompt"] = [backbone.null_prompt] * len(prompts or ())
-    return pipe(prompts, **{**backbone.call, **given, **named})
+    return pipe(prompt=prompts, **{**backbone.call, **given, **named})  # by name: FLUX.2's first argument is a picture
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
-from erasure.eval.core.models import Model, Role, Swapped, Wraps, check_unchanged
+from erasure.eval.core.models import IN_WEIGHTS, Model, Role, Swapped, Wraps, check_unchanged
 from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.prompt_files import PromptFile
@@ -230,7 +230,7 @@ class Context:
             return True
         hashes = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
         other = hashes.get(model.name) != hashes.get(self.base.name)
-        return other and model.kind in ("weights", "retrained") and not isinstance(model.change, Wraps)
+        return other and model.kind in IN_WEIGHTS and not isinstance(model.change, Wraps)
 
     def see(
         self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None

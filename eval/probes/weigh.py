@@ -84,7 +84,8 @@ def units(rows: Sequence[Observation], *, kept: bool = False) -> list[Hashable]:
     """What intervals resample, for every row: training and prompt, or template and phrase, or the cluster.
 
     Args:
-        kept: the rows are about what should stay: their phrases are fixed labels, not a sample.
+        kept: the rows are about their own phrases, which are fixed and no sample: what should stay, and whether
+            pictures of target prompts were destroyed.
     """
     runs = [row.facts.get("run", row.facts.get("init")) for row in rows]
     if all(run is not None for run in runs):
@@ -165,7 +166,7 @@ def contrasts(
         family: one family, or "" for all together.
         known: the share of pictures in which the base must show the target (lower limit). 0.3 for paraphrases, say.
         shares: values are 0 or 1; False for other numbers, which get means and no score intervals.
-        kept: the rows are about what should stay; see :func:`units`.
+        kept: the rows are about their own phrases; see :func:`units`.
 
     With retrained controls that have twins, the residual is read between the two: they differ in their data alone.
     Otherwise the base represents the models that saw the target.

@@ -22,6 +22,7 @@ from erasure.eval.core.audit import judged
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.material import Material
 from erasure.eval.core.models import (
+    IN_WEIGHTS,
     Applied,
     Model,
     Swapped,
@@ -238,7 +239,7 @@ def _cell(
 
 def _alike(pipe: Any, cards: Sequence[ModelCard], context: Context) -> dict[str, str]:
     """The weights of models that share them with another and changed nothing else: with one hash they are one model."""
-    changed = [card for card in cards if card.kind in ("weights", "retrained")]
+    changed = [card for card in cards if card.kind in IN_WEIGHTS]
     count, plain, found = collections.Counter(card.weights for card in changed), state_of(pipe), {}
     for card in changed:
         if count[card.weights] > 1:

@@ -8,7 +8,6 @@ from torch import nn
 
 from erasure.eval import assess
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
-from erasure.eval.probes import sampling
 from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
 from tests.made_up import but, good, judged, number
 from tests.probe_helpers import tiny_context
@@ -84,9 +83,9 @@ def test_it_is_not_removal_however_good_the_pictures_are(name):
     assert declared.removal == reason  # to call it retrained does not help
 
 
-def test_probes_of_the_weights_decode_with_the_bases_autoencoder(monkeypatch):
+@pytest.mark.usefixtures("few_steps")
+def test_probes_of_the_weights_decode_with_the_bases_autoencoder():
     """The denoiser is moved a little, and the decoder hides what it still draws."""
-    monkeypatch.setattr(sampling, "LEAST_STEPS", 6)
 
     def noise(pipe):
         weight = pipe.unet.conv_out.weight
