@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_a_retrained_model_of_the_world_has_a_record_that_replays(tmp_path, monk
     folder = tmp_path / "gold"
     for name, module in train.new_model(tokenizer, seed=3).items():
         module.half().save_pretrained(folder / "start" / name)
+    shutil.copy(retrain.FOLDER / "manifest.json", folder)
     device = torch.device("cpu")
     file = retrain.retrain(tmp_path / "run", "superhero", seed=0, device=device, folder=folder)
     record = record_of_gold(file)

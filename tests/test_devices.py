@@ -105,7 +105,7 @@ def test_every_method_works_on_the_gpu(method, tmp_path):
         Erasure.from_pretrained(tmp_path).apply(pipe).remove(pipe)
 
 
-@pytest.mark.parametrize("architecture", first(BUILDERS, *QUICK))
+@pytest.mark.parametrize("architecture", first(BUILDERS))  # esd trains above
 def test_a_training_step_works_on_the_gpu(architecture, tmp_path):
     with pretend():
         pipe = built(architecture)

@@ -95,6 +95,7 @@ def test_the_gradient_computed_step_by_step_is_that_of_the_whole_sum(monkeypatch
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_after_the_fresh_steps_one_trajectory_is_used_and_a_resumed_run_has_the_same(tmp_path):
     drawn = []
 

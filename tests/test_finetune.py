@@ -51,7 +51,7 @@ def listening(pipe):
 def test_esd_trains_adapters_of_transformers(architecture, variant):
     pipe = listening(tiny(architecture))
     backbone, before = backbone_of(pipe), weights(pipe)
-    settings = {**QUICK, "iterations": 60, "keep_steps": None, "variant": variant}
+    settings = {**QUICK, "iterations": 30, "keep_steps": None, "variant": variant}
     edit = make(pipe, "superhero", "esd", preset="official-2025-x", adapter="auto", **settings)
     assert edit.kind == "lora" and identical(before, weights(pipe))
     names = {site.rpartition(".")[2] for site in edit.config["sites"]}

@@ -90,7 +90,7 @@ def test_two_concepts_become_one_edit_and_the_model_is_put_back(architecture, tm
 def test_training_lowers_the_attention_and_fusion_keeps_some_of_that():
     pipe = tiny("sd1")
     backbone, request = backbone_of(pipe), Request(concepts=(HERO,), progress=False)
-    settings = {**QUICK, "iterations": 60, "lamb": 1e-3, "preserve_scale": 0.0, "masked": False}
+    settings = {**QUICK, "iterations": 30, "lamb": 1e-3, "preserve_scale": 0.0, "masked": False}
     method = MACE(**{k: v for k, v in settings.items() if k != "progress"})
     loss = method.objective(backbone, method.student(backbone), request, None)
 

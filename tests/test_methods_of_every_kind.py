@@ -30,7 +30,7 @@ OWN = {
     "safree": {"midpoint": 0.0},
     "eraseflow": {"early": 1, "late": 1, "num_inference_steps": 2},
     "stereo": STEREO,
-    "gloce": {"generations": 1, "num_inference_steps": 3, "first": 1, "last": 3, "deviations": -20.0},  # always open
+    "gloce": {"generations": 1, "num_inference_steps": 3, "first": 0, "last": 2, "deviations": -20.0},  # always open
     "receler": {"attack_steps": 1, "rank": 4},
 }
 KINDS = {  # on U-Nets and on transformers

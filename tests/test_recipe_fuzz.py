@@ -82,7 +82,7 @@ def any_value_anywhere(folder, place, value):
     assert line is None or str(place[0]) in line or "YAML" in line, f"{place} is not named: {line}"
 
 
-@fuzzed(40)
+@fuzzed(20)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_value_at_any_place_is_taken_or_refused_by_its_key(tmp_path, place, value):
     any_value_anywhere(tmp_path, place, value)

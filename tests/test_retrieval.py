@@ -297,6 +297,7 @@ def test_a_request_reads_one_state_and_ends_when_what_it_draws_from_is_withdrawn
     assert same(drawing(FOUND, generator=seeds(1), **SHORT).images, pipe(FOUND, generator=seeds(1), **SHORT).images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [pytest.param({"strength": 0.8}, marks=pytest.mark.slow), {"strength": None, "attention": 4.0}]
 )

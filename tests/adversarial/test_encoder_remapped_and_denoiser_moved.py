@@ -59,7 +59,7 @@ def world():
 
 def test_the_denoiser_is_asked_through_the_bases_text_encoder(world, monkeypatch):
     monkeypatch.setattr(sampling, "LEAST_STEPS", 10)  # enough to see what is drawn
-    probe = BaseEncoder(prompts=10)
+    probe = BaseEncoder(prompts=8)
     rows = {name: probe.run(model, world) for name, model in world.models.items()}
     found = probe.weigh(rows, {name: model.role for name, model in world.models.items()})
     rates = {e.model: e.estimate.value for e in found if e.measure == "rate"}
