@@ -76,10 +76,16 @@ def called(pipe: Any, prompts: list[str] | None, given: Mapping[str, Any], **sam
         backbone = backbone_of(inner)
     except ValueError:
         return pipe(prompt=prompts, **given, **sampler)
+    taken = inspect.signature(inner).parameters
     named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
-    if backbone.null_prompt and backbone.guidance == "cfg":  # the others compare with the empty one by themselves
+    if backbone.guidance_argument not in taken:  # a distilled model's
+        named.pop(backbone.guidance_argument, None)
+    if (
+        backbone.null_prompt and backbone.guidance == "cfg" and "negative_prompt" in taken
+    ):  # the others compare with the empty one by themselves
         named.setdefault("negative_prompt", [backbone.null_prompt] * len(prompts or ()))
-    return pipe(prompt=prompts, **{**backbone.call, **named, **given})  # by name: FLUX.2's first argument is a picture
+    own = {key: value for key, value in backbone.call.items() if key in taken}  # from a video it has the video's frames
+    return pipe(prompt=prompts, **{**own, **named, **given})  # by name: FLUX.2's first argument is a picture
 
 
 def pictures_of(answer: Any) -> list[Any]:

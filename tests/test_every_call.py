@@ -7,6 +7,7 @@ import functools
 import inspect
 from unittest import mock
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -174,3 +175,41 @@ def test_pictures_that_a_pipeline_draws_can_be_trained_on(name):
         share = base.sigmas(2)[-2]
         step = share * last.conditional * (-1 if base.architecture == "z-image" else 1)
         torch.testing.assert_close(clean, last.x - step, rtol=1e-3, atol=1e-3)
+
+
+def sibling(pipe, kind, **more):
+    """Another pipeline around the same models."""
+    wanted = inspect.signature(kind.__init__).parameters
+    other = kind(**{name: part for name, part in pipe.components.items() if name in wanted}, **more)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+SIBLINGS = {
+    "Flux2KleinInpaintPipeline": ("flux2-klein", {"width": 16, "height": 16, "strength": 0.9}),
+    "Flux2KleinKVPipeline": ("flux2-klein", {"width": 16, "height": 16}),
+    "WanVideoToVideoPipeline": ("wan", {"width": 32, "height": 32, "strength": 0.9}),
+    "ZImageImg2ImgPipeline": ("z-image", {"strength": 0.9}),
+}
+
+
+@pytest.mark.parametrize("kind", first(SIBLINGS, "Flux2KleinKVPipeline", "WanVideoToVideoPipeline"))
+def test_an_erasure_goes_on_pipelines_of_pictures_around_the_same_models(kind):
+    name, call = SIBLINGS[kind]
+    other = sibling(pipeline(name), getattr(diffusers, kind))
+    assert backbone_of(other).architecture == name
+    picture = Image.new("RGB", (64, 64), "red")
+    given = {"mask_image": Image.new("L", (64, 64), 255)} if "Inpaint" in kind else {}
+    noise = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))  # of its video, encoded
+    image = {"latents": noise} if name == "wan" else {"image": picture}
+    latent = {"output_type": "latent", "num_inference_steps": 4, **image, **given, **call}
+
+    def drawing():
+        answer = called(other, ["a superhero"], {**latent, "generator": torch.Generator().manual_seed(0)})
+        return torch.as_tensor(answer.frames if hasattr(answer, "frames") else answer.images)
+
+    before = drawing()
+    hero(name).apply(other)
+    after = drawing()
+    hero(name).remove(other)
+    assert not torch.equal(before, after) and torch.equal(before, drawing())

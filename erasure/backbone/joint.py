@@ -60,7 +60,7 @@ class Flux2KleinBackbone(Flux2Backbone):
     @property
     def guidance(self) -> Literal["cfg", "none"]:  # type: ignore[override]
         """None in the distilled models."""
-        return "none" if self.pipe.config.is_distilled else "cfg"
+        return "none" if getattr(self.pipe.config, "is_distilled", True) else "cfg"  # the KV pipeline does not say
 
     def from_call(self, latents: Tensor) -> Tensor:
         """The call returns what the autoencoder decodes."""
