@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import inspect
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from erasure.backbone import backbone_of
 from erasure.concept import WORLD
 from erasure.io import printable, shown
 
@@ -19,10 +21,24 @@ COLUMNS = 12  # of a sheet
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 
 
-def usual_settings(base: str) -> dict[str, Any]:
-    """Steps and guidance that a base is usually drawn with."""
-    steps, guidance = (8, 3.0) if base == WORLD else (25, 7.5)
-    return {"num_inference_steps": steps, "guidance_scale": guidance}
+def usual_settings(base: str, pipe: Any = None) -> dict[str, Any]:
+    """Steps and guidance that a base is usually drawn with.
+
+    Args:
+        pipe: its pipeline, whose own guidance it is (FLUX.1's is 3.5). Stable Diffusion's where none is given.
+    """
+    if base == WORLD:
+        return {"num_inference_steps": 8, "guidance_scale": 3.0}
+    return {"num_inference_steps": 25, "guidance_scale": 7.5 if pipe is None else _own_guidance(pipe)}
+
+
+def _own_guidance(pipe: Any) -> float:
+    try:
+        name = backbone_of(pipe).guidance_argument
+    except ValueError:  # an architecture of which nothing is known
+        name = "guidance_scale"
+    own = getattr(inspect.signature(pipe).parameters.get(name), "default", None)
+    return float(own) if isinstance(own, int | float) else 7.5
 
 
 def check_seed(seed: Any) -> int:
@@ -42,9 +58,39 @@ def drawn(pipe: Any, prompts: Sequence[str], seed: int, **call: Any) -> list[Ima
     quiet.set_progress_bar_config(disable=True)
     found = []
     for prompt in prompts:
-        out = quiet(prompt, generator=torch.Generator("cpu").manual_seed(seed), **call)
-        found.append(out.images[0] if hasattr(out, "images") else out.frames[0][0])
+        given = {"generator": torch.Generator("cpu").manual_seed(seed), "output_type": "pil", **call}
+        found += pictures_of(called(quiet, [prompt], given))
     return found
+
+
+def called(pipe: Any, prompts: list[str] | None, given: Mapping[str, Any], **sampler: Any) -> Any:
+    """The pipeline's call, with settings as it names them.
+
+    Some take guidance by another argument, or compare with a prompt that has to be given; a model of videos draws as
+    many frames as its backbone says, one. Unknown architectures are called as Stable Diffusion is.
+    """
+    inner = pipe
+    while (inside := getattr(inner, "pipe", None)) is not None:  # of what stands around it
+        inner = inside
+    try:
+        backbone = backbone_of(inner)
+    except ValueError:
+        return pipe(prompt=prompts, **given, **sampler)
+    taken = inspect.signature(inner).parameters
+    named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
+    if backbone.guidance_argument not in taken:  # a distilled model's
+        named.pop(backbone.guidance_argument, None)
+    if (
+        backbone.null_prompt and backbone.guidance == "cfg" and "negative_prompt" in taken
+    ):  # the others compare with the empty one by themselves
+        named.setdefault("negative_prompt", [backbone.null_prompt] * len(prompts or ()))
+    own = {key: value for key, value in backbone.call.items() if key in taken}  # from a video it has the video's frames
+    return pipe(prompt=prompts, **{**own, **named, **given})  # by name: FLUX.2's first argument is a picture
+
+
+def pictures_of(answer: Any) -> list[Any]:
+    """The pictures in a pipeline's answer; of each video the first frame."""
+    return list(answer.images) if hasattr(answer, "images") else [frames[0] for frames in answer.frames]
 
 
 def png(image: Image.Image) -> bytes:
@@ -101,4 +147,4 @@ def _font(size: int) -> Any:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-__all__ = ["check_seed", "drawn", "png", "sheet", "usual_settings"]
+__all__ = ["called", "check_seed", "drawn", "pictures_of", "png", "sheet", "usual_settings"]

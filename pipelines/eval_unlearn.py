@@ -22,7 +22,7 @@ from erasure.api import erase
 from erasure.artifact import Erasure
 from erasure.io import shown
 from erasure.opening import load_base
-from erasure.pictures import check_seed, usual_settings
+from erasure.pictures import called, check_seed, pictures_of, usual_settings
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Settings:
         erasure: folder or hub id of a finished erasure, instead of making one.
         scale: how strongly it is applied.
         device, dtype: as in :func:`erasure.load_base`.
-        num_inference_steps, guidance_scale: of every picture; the pipeline's own (Emoji World: 8 and 3) by default.
+        num_inference_steps, guidance_scale: of pictures; 25 and the pipeline's own by default (Emoji World: 8 and 3).
         batch_size: prompts drawn at once. It does not change the pictures but for rounding.
     """
 
@@ -111,16 +111,17 @@ class Technique:
             seed: of the first picture's noise, the next ones count up; None for other noise each time.
             **call: arguments of the pipeline's call.
         """
-        usual = usual_settings(self.config.model_id)
+        usual = usual_settings(self.config.model_id, self.pipe)
         chosen = {key: getattr(self.config, key) for key in ("num_inference_steps", "guidance_scale")}
-        call = {**usual, **{key: value for key, value in chosen.items() if value is not None}, **call}
+        sampler = {**usual, **{key: value for key, value in chosen.items() if value is not None}}
+        sampler |= {key: call.pop(key) for key in usual.keys() & call.keys()}
         images: list[Image.Image] = []
         for start in range(0, len(prompts), self.config.batch_size):
             some = prompts[start : start + self.config.batch_size]
             if seed is not None:
                 first = check_seed(seed) + start
                 call["generator"] = [torch.Generator().manual_seed(first + i) for i in range(len(some))]
-            images += self.pipe(list(some), **call).images
+            images += pictures_of(called(self.pipe, list(some), {"output_type": "pil", **call}, **sampler))
         return images
 
 

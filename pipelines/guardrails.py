@@ -65,7 +65,7 @@ class Stopped(RuntimeError):
 
 
 class GuardedPipeline(Around):
-    """A diffusers pipeline of pictures between two filters, called as the pipeline is called.
+    """A diffusers pipeline of pictures or videos between two filters, called as the pipeline is called.
 
     The answer is the pipeline's own output class, with :class:`Decision`s, one a picture, as its attribute ``guarded``.
     Everything else is handed on to the pipeline, which is not changed. ``save_pretrained`` saves the bare pipeline: a
@@ -110,8 +110,8 @@ class GuardedPipeline(Around):
             ValueError: latents are asked for, at which no output filter can look.
         """
         call = self.__signature__.bind(*args, **kwargs)
-        call.apply_defaults()
-        given = call.arguments
+        given = {**call.arguments, **call.arguments.get("kwargs", {})}
+        given.pop("kwargs", None)
         kind = given.get("output_type")
         if kind == "latent" and self.output_filter is not None:
             raise ValueError(
@@ -122,8 +122,9 @@ class GuardedPipeline(Around):
         decisions, drawn = self._read(texts)
         self._raise(decisions)
         given.update({name: rows[0] if isinstance(given[name], str) else rows for name, rows in drawn.items()})
-        result = self.pipe(*call.args, **call.kwargs)
-        images = result[0] if isinstance(result, tuple) else result.images
+        result = self.pipe(**given)
+        field = "images" if hasattr(result, "images") else "frames"  # of videos
+        images = result[0] if isinstance(result, tuple) else getattr(result, field)
         decisions = self._look(images, self._each(decisions, len(images)))
         self._raise(decisions)
         images = _blanked(
@@ -134,7 +135,8 @@ class GuardedPipeline(Around):
                 self.log(decision)
         if isinstance(result, tuple):
             return images, *result[1:]
-        result.images, result.guarded = images, decisions
+        setattr(result, field, images)
+        result.guarded = decisions
         return result
 
     def _texts(self, given: Mapping[str, Any]) -> list[str]:
@@ -183,7 +185,7 @@ class GuardedPipeline(Around):
         if self.output_filter is None:
             return decisions
         out = []
-        for one, match in zip(decisions, self.output_filter.matches(_pictures(images)), strict=True):
+        for one, match in zip(decisions, self._matches(self.output_filter, images), strict=True):
             if one.action == "blanked":  # what was drawn is not of the prompt
                 out.append(one)
             elif match.matched:
@@ -191,6 +193,12 @@ class GuardedPipeline(Around):
             else:
                 out.append(dataclasses.replace(one, output=match))
         return out
+
+    def _matches(self, filter: OutputFilter, images: Any) -> list[Match]:
+        """What the output filter says of each picture; of a video, what it says of its worst frame."""
+        if isinstance(images[0], list) or getattr(images, "ndim", 4) > 4:
+            return [strongest(filter.matches(_pictures(frames))) for frames in images]
+        return filter.matches(_pictures(images))
 
     def _raise(self, decisions: Sequence[Decision]) -> None:
         if self.on_match == "raise" and any(one.by for one in decisions):
@@ -212,11 +220,17 @@ def _blanked(images: Any, rows: Sequence[bool], value: float) -> Any:
     if not any(rows):
         return images
     if isinstance(images, list):
-        grey = (round(255 * value),) * 3
-        return [Image.new("RGB", one.size, grey) if blank else one for one, blank in zip(images, rows, strict=True)]
+        return [_grey(one, round(255 * value)) if blank else one for one, blank in zip(images, rows, strict=True)]
     out = copy.deepcopy(images)
     out[np.flatnonzero(rows)] = value
     return out
+
+
+def _grey(one: Any, shade: int) -> Any:
+    """A plain picture of the same size, or a plain video."""
+    if isinstance(one, list):
+        return [_grey(frame, shade) for frame in one]
+    return Image.new("RGB", one.size, (shade,) * 3)
 
 
 class Guard:

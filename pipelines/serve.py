@@ -32,9 +32,8 @@ from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
 from erasure.artifact.record import base_name
 from erasure.artifact.stack import LARGEST_SCALE
-from erasure.backbone import backbone_of
 from erasure.io import meant
-from erasure.pictures import LARGEST_SEED, usual_settings
+from erasure.pictures import LARGEST_SEED, called, pictures_of, usual_settings
 from erasure.pipelines.attach import attach_erasures
 from erasure.pipelines.per_call import erasures
 
@@ -111,7 +110,7 @@ class Server:
         self.pipe, self.limits, self.base = pipe, limits or Limits(), base_name(pipe)
         named = [dataclasses.replace(edit, name=name) for name, edit in edits.items()]
         pipe.set_progress_bar_config(disable=True)
-        self.guidance = backbone_of(pipe).guidance_argument
+        self.usual = usual_settings(self.base, pipe)
         self.attached = attach_erasures(pipe, named, allow=allow)
         self.threads = ThreadPoolExecutor(self.limits.at_once, thread_name_prefix="draw")
         self.open = 0  # requests; counted by the event loop alone
@@ -122,7 +121,7 @@ class Server:
         self.attached.remove()
 
     def call_of(self, asked: Asked) -> dict[str, Any]:
-        """The arguments of the pipeline's call.
+        """What a request says about the pipeline's call.
 
         Raises:
             Refused: an unknown erasure, or more than the limits allow.
@@ -131,15 +130,15 @@ class Server:
             raise Refused(404, f"unknown erasures {unknown}; known are {list(self.attached.edits)}")
         if isinstance(asked.erasures, list) and len(set(asked.erasures)) < len(asked.erasures):
             raise Refused(422, f"erasures: one is named twice; got {asked.erasures}")
-        usual, most = usual_settings(self.base), self.limits
-        steps = usual["num_inference_steps"] if asked.steps is None else asked.steps
+        most = self.limits
+        steps = self.usual["num_inference_steps"] if asked.steps is None else asked.steps
         sides = [int(side) for side in re.findall(r"\d+", asked.size or "")]
         given = {"prompt": len(asked.prompt), "steps": steps, "side": max(sides, default=0), "pictures": asked.n}
         for what, number in given.items():
             if number > (limit := getattr(most, what)):
                 raise Refused(422, f"{what}: at most {limit}; got {number}")
-        call = {"prompt": [asked.prompt] * asked.n, "num_inference_steps": steps}
-        call[self.guidance] = usual["guidance_scale"] if asked.guidance is None else asked.guidance
+        guidance = self.usual["guidance_scale"] if asked.guidance is None else asked.guidance
+        call = {"num_inference_steps": steps, "guidance_scale": guidance}
         if sides:
             call |= {"width": sides[0], "height": sides[1]}
         if asked.negative_prompt is not None:
@@ -151,8 +150,9 @@ class Server:
     def draw(self, asked: Asked, call: Mapping[str, Any], seeds: list[int]) -> list[str]:
         """The pictures of a request, as PNG in base64. Runs in a thread."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        pictures = erasures(self.pipe, asked.erasures)(**call, generator=generators, output_type="pil").images
-        return [_encoded(picture) for picture in pictures]
+        given = {"generator": generators, "output_type": "pil"}
+        answer = called(erasures(self.pipe, asked.erasures), [asked.prompt] * asked.n, given, **call)
+        return [_encoded(picture) for picture in pictures_of(answer)]
 
     async def answer(self, asked: Asked) -> dict[str, Any]:
         """Draw a request in its turn."""

@@ -13,6 +13,7 @@ from erasure.artifact.hooks import Handles, Listener, low_rank
 from erasure.artifact.lora import LowRankHooks, paired
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.base import layer_at
+from erasure.backbone.text import Text
 
 # A prompt this near to the empty one, as a share of the concept's distance from it, is the empty one: encoded in
 # another batch or in half precision it differs by rounding, whose direction means nothing.
@@ -26,6 +27,9 @@ class GatedErasure(LowRankHooks):
     token embeddings and those of the concept's phrases, both less the empty prompt's. (The paper's cosine of whole
     embeddings is never near 0, as all prompts share their start and padding tokens.) A prompt that differs from the
     empty one by rounding alone has a gate of 0.
+
+    Where a prompt has as many rows as tokens (Qwen-Image, Z-Image), those behind its words are compared: they have read
+    all of it, wherever in the prompt the concept stands.
 
     Tensors are ``<layer>.lora_A`` and ``<layer>.lora_B`` as in a LoRA erasure, ``gate.concept (k, length, d)`` and
     ``gate.empty (length, d)``. Exported as a LoRA it loses its gate and acts on every prompt.
@@ -78,7 +82,7 @@ class Gate(Listener):
         self.concept, self.empty = edit.tensors["gate.concept"], edit.tensors["gate.empty"]
 
     def hear(self, call: Mapping[str, Any]) -> None:
-        self.current.rows = torch.stack([self.resemblance(row) for row in self.backbone.text_of(call)])
+        self.current.rows = torch.stack([self.resemblance(row) for row in self.backbone.rows_of(call)])
 
     @torch.no_grad()
     def resemblance(self, row: Tensor) -> Tensor:
@@ -87,6 +91,8 @@ class Gate(Listener):
             return row.new_zeros((), dtype=torch.float32)
         empty, concept = self.empty.to(row.device), self.concept.to(row.device)
         length = min(len(row), len(empty))
+        if self.backbone.cuts:
+            row, empty, concept = row[-length:], empty[-length:], concept[:, -length:]
         prompt = (row[:length].float() - empty[:length]).flatten()
         phrases = (concept[:, :length] - empty[:length]).flatten(1)
         if prompt.norm() <= EMPTY * phrases.norm(dim=1).min():
@@ -101,4 +107,24 @@ class Gate(Listener):
         return self.scale * each.reshape(-1, *[1] * (output.dim() - 1))
 
 
-__all__ = ["Gate", "GatedErasure"]
+def gate_of(backbone: Backbone, concept: Text, empty: Text) -> tuple[Tensor, Tensor]:
+    """``(k, length, d)`` and ``(length, d)``: what a prompt is compared with.
+
+    Where prompts have no fixed length, it is the template behind the words: what the empty prompt does not have in
+    common with the concept's from the start.
+    """
+    if not backbone.cuts:
+        return concept.hidden, empty.hidden[0]
+    rows, (nothing,) = (backbone.rows_of(backbone.text_inputs(text)) for text in (concept, empty))
+    behind = len(nothing) - min(_common(row, nothing) for row in rows)
+    return torch.stack([row[-behind:] for row in rows]), nothing[-behind:]
+
+
+def _common(a: Tensor, b: Tensor) -> int:
+    """How many rows two prompts begin with, the same but for rounding."""
+    length = min(len(a), len(b))
+    near = (a[:length] - b[:length]).float().norm(dim=-1) <= EMPTY * b[:length].float().norm(dim=-1)
+    return int(near.long().cumprod(0).sum())
+
+
+__all__ = ["Gate", "GatedErasure", "gate_of"]

@@ -33,8 +33,13 @@ DENOISERS: dict[str, str] = {
 }
 # Where one class of denoiser serves several architectures, the pipeline's class decides.
 PIPELINES: dict[str, str] = {
-    "Flux2KleinPipeline": "erasure.backbone.joint:Flux2KleinBackbone",
-    "KolorsPipeline": "erasure.backbone.kolors:KolorsBackbone",
+    **dict.fromkeys(
+        ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
+        "erasure.backbone.joint:Flux2KleinBackbone",
+    ),
+    **dict.fromkeys(
+        ("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"), "erasure.backbone.kolors:KolorsBackbone"
+    ),
 }
 SDXL = "erasure.backbone.unet:SDXLBackbone"
 # Known, and not supported: why.

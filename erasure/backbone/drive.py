@@ -51,6 +51,7 @@ class Driven(abc.ABC):
         null_prompt: what the pipeline's guidance compares with, where it has to be given; None where the pipeline adds
             it by itself.
         latent_dtype: of latents that the pipeline is given; the denoiser's by default.
+        cuts: whether a prompt has as many rows of text as tokens, padding masked or cut, and not a fixed number.
         max_sequence_length: tokens a prompt is padded to, and the empty one that guidance adds; 0 where it is fixed.
         streams: how text and picture share an attention; None where they do not, or where the rows of text differ
             between the prompts of a batch.
@@ -68,6 +69,7 @@ class Driven(abc.ABC):
     call: dict[str, Any] = {}
     null_prompt: ClassVar[str | None] = None
     latent_dtype: ClassVar[torch.dtype | None] = None
+    cuts: ClassVar[bool] = False
     max_sequence_length: int = 0
     streams: ClassVar[Streams | None] = None
 
@@ -134,6 +136,13 @@ class Driven(abc.ABC):
     def text_of(self, inputs: Mapping[str, Any]) -> Tensor | list[Tensor]:
         """The token embeddings in the arguments of a denoiser's call."""
         return self.text_part(inputs, "hidden")
+
+    def rows_of(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The token embeddings of each prompt in a denoiser's call; without padding where that is cut."""
+        rows, masks = list(self.text_of(inputs)), self.text_part(inputs, "mask")
+        if not self.cuts or masks is None:
+            return rows
+        return [row[mask.bool()] for row, mask in zip(rows, masks, strict=True)]
 
     def text_part(self, inputs: Mapping[str, Any], part: str) -> Any:
         """``hidden``, ``pooled`` or ``mask`` of the text in a denoiser's arguments; None where there is no such."""
@@ -254,6 +263,10 @@ class Driven(abc.ABC):
     def call_latents(self, noise: Tensor) -> Tensor:
         """Latents in the shape that the pipeline's call takes."""
         return noise
+
+    def from_call(self, latents: Tensor) -> Tensor:
+        """Latents that the pipeline's call returns, as the denoiser reads them."""
+        return latents
 
     def prompt_inputs(self, text: Text) -> dict[str, Any]:
         """Arguments of the pipeline's call that hold encoded prompts."""

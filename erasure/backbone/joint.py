@@ -60,7 +60,11 @@ class Flux2KleinBackbone(Flux2Backbone):
     @property
     def guidance(self) -> Literal["cfg", "none"]:  # type: ignore[override]
         """None in the distilled models."""
-        return "none" if self.pipe.config.is_distilled else "cfg"
+        return "none" if getattr(self.pipe.config, "is_distilled", True) else "cfg"  # the KV pipeline does not say
+
+    def from_call(self, latents: Tensor) -> Tensor:
+        """The call returns what the autoencoder decodes."""
+        return self.of_grid(self.normalised(latents))
 
 
 class QwenImageBackbone(TransformerBackbone):
@@ -74,6 +78,7 @@ class QwenImageBackbone(TransformerBackbone):
     text_arguments = {"encoder_hidden_states": "hidden", "encoder_hidden_states_mask": "mask"}
     prompt_arguments = {"prompt_embeds": "hidden", "prompt_embeds_mask": "mask"}
     guidance_argument = "true_cfg_scale"
+    cuts = True
     guidance_calls = True
     null_prompt = " "
     noise = Flow("sigma")
@@ -105,6 +110,7 @@ class ZImageBackbone(TransformerBackbone):
     encoded = ("hidden", "mask")
     latent_argument = "x"
     time_argument = "t"
+    cuts = True
     text_arguments = {"cap_feats": "hidden"}
     no_guidance = 0.0
     null_prompt = ""
@@ -157,6 +163,9 @@ class ZImageBackbone(TransformerBackbone):
     def call_latents(self, noise: Tensor) -> Tensor:
         """The denoiser reads pictures as videos of one frame."""
         return noise.squeeze(2)
+
+    def from_call(self, latents: Tensor) -> Tensor:
+        return latents.unsqueeze(2)
 
 
 class WanBackbone(TransformerBackbone):

@@ -222,7 +222,7 @@ def generate(
         int | None, typer.Option(min=1, max=1000, help="Sampler steps; 8 on emoji-world, 25 elsewhere.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance, 0 to 100; 3 on emoji-world, 7.5 elsewhere.")
+        float | None, typer.Option(help="Guidance, 0 to 100; 3 on emoji-world, the pipeline's own elsewhere.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -247,7 +247,7 @@ def generate(
     for edit in edits.values():
         edit.check_base(backbone_of(pipe))  # before anything is drawn
     chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
-    sampler = {**usual_settings(base), **{key: value for key, value in chosen.items() if value is not None}}
+    sampler = {**usual_settings(base, pipe), **{key: value for key, value in chosen.items() if value is not None}}
     out.mkdir(parents=True, exist_ok=True)
     with quiet(), contextlib.suppress(ValueError):  # an architecture of which nothing is known
         for reason in too_long(pipe, prompts).values():

@@ -55,15 +55,13 @@ def verify(
 
     edit = Erasure.from_pretrained(erasure)
     base = base_of(base, [edit])
-    chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
-    sampler = {**usual_settings(base), **{name: value for name, value in chosen.items() if value is not None}}
-    asked: Any
-    if workflow is not None:
-        asked = ComfyUI(engine, workflow.read_text("utf-8"))
-    else:
-        same = {"steps": sampler["num_inference_steps"], "guidance": sampler["guidance_scale"]}
-        asked = OpenAI(engine, {**same, **_fields(field or [])}, key=key)
+    comfy = None if workflow is None else ComfyUI(engine, workflow.read_text("utf-8"))  # slips come before the model
+    more = _fields(field or [])
     pipe = open_base(base, device, dtype, variant=variant, config=config)
+    chosen = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampler = {**usual_settings(base, pipe), **{name: value for name, value in chosen.items() if value is not None}}
+    same = {"steps": sampler["num_inference_steps"], "guidance": sampler["guidance_scale"]}
+    asked: Any = comfy or OpenAI(engine, {**same, **more}, key=key)
     if base == WORLD:
         from erasure.eval.worldkit import detectors
 

@@ -208,8 +208,8 @@ def drawn(
 ) -> Tensor:
     """Clean latents ``(n, *latent_shape)`` float32 that the pipeline draws from noise."""
     start = noise.to(backbone.device, backbone.dtype)
-    latents = backbone.draw(
-        text, num_inference_steps=steps, guidance_scale=guidance_scale, noise=start, generator=generator
+    latents = backbone.from_call(
+        backbone.draw(text, num_inference_steps=steps, guidance_scale=guidance_scale, noise=start, generator=generator)
     )
     if latents.shape != noise.shape:
         raise ValueError(

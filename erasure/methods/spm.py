@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.artifact import Erasure
-from erasure.artifact.gated import GatedErasure
+from erasure.artifact.gated import GatedErasure, gate_of
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.base import Count, Reference, Request
@@ -88,7 +88,7 @@ class SPM(FineTune):
     def finished(self, backbone: Backbone, request: Request, edit: Erasure) -> Erasure:
         """With the embeddings that the gate compares a prompt's with."""
         text, empty = self.texts(backbone, request)
-        gate = {"gate.concept": text.hidden, "gate.empty": empty.hidden[0]}
+        gate = dict(zip(("gate.concept", "gate.empty"), gate_of(backbone, text, empty), strict=True))
         gate = {key: tensor.float().cpu().contiguous().clone() for key, tensor in gate.items()}
         return GatedErasure(edit.name, edit.config, {**edit.tensors, **gate})
 

@@ -25,11 +25,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from erasure import runtime
-from erasure.backbone import backbone_of, denoiser_of
+from erasure.backbone import denoiser_of
 from erasure.concept import Prompt
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.records import GROUPS
 from erasure.io import blake2b, named, seed_of, sha256_json, shown, write_atomically
+from erasure.pictures import called, pictures_of
 
 T = TypeVar("T")
 
@@ -143,7 +144,7 @@ def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]
     denoiser = denoiser_of(pipe)
     # A second stream of generators for schedulers that draw noise in every step (ancestral samplers).
     given: dict[str, Any] = {"generator": [_generator(job.prompt, job.seed, "steps") for job in batch]}
-    videos = "num_frames" in inspect.signature(pipe.__call__).parameters
+    videos = "num_frames" in inspect.signature(pipe).parameters  # of what stands around it, the pipeline's own
     if getattr(denoiser.config, "sample_size", None) is not None and not videos:
         noise = [initial_noise(pipe, job.prompt, job.seed) for job in batch]
         given["latents"] = torch.stack(noise).to(denoiser.dtype)
@@ -151,24 +152,7 @@ def _draw(pipe: Any, batch: Sequence[_Job], **sampler: Any) -> list[Image.Image]
     if embeds := [job.embeds for job in batch if job.embeds is not None]:
         given["prompt_embeds"] = torch.stack(embeds)
     prompts = None if embeds else [job.prompt for job in batch]
-    drawn = called(pipe, prompts, {"output_type": "pil", **given}, **sampler)
-    return list(drawn.images) if hasattr(drawn, "images") else [frames[0] for frames in drawn.frames]  # of a video
-
-
-def called(pipe: Any, prompts: list[str] | None, given: dict[str, Any], **sampler: Any) -> Any:
-    """The pipeline's call, with settings as it names them.
-
-    Some take guidance by another argument, or compare with a prompt that has to be given; a model of videos draws as
-    many frames as its backbone says, one. Unknown architectures are called as Stable Diffusion is.
-    """
-    try:
-        backbone = backbone_of(getattr(pipe, "pipe", pipe))
-    except ValueError:
-        return pipe(prompt=prompts, **given, **sampler)
-    named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
-    if backbone.null_prompt and backbone.guidance == "cfg":  # the others compare with the empty one by themselves
-        named["negative_prompt"] = [backbone.null_prompt] * len(prompts or ())
-    return pipe(prompt=prompts, **{**backbone.call, **given, **named})  # by name: FLUX.2's first argument is a picture
+    return pictures_of(called(pipe, prompts, {"output_type": "pil", **given}, **sampler))
 
 
 def initial_noise(pipe: Any, prompt: str, seed: int) -> torch.Tensor:

@@ -172,11 +172,11 @@ class Studio:
         flat = [(group, text) for group, texts in prompts.items() for text in texts]
         if not flat:
             raise ValueError("nothing to draw: all prompts are empty; give at least one")
-        settings: dict[str, Any] = {**usual_settings(made.order.base.strip()), "batch_size": TOGETHER}
-        if steps is not None:
-            settings["num_inference_steps"] = steps
         texts = [text for _, text in flat]
         with self.opened(made.order.base) as pipe:
+            settings: dict[str, Any] = {**usual_settings(made.order.base.strip(), pipe), "batch_size": TOGETHER}
+            if steps is not None:
+                settings["num_inference_steps"] = steps
             before = generate(pipe, texts, seeds=[seed], description="before", **settings)
             with applied(made.edit, pipe, scale):
                 after = generate(pipe, texts, seeds=[seed], description="after", **settings)
