@@ -324,7 +324,9 @@ class Backbone(Latents):
         return [self.middle_of(denoiser) for denoiser in self.denoiser_parts.values()]
 
     def middle_of(self, denoiser: nn.Module) -> nn.Module:
-        """The module in the middle of a denoiser: the middle one of its longest row of blocks."""
+        """The module in the middle of a denoiser: a U-Net's mid-block, else the middle one of its longest row."""
+        if isinstance(middle := getattr(denoiser, "mid_block", None), nn.Module):
+            return middle
         rows = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
         if not any(map(len, rows)):
             raise ValueError(f"a {type(denoiser).__name__} has no row of blocks, so no middle is known")
@@ -336,6 +338,8 @@ class Backbone(Latents):
 
         Blocks that carry text and picture side by side return both; the picture's has a token for every patch.
         """
+        if isinstance(output, Tensor) and output.ndim == 4:  # of a U-Net
+            return output.float().mean(dim=(2, 3))
         parts = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
         *_, height, width = self.latent_shape
         size = getattr(self.denoiser.config, "patch_size", 1)

@@ -81,13 +81,6 @@ class UNetBackbone(Backbone):
             raise ValueError(f"{type(self.pipe.scheduler).__name__} keeps no cumulative alphas; use DDIMScheduler")
         return diffusion_of(self.pipe.scheduler, device=self.device)
 
-    def middle_of(self, denoiser: Any) -> nn.Module:
-        """The mid-block."""
-        return denoiser.mid_block
-
-    def middle_mean(self, output: Tensor) -> Tensor:
-        return output.float().mean(dim=(2, 3))
-
     def skipping(self) -> list[nn.Module]:
         """The blocks that hand features across the U; each returns ``(hidden state, features)``."""
         return list(self.unet.down_blocks)
