@@ -88,6 +88,12 @@ def test_any_value_at_any_place_is_taken_or_refused_by_its_key(tmp_path, place, 
     any_value_anywhere(tmp_path, place, value)
 
 
+@pytest.mark.parametrize("key", ["name", "cls", "self"])
+def test_a_setting_that_python_has_a_use_for_is_refused_like_any_other(tmp_path, key):
+    line = loaded(tmp_path, yaml.safe_dump(put(VALID, ["methods", 1, "settings"], {key: None})).encode())
+    assert f"esd has no setting {key!r}" in line
+
+
 @pytest.mark.slow
 @fuzzed(1000)
 @given(place=st.sampled_from(PLACES), value=VALUES)

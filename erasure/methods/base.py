@@ -91,7 +91,7 @@ class Method(abc.ABC):
     kind: ClassVar[str | None] = None
 
     @classmethod
-    def preset(cls, name: str | None = None, **changes: Any) -> Self:
+    def preset(cls, name: str | None = None, /, **changes: Any) -> Self:
         """Settings of a named preset (default: the first), with changes.
 
         Raises:
