@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from erasure import Erasure, Suite, cli
 from erasure.artifact import export_single_file
@@ -40,6 +41,13 @@ def run(*arguments, monkeypatch, capsys):
 @pytest.fixture
 def erasure(monkeypatch, capsys):
     return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_the_list_of_commands_is_the_same_without_their_options(erasure):
+    code, listed, _ = erasure("--help")
+    whole = CliRunner().invoke(cli.app, ["--help"]).output  # whose first line names another program
+    assert code == 0 and listed.partition("Options ")[1:] == whole.partition("Options ")[1:]
+    assert erasure()[1].strip() == listed.strip() and "--keep" in erasure("erase", "--help")[1]
 
 
 HEAVY = "torch diffusers transformers numpy PIL pydantic yaml tqdm asyncio packaging gradio fastapi matplotlib".split()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import sys
 import warnings
-from typing import Annotated, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -48,11 +50,30 @@ app.add_typer(world.commands, name="world", rich_help_panel=LOOK_UP)
 app.add_typer(register.commands, name="register", rich_help_panel=KEEP)
 
 
+def overview(commands: typer.Typer) -> typer.Typer:
+    """The same commands without their options: all that their list shows, made in a third of the time."""
+    bare = copy.copy(commands)
+    bare.registered_commands = [copy.copy(info) for info in commands.registered_commands]
+    for info in bare.registered_commands:
+        info.callback = _without_options(info.callback)
+    bare.registered_groups = [copy.copy(group) for group in commands.registered_groups]
+    for group in bare.registered_groups:
+        group.typer_instance = group.typer_instance and overview(group.typer_instance)
+    return bare
+
+
+def _without_options(command: Any) -> Callable[[], None]:
+    def bare() -> None: ...
+
+    bare.__name__, bare.__doc__ = command.__name__, command.__doc__
+    return bare
+
+
 def main(commands: typer.Typer = app) -> NoReturn:
     """Run one of the commands. Bad input is one line on the error stream and a non-zero exit, never a traceback."""
     warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
-        commands()
+        (overview(commands) if sys.argv[1:] in ([], ["-h"], ["--help"]) else commands)()
         sys.exit(0)
     except SystemExit as stopped:  # typer turns Ctrl-C into a silent exit
         if stopped.code == 130:
