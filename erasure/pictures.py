@@ -80,9 +80,8 @@ def called(pipe: Any, prompts: list[str] | None, given: Mapping[str, Any], **sam
     named = {backbone.guidance_argument if key == "guidance_scale" else key: value for key, value in sampler.items()}
     if backbone.guidance_argument not in taken:  # a distilled model's
         named.pop(backbone.guidance_argument, None)
-    if (
-        backbone.null_prompt and backbone.guidance == "cfg" and "negative_prompt" in taken
-    ):  # the others compare with the empty one by themselves
+    asks = backbone.null_prompt and backbone.guidance == "cfg"  # the others compare with the empty one by themselves
+    if asks and "negative_prompt" in taken:
         named.setdefault("negative_prompt", [backbone.null_prompt] * len(prompts or ()))
     own = {key: value for key, value in backbone.call.items() if key in taken}  # from a video it has the video's frames
     return pipe(prompt=prompts, **{**own, **named, **given})  # by name: FLUX.2's first argument is a picture
