@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +100,14 @@ class DenoiserHook(Installed):
         """
         x = self.latents(inputs)
         return torch.equal(x[: len(x) // 2], x[len(x) // 2 :])
+
+    def warn_unguided(self, what: str) -> None:
+        """Say that a call without guidance is the base's."""
+        warnings.warn(
+            f"{what} acts on guidance, and this call of the denoiser has none: the concept is not suppressed; draw "
+            "with a guidance scale above 1",
+            stacklevel=3,
+        )
 
     def index(self, inputs: dict[str, Any]) -> int:
         """The step of the picture that a call belongs to, from 0; every call is counted once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -109,11 +108,7 @@ class Negation(DenoiserHook):
         x = self.latents(inputs)
         state.empty, state.done = False, not self.guided(inputs)
         if state.done:
-            warnings.warn(
-                "a negative prompt acts on guidance, and this call of the denoiser has none: the concept is not "
-                "suppressed; draw with a guidance scale above 1",
-                stacklevel=2,
-            )
+            self.warn_unguided("a negative prompt")
             return None
         first, second = (half(inputs, len(x), which) for which in (UNCONDITIONAL, PROMPTS))
         state.empty = self._is_empty(self.hidden(inputs)[: len(x) // 2])

@@ -28,7 +28,7 @@ class SLD(Method):
         e() + guidance_scale (g - gamma)     after the warm-up
 
     (Schramowski et al. 2023, equations 3 to 8.) Every denoiser call costs half as much again. The weights stay as they
-    are: whoever takes the hook off, or calls the denoiser without guidance, has the base.
+    are: whoever takes the hook off, or calls the denoiser without guidance, has the base. A warning says the latter.
 
     Attributes:
         warmup: steps before it acts. Fewer change the composition as well.
@@ -102,7 +102,10 @@ class Steering(DenoiserHook):
     @torch.no_grad()
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inputs = named_arguments(module, args, kwargs)
-        if self.raw.on or not self.guided(inputs):
+        if self.raw.on:
+            return output
+        if not self.guided(inputs):
+            self.warn_unguided("SLD")
             return output
         null, prompt = self.backbone.output(output[0]).chunk(2)
         safe = self.predict(module, inputs, self.rows(inputs, self.text), PROMPTS)
