@@ -21,6 +21,12 @@ class Around:
         self.pipe = pipe
         self.__signature__ = inspect.signature(pipe)
 
+    def named(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of a call, by the names that the pipeline gives them."""
+        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        more = given.pop("kwargs", {})
+        return {**given, **more}
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the pipeline; what stands around it stays."""
         self.pipe.to(*args, **kwargs)

@@ -109,9 +109,7 @@ class GuardedPipeline(Around):
             Stopped: a filter matched, and ``on_match="raise"``.
             ValueError: latents are asked for, at which no output filter can look.
         """
-        call = self.__signature__.bind(*args, **kwargs)
-        given = {**call.arguments, **call.arguments.get("kwargs", {})}
-        given.pop("kwargs", None)
+        given = self.named(*args, **kwargs)
         kind = given.get("output_type")
         if kind == "latent" and self.output_filter is not None:
             raise ValueError(

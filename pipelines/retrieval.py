@@ -134,9 +134,7 @@ class RetrievalPipeline(Around):
             ValueError: an argument that image-to-image does not take, or ``return_dict=False``, which could not say
                 what was used.
         """
-        call = self.__signature__.bind(*args, **kwargs)
-        given = {**call.arguments, **call.arguments.get("kwargs", {})}
-        given.pop("kwargs", None)
+        given = self.named(*args, **kwargs)
         if given.get("return_dict", True) is False:
             raise ValueError("the answer says which entries were used; got return_dict=False; leave it out")
         text = given.get("prompt")

@@ -298,9 +298,7 @@ def test_a_request_reads_one_state_and_ends_when_what_it_draws_from_is_withdrawn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [pytest.param({"strength": 0.8}, marks=pytest.mark.slow), {"strength": None, "attention": 4.0}]
-)
+@pytest.mark.parametrize("options", [{"strength": 0.8}, {"strength": None, "attention": 4.0}])
 def test_threads_that_draw_at_once_draw_what_they_draw_alone(pipe, around, options):
     drawing = around(pipe, **options)
     jobs = [(FOUND, 4), ("a blue thing 1 " * 40, 6), (OTHER, 5), ("a blue thing 1", 4), ("a ninja and a wizard", 7)]
