@@ -5,6 +5,7 @@ python docs/methods.py comparison "erasure compare --suite superhero -m uce -m e
 erasure compare --targets 5 -m uce -m rece --out targets
 python docs/methods.py targets "erasure compare --targets 5 -m uce -m rece"  # several targets: a block of their own
 python docs/methods.py targets "..." more docs/results                       # run in parts: methods with every target
+python docs/methods.py runs/shapes                                           # the second base: studies/second_base.py
 python docs/methods.py                   # the sections, and the picture from docs/results/comparison.json
 """
 
@@ -16,7 +17,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method
 from erasure.methods.finetune import FineTune
+from studies.second_base import TARGETS as SHAPES
 
 PAGE = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "comparison.png"
 RESULTS = ROOT / "docs" / "results" / "comparison.json"
 TARGETS = RESULTS.with_name("comparison-targets.json")
+SECOND = RESULTS.with_name("comparison-second-base.json")
 ALT = "a row for each method: how often the target, its neighbours and unrelated things are drawn as asked"
 # Licences of the official code. Ours is written from the papers; no line is copied.
 LICENCES = {
@@ -115,6 +118,28 @@ def over_targets(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join([table(over), MEANS_NOTE, each, "\n".join(under)])
 
 
+def on_both_bases(rows: Sequence[dict[str, Any]]) -> str:
+    """The second base beside Emoji World: five targets where a method was run on them, else the superhero."""
+    second = means([line_of(row) for row in rows])
+    five = {line.label: line for line in means([line_of(row) for row in rows_in(TARGETS)])}
+    world = {**{line.label: line for line in map(line_of, rows_in(RESULTS))}, **five}
+    lines = ["| method | shapes | Emoji World | on |", "|---|---|---|---|"]
+    lines.append(
+        f"| base | {_three([second[0].before[g] for g in GROUPS])} | {_three(_base(five.values()))} | 5 targets |"
+    )
+    for line in ranked(second):
+        other = world.get(line.method)
+        there = "" if other is None else _three([other.rates[group].value for group in GROUPS])
+        cells = [f"`{line.method}`", _three([line.rates[group].value for group in GROUPS]), there]
+        lines.append(f"| {' | '.join([*cells, '' if other is None else other.suite])} |")
+    return "\n".join(lines)
+
+
+def _base(lines: Iterable[Line]) -> list[float]:
+    """What the base draws, of the first line that says it."""
+    return next([line.before[group] for group in GROUPS] for line in lines if line.before)
+
+
 def _three(rates: Sequence[float]) -> str:
     return " / ".join(f"{100 * rate:.0f}" for rate in rates)
 
@@ -123,7 +148,11 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
     text = PAGE.read_text("utf-8")
     files = [Path(one) / "comparison.json" for one in (folder, *more) if one is not None]
     rows = [row for file in files for row in rows_in(file)]
-    if folder is not None and len({row["suite"] for row in rows}) > 1:
+    suites = {row["suite"] for row in rows}
+    if suites & SHAPES.keys():
+        shutil.copyfile(files[0], SECOND)
+        text = replace_block(text, "second base", on_both_bases(rows))
+    elif folder is not None and len(suites) > 1:
         chosen = of_each_target(rows)
         TARGETS.write_text(json.dumps(chosen, indent=1) + "\n", "utf-8")
         text = replace_block(text, "targets", f"```\n{command}\n```\n\n{over_targets(chosen)}")

@@ -37,8 +37,8 @@ FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "constru
 
 
 @pytest.fixture(scope="module")
-def context():
-    return tiny_context()
+def context(tmp_path_factory):
+    return dataclasses.replace(tiny_context(), cache_dir=tmp_path_factory.mktemp("pictures"))  # drawn once for all
 
 
 def run(context, out=None, **changes):
@@ -50,6 +50,7 @@ def run(context, out=None, **changes):
         "material": context.material,
         "probes": FEW,
         "out": out,
+        "cache_dir": context.cache_dir,
         "progress": False,
     }
     return assess(context.pipe, erased, changes.pop("suite", SUITE), **{**given, **changes})

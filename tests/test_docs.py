@@ -112,7 +112,14 @@ def parts(page: Path) -> Iterator[tuple[str, str]]:
         yield ("command", line) if line else ("python", setup or code)
 
 
-@pytest.mark.parametrize("page", first(HOW_TO, *(page for page in HOW_TO if page.stem != "hub")), ids=id_of)
+LONG = {"hub", "artist-sdxl", "single-file", "other-pipelines", "serving", "artefact"}
+
+
+def quick(pages: list[Path]) -> list[Any]:
+    return first(pages, *(page for page in pages if page.stem not in LONG))
+
+
+@pytest.mark.parametrize("page", quick(HOW_TO), ids=id_of)
 @pytest.mark.filterwarnings("ignore")
 def test_a_how_to_works_as_it_is_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -127,7 +134,7 @@ def test_a_how_to_works_as_it_is_written(page, tmp_path, monkeypatch):
             assert result.exit_code == 0, f"{what}\n{result.output}\n{result.exception!r}"
 
 
-@pytest.mark.parametrize("page", PYTHON, ids=id_of)
+@pytest.mark.parametrize("page", quick(PYTHON), ids=id_of)
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -204,7 +204,7 @@ def test_the_guide_is_reached_and_what_is_kept_stays(models, name):
         assert ((stayed - kept) @ w.T).norm() <= 0.05 * (kept @ w.T).norm()
 
 
-@SOME
+@pytest.mark.parametrize("name", first(EVERY, "sdxl", "sd3", "flux", "qwen-image"))
 def test_applied_attached_fused_and_removed(name, tmp_path):
     pipe = build(name)
     model = backbone(pipe, name)

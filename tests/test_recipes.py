@@ -420,6 +420,7 @@ def hub(monkeypatch, tmp_path):
     return pushed, down, tmp_path / "hub"
 
 
+@pytest.mark.slow
 def test_finished_cells_are_pushed_once_and_privately_with_their_card(judged, hub, monkeypatch):
     pushed, _, folder = hub
     plan = judged(push='"me/{concept}-{method}-{preset}"')

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.slow import first
 from tests.text_readers import denoiser_call, denoiser_calls, text_readers
 from tests.tiny import identical, weights
 from tests.tiny_cross import CROSS, RELATIVES, call, tiny_cross
@@ -17,7 +16,8 @@ from tests.tiny_relatives import dual_cross_attention
 from tests.tiny_words import bert_tokenizer, chatglm_tokenizer, gemma_tokenizer, glm_tokenizer
 
 ALL = [*CROSS, *RELATIVES]
-FEW = pytest.mark.parametrize("name", first(ALL, "pixart-sigma", "sana", "lumina2", "cogview4", "kolors"))
+pytestmark = pytest.mark.slow  # they are about the stand-ins of other tests, which change with diffusers alone
+EVERY = pytest.mark.parametrize("name", ALL)
 LONG = "the cat in the style of van gogh, spiderman, batman and a photo of a ninja"
 
 SPATIAL = r".*\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_[kv]"
@@ -51,7 +51,7 @@ def draw(pipe: Any, name: str, prompt: str | list[str] | None = "a superhero", *
     return latents if torch.is_tensor(latents) else torch.stack(list(latents))
 
 
-@FEW
+@EVERY
 def test_draws(name: str) -> None:
     pipe = tiny_cross(name)
     for dtype in (torch.float32, torch.bfloat16):
@@ -63,7 +63,7 @@ def test_draws(name: str) -> None:
     assert torch.equal(pictures[1], pictures[2]) != name.startswith("lcm")
 
 
-@FEW
+@EVERY
 def test_a_seed_decides_every_weight_and_the_prompt_changes_the_picture(name: str) -> None:
     pipe, again, other = tiny_cross(name), tiny_cross(name), tiny_cross(name, seed=1)
     assert identical(weights(pipe), weights(again))
@@ -72,7 +72,7 @@ def test_a_seed_decides_every_weight_and_the_prompt_changes_the_picture(name: st
     assert not torch.equal(draw(pipe, name), draw(pipe, name, "the cat in the style of van gogh"))
 
 
-@pytest.mark.parametrize("name", ALL)
+@EVERY
 def test_text_enters_where_the_original_has_it(name: str) -> None:
     model, arguments = denoiser_call(tiny_cross(name), **call(name))
     readers = text_readers(model, arguments)

@@ -33,8 +33,8 @@ def compare_erasures(a: Erasure, b: Erasure) -> dict[str, Any]:
     """
     if a.kind != b.kind:
         raise ValueError(
-            f"{a.name!r} is of kind {a.kind} and {b.name!r} of kind {b.kind}; export both as whole UNets and compare "
-            "those"
+            f"{a.name!r} is of kind {a.kind} and {b.name!r} of kind {b.kind}, which cannot be compared without their "
+            "base; compare what they draw: erasure evaluate --erasure A --erasure B"
         )
     parts = _products(a), _products(b)
     sites = {site: _apart(*(_three(*(p.get(site) for p in parts)))) for site in {**parts[0], **parts[1]}}

@@ -129,7 +129,7 @@ def _of_delta(edit: Erasure, backbone: Backbone, rank: int | None) -> tuple[Pair
             flat[module] = delta.double().flatten(1)
         elif delta.any() and rank is None:
             raise ValueError(
-                f"a LoRA cannot change {name}; export the whole UNet, or leave it out with rank= (the error is noted)"
+                f"a LoRA cannot change {name}; export the whole model, or leave it out with rank= (the error is noted)"
             )
         else:
             lost += float(delta.double().square().sum())
@@ -140,7 +140,7 @@ def _of_delta(edit: Erasure, backbone: Backbone, rank: int | None) -> tuple[Pair
         if n * (rows + columns) > rows * columns:
             raise ValueError(
                 f"the change of {module} has rank {n} of {min(rows, columns)}: a LoRA of it would be larger than the "
-                "difference itself; export the whole UNet, or give rank= for an approximation (its error is noted)"
+                "difference itself; export the whole model, or give rank= for an approximation (its error is noted)"
             )
     n = rank or max(needed.values(), default=1)
     pairs = {}

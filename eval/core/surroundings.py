@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import transformers
@@ -162,8 +163,8 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[Same, dict[str, Same
 
 def _tensor_classes(layer: nn.Module) -> dict[str, Same]:
     """The classes of a layer's tensors that are of no usual one: such a class has its own code for every operation."""
-    own = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
-    return {name: Same(type(tensor)) for name, tensor in own if type(tensor) not in (nn.Parameter, Tensor)}
+    own = (*vars(layer)["_parameters"].items(), *vars(layer)["_buffers"].items())
+    return {name: Same(type(tensor)) for name, tensor in own if type(tensor) not in (nn.Parameter, Tensor, NoneType)}
 
 
 def _everywhere() -> tuple[tuple[str, Same], ...]:
@@ -212,11 +213,12 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in module.named_modules():
         for key, value in vars(layer).items():
             if isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
-                yield f"{name}.{key}".removeprefix("."), _text(value)
+                yield f"{name}.{key}".removeprefix("."), repr(value)
     if isinstance(module, transformers.PreTrainedModel):
         yield "config", _text({k: v for k, v in module.config.to_dict().items() if not k.startswith("_")})
-    stored = module.state_dict(keep_vars=True).keys()
-    for name, buffer in module.named_buffers():
+    buffers = dict(module.named_buffers())
+    stored = module.state_dict(keep_vars=True).keys() if buffers else ()
+    for name, buffer in buffers.items():
         if name not in stored and buffer.numel() <= LARGEST and not buffer.is_meta:
             yield name, io.blake2b(io.tensor_bytes(name, buffer), size=16)
 
