@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -433,6 +434,16 @@ def test_the_command_line_runs_a_recipe_says_how_far_it_is_and_collects(recipe, 
     assert wrong.exit_code == 2 and "Did you mean 'status'" in wrong.output
     schema = json.loads(call(app, ["batch", "schema"]).output)
     assert {"out", "concepts", "methods"} <= set(schema["properties"])
+
+
+def test_cells_of_several_bases_say_which_is_theirs(recipe, tmp_path):
+    recipe()
+    path = tmp_path / "recipe.yaml"
+    one = CliRunner().invoke(app, ["batch", "status", str(path)], env={"COLUMNS": "400"}).output
+    assert "base" not in one.splitlines()[1]
+    path.write_text(re.sub(r"bases: .*", f"bases: [{tmp_path / 'base'}, emoji-world]", path.read_text()))
+    both = CliRunner().invoke(app, ["batch", "status", str(path)], env={"COLUMNS": "400"}).output
+    assert both.count("emoji-world") == both.count(str(tmp_path / "base")) == 4
 
 
 def test_a_full_disk_stops_the_run(recipe, monkeypatch):

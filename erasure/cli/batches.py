@@ -162,12 +162,15 @@ def _in_order(plan: Any, found: Iterable[Any]) -> list[Any]:
 
 def _print_states(found: Iterable[Any]) -> None:
     """A row for every cell, as far as they fit on a screen or two, and how many are in each state."""
-    table, count = PlainTable("cell", "state", "seconds", "note"), Counter[str]()
+    found, count = list(found), Counter[str]()
+    bases = ("base",) if len({row.cell.base for row in found}) > 1 else ()
+    table = PlainTable("cell", *bases, "state", "seconds", "note")
     for row in found:
         count[row.state] += 1
         if sum(count.values()) <= MOST or row.state in ("failed", "damaged"):
             shown = ", ".join(f"{group} {100 * rate:.0f} %" for group, rate in row.rates.items())
-            table.add_row(row.cell.key, row.state, f"{row.seconds:.0f}" if row.seconds else "", row.note or shown)
+            seconds = f"{row.seconds:.0f}" if row.seconds else ""
+            table.add_row(row.cell.key, *([row.cell.base] if bases else []), row.state, seconds, row.note or shown)
     console.print(table)
     say(", ".join(f"{number} {state}" for state, number in count.items()))
 
