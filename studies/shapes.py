@@ -90,14 +90,20 @@ SHAPES: dict[str, Points] = {
 TURNED = 0.18  # radians that a shape may be turned either way
 
 
-def draw(rng: np.random.Generator, shape: str | None, colour: str, ground: str, size: str) -> Image.Image:
-    """A picture ``SIDE`` pixels wide; without a shape the ground alone."""
+def draw(
+    rng: np.random.Generator, shape: str | None, colour: str, ground: str, size: str, *, play: float = 1.0
+) -> Image.Image:
+    """A picture ``SIDE`` pixels wide; without a shape the ground alone.
+
+    Args:
+        play: share of the room there is in which the shape may lie, and of the angle by which it may be turned.
+    """
     wide = SIDE * FINER
     picture = Image.new("RGB", (wide, wide), GROUNDS[ground])
     if shape is not None:
         radius = wide / 2 * rng.uniform(*SIZES[size])
-        x, y = wide / 2 + (wide / 2 - radius) * rng.uniform(-0.9, 0.9, size=2)
-        turn = rng.uniform(-TURNED, TURNED)
+        x, y = wide / 2 + (wide / 2 - radius) * play * rng.uniform(-0.9, 0.9, size=2)
+        turn = play * rng.uniform(-TURNED, TURNED)
         sin, cos = math.sin(turn), math.cos(turn)
         pen = ImageDraw.Draw(picture)
 
@@ -135,7 +141,8 @@ def pixels(images: Sequence[Image.Image]) -> Tensor:
 
 WORDS = sorted({*SHAPES, *COLOURS, *GROUNDS, *SIZES, "a", "the", "drawing", "of", "on", "background", ","} - {""})
 LENGTH = 16
-STEPS = 4500  # of UNet and text encoder
+# UNet and text encoder: steps, and how much of its play a shape has, in place and turn. A steady one is learnt sooner.
+PHASES = {"first": (4500, 1.0), "second": (6000, 0.45)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -212,15 +219,32 @@ def train(out: Path) -> Path:
     if (final := out / "pipeline").exists():
         return final
     vae: Any = train_autoencoder(out).eval()
-    model, words, scheduler = new_model(), tokenizer(), noises()
-    rng = np.random.default_rng(2)
-    scenes = [scene(rng) for _ in range(20_000)]
-    with torch.no_grad():
-        parts = [pixels([draw(rng, *one) for one in scenes[i : i + 100]]) for i in range(0, len(scenes), 100)]
-        latents = torch.cat([vae.encode(x).latent_dist.mean for x in parts]) * vae.config.scaling_factor
+    model = new_model()
     model["unet"].set_attn_processor(AttnProcessor())  # the backward pass of fused attention is slow on CPUs
     model["text_encoder"].set_attn_implementation("eager")
-    training = plan(STEPS, batch=24, lr=1e-3)
+    for phase, (steps, play) in PHASES.items():
+        model = train_phase(out / phase, model, vae, plan(steps, batch=24, lr=1e-3), play)
+    train_classifier(out, vae)
+    pipe = StableDiffusionPipeline(
+        vae=vae, tokenizer=tokenizer(), scheduler=noises(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False, **model,
+    )  # fmt: skip
+    with writing_folder(final) as folder:
+        pipe.save_pretrained(folder)
+    return final
+
+
+def train_phase(folder: Path, model: dict[str, Any], vae: Any, training: Training, play: float) -> dict[str, Any]:
+    """UNet and text encoder together, on the error of v (Salimans and Ho 2022)."""
+    words, scheduler, rng = tokenizer(), noises(), np.random.default_rng(2)
+    for module in model.values():
+        module.requires_grad_(True).train()
+    scenes = [scene(rng) for _ in range(20_000)]
+    with torch.no_grad():
+        parts = [
+            pixels([draw(rng, *one, play=play) for one in scenes[i : i + 100]]) for i in range(0, len(scenes), 100)
+        ]
+        latents = torch.cat([vae.encode(x).latent_dist.mean for x in parts]) * vae.config.scaling_factor
 
     def loss(step: Draw) -> Tensor:
         rng = step.rng()
@@ -236,15 +260,7 @@ def train(out: Path) -> Path:
         predicted = model["unet"](noisy, t, model["text_encoder"](tokens).last_hidden_state).sample
         return (predicted - v).square().mean()
 
-    model = train_modules(model, loss, training=training, folder=out / "model")
-    train_classifier(out, vae)
-    pipe = StableDiffusionPipeline(
-        vae=vae, tokenizer=words, scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False, **model,
-    )  # fmt: skip
-    with writing_folder(final) as folder:
-        pipe.save_pretrained(folder)
-    return final
+    return train_modules(model, loss, training=training, folder=folder)
 
 
 # --- its classifier ---------------------------------------------------------------------------------------------------

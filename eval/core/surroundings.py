@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import torch
 import transformers
 from diffusers import ModelMixin
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ def code_of(pipe: Any) -> dict[str, Any]:
         },
         "classes": _code({type(layer) for module in parts.values() for layer in module.modules()}),
         "everywhere": _everywhere(),
+        "torch": _settings_of_torch(),
     }
 
 
@@ -103,6 +105,7 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     ]
     new = [one for one in after["everywhere"] if one not in before["everywhere"]]
     found += [f"{what} stands on everything that PyTorch runs" for what, _ in new]
+    found += [f"PyTorch's {key} is another" for key, value in after["torch"].items() if before["torch"][key] != value]
     return list(dict.fromkeys(found))
 
 
@@ -172,6 +175,18 @@ def _everywhere() -> tuple[tuple[str, Same], ...]:
     hooks = [hook for key in HOOKS for hook in getattr(nn.modules.module, f"_global{key}").values()]
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     return (*(("a hook", Same(hook)) for hook in hooks), *(("a mode", Same(mode)) for mode in modes))
+
+
+def _settings_of_torch() -> dict[str, Any]:
+    """What is set for everything that PyTorch computes: with gradients off, for example, no attack could learn."""
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "computing of gradients": torch.is_grad_enabled(),
+        "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
+        "precision of matrix products": torch.get_float32_matmul_precision(),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def _callables(thing: Any) -> dict[str, Same]:

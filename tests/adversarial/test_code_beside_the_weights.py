@@ -164,6 +164,17 @@ def freeu(pipe):
     return lambda: [vars(block).pop(key) for block in pipe.unet.up_blocks for key in ("s1", "s2", "b1", "b2")]
 
 
+def gradients_off(pipe):
+    torch.set_grad_enabled(False)
+    return lambda: torch.set_grad_enabled(True)
+
+
+def coarse_products(pipe):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    return lambda: torch.set_float32_matmul_precision(before)
+
+
 def other_end_of_a_prompt(pipe):
     return put(pipe.text_encoder.config, "eos_token_id", 5)
 
@@ -174,7 +185,7 @@ def other_end_of_a_prompt(pipe):
         hook, hook_inside, hook_on_the_decoder, hook_on_the_encoder, other_forward, other_class,
         other_method_of_the_class, other_processor, other_scale_of_latents, dropout, other_positions, parametrised,
         hook_on_every_module, mode, other_class_of_a_weight, attention_scaled, dropout_in_one_layer, freeu,
-        other_end_of_a_prompt,
+        other_end_of_a_prompt, gradients_off, coarse_products,
     ],
 )  # fmt: skip
 def test_what_stands_beside_an_edit_is_no_removal(do):
@@ -300,7 +311,27 @@ def breaks_the_scheduler(pipe):
     return lambda: (undo(), other_noise(pipe))
 
 
-@pytest.mark.parametrize("do", [leaves_a_hook, leaves_training, breaks_the_scheduler])
+def leaves_gradients_off(pipe):
+    gradients_off(pipe)
+    return small_edit(pipe)
+
+
+def leaves_another_dtype(pipe):
+    torch.set_default_dtype(torch.float64)
+    return small_edit(pipe)
+
+
+@pytest.fixture
+def torch_as_it_was():
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize(
+    "do", [leaves_a_hook, leaves_training, breaks_the_scheduler, leaves_gradients_off, leaves_another_dtype]
+)
 def test_what_is_left_behind_would_be_drawn_into_the_others(do):
     with pytest.raises(RuntimeError, match="did not give the pipeline back: .* after remove"):
         with opened(tiny_context().pipe, Cheat(do)):
