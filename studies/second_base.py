@@ -1,9 +1,9 @@
 """Do the defaults that were chosen on Emoji World hold on another base?
 
-    python -m studies.shapes runs/shapes                        # train the other base: an hour of one core; resumes
     python -m studies.second_base runs/shapes                   # every method of METHODS, on three targets; resumes
     python -m studies.second_base runs/shapes uce esd           # some of them; the table has all that were ever run
     python docs/methods.py runs/shapes                          # the table in docs/methods.md
+    python -m studies.shapes runs/shapes                        # before it: train the base afresh, in place of MODEL
 
 Every method makes its erasure with its ``recommended`` settings, which nobody has fitted to this base (:mod:`shapes`).
 The classifier of the shapes judges, as for ``erasure compare`` on Emoji World: the target by its name, its neighbours,
@@ -46,6 +46,7 @@ TEMPLATES = (
     "{} on a beige background",
 )  # fmt: skip
 LIMIT, PICTURES = 18, 2
+MODEL = Path(__file__).with_name("shapes-model")  # the base, trained by studies/shapes.py
 
 
 def suite_of(target: str) -> Suite:
@@ -66,14 +67,14 @@ def suite_of(target: str) -> Suite:
     )
 
 
-def line_of(pipe: Any, method: str, target: str, folder: Path) -> Line:
+def line_of(pipe: Any, judge: Judge, method: str, target: str, folder: Path) -> Line:
     """One method on one target, erased and judged."""
     suite = suite_of(target)
     with counted(backbone_of(pipe)) as cost:
         edit = erasure.erase(pipe, suite.concepts, method, keep=suite.kept, apply=False, name=method, progress=False)
     edit.save_pretrained(folder / "erasure")
     found = evaluate(
-        pipe, {method: edit}, suite, detectors=[Judge(folder.parents[2] / "classifier.pt")], extractors=(),
+        pipe, {method: edit}, suite, detectors=[judge], extractors=(),
         limit=LIMIT, cache_dir=folder.parents[1] / "cache", progress=False,
     )  # fmt: skip
     figures = [dataclasses.asdict(row) for row in found.evaluation.rows() if row.arm == method]
@@ -93,12 +94,13 @@ def lines_in(out: Path) -> list[Line]:
 
 def main(folder: str, *methods: str) -> None:
     out = Path(folder)
-    pipe = DiffusionPipeline.from_pretrained(out / "pipeline")
+    base = out if (out / "pipeline").exists() else MODEL
+    pipe, judge = DiffusionPipeline.from_pretrained(base / "pipeline"), Judge(base / "classifier.pt")
     pipe.set_progress_bar_config(disable=True)
     for method, target in itertools.product(methods or METHODS, TARGETS):
         cell = out / "cells" / method / target
         if not (cell / "line.json").exists():
-            write_json(cell / "line.json", dataclasses.asdict(line_of(pipe, method, target, cell)))
+            write_json(cell / "line.json", dataclasses.asdict(line_of(pipe, judge, method, target, cell)))
     lines = lines_in(out)
     write_json(out / "comparison.json", [dataclasses.asdict(line) for line in lines])
     print(table([*lines, *means(lines)]))

@@ -1,6 +1,6 @@
 """Shapes: a second small text-to-image model, to see whether what was chosen on Emoji World holds elsewhere.
 
-    python -m studies.shapes runs/shapes     # an hour of one core; resumes
+    python -m studies.shapes runs/shapes     # two hours of one core; resumes
 
 It has nothing of Emoji World: drawn shapes in place of emoji, a vocabulary of whole words in place of byte pairs,
 prediction of v in place of noise, Euler's sampler in place of UniPC, latents of 8 x 8 in place of 16 x 16. A word that
@@ -224,10 +224,11 @@ def train(out: Path) -> Path:
     model["text_encoder"].set_attn_implementation("eager")
     for phase, (steps, play) in PHASES.items():
         model = train_phase(out / phase, model, vae, plan(steps, batch=24, lr=1e-3), play)
-    train_classifier(out, vae)
-    pipe = StableDiffusionPipeline(
-        vae=vae, tokenizer=tokenizer(), scheduler=noises(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False, **model,
+    if not (out / "classifier.pt").exists():  # a training that is resumed at its end has no running means
+        train_classifier(out, vae)
+    pipe = StableDiffusionPipeline(  # files of half the size; the text encoder is opened in the precision of its file
+        vae=vae.half(), unet=model["unet"].half(), text_encoder=model["text_encoder"], tokenizer=tokenizer(),
+        scheduler=noises(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     with writing_folder(final) as folder:
         pipe.save_pretrained(folder)
