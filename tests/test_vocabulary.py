@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
-from erasure import Concept
+from erasure import Concept, erase
 from erasure.backbone import backbone_of
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.closed_form import EVERYDAY, ClosedForm
 from erasure.methods.vocabulary import vocabulary, words_of
+from studies.second_base import MODEL
 from tests.every import EVERY, build
 from tests.slow import first
 from tests.tiny import identical, make, tiny
@@ -26,6 +28,19 @@ def test_whole_words_are_known_by_their_marks():
     pieces |= {"▁": 9, "ing": 10, "Ġcat": 11, "": 12}
     assert words_of(pieces) == {"river": 3, "tree": 4, "cat": 5}
     assert list(words_of(pieces)) == ["river", "tree", "cat"]  # by their ids
+
+
+def test_a_vocabulary_without_marks_is_one_of_words():
+    assert words_of({"[UNK]": 0, "cat": 1, "##ing": 2, "river": 3, "of": 4}) == {"cat": 1, "river": 3}
+
+
+def test_words_of_the_vocabulary_stand_in_for_everyday_nouns_that_are_unknown():
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL / "pipeline")  # whole words, and two everyday nouns among them
+    edit = erase(pipe, "star", "uce", keep=["heart"], apply=False)
+    assert {"circle", "arrow", "red"} <= {*edit.config["keep_everyday"]} and not {"cat", "star"} & {
+        *edit.config["keep_everyday"]
+    }
+    assert not {*erase(tiny("sd1"), "star", "uce", keep=["heart"], apply=False).config["keep_everyday"]} - {*EVERYDAY}
 
 
 @pytest.mark.slow

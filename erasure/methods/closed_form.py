@@ -26,7 +26,7 @@ from erasure.methods.gram import Gram
 from erasure.methods.gram_cache import gram_with
 from erasure.methods.quick_report import quick_report
 from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
-from erasure.methods.vocabulary import vocabulary
+from erasure.methods.vocabulary import known, vocabulary
 from erasure.wording import same, with_article
 
 TokenSpan = Literal["last_subject", "eos", "tail", "subject_to_end", "content_to_end", "content", "all"]
@@ -105,7 +105,8 @@ class ClosedForm(Method):
         synonyms: edit the concept's synonyms as well as its name.
         keep_span: which tokens of a kept prompt must not change; ``all`` is the safest.
         keep_everyday: keep ninety everyday nouns (``EVERYDAY``) beside the keep list, so that the edit of padding
-            tokens does not reach what nobody thought to name.
+            tokens does not reach what nobody thought to name. Words of the vocabulary stand in for those that the
+            tokenizer does not know.
         keep_vocabulary: how many words of the tokenizer's own vocabulary to keep beside those
             (:func:`erasure.methods.vocabulary.vocabulary`), on any base; 0 for none. Raise it where unlisted things
             suffer, or where the model does not know the everyday nouns.
@@ -308,11 +309,16 @@ class ClosedForm(Method):
         return parts
 
     def everyday(self, backbone: Backbone, concepts: Sequence[Concept]) -> list[str]:
-        """What is kept for everything else: the everyday nouns that name no target, and words of the vocabulary."""
+        """What is kept for everything else: the everyday nouns that name no target, and words of the vocabulary.
+
+        For nouns that the tokenizer does not know, as many words of its vocabulary stand in.
+        """
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
         nouns = [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
-        words = vocabulary(backbone, concepts, self.keep_vocabulary) if self.keep_vocabulary else []
-        return list(dict.fromkeys([*nouns, *words]))
+        heard = known(backbone, nouns)
+        count = self.keep_vocabulary or len(nouns) - len(heard)
+        words = vocabulary(backbone, concepts, count) if count else []
+        return list(dict.fromkeys([*heard, *words]))
 
     def gram(self, backbone: Backbone, prompts: Sequence[str], space: Space) -> Gram:
         """The Gram of prompts to keep. The everyday nouns among them are encoded once for a text encoder, not again."""

@@ -18,6 +18,7 @@ from erasure.backbone import Backbone
 from erasure.concept import Concept
 from erasure.wording import naming
 
+MARKS = ("▁", "Ġ")  # in front of a word
 SHORTEST = 3  # letters of a word
 TYPICAL = (0.5, 2.0)  # embedding norms, in units of their median: pieces that no text trained keep what they began with
 NEAR = 0.01  # share of the words nearest to targets and anchors that is left out
@@ -27,11 +28,13 @@ def words_of(pieces: dict[str, int]) -> dict[str, int]:
     """The whole words of a vocabulary by their ids, in the order of these, which is that of frequency in most.
 
     A word is lower-case ASCII letters with its tokenizer's mark: ``</w>`` behind it (CLIP), ``▁`` (SentencePiece) or
-    ``Ġ`` (byte-level) in front of it.
+    ``Ġ`` (byte-level) in front of it. In a vocabulary without such marks it has none (whole words, WordPiece).
     """
     found: dict[str, int] = {}
+    marked = any(piece.endswith("</w>") or piece[:1] in MARKS for piece in pieces)
     for piece, token in sorted(pieces.items(), key=lambda item: item[1]):
-        word = piece.removesuffix("</w>") if piece.endswith("</w>") else piece[1:] if piece[:1] in ("▁", "Ġ") else ""
+        word = piece.removesuffix("</w>") if piece.endswith("</w>") else piece[1:] if piece[:1] in MARKS else ""
+        word = word if marked else piece
         if len(word) >= SHORTEST and word.isascii() and word.isalpha() and word.islower():
             found.setdefault(word, token)
     return found
@@ -59,6 +62,16 @@ def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[
     raise ValueError(f"the vocabulary of the {names} has no words that could be kept; leave keep_vocabulary at 0")
 
 
+def known(backbone: Backbone, texts: list[str]) -> list[str]:
+    """The texts that a tokenizer of the model can read without its unknown word, which stands for all that it lacks."""
+    read: set[str] = set()
+    for tokenizer, _ in backbone.tokenizers().values() if texts else ():
+        for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+            if tokenizer.unk_token_id not in ids:
+                read.add(text)
+    return [text for text in texts if text in read]
+
+
 def _by_distance(tokenizer: Any, table: Tensor, concepts: list[Concept]) -> list[str]:
     """The words of a tokenizer that may be kept, the nearest to targets and anchors first."""
     phrases = [phrase for concept in concepts for phrase in concept.phrases]
@@ -79,4 +92,4 @@ def _by_distance(tokenizer: Any, table: Tensor, concepts: list[Concept]) -> list
     return [every[i] for i in order[int(NEAR * len(order)) :]]
 
 
-__all__ = ["vocabulary", "words_of"]
+__all__ = ["known", "vocabulary", "words_of"]
