@@ -317,7 +317,12 @@ class ClosedForm(Method):
         nouns = [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
         heard = known(backbone, nouns)
         count = self.keep_vocabulary or len(nouns) - len(heard)
-        words = vocabulary(backbone, concepts, count) if count else []
+        try:
+            words = vocabulary(backbone, concepts, count) if count else []
+        except ValueError:  # no tokenizer has words: that is an error where somebody asked for them
+            if self.keep_vocabulary:
+                raise
+            words = []
         return list(dict.fromkeys([*heard, *words]))
 
     def gram(self, backbone: Backbone, prompts: Sequence[str], space: Space) -> Gram:
