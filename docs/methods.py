@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,21 +123,18 @@ def on_both_bases(rows: Sequence[dict[str, Any]]) -> str:
     second = means([line_of(row) for row in rows])
     five = {line.label: line for line in means([line_of(row) for row in rows_in(TARGETS)])}
     world = {**{line.label: line for line in map(line_of, rows_in(RESULTS))}, **five}
-    lines = ["| method | shapes | Emoji World | on |", "|---|---|---|---|"]
-    lines.append(
-        f"| base | {_three([second[0].before[g] for g in GROUPS])} | {_three(_base(five.values()))} | 5 targets |"
-    )
+    bases = [_three([line.before[group] for group in GROUPS]) for line in (second[0], next(iter(five.values())))]
+    lines = [
+        "| method | shapes | Emoji World | on |",
+        "|---|---|---|---|",
+        f"| base | {' | '.join(bases)} | 5 targets |",
+    ]
     for line in ranked(second):
         other = world.get(line.method)
         there = "" if other is None else _three([other.rates[group].value for group in GROUPS])
         cells = [f"`{line.method}`", _three([line.rates[group].value for group in GROUPS]), there]
         lines.append(f"| {' | '.join([*cells, '' if other is None else other.suite])} |")
     return "\n".join(lines)
-
-
-def _base(lines: Iterable[Line]) -> list[float]:
-    """What the base draws, of the first line that says it."""
-    return next([line.before[group] for group in GROUPS] for line in lines if line.before)
 
 
 def _three(rates: Sequence[float]) -> str:

@@ -81,10 +81,7 @@ def line_of(pipe: Any, judge: Judge, method: str, target: str, folder: Path) -> 
     )  # fmt: skip
     figures = [dataclasses.asdict(row) for row in found.evaluation.rows() if row.arm == method]
     size = sum(file.stat().st_size for file in (folder / "erasure").glob("*.safetensors"))
-    return Line(
-        method, target, rates_of(figures), cost.passes, cost.seconds, size,
-        before=before_of(figures),
-    )  # fmt: skip
+    return Line(method, target, rates_of(figures), cost.passes, cost.seconds, size, before=before_of(figures))
 
 
 def lines_in(out: Path) -> list[Line]:

@@ -27,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from erasure.eval.detectors.base import NOTHING, DetectorCard
 from erasure.io import writing_folder
 from erasure.train import Draw, Training, train_modules
+from erasure.world.train import pixels
 
 SIDE, FINER = 32, 4  # pixels of a picture, and how many times finer it is drawn
 Points = list[tuple[float, float]]
@@ -130,11 +131,6 @@ def caption(rng: np.random.Generator, shape: str, colour: str, ground: str, size
     start = rng.choice(["a {}", "a {}", "a drawing of a {}", "{}", "the {}"])
     end = rng.choice(["", f" on a {ground} background", f" on {ground}", f", {ground} background"])
     return f"{start}{end}".format(noun)
-
-
-def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures as a float tensor ``(n, 3, h, w)`` in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
