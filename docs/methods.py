@@ -25,7 +25,7 @@ from figures import ROOT, replace_block  # beside this file
 
 from erasure.batch.comparison import MEANS_NOTE, table
 from erasure.batch.comparison import TARGETS as FIVE
-from erasure.batch.lines import GROUPS, Line, Rate, means, ranked
+from erasure.batch.lines import GROUPS, Line, means, ranked
 from erasure.batch.pictures import kept_out
 from erasure.methods import BUILT_IN, method_class
 from erasure.methods.base import Method
@@ -89,23 +89,18 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def line_of(row: dict[str, Any]) -> Line:
-    """A line of a ``comparison.json``, as far as tables and pictures of what is drawn go."""
-    return Line(**{**row, "rates": {g: Rate(**r) for g, r in row["rates"].items()}, "inside": {}, "rest": None})
-
-
 def of_each_target(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of single targets, of methods that have one for each; of two for one target, the first."""
     own: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        own.setdefault((line_of(row).label, row["suite"]), row)
+        own.setdefault((Line.read(row).label, row["suite"]), row)
     whole = [label for label in dict.fromkeys(label for label, _ in own) if all((label, t) in own for t in FIVE)]
     return [own[label, target] for target in FIVE for label in whole]
 
 
 def over_targets(rows: Sequence[dict[str, Any]]) -> str:
     """Means over targets, and under them each target by itself."""
-    lines = [line_of(row) for row in rows]
+    lines = [Line.read(row) for row in rows]
     own = {(line.label, line.suite): line for line in lines}
     before = {line.suite: line.before for line in lines if line.before}
     lines = [dataclasses.replace(line, before=before[line.suite]) for line in lines]
@@ -120,9 +115,9 @@ def over_targets(rows: Sequence[dict[str, Any]]) -> str:
 
 def on_both_bases(rows: Sequence[dict[str, Any]]) -> str:
     """The second base beside Emoji World: five targets where a method was run on them, else the superhero."""
-    second = means([line_of(row) for row in rows])
-    five = {line.label: line for line in means([line_of(row) for row in rows_in(TARGETS)])}
-    world = {**{line.label: line for line in map(line_of, rows_in(RESULTS))}, **five}
+    second = means([Line.read(row) for row in rows])
+    five = {line.label: line for line in means([Line.read(row) for row in rows_in(TARGETS)])}
+    world = {**{line.label: line for line in map(Line.read, rows_in(RESULTS))}, **five}
     bases = [_three([line.before[group] for group in GROUPS]) for line in (second[0], next(iter(five.values())))]
     lines = [
         "| method | shapes | Emoji World | on |",
@@ -165,7 +160,7 @@ def main(folder: str | None = None, command: str = "erasure compare --suite supe
                 f"\n\n[![a row for each method: what is still in the weights, and what else changed]({file})]({file})"
             )
         text = replace_block(text, "methods", f"```\n{command}\n```\n\n{picture}\n\n{made}")
-    kept_out([line_of(row) for row in rows_in(RESULTS)], PICTURE)
+    kept_out([Line.read(row) for row in rows_in(RESULTS)], PICTURE)
     text = replace_block(text, "methods list", "\n".join(section(name) for name in sorted(BUILT_IN)))
     PAGE.write_text(text, "utf-8")
 

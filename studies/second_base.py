@@ -25,7 +25,7 @@ import erasure
 from erasure.backbone import backbone_of
 from erasure.batch.comparison import table
 from erasure.batch.cost import counted
-from erasure.batch.lines import Line, Rate, before_of, means, rates_of
+from erasure.batch.lines import Line, before_of, means, rates_of
 from erasure.concept import Concept, Suite
 from erasure.eval.run.evaluate import evaluate
 from erasure.io import write_json
@@ -87,8 +87,7 @@ def line_of(pipe: Any, judge: Judge, method: str, target: str, folder: Path) -> 
 def lines_in(out: Path) -> list[Line]:
     """Everything that was run, in the order of methods and targets."""
     files = [out / "cells" / method / target / "line.json" for method in METHODS for target in TARGETS]
-    rows = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
-    return [Line(**{**row, "rates": {group: Rate(**rate) for group, rate in row["rates"].items()}}) for row in rows]
+    return [Line.read(json.loads(file.read_text("utf-8"))) for file in files if file.exists()]
 
 
 def main(folder: str, *methods: str) -> None:

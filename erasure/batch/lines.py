@@ -77,6 +77,12 @@ class Line:
         """The method with its preset."""
         return f"{self.method} {self.preset}".strip()
 
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Line:
+        """A line as ``comparison.json`` has it."""
+        read = {name: {key: Rate(**rate) for key, rate in row[name].items()} for name in ("rates", "inside")}
+        return cls(**{**row, **read, "rest": Rate(**row["rest"]) if row["rest"] else None})
+
 
 # --- what the cells came to -------------------------------------------------------------------------------------------
 

@@ -312,17 +312,18 @@ class ClosedForm(Method):
         """What is kept for everything else: the everyday nouns that name no target, and words of the vocabulary.
 
         For nouns that the tokenizer does not know, as many words of its vocabulary stand in.
+
+        Raises:
+            ValueError: ``keep_vocabulary`` asks for words, and no tokenizer has any.
         """
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
         nouns = [noun for noun in EVERYDAY if self.keep_everyday and not any(same(noun, phrase) for phrase in phrases)]
         heard = known(backbone, nouns)
         count = self.keep_vocabulary or len(nouns) - len(heard)
-        try:
-            words = vocabulary(backbone, concepts, count) if count else []
-        except ValueError:  # no tokenizer has words: that is an error where somebody asked for them
-            if self.keep_vocabulary:
-                raise
-            words = []
+        words = vocabulary(backbone, concepts, count) if count else []
+        if self.keep_vocabulary and not words:
+            names = " and the ".join(backbone.tokenizers())
+            raise ValueError(f"the vocabulary of the {names} has no words to keep; leave keep_vocabulary at 0")
         return list(dict.fromkeys([*heard, *words]))
 
     def gram(self, backbone: Backbone, prompts: Sequence[str], space: Space) -> Gram:

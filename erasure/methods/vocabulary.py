@@ -46,20 +46,17 @@ def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[
 
     Words that name a target or stand in one, and those whose embeddings lie nearest to targets and anchors, are left
     out: kept, they would hold on to it. So are pieces that were never trained as words, by their norms. Of the others
-    every k-th is taken in the order of distance. The same model and request give the same words.
-
-    Raises:
-        ValueError: no tokenizer has words in its vocabulary.
+    every k-th is taken in the order of distance. The same model and request give the same words; none where no
+    tokenizer has words in its vocabulary.
     """
-    concepts, tokenizers = list(concepts), backbone.tokenizers()
-    for name, (tokenizer, _) in tokenizers.items():
+    concepts = list(concepts)
+    for name, (tokenizer, _) in backbone.tokenizers().items():
         encoder = backbone.components[name.replace("tokenizer", "text_encoder")]
         table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
         if order := _by_distance(tokenizer, table, concepts):
             count = min(n, len(order))
             return [order[i * len(order) // count] for i in range(count)]
-    names = " and the ".join(tokenizers)
-    raise ValueError(f"the vocabulary of the {names} has no words that could be kept; leave keep_vocabulary at 0")
+    return []
 
 
 def known(backbone: Backbone, texts: list[str]) -> list[str]:
