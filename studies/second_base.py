@@ -2,6 +2,7 @@
 
     python -m studies.second_base runs/shapes                   # every method of METHODS, on three targets; resumes
     python -m studies.second_base runs/shapes uce esd           # some of them; the table has all that were ever run
+    python -m studies.second_base runs/held-out held-out uce    # on three targets that no setting was chosen by
     python docs/methods.py runs/shapes                          # the table in docs/methods.md
     python -m studies.shapes runs/shapes                        # before it: train the base afresh, in place of MODEL
 
@@ -35,12 +36,17 @@ METHODS = (
     "uce", "time", "rece", "speed", "mace-cfr", "double-projections", "cure", "sld", "negative-prompt", "safree",
     "adavd", "mace", "spm", "esd", "concept-ablation", "leco", "receler", "gloce", "eap", "age", "stereo",
     "adv-unlearn", "eraseflow", "random-label", "salun", "erasediff", "gradient-ascent", "forget-me-not",
-    "uce erase_scale=1 preserve_scale=5",
+    "uce max_drift=0", "rece max_drift=0", "uce max_drift=0 erase_scale=1 preserve_scale=5",
 )  # fmt: skip
 TARGETS = {  # each with the shape that is drawn instead, and its neighbours
     "star": ("circle", ("sun", "diamond", "triangle", "hexagon")),
     "heart": ("square", ("drop", "circle", "crescent", "diamond")),
     "arrow": ("cross", ("chevron", "bolt", "triangle", "bar")),
+}
+HELD_OUT = {  # of these nothing was known when ``max_drift`` of ``uce`` was chosen
+    "crescent": ("square", ("circle", "drop", "sun", "heart")),
+    "hexagon": ("cross", ("diamond", "triangle", "circle", "star")),
+    "bolt": ("bar", ("arrow", "chevron", "triangle", "diamond")),
 }
 TEMPLATES = (
     "{}", "a drawing of {}", "{} on a white background", "{}, black background", "{} on grey",
@@ -52,7 +58,7 @@ MODEL = Path(__file__).with_name("shapes-model")  # the base, trained by studies
 
 def suite_of(target: str) -> Suite:
     """The target among the other shapes: six of those that are no neighbours are judged, the rest is kept by name."""
-    anchor, neighbours = TARGETS[target]
+    anchor, neighbours = (TARGETS | HELD_OUT)[target]
     rest = [shape for shape in SHAPES if shape not in {target, anchor, *neighbours}]
     grounds = [f"a {ground} background" for ground in GROUNDS]
     return Suite(
@@ -86,7 +92,7 @@ def line_of(pipe: Any, judge: Judge, method: str, target: str, folder: Path) -> 
 
 def lines_in(out: Path) -> list[Line]:
     """Everything that was run, in the order of methods and targets."""
-    files = [out / "cells" / method / target / "line.json" for method in METHODS for target in TARGETS]
+    files = [out / "cells" / method / target / "line.json" for method in METHODS for target in TARGETS | HELD_OUT]
     return [Line.read(json.loads(file.read_text("utf-8"))) for file in files if file.exists()]
 
 
@@ -95,7 +101,10 @@ def main(folder: str, *methods: str) -> None:
     base = out if (out / "pipeline").exists() else MODEL
     pipe, judge = DiffusionPipeline.from_pretrained(base / "pipeline"), Judge(base / "classifier.pt")
     pipe.set_progress_bar_config(disable=True)
-    for method, target in itertools.product(methods or METHODS, TARGETS):
+    targets = TARGETS
+    if methods[:1] == ("held-out",):
+        targets, methods = HELD_OUT, methods[1:]
+    for method, target in itertools.product(methods or METHODS, targets):
         cell = out / "cells" / method / target
         if not (cell / "line.json").exists():
             write_json(cell / "line.json", dataclasses.asdict(line_of(pipe, judge, method, target, cell)))

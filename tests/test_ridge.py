@@ -15,7 +15,9 @@ from erasure.methods.ridge import (
     condensed,
     gathered,
     gram_root,
+    scales_within,
     solve,
+    weighted,
 )
 from tests.reference import ridge as reference
 
@@ -77,6 +79,34 @@ def test_a_system_without_a_ridge_gets_the_same_one_in_both_forms():
         dual = solve(Problem(x, y, rows, 0.0))
     assert relative(dual.matrix, primal.matrix) < 1e-6  # conditioned as 1e8
     assert relative(x @ dual.matrix.T, y) < 1e-6 and relative(k @ dual.matrix.T, k) < 1e-6
+
+
+# --- a weight that spares what is kept -------------------------------------------------------------------------------
+
+
+def drift(problem, probes):
+    moved = probes @ (solve(problem).matrix - torch.eye(probes.shape[1], dtype=probes.dtype)).T
+    return float(moved.norm() / (probes - probes.mean(dim=0)).norm())
+
+
+@pytest.mark.parametrize("kept", [15, 200], ids=["rows", "matrix"])
+def test_each_concept_has_the_weight_at_which_it_drifts_no_further_than_the_limit(kept):
+    x, y, probes = random(9, 48, seed=1), random(9, 48, seed=2), random(kept, 48, seed=3, scale=0.2)
+    problem = Problem(x, y, Kept.rows_of(probes), 0.5, 3.0, (4, 5))
+    alone = [Problem(x[i], y[i], problem.kept, 0.5, 3.0, (len(x[i]),)) for i in (slice(4), slice(4, 9))]
+    limit = sum(drift(one, probes) for one in alone) / 2  # one of the two exceeds it
+    scales = scales_within(problem, probes, limit)
+    assert sorted(scale < 3.0 for scale in scales) == [False, True]
+    for one, scale in zip(alone, scales, strict=True):
+        assert drift(one, probes) <= limit or drift(weighted(one, [scale]), probes) == pytest.approx(limit, rel=1e-6)
+    assert scales_within(problem, probes, 1e6) == [3.0, 3.0]
+
+
+def test_a_weight_in_the_rows_is_the_weight_of_the_regression():
+    x, y, k = random(6, 32, seed=1), random(6, 32, seed=2), Kept.rows_of(random(40, 32, seed=3))
+    lighter = weighted(Problem(x, y, k, 0.5, 3.0, (6,)), [0.7])
+    assert lighter.scales == (0.7,)
+    assert relative(solve(lighter).matrix, solve(Problem(x, y, k, 0.5, 0.7)).matrix) < 1e-12
 
 
 def test_the_dual_forms_no_matrix_of_the_width_squared():

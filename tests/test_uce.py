@@ -222,3 +222,14 @@ def test_everyday_nouns_are_kept_unless_they_are_the_target():
     edit = make(tiny_pipeline(), Concept("cat", synonyms=("castle",)), "uce", keep=["ninja"])
     assert "dog" in edit.config["keep_everyday"] and not {"cat", "castle"} & set(edit.config["keep_everyday"])
     assert make(tiny_pipeline(), "cat", "uce", preset="official-2025").config["keep_everyday"] == []
+
+
+def test_a_concept_that_moves_what_is_kept_too_far_weighs_less_and_the_report_says_how_much():
+    keep, concepts = ["a wizard", "the cat", "ninja"], [Concept("superhero"), Concept("castle", anchor="house")]
+    free, held = (make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=limit) for limit in (0.0, 0.02))
+    assert "erase_scales" not in free.config["report"]
+    scales = held.config["report"]["erase_scales"]
+    assert len(scales) == 2 and min(scales) < 3.0 >= max(scales)
+    moved = [edit.config["report"]["neighbours"]["moved"] for edit in (free, held)]
+    assert moved[1] < moved[0] / 2
+    assert "erase_scales" not in make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=1e6).config["report"]

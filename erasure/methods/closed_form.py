@@ -257,7 +257,8 @@ class ClosedForm(Method):
         concepts were not kept apart (:func:`~erasure.methods.ridge.gathered`).
         """
         problem = self.problem(backbone, concepts, keep, space)
-        return solve(problem).smallest(), problem
+        notes = {"erase_scales": list(problem.scales)} if problem.scales else {}
+        return dataclasses.replace(solve(problem).smallest(), notes=notes), problem
 
     def system(self, problem: Problem, space: Space) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The problem as :func:`erasure.resolve` reads it."""

@@ -54,8 +54,8 @@ def quick_report(
         "neighbours": list(keep) or [n for concept in concepts for n in concept.neighbours],
         "generic": [g for g in GENERIC if not any(same(g, p) for concept in concepts for p in concept.phrases)],
     }
-    written = {name: _written(backbone, several[:MOST]) for name, several in groups.items()}
-    x = {name: _embeddings(backbone, prompts, space) for name, prompts in written.items() if prompts}
+    prompts = {name: written(backbone, several[:MOST]) for name, several in groups.items()}
+    x = {name: _embeddings(backbone, texts, space) for name, texts in prompts.items() if texts}
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in x}
     changed = size = 0.0
     shared = solution.v.float().to(device)
@@ -86,7 +86,7 @@ def quick_report(
     return report
 
 
-def _written(backbone: Backbone, prompts: Sequence[str]) -> list[str]:
+def written(backbone: Backbone, prompts: Sequence[str]) -> list[str]:
     """Prompts with an article where it fits the text encoder; what does not fit at all is left out."""
     with_articles = [with_article(prompt) for prompt in prompts]
     fitting = set(backbone.fitting([*with_articles, *prompts]))
@@ -115,4 +115,4 @@ def _warn(report: Mapping[str, Any]) -> None:
             )
 
 
-__all__ = ["quick_report"]
+__all__ = ["MOST", "quick_report", "written"]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from erasure.artifact import DeltaErasure, Erasure
 from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, check_moved
-from erasure.methods.closed_form import joined
-from erasure.methods.ridge import Kept, cholesky, normal_matrix
+from erasure.methods.closed_form import joined, rows
+from erasure.methods.quick_report import MOST, written
+from erasure.methods.ridge import Kept, Problem, cholesky, normal_matrix, scales_within, weighted
 from erasure.methods.sentences import Sentences
+from erasure.methods.vocabulary import spaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,18 @@ class UCE(Sentences):
             made of the target, less its projection on what it made of the old prompt, both read as one long vector.
             That is no matrix common to all layers, so the result is stored as weight differences.
         style_anchor: where styles without an anchor are moved; the empty prompt by default.
+        max_drift: how far a concept's edit may move what is kept, in units of how far that is apart: of the end tokens
+            of up to 64 kept prompts, the distance moved by the distance from their mean
+            (:func:`~erasure.methods.ridge.scales_within`). Where it would be more, ``erase_scale`` is lowered for this
+            concept until it is not; ``report`` says to what. 0 for no limit. Lower it when neighbours suffer, raise it
+            when the target survives.
     """
 
     retain_empty: bool = False
     preserve_rule: Literal["fixed", "share"] = "fixed"
     technique: Literal["replace", "tensor"] = "replace"
     style_anchor: str = ""
+    max_drift: Annotated[float, Field(ge=0)] = 0.0
 
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds"
@@ -57,6 +66,7 @@ class UCE(Sentences):
             "keep_everyday": True,
             "expand_prompts": True,  # on Emoji World the concept survives in sentences about a style without them
             "erase_scale": 3.0,
+            "max_drift": 0.1,
         },
         "official-2025": {"style_anchor": "art"},
         "official-2025-flux": {"style_anchor": "art", "pooled": True},  # its FLUX script edits the pooled path as well
@@ -79,6 +89,15 @@ class UCE(Sentences):
         share = max(0.1, 1 / max(len(keep), 1)) if self.preserve_rule == "share" else 1.0
         return share * total
 
+    def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
+        """The ridge regression, with less weight for each concept that would move what is kept too far."""
+        problem = super().problem(backbone, concepts, keep, space)
+        if not (self.max_drift and keep and problem.concept_rows):
+            return problem
+        probes = torch.cat(rows(backbone, written(backbone, spaced(keep, MOST)), "eos", space))
+        scales = scales_within(problem, probes, self.max_drift)
+        return problem if min(scales) == problem.erase_scale else weighted(problem, scales)
+
     def leaves(self, denoiser: str) -> str | None:
         return "operator" if self.technique == "replace" else "delta"
 
@@ -94,14 +113,14 @@ class UCE(Sentences):
     def _projected(self, backbone: Backbone, request: Request, config: Config) -> DeltaErasure:
         """``W' = W + a_e sum (V* - W X_e) X_e^T D^-1``, where ``V*`` is ``W Y_e`` less its projection on ``W X_e``."""
         pairs = [pair for concept in request.concepts for pair in self.pairs(backbone, concept)]
-        rows = [(x.cpu().double(), y.cpu().double()) for x, y in self.moved_rows(backbone, pairs, "hidden")]
+        moves = [(x.cpu().double(), y.cpu().double()) for x, y in self.moved_rows(backbone, pairs, "hidden")]
         kept = self.kept(backbone, [*request.keep, *self.everyday(backbone, request.concepts)], "hidden")
-        factor, _ = cholesky(normal_matrix(joined(rows)[0], kept, self.lamb, self.erase_scale))
+        factor, _ = cholesky(normal_matrix(joined(moves)[0], kept, self.lamb, self.erase_scale))
         deltas = {}
         for name, site in self.sites(backbone, "hidden").items():
             w = site.weight.cpu().double()
             moved = torch.zeros_like(w)
-            for x, y in rows:
+            for x, y in moves:
                 old, new = x @ w.T, y @ w.T
                 value = new - (new * old).sum() / (old * old).sum() * old
                 moved += self.erase_scale * (value - old).T @ x

@@ -7,7 +7,7 @@ vocabulary, and an embedding for each word of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,14 @@ def vocabulary(backbone: Backbone, concepts: Iterable[Concept], n: int) -> list[
         encoder = backbone.components[name.replace("tokenizer", "text_encoder")]
         table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
         if order := _by_distance(tokenizer, table, concepts):
-            count = min(n, len(order))
-            return [order[i * len(order) // count] for i in range(count)]
+            return spaced(order, n)
     return []
+
+
+def spaced(texts: Sequence[str], n: int) -> list[str]:
+    """``n`` of the texts at most, at equal distances in their order."""
+    count = min(n, len(texts))
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def known(backbone: Backbone, texts: list[str]) -> list[str]:
@@ -89,4 +94,4 @@ def _by_distance(tokenizer: Any, table: Tensor, concepts: list[Concept]) -> list
     return [every[i] for i in order[int(NEAR * len(order)) :]]
 
 
-__all__ = ["known", "vocabulary", "words_of"]
+__all__ = ["known", "spaced", "vocabulary", "words_of"]
