@@ -240,6 +240,17 @@ def solve(problem: Problem) -> Solution:
     Raises:
         ValueError: the rows do not pair up, a number is not finite, lambda is negative, or every row is zero.
     """
+    x, y, kept = _checked(problem)
+    if kept.low_rank and len(x) + len(kept.data) < kept.width:
+        v, condition = _dual(x, kept.data, problem.lamb, problem.erase_scale)
+    else:
+        factor, condition = cholesky(normal_matrix(x, kept, problem.lamb, problem.erase_scale))
+        v = problem.erase_scale * torch.cholesky_solve(x.T, factor)
+    return Solution((y - x).T, v, condition)
+
+
+def _checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
+    """Targets, anchors and what is kept, in float64 on the CPU, once they can be solved for."""
     x, y, kept = problem.targets.cpu().double(), problem.anchors.cpu().double(), Kept.of(problem.kept)
     if x.shape != y.shape or x.ndim != 2 or x.shape[1] != kept.width:
         raise ValueError(
@@ -250,12 +261,7 @@ def solve(problem: Problem) -> Solution:
         raise ValueError(f"lambda must not be negative; got {problem.lamb}; use 0.5, or more for a gentler edit")
     if bad := [name for name, t in (("targets", x), ("anchors", y), ("kept", kept.data)) if not t.isfinite().all()]:
         raise ValueError(f"{bad[0]} hold NaN or infinity; the text encoder overflowed; load it in float32")
-    if kept.low_rank and len(x) + len(kept.data) < kept.width:
-        v, condition = _dual(x, kept.data, problem.lamb, problem.erase_scale)
-    else:
-        factor, condition = cholesky(normal_matrix(x, kept, problem.lamb, problem.erase_scale))
-        v = problem.erase_scale * torch.cholesky_solve(x.T, factor)
-    return Solution((y - x).T, v, condition)
+    return x, y, kept
 
 
 def _dual(x: Tensor, kept: Tensor, lamb: float, erase_scale: float) -> tuple[Tensor, float]:
@@ -294,11 +300,14 @@ def scales_within(problem: Problem, probes: Tensor, limit: float) -> list[float]
         problem: its ``concept_rows`` say which rows are whose.
         probes: embeddings ``(m, d)`` of things that must stay apart.
         limit: of the drift.
+
+    Raises:
+        ValueError: as :func:`solve`.
     """
-    p = probes.cpu().double()
+    (x, y, kept), p = _checked(problem), probes.cpu().double()
     spread = float((p - p.mean(dim=0)).norm())
-    solved = _kept_inverse(problem, problem.targets.cpu().double())
-    parts = (t.cpu().double().split(list(problem.concept_rows)) for t in (problem.targets, problem.anchors, solved.T))
+    solved = _kept_inverse(kept, problem.lamb, x)
+    parts = (rows.split(list(problem.concept_rows)) for rows in (x, y, solved.T))
     most = problem.erase_scale
     return [_scale_within(x, y, own, p, most, limit * spread) for x, y, own in zip(*parts, strict=True)]
 
@@ -326,9 +335,8 @@ def _scale_within(x: Tensor, y: Tensor, solved: Tensor, p: Tensor, most: float, 
     return most * 2**low
 
 
-def _kept_inverse(problem: Problem, x: Tensor) -> Tensor:
+def _kept_inverse(kept: Kept, lamb: float, x: Tensor) -> Tensor:
     """``(lambda I + K)^-1 X^T (d, n)``; by Woodbury's identity where what is kept has fewer rows than dimensions."""
-    kept, lamb = Kept.of(problem.kept), problem.lamb
     if kept.low_rank and len(kept.data) < kept.width and lamb > 0:
         r = kept.data
         inner = r @ r.T

@@ -95,6 +95,8 @@ class UCE(Sentences):
         if not (self.max_drift and keep and problem.concept_rows):
             return problem
         probes = torch.cat(rows(backbone, written(backbone, spaced(keep, MOST)), "eos", space))
+        if len(probes) < 2:
+            return problem  # nothing to be apart from
         scales = scales_within(problem, probes, self.max_drift)
         return problem if min(scales) == problem.erase_scale else weighted(problem, scales)
 
