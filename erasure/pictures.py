@@ -29,10 +29,11 @@ def usual_settings(base: str, pipe: Any = None) -> dict[str, Any]:
     """
     if base == WORLD:
         return {"num_inference_steps": 8, "guidance_scale": 3.0}
-    return {"num_inference_steps": 25, "guidance_scale": 7.5 if pipe is None else _own_guidance(pipe)}
+    return {"num_inference_steps": 25, "guidance_scale": 7.5 if pipe is None else own_guidance(pipe)}
 
 
-def _own_guidance(pipe: Any) -> float:
+def own_guidance(pipe: Any) -> float:
+    """The guidance of a call that names none; Stable Diffusion's, 7.5, where the pipeline has no default."""
     try:
         name = backbone_of(pipe).guidance_argument
     except ValueError:  # an architecture of which nothing is known
@@ -146,4 +147,4 @@ def _font(size: int) -> Any:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-__all__ = ["called", "check_seed", "drawn", "pictures_of", "png", "sheet", "usual_settings"]
+__all__ = ["called", "check_seed", "drawn", "own_guidance", "pictures_of", "png", "sheet", "usual_settings"]

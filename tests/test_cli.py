@@ -318,6 +318,16 @@ num_inference_steps: 1
 """
 
 
+def test_steps_and_guidance_of_an_evaluation_can_be_chosen(erasure, monkeypatch, tmp_path):
+    plans = []
+    monkeypatch.setattr("erasure.cli.evaluate.compare", lambda pipe, edits, plan, out, **_: plans.append(plan))
+    arguments = ["evaluate", "--suite", "superhero", "-m", "uce", "--out", tmp_path]
+    for chosen in ([], ["--steps", 4, "--guidance", 1.5]):
+        code, _, err = erasure(*arguments, *chosen)
+        assert code == 0, err
+    assert [(plan.num_inference_steps, plan.guidance_scale) for plan in plans] == [(8, 3.0), (4, 1.5)]
+
+
 @pytest.mark.slow
 def test_nudenet_counts_from_the_command_line(tmp_path, erasure, monkeypatch):
     (tmp_path / "bare.yaml").write_text(SUITE)

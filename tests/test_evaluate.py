@@ -373,6 +373,7 @@ def test_the_base_is_named_by_the_pipeline_not_by_the_suite(pipe, monkeypatch, t
     other = run("someone/else")
     assert other.settings["base"] == "someone/else"
     assert any(SUITE.base in note and "someone/else" in note for note in other.warnings)
+    assert "They are drawn at guidance 5; without one, its pipeline draws at 7.5." in other.warnings
     assert any("someone/else" in line for line in assessment_of(other).limits)
     (tmp_path / SUITE.base).mkdir()
     same = run(tmp_path / SUITE.base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -180,6 +181,11 @@ def evaluate(
     variant: Variant = None,
     config: Config = None,
     limit: Limit = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps; the suite's by default.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Guidance; the suite's by default. Set it on another base than the suite's."),
+    ] = None,
     clip: Judges = None,
     vlm: Asked = None,
     nudenet: Counted = None,
@@ -195,6 +201,8 @@ def evaluate(
     from erasure.concept import WORLD, Suite
 
     plan = Suite.load(suite)  # it and the methods are met before what takes seconds to import
+    sampler = {"num_inference_steps": steps, "guidance_scale": guidance}
+    plan = dataclasses.replace(plan, **{name: value for name, value in sampler.items() if value is not None})
     for name in method or ():
         check_names(method=name)
     from erasure.artifact.files import CONFIG

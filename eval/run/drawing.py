@@ -39,6 +39,7 @@ from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
 from erasure.io import shown
+from erasure.pictures import own_guidance
 from erasure.runtime import autocast_for
 from erasure.wording import folded, same
 
@@ -229,6 +230,8 @@ def _notes(pipe: Any, job: Comparison, limit: int | None) -> list[str]:
     base, wanted = base_name(pipe), job.suite.base
     if base.casefold() not in (wanted.casefold(), wanted.casefold().rpartition("/")[2]):
         notes.append(f"The suite {job.suite.name} was written for {wanted}; the pictures come from {base}.")
+        if (usual := own_guidance(pipe)) != (guidance := job.suite.guidance_scale):
+            notes.append(f"They are drawn at guidance {guidance:g}; without one, its pipeline draws at {usual:g}.")
     if getattr(pipe, "safety_checker", None) is not None:
         notes.append(
             "The pipeline's safety checker was on; it blacks out pictures, in the base and in every other arm."
