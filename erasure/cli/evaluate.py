@@ -201,8 +201,11 @@ def evaluate(
     from erasure.concept import WORLD, Suite
 
     plan = Suite.load(suite)  # it and the methods are met before what takes seconds to import
-    sampler = {"num_inference_steps": steps, "guidance_scale": guidance}
-    plan = dataclasses.replace(plan, **{name: value for name, value in sampler.items() if value is not None})
+    plan = dataclasses.replace(
+        plan,
+        num_inference_steps=plan.num_inference_steps if steps is None else steps,
+        guidance_scale=plan.guidance_scale if guidance is None else guidance,
+    )
     for name in method or ():
         check_names(method=name)
     from erasure.artifact.files import CONFIG
