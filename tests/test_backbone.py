@@ -224,6 +224,7 @@ REFUSED = [
     (lambda p: dynamic(p, "text_encoder"), r"text_encoder\..* is quantised \(Linear\)"),
     (lambda p: dynamic(p, "unet"), r"unet\..* is quantised \(Linear\)"),
     (lambda p: setattr(p, "unet", torch.nn.DataParallel(p.unet)), "the unet is wrapped in DataParallel; .*module"),
+    (lambda p: setattr(p, "unet", torch.optim.swa_utils.AveragedModel(p.unet)), "wrapped in AveragedModel; .*module"),
     (made_in_inference_mode, "created under torch.inference_mode"),
     (lambda p: around_a_block(p, torch.compile), "the unet is compiled"),
     (lambda p: around_a_block(p, torch.nn.DataParallel), f"unet.{BLOCK} is wrapped in DataParallel"),

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from erasure.backbone.base import Backbone, Site, Space, Step, denoiser_of, parts_of
+from erasure.backbone.checks import unwrapped
 
 # The denoiser's class to the backbone's. By class, not by layers: many call theirs the same and mean something else.
 DENOISERS: dict[str, str] = {
@@ -73,9 +74,7 @@ def backbone_of(pipe: Any) -> Any:
     if isinstance(pipe, str | os.PathLike):
         raise ValueError(f"a pipeline is needed, not its name {str(pipe)!r}; open it: erasure.opening.load_base(...)")
     unet, transformer = (getattr(pipe, name, None) for name in ("unet", "transformer"))
-    denoiser = unet if unet is not None else transformer
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # the backbone refuses what is compiled
-    denoiser = getattr(denoiser, "module", denoiser)  # and what is wrapped
+    denoiser = unwrapped(unet if unet is not None else transformer)  # the backbone refuses what is wrapped
     for kind in type(pipe).__mro__:
         if kind.__name__ in PIPELINES:
             return backbone_class(PIPELINES[kind.__name__])(pipe)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from erasure.weights import WRAPPERS
 
 EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-PARALLEL = (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel)
+AROUND_A_MODEL = (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -34,7 +35,8 @@ def refuse_unsafe(components: Mapping[str, Any]) -> None:
 
 
 def _refuse_wrapper(part: str, module: Any) -> None:
-    if isinstance(module, PARALLEL):
+    module = getattr(module, "_orig_mod", module)  # that it is compiled is said behind this
+    if isinstance(module, AROUND_A_MODEL):
         raise ValueError(
             f"the {part} is wrapped in {type(module).__name__}; put its .module back on the pipeline, erase, and wrap "
             "it again afterwards"
@@ -53,7 +55,7 @@ def _refuse_module(part: str, module: Any) -> None:
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
-        if isinstance(child, PARALLEL):
+        if isinstance(child, AROUND_A_MODEL):
             _refuse_wrapper(f"{part}.{name}", child)
         if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
             raise _quantised(f"{part}.{name} is quantised ({type(child).__name__})")
@@ -105,9 +107,9 @@ def attribute(module: nn.Module, name: str) -> Any:
 
 
 def unwrapped(module: Any) -> Any:
-    """A model without the wrapper that torch.compile, DataParallel or DDP put around it."""
+    """A model without what torch.compile, DataParallel, DDP or an average of weights put around it."""
     module = getattr(module, "_orig_mod", module)
-    return module.module if isinstance(module, PARALLEL) else module
+    return module.module if isinstance(module, AROUND_A_MODEL) else module
 
 
 def _quantised(what: str) -> ValueError:
