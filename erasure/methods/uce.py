@@ -23,7 +23,13 @@ from erasure.methods.vocabulary import spaced
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UCE(Sentences):
-    """Solve the ridge regression of :mod:`erasure.methods.closed_form` for the embeddings of the concept.
+    """Solve a ridge regression (:mod:`erasure.methods.ridge`) for the embeddings of the concept:
+
+        min_W'  a_e |W' X_e - W Y_e|^2 + a_p |W' X_p - W X_p|^2 + lambda |W' - W|^2
+
+    with X_e the targets, Y_e their anchors and X_p what is kept. ``recommended`` derives the weight a_e of each concept
+    from the model: it is ``erase_scale``, or less where the edit would move what is kept by more than ``max_drift`` of
+    how far that is apart. (That rule is ours.)
 
     The settings it shares with other closed forms are those of :class:`~erasure.methods.closed_form.ClosedForm` and
     :class:`~erasure.methods.sentences.Sentences`.
