@@ -35,13 +35,14 @@ class WeightHashes:
     """:func:`weights_hash` for frequent use: weights that were hashed before are recognised by a sum over their bytes.
 
     The sum is taken on the device of the weights and is several times faster. (PyTorch's version counters miss writes
-    through ``.data``, shared memory and NumPy.) With 64 bits per tensor two contents collide with probability 2^-64; it
-    is no defence against forged weights. About 100 bytes are kept per state.
+    through ``.data``, shared memory and NumPy.) With 64 bits per tensor two contents collide with probability 2^-64;
+    the factors are drawn anew each time, so that nobody can make weights that have the sum of others. About 100 bytes
+    are kept per state.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
-        drawn = np.random.default_rng(0).integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
+        drawn = np.random.default_rng().integers(2**64, size=(2 * LEVELS, WIDTH), dtype=np.uint64)
         self._factors: dict[str, Any] = {"cpu": drawn | 1}  # by device; odd, so that every change of a word counts
 
     def __call__(self, pipe: Any) -> str:

@@ -21,7 +21,7 @@ from erasure.backbone import denoiser_of, parts_of
 from erasure.backbone.checks import is_compiled
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
-from erasure.eval.core.surroundings import around, changes, differences, state_of
+from erasure.eval.core.surroundings import around, changes, differences, standing, state_of
 from erasure.io import printable, shown
 
 Role = Literal["base", "erased", "gold", "twin", "null"]
@@ -122,15 +122,15 @@ def opened(pipe: Any, change: Applied | None) -> Iterator[Any]:
     if change is None:
         yield pipe
         return
-    before = state_of(pipe)
+    before, wraps = state_of(pipe), isinstance(change, Wraps)  # and not while it is applied alone
     change.apply(pipe)
     try:
-        if not isinstance(change, Wraps) and (other := changes(before["around"], around(pipe))):
+        if not wraps and (other := changes(before["around"], around(pipe))):
             raise ValueError(
                 f"{change.name} changes the pipeline's {other[0]}, which is no edit of a model; a change that stands "
                 "around a pipeline needs wrap(pipe), and is then judged as the filter it is"
             )
-        yield change.wrap(pipe) if isinstance(change, Wraps) else pipe
+        yield change.wrap(pipe) if wraps and isinstance(change, Wraps) else pipe
     finally:
         change.remove(pipe)
     if left := differences(before, state_of(pipe)):
@@ -327,6 +327,12 @@ def check_base(pipe: Any) -> None:
             f"the base must be unmodified; the pipeline already carries {', '.join(there)}; call remove(pipe) of "
             "what is applied and remove() of what is attached, and load the original model where something was fused"
         )
+    for part, module in modules_of(pipe).items():
+        if beside := standing(module):
+            raise ValueError(
+                f"the base must be unmodified; its {part} carries {beside[0]}, which a change could switch on unseen; "
+                "load the pipeline again"
+            )
 
 
 def _check_bare(part: str, module: nn.Module) -> None:

@@ -73,7 +73,7 @@ class Arm:
 
     ``config`` has the settings of the erasure; ``weights`` is the hash of the weights that drew the pictures; ``role``
     and ``kind`` (what was done to the parameters) are those of :mod:`erasure.eval.core.models`; the kind is "" in older
-    evaluations.
+    evaluations. ``beside`` says what of an edit of weights stands beside them, so that their hash is not all of it.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Arm:
     config: Mapping[str, Any]
     role: str = "erased"
     kind: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def png_of(image: Image.Image, *, largest: int = 256) -> str:
@@ -194,7 +195,7 @@ class Evaluation:
         )
         return cls(
             suite=TypeAdapter(Suite).validate_python(raw["suite"]),
-            arms=tuple(Arm(**arm) for arm in raw["arms"]),
+            arms=tuple(Arm(**{**arm, "beside": tuple(arm.get("beside", ()))}) for arm in raw["arms"]),
             detectors={name: DetectorCard.from_dict(card) for name, card in raw["detectors"].items()},
             records=tuple(records),
             pictures=tuple(Picture(**picture) for picture in raw["pictures"]),

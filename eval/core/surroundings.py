@@ -7,9 +7,9 @@ in no class or object of the pipeline) is not seen: a function of PyTorch that s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import NoneType
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from types import CodeType, NoneType
 from typing import Any
 
 import torch
@@ -18,16 +18,22 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from transformers.utils import output_capturing
 
 from erasure import io
 from erasure.backbone.fingerprint import content
 from erasure.eval.core.hashes import modules_of
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+STORING = ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+LEARNING = ("_backward_hooks", "_post_accumulate_grad_hooks")  # on a tensor, for its gradient
+HOLDING = ("_parameters", "_buffers", "_modules", "_internal_dict", *HOOKS, *STORING)  # what a layer keeps things in
+OF_A_FILE = ("config", "name_or_path")  # of transformers: what they say depends on who wrote the file
 SCHEDULE = ("betas", "alphas", "alphas_cumprod", "one", "final_alpha_cumprod", "alpha_t", "sigma_t", "lambda_t")
-NUMBERS = ("init_noise_sigma", "order")  # of a scheduler; where they follow from its steps they are no plain numbers
+NUMBERS = (  # of a scheduler; where they follow from its steps they are no plain numbers
+    "init_noise_sigma", "order", "_shift", "sigma_min", "sigma_max", "variance_type", "predict_x0",
+)  # fmt: skip
 LARGEST = 2**20  # numbers of a buffer that is looked at
-CAPTURES = str(Path(transformers.__file__).parent)  # whose models hook themselves at their first call
 
 
 class Same:
@@ -49,11 +55,13 @@ def around(pipe: Any) -> dict[str, Any]:
     kept = {name: part for name, part in getattr(pipe, "__dict__", {}).items() if name not in weighted}
     parts = [name for name in kept if name.endswith("processor") or name in getattr(pipe, "config", {})]
     own = {name: method for name, method in _callables(pipe).items() if name not in parts}
-    plain = (bool, int, float, str)
+    plain = (bool, int, float, str, list, tuple)
+    config = {key: value for key, value in getattr(pipe, "config", {}).items() if key not in parts}
     return {
         "class": (Same(type(pipe)), own, _code([type(pipe)])),
+        "config": {key: _text(value) for key, value in config.items() if key not in weighted and key[:1] != "_"},
         **{name: _described(kept[name]) for name in parts},
-        **{name: value for name, value in kept.items() if isinstance(value, plain) and not name.startswith("_")},
+        **{name: _text(v) for name, v in kept.items() if isinstance(v, plain) and not name.startswith("_")},
     }
 
 
@@ -65,12 +73,14 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def code_of(pipe: Any) -> dict[str, Any]:
     """The code of the parts with weights, for :func:`added`: classes of layers, own methods, hooks, settings."""
     parts = modules_of(pipe)
+    layers = [layer for module in parts.values() for layer in module.modules()]
+    processors = [vars(layer)["processor"] for layer in layers if vars(layer).get("processor") is not None]
     return {
         "parts": {
             part: (Same(module), dict(_layers(module)), _settings(module), dict(_state(module)))
             for part, module in parts.items()
         },
-        "classes": _code({type(layer) for module in parts.values() for layer in module.modules()}),
+        "classes": _code({type(one): None for one in [*layers, *processors]}),
         "everywhere": _everywhere(),
         "torch": _settings_of_torch(),
     }
@@ -89,24 +99,49 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
             found += [
                 f"{place} has another {key}"
                 for key, value in own.items()
-                if key not in own_was or (was == module and own_was[key] != value)
+                if own_was.get(key) != value and (was == module or key not in own_was or own_was[key][1] != value[1])
             ]
             if any(hook not in hooks_was for hook in hooks) and (was == module or not hooks_was):
                 found.append(f"a hook stands on {place}")
             if processor != processor_was:
                 found.append(f"{place} has another processor")
         found += [f"{part}.config.{key} is another" for key in settings if known.get(key) != settings[key]]
-        found += [f"{part}.{key} is another" for key in state if was == module and state_was.get(key) != state[key]]
-    old_code = dict(before["classes"])
+        found += [
+            f"{part}.{key} is another"
+            for key in state
+            if state_was.get(key) != state[key] and (was == module or not _of_its_own(key, state[key]))
+        ]
+    old_code, new_code = dict(before["classes"]), dict(after["classes"])
+    known = {kind for kind, _ in old_code} & {kind for kind, _ in new_code}
     found += [
         f"{kind.value.__name__}.{name} was replaced"
-        for (kind, name), value in after["classes"]
-        if old_code.get((kind, name), value) != value
+        for kind, name in {**old_code, **new_code}
+        if kind in known and old_code.get((kind, name)) != new_code.get((kind, name))
     ]
     new = [one for one in after["everywhere"] if one not in before["everywhere"]]
     found += [f"{what} stands on everything that PyTorch runs" for what, _ in new]
     found += [f"PyTorch's {key} is another" for key, value in after["torch"].items() if before["torch"][key] != value]
     return list(dict.fromkeys(found))
+
+
+def standing(module: nn.Module) -> list[str]:
+    """What stands on a part and came with no library: hooks, other methods and layers, attention processors.
+
+    Switched off it changes nothing; a change that switches it on would be compared with a base that has it, too.
+    """
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "peft", type(module).__module__.partition(".")[0])
+    layers, found = dict(module.named_modules()), []
+    for name, (_, _, hooks, processor) in _layers(module):
+        layer, place = layers[name], name or "it"
+        if any(_library(hook.value) not in libraries for hook in hooks):
+            found.append(f"a hook on {place}")
+        if not {"_hf_hook", "_diffusers_hook"} & vars(layer).keys():
+            known = {*layer._modules, *layer._parameters, *layer._buffers}
+            own = (*_callables(layer), *_plain(layer))
+            found += [f"another {key} on {place}" for key in own if key in known or hasattr(type(layer), key)]
+        if processor is not None and _library(processor[0].value) not in libraries:
+            found.append(f"another processor on {place}")
+    return found
 
 
 def state_of(pipe: Any) -> dict[str, Any]:
@@ -123,11 +158,19 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
+def _of_its_own(key: str, value: Any) -> bool:
+    """Whether another model may differ there and be no less a model: in what its file says, and by not training."""
+    name = key.rpartition(".")[2]
+    return name in OF_A_FILE or (name == "training" and value == "False")
+
+
 def _described(part: Any) -> Any:
     """An object beside the weights, by what decides how it works."""
     if part is None:
         return None
     facts: list[Any] = [Same(type(part)), _callables(part), _code([type(part)])]
+    if isinstance(part, transformers.BaseImageProcessor):  # before a safety checker
+        facts.append(_text(part.to_dict()))
     config = getattr(part, "config", None)
     if isinstance(config, Mapping):
         facts.append({key: _text(value) for key, value in config.items() if not key.startswith("_")})
@@ -135,7 +178,8 @@ def _described(part: Any) -> Any:
         facts += [content(part), dict(_layers(part)), dict(_state(part))]
     tables = [(name, value) for name in SCHEDULE if isinstance(value := getattr(part, name, None), Tensor)]
     facts += [(name, io.blake2b(io.tensor_bytes(name, table), size=16)) for name, table in tables]
-    facts += [(name, value) for name in NUMBERS if isinstance(value := getattr(part, name, None), int | float)]
+    own = getattr(part, "__dict__", {})
+    facts += [(name, value) for name in NUMBERS if isinstance(value := own.get(name), int | float | str)]
     words = getattr(part, "tokenizer", part)  # a processor of several inputs has one
     if isinstance(words, transformers.PreTrainedTokenizerBase):
         facts.append(_vocabulary(words))
@@ -150,29 +194,55 @@ def _vocabulary(tokenizer: Any) -> list[Any]:
     if inner is None:
         return [*found, _text(tokenizer.get_vocab())]
     steps = ("normalizer", "pre_tokenizer", "post_processor")
-    found += [_text(getattr(inner, step, None)) for step in steps]
+    found += [Same(type(inner)), *(_text(getattr(inner, step, None)) for step in steps)]
     return [*found, _text(tokenizer.added_tokens_decoder), io.blake2b([inner.model.__getstate__()], size=16)]
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[Same, dict[str, Same], tuple[Same, ...], Any]]]:
-    """Every layer by name: its class, what is its own and runs, hooks, and the class of its attention processor."""
+def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[Same, dict[str, Any], tuple[Same, ...], Any]]]:
+    """Every layer by name: its class, what is its own and runs, hooks, and its attention processor."""
     for name, layer in module.named_modules():
         own = vars(layer)
-        hooks = tuple(Same(hook) for key in HOOKS for hook in own.get(key, {}).values() if not _captures(hook))
-        processor = own.get("processor")
-        known = None if processor is None else (Same(type(processor)), _callables(processor))
-        yield name, (Same(type(layer)), {**_callables(layer), **_tensor_classes(layer)}, hooks, known)
+        tensors = [tensor for tensor in own["_parameters"].values() if tensor is not None]
+        hooks = [hook for key in (*HOOKS, *STORING) for hook in own.get(key, {}).values() if not _captures(hook)]
+        hooks += [hook for tensor in tensors for key in LEARNING for hook in (getattr(tensor, key) or {}).values()]
+        yield name, (Same(type(layer)), _own(layer), tuple(map(Same, hooks)), _processor(own.get("processor")))
 
 
-def _tensor_classes(layer: nn.Module) -> dict[str, Same]:
-    """The classes of a layer's tensors that are of no usual one: such a class has its own code for every operation."""
-    own = (*vars(layer)["_parameters"].items(), *vars(layer)["_buffers"].items())
-    return {name: Same(type(tensor)) for name, tensor in own if type(tensor) not in (nn.Parameter, Tensor, NoneType)}
+def _own(layer: nn.Module) -> dict[str, Any]:
+    """What a layer has for itself and not by its class, that runs or takes the place of something that does.
+
+    Tensors of a class that is no usual one, which has its own code for every operation; and tensors and layers that are
+    plain attributes: they are read in the place of the parameters and layers of their name.
+    """
+    tensors = (*vars(layer)["_parameters"].items(), *vars(layer)["_buffers"].items())
+    kinds = {name: type(tensor) for name, tensor in tensors if type(tensor) not in (nn.Parameter, Tensor, NoneType)}
+    return {
+        **_callables(layer),
+        **{name: (Same(kind), kind.__name__) for name, kind in kinds.items()},
+        **{name: (Same(value), type(value).__name__) for name, value in _plain(layer).items()},
+    }
+
+
+def _plain(layer: nn.Module) -> dict[str, Any]:
+    """Tensors and layers that are plain attributes of a layer, and so in no state."""
+    return {name: value for name, value in vars(layer).items() if isinstance(value, nn.Module | Tensor)}
+
+
+def _processor(processor: Any) -> Any:
+    """What an attention processor is: its class, its own methods and its settings."""
+    if processor is None:
+        return None
+    plain = (bool, int, float, str, tuple, Enum)
+    settings = {
+        key: repr(value) for key, value in getattr(processor, "__dict__", {}).items() if isinstance(value, plain)
+    }
+    return Same(type(processor)), _callables(processor), settings
 
 
 def _everywhere() -> tuple[tuple[str, Same], ...]:
     """Hooks and modes that stand on everything that PyTorch runs."""
     hooks = [hook for key in HOOKS for hook in getattr(nn.modules.module, f"_global{key}").values()]
+    hooks += torch._C._autograd._top_saved_tensors_default_hooks(True) or ()  # on what is kept for gradients
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     return (*(("a hook", Same(hook)) for hook in hooks), *(("a mode", Same(mode)) for mode in modes))
 
@@ -189,18 +259,47 @@ def _settings_of_torch() -> dict[str, Any]:
     }
 
 
-def _callables(thing: Any) -> dict[str, Same]:
-    """What an object can be called by and has for itself, not by its class."""
+def _callables(thing: Any) -> dict[str, Any]:
+    """What an object can be called by and has for itself, not by its class: which it is, and what it does."""
     own = getattr(thing, "__dict__", {})
     return {
-        k: Same(v) for k, v in own.items() if callable(v) and not isinstance(v, nn.Module | type) and k != "processor"
+        k: (Same(v), _written(v))
+        for k, v in own.items()
+        if callable(v) and not isinstance(v, nn.Module) and k != "processor"
     }
+
+
+def _written(function: Any) -> tuple[Any, ...]:
+    """What a function does, which can be exchanged in place: its code and defaults, and those that it wraps."""
+    if isinstance(function, property):
+        return tuple(map(_written, (function.fget, function.fset, function.fdel)))
+    inner = getattr(function, "__func__", function)  # of methods, also static and class methods
+    defaults = (*(getattr(inner, "__defaults__", None) or ()), *(getattr(inner, "__kwdefaults__", None) or {}).values())
+    kept = [value for cell in getattr(inner, "__closure__", None) or () if callable(value := _content(cell))]
+    return (
+        getattr(inner, "__code__", type(inner).__name__),
+        tuple(map(Same, defaults)),
+        tuple((Same(value), getattr(value, "__code__", None)) for value in kept),
+    )
+
+
+def _library(function: Any) -> str:
+    """The library in which a function, or the class of an object, was written."""
+    return str(getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty one
+        return None
 
 
 def _captures(hook: Any) -> bool:
     """Whether a hook is one by which models of transformers hand out what is inside; it changes nothing."""
-    file = getattr(getattr(hook, "__code__", None), "co_filename", "")
-    return file.startswith(CAPTURES) and file.endswith("output_capturing.py")
+    makers = [one.__code__ for one in vars(output_capturing).values() if hasattr(one, "__code__")]
+    made = [code for maker in makers for code in maker.co_consts if isinstance(code, CodeType)]
+    return getattr(hook, "__code__", None) in made  # a name or a file is easily taken
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
@@ -209,16 +308,22 @@ def _settings(module: nn.Module) -> dict[str, str]:
     return {key: _text(value) for key, value in (config or {}).items() if not key.startswith("_")}
 
 
-def _code(kinds: Any) -> tuple[tuple[tuple[Same, str], Same], ...]:
-    """Everything callable in some classes and those they inherit from."""
+def _code(kinds: Iterable[type]) -> tuple[tuple[tuple[Same, str], Any], ...]:
+    """Everything that runs in some classes and those they inherit from, and the order in which it is looked for."""
     classes = dict.fromkeys(parent for kind in kinds for parent in kind.__mro__ if parent is not object)
-    wanted = (property, staticmethod, classmethod)
     return tuple(
-        ((Same(kind), name), Same(value))
+        ((Same(kind), name), value)
         for kind in classes
-        for name, value in vars(kind).items()
-        if callable(value) or isinstance(value, wanted)
+        for name, value in [
+            ("__mro__", tuple(map(Same, kind.__mro__))),
+            *((name, (Same(v), _written(v))) for name, v in vars(kind).items() if callable(v) or _descriptor(v)),
+        ]
     )
+
+
+def _descriptor(value: Any) -> bool:
+    """Whether a value in a class runs when it is read: a property, or anything like one."""
+    return hasattr(type(value), "__get__")
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -227,10 +332,13 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """
     for name, layer in module.named_modules():
         for key, value in vars(layer).items():
-            if isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
+            if key in HOLDING:  # a class of its own could give out other things than it shows
+                yield f"{name}.{key}".removeprefix("."), Same(type(value))
+            elif isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
                 yield f"{name}.{key}".removeprefix("."), repr(value)
     if isinstance(module, transformers.PreTrainedModel):
-        yield "config", _text({k: v for k, v in module.config.to_dict().items() if not k.startswith("_")})
+        said = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_")}
+        yield "config", (Same(type(module.config)), _text(said), str(module.config._attn_implementation))
     buffers = dict(module.named_buffers())
     stored = module.state_dict(keep_vars=True).keys() if buffers else ()
     for name, buffer in buffers.items():
@@ -242,4 +350,4 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=repr)
 
 
-__all__ = ["added", "around", "changes", "code_of", "differences", "state_of"]
+__all__ = ["added", "around", "changes", "code_of", "differences", "standing", "state_of"]

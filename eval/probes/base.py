@@ -228,7 +228,10 @@ class Context:
         """Whether the hash of the weights identifies a model, so that its pictures can be cached by it."""
         if model.role == "base":
             return True
-        hashes = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
+        arms = {} if self.evaluation is None else {arm.name: arm for arm in self.evaluation.arms}
+        if model.name in arms and arms[model.name].beside:
+            return False
+        hashes = {name: arm.weights for name, arm in arms.items()}
         other = hashes.get(model.name) != hashes.get(self.base.name)
         return other and model.kind in IN_WEIGHTS and not isinstance(model.change, Wraps)
 

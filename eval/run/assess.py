@@ -298,6 +298,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     Of the other models these are the base, and the retrained ones if the probe needs them.
     """
     evaluation = context.paired
+    code = next(arm.beside for arm in evaluation.arms if arm.name == card.name)
     swapped = {name for name, model in context.models.items() if model.change is None or type(model.change) is Swapped}
     beside = [other for other in cards if other.role == "base" or (other.role == "gold" and "gold" in probe.needs)]
     read = dict.fromkeys([card.name, context.base.name])
@@ -309,6 +310,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
     return {
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
         **({"autoencoder": "the base's"} if context.decoded_by_base(context.models[card.name]) else {}),
+        **({"code": code} if code else {}),
         "weights": card.weights,
         # The config matters for changes beside the weights, and for probes that record where a model comes from.
         "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.eval.core import tables
-from erasure.eval.core.models import Kind, Role
+from erasure.eval.core.models import IN_WEIGHTS, Kind, Role
 from erasure.eval.core.records import Evaluation, fingerprint
 from erasure.eval.judge import PICTURES, Audit, ClaimReport, Facts, Margins, claims
 from erasure.eval.judge.limits import limits
@@ -180,9 +180,9 @@ class Assessment:
 
     @functools.cached_property
     def same_as(self) -> dict[str, str]:
-        """Judged models that are retrained controls as well, to the name of the control."""
+        """Judged models that are retrained controls as well, whatever they are called, to the name of the control."""
         golds = {model.weights: model.name for model in self.models if model.role == "gold"}
-        judged = [model for model in self.models if model.role == "erased" and model.kind == "retrained"]
+        judged = [model for model in self.models if model.role == "erased" and model.kind in IN_WEIGHTS]
         return {model.name: golds[model.weights] for model in judged if model.weights in golds}
 
     def claims(self) -> list[ClaimReport]:
@@ -235,6 +235,15 @@ class Assessment:
         errors = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
         return f"{name} ({', '.join([*errors, 'by its card']) if errors else 'its own errors were not measured'})"
 
+    @property
+    def stated(self) -> str:
+        """The hash of what is stored beside the observations and decides what is claimed: preset, policy, records."""
+        drawn = self.evaluation
+        described = [self.policy, *self.models, drawn.suite, *drawn.arms, *drawn.detectors.values()]
+        facts = [None if one is None else dataclasses.asdict(one) for one in described]
+        told = [self.preset, dict(self.settings), dict(drawn.settings), list(drawn.detectors), facts]
+        return fingerprint(json.loads(json.dumps(told, default=str)))
+
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not show; empty without a policy."""
         return [] if self.policy is None else check(self.policy, self.claims())
@@ -249,6 +258,7 @@ class Assessment:
             "settings": dict(self.settings),
             "pictures": self.evaluation.key,
             "cells": [[c.probe, c.model, fingerprint(c.key), c.content] for c in self.cells],
+            "stated": self.stated,
             "missing": self.missing,
             "evidence": [dataclasses.asdict(e) for e in self.evidence],
             "claims": [dataclasses.asdict(report) for report in self.claims()],
@@ -307,7 +317,13 @@ class Assessment:
                     "library that made it"
                 )
             cells.append(cell)
-        return cls(evaluation, preset, models, tuple(cells), policy, settings)
+        found = cls(evaluation, preset, models, tuple(cells), policy, settings)
+        if (stated := raw.get("stated")) and stated != found.stated:  # older ones have no hash of it
+            raise ValueError(
+                f"{folder}: its preset, policy, models, suite or settings were changed after the assessment was "
+                "written; get it again, or run the same evaluation into the folder again"
+            )
+        return found
 
 
 def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:

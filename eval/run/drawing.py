@@ -23,6 +23,7 @@ from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import refuse_cut
 from erasure.eval.core.metrics import ClipFeatures
 from erasure.eval.core.models import (
+    IN_WEIGHTS,
     Applied,
     Model,
     Swapped,
@@ -34,6 +35,7 @@ from erasure.eval.core.models import (
 )
 from erasure.eval.core.pictures import evenly, generate, image_hash, limited
 from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record
+from erasure.eval.core.surroundings import added, code_of
 from erasure.eval.core.tables import named_in
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
@@ -47,6 +49,7 @@ PACKAGES = (
     "diffusion-erasure", "torch", "diffusers", "transformers", "open_clip_torch", "torchmetrics", "numpy", "scipy",
 )  # fmt: skip
 GRID = {"target": 6, "neighbours": 10, "unrelated": 6}  # pictures kept per arm for the report
+BESIDE = 3  # of what stands beside the weights that are named
 NOTHING_DRAWN = "No picture was drawn: what the models draw, of the target and of anything else, was not assessed."
 
 
@@ -173,8 +176,9 @@ def _drawn(
     others = job.draw(pipe, asked, seeds=other_seeds, description=f"1 of {rounds}: {BASE}, other seeds")
     found = []
     for number, model in enumerate(models, 1 + bool(asked)):
-        weights, images = _draw(pipe, job, model, before, f"{number} of {rounds}: {model.name}")
-        arm, rows = Arm(model.name, weights, model.config, model.role, model.kind), records_of(model.name, job, images)
+        weights, beside, images = _draw(pipe, job, model, before, f"{number} of {rounds}: {model.name}")
+        arm = Arm(model.name, weights, model.config, model.role, model.kind, beside)
+        rows = records_of(model.name, job, images)
         far = distances.of(model.name, images, others if model.role == "base" else ())
         found.append(Drawn(arm, rows, grid_of(job, images, rows), list(far), _notes_about(model, weights, before, job)))
     return found
@@ -182,19 +186,21 @@ def _drawn(
 
 def _draw(
     pipe: Any, job: Comparison, model: Model, before: str, description: str
-) -> tuple[str, list[list[Image.Image]]]:
-    """The hash of the weights of one arm, and its pictures; the pipeline is restored."""
+) -> tuple[str, tuple[str, ...], list[list[Image.Image]]]:
+    """The hash of the weights of one arm, what stands beside them, and its pictures; the pipeline is restored."""
+    code = code_of(pipe)
     with model.on(pipe) as drawn:
+        found = tuple(added(code, code_of(pipe))[:BESIDE]) if model.kind in IN_WEIGHTS else ()
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
-        beside = after == before or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
+        beside = after == before or found or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
         uncached = {"cache_dir": None} if model.change is not None and beside else {}
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=description, **uncached)
         when = "after drawing than before"
         check_unchanged(pipe, after, model.name, when, hash_weights=job.options["hash_weights"])
     if model.change is not None:
         job.check_restored(pipe, before, model.name)
-    return after, images
+    return after, found, images
 
 
 def check_request(

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import models
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from transformers.utils import output_capturing
 
 from erasure.eval import assess
-from erasure.eval.core.models import Model, opened
+from erasure.eval.core.hashes import WeightHashes
+from erasure.eval.core.models import Model, check_base, opened
 from erasure.eval.judge.licences import CODE_BESIDE
 from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
 from tests.probe_helpers import tiny_context
+from tests.tiny import tiny, tiny_pipeline
 
 
 def small_edit(pipe):
@@ -179,6 +183,170 @@ def other_end_of_a_prompt(pipe):
     return put(pipe.text_encoder.config, "eos_token_id", 5)
 
 
+def under_a_name(layer, name, value):
+    """Put something where it is read before what PyTorch keeps under that name, and is in no state."""
+    vars(layer)[name] = value
+    return lambda: vars(layer).pop(name)
+
+
+def another_layer_under_its_name(pipe):
+    own = pipe.unet.conv_out
+
+    class Gated(nn.Module):
+        def forward(self, x):
+            return own(x)
+
+    return under_a_name(pipe.unet, "conv_out", Gated())
+
+
+def another_weight_under_its_name(pipe):
+    return under_a_name(pipe.unet.conv_in, "weight", 3 * pipe.unet.conv_in.weight.detach())
+
+
+def a_class_for_a_forward(pipe):
+    layer, own = pipe.unet.conv_out, type(pipe.unet.conv_out).forward
+
+    class Gated:
+        def __new__(cls, x):
+            return own(layer, x)
+
+    return under_a_name(layer, "forward", Gated)
+
+
+def into_the_class(pipe, name, value):
+    setattr(type(pipe.unet), name, value)
+    return lambda: delattr(type(pipe.unet), name)
+
+
+def new_method_of_the_class(pipe):
+    return into_the_class(pipe, "__call__", lambda self, *args, **kwargs: nn.Module.__call__(self, *args, **kwargs))
+
+
+def reading_of_the_class(pipe):
+    return into_the_class(pipe, "__getattribute__", lambda self, name: object.__getattribute__(self, name))
+
+
+def descriptor_in_the_class(pipe):
+    class Gated:
+        def __get__(self, layer, kind):
+            return layer._modules["conv_out"]
+
+        def __set__(self, layer, value):
+            pass
+
+    return into_the_class(pipe, "conv_out", Gated())
+
+
+def another_parent_of_the_class(pipe):
+    kind = type(pipe.unet)
+    own = kind.__bases__
+    kind.__bases__ = (type("Gated", (nn.Module,), {"__call__": nn.Module.__call__}), *own)
+
+    def undo():
+        kind.__bases__ = own
+
+    return undo
+
+
+def code_of_a_method(pipe):
+    own = nn.SiLU.forward.__code__
+    nn.SiLU.forward.__code__ = (lambda self, input: 0 * input).__code__
+
+    def undo():
+        nn.SiLU.forward.__code__ = own
+
+    return undo
+
+
+def method_of_the_processors_class(pipe):
+    kind = type(next(iter(pipe.unet.attn_processors.values())))
+    own = kind.__call__
+    kind.__call__ = lambda self, *args, **kwargs: own(self, *args, **kwargs)
+
+    def undo():
+        kind.__call__ = own
+
+    return undo
+
+
+def parameters_kept_elsewhere(pipe):
+    class Gated(dict):
+        def __getitem__(self, name):
+            return 2 * dict.__getitem__(self, name)
+
+    layer = pipe.unet.conv_in
+    own = vars(layer)["_parameters"]
+    vars(layer)["_parameters"] = Gated(own)
+    return lambda: vars(layer).update(_parameters=own)
+
+
+def hook_on_the_state(pipe):
+    """What is hashed is not what computes."""
+    return pipe.unet.register_state_dict_post_hook(lambda module, state, prefix, metadata: None).remove
+
+
+def hook_on_a_gradient(pipe):
+    return pipe.unet.conv_in.weight.register_hook(lambda gradient: 0 * gradient).remove
+
+
+def hook_after_a_gradient(pipe):
+    return pipe.unet.conv_in.weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.zero_()).remove
+
+
+def hook_on_what_is_kept_for_gradients(pipe):
+    entered = torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: 0 * kept)
+    entered.__enter__()
+    return lambda: entered.__exit__()
+
+
+def hook_under_a_false_name(pipe):
+    made = {}
+    exec(compile("def hook(module, args, output): return output", output_capturing.__file__, "exec"), made)
+    return pipe.unet.register_forward_hook(made["hook"]).remove
+
+
+def other_attention(pipe):
+    config = pipe.text_encoder.config
+    return put(config, "_attn_implementation_internal", "eager")
+
+
+def in_a_copy(change):
+    """The same on a copy of the denoiser, which takes the place of the base's."""
+
+    def do(pipe):
+        own = pipe.unet
+        pipe.unet = copy.deepcopy(own)
+        change(pipe)
+
+        def undo():
+            pipe.unet = own
+
+        return undo
+
+    return do
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        another_layer_under_its_name, another_weight_under_its_name, a_class_for_a_forward, new_method_of_the_class,
+        reading_of_the_class, descriptor_in_the_class, another_parent_of_the_class, code_of_a_method,
+        method_of_the_processors_class, parameters_kept_elsewhere, hook_on_the_state, hook_on_a_gradient,
+        hook_after_a_gradient, hook_on_what_is_kept_for_gradients, hook_under_a_false_name, other_attention,
+        in_a_copy(dropout), in_a_copy(attention_scaled), in_a_copy(another_weight_under_its_name),
+    ],
+)  # fmt: skip
+def test_code_that_hides_from_the_look_at_it_is_seen(do):
+    found = structure(Cheat(beside(do)))
+    assert verdict_on(found).removal == CODE_BESIDE
+    assert verdict_on(structure(Cheat(small_edit))).removal == "C5"  # and it is taken off again
+
+
+def test_a_whole_model_is_not_taken_for_code():
+    """Other objects of the same classes are another model, and no code."""
+    assert verdict_on(structure(Cheat(in_a_copy(small_edit)))).removal == "C5"
+
+
 @pytest.mark.parametrize(
     "do",
     [
@@ -258,6 +426,26 @@ def checker(pipe):
     return put(pipe, "safety_checker", nn.Linear(1, 1))
 
 
+class Reading:
+    """Stands in the place of the tokenizer's inside and hands everything on."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["own"], name)
+
+
+def other_inside_of_the_tokenizer(pipe):
+    return put(pipe.tokenizer, "_tokenizer", Reading(pipe.tokenizer._tokenizer))
+
+
+def other_config(pipe):
+    own = pipe.config
+    pipe.register_to_config(requires_safety_checker=not own["requires_safety_checker"])
+    return lambda: setattr(pipe, "_internal_dict", own)
+
+
 def other_encoding(pipe):
     return put(pipe, "encode_prompt", pipe.encode_prompt)
 
@@ -268,6 +456,7 @@ def other_encoding(pipe):
         (other_tokenizer, "tokenizer"), (new_word, "tokenizer"), (words_exchanged, "tokenizer"),
         (other_side_is_cut, "tokenizer"), (other_prediction, "scheduler"), (other_noise, "scheduler"),
         (other_start, "scheduler"), (checker, "safety_checker"), (other_encoding, "class"),
+        (other_inside_of_the_tokenizer, "tokenizer"), (other_config, "config"),
     ],
 )  # fmt: skip
 def test_what_stands_around_the_model_is_refused(do, what):
@@ -277,6 +466,14 @@ def test_what_stands_around_the_model_is_refused(do, what):
             pass
     with context.open(Model("edit", "erased", Cheat(small_edit))):  # and everything is as it was
         pass
+
+
+def test_another_shift_of_the_schedule_is_refused():
+    """It is in no config: a pipeline of flow matching keeps it on the scheduler."""
+    pipe = tiny("flux")
+    with pytest.raises(ValueError, match="changes the pipeline's scheduler"):
+        with opened(pipe, Cheat(lambda pipe: put(pipe.scheduler, "_shift", 9.0))):
+            pass
 
 
 def other_concepts(pipe):
@@ -387,6 +584,75 @@ def test_what_wraps_a_pipeline_is_a_filter_whatever_it_says_of_itself():
         cheat = Wrapped(small_edit)
         cheat.intervention = kind
         assert Model("cheat", "erased", cheat).kind == "filter"
+
+
+def test_what_wraps_only_while_it_is_applied_wraps_nothing():
+    """Else it would be judged as an edit and draw through a filter."""
+
+    class Hidden(Cheat):
+        def apply(self, pipe):
+            super().apply(pipe)
+            self.wrap = lambda pipe: None
+
+        def remove(self, pipe):
+            del self.wrap
+            super().remove(pipe)
+
+    pipe, model = tiny_pipeline(), Model("cheat", "erased", Hidden(small_edit))
+    with model.on(pipe) as drawn:
+        assert drawn is pipe
+    assert model.kind == "weights"
+
+
+def dormant_hook(pipe):
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: None)
+
+
+def dormant_forward(pipe):
+    own = pipe.unet.conv_in.forward
+    pipe.unet.conv_in.forward = lambda x: own(x)
+
+
+def dormant_layer(pipe):
+    another_layer_under_its_name(pipe)
+
+
+@pytest.mark.parametrize("do", [dormant_hook, dormant_forward, dormant_layer, other_processor])
+def test_a_base_on_which_something_waits_is_refused(do):
+    """An eraser that had the pipeline before could switch it on, and what stood there before is not seen."""
+    pipe = tiny_pipeline()
+    check_base(pipe)
+    do(pipe)
+    with pytest.raises(ValueError, match="the base must be unmodified; its unet carries"):
+        check_base(pipe)
+
+
+def test_pictures_of_an_edit_and_of_code_beside_it_are_not_exchanged(tmp_path):
+    """Both have the same weights, by which pictures are cached."""
+
+    def blank(pipe):
+        return pipe.unet.conv_out.register_forward_hook(lambda module, args, output: output * 0).remove
+
+    context = tiny_context()
+    for order in (("hidden", "honest"), ("honest", "hidden")):
+        cheats = {"honest": Cheat(small_edit), "hidden": Cheat(beside(blank))}
+        found = assess(
+            context.pipe, {name: cheats[name] for name in order}, context.suite, preset="smoke", progress=False,
+            detectors=[context.judge, context.selector], probes=["direct", "paraphrase"], cache_dir=tmp_path / order[0],
+        )  # fmt: skip
+        for probe in ("direct", "paraphrase"):
+            drawn = {c.model: [row.facts["image_hash"] for row in c.rows] for c in found.cells if c.probe == probe}
+            assert drawn["honest"] != drawn["hidden"], (probe, order)
+
+
+def test_weights_with_the_sum_of_others_are_not_taken_for_them():
+    """The sums by which weights are recognised have factors that nobody knows before."""
+    ours, theirs = WeightHashes(), WeightHashes()
+    a, b = (int(factor) for factor in theirs._factors["cpu"][1][:2])
+    words = np.array([b, 2**64 - a], dtype=np.uint64)  # a b - b a = 0
+    forged, nothing = torch.from_numpy(words.view(np.int64)), torch.zeros(2, dtype=torch.int64)
+    assert theirs.sum_of(forged) == theirs.sum_of(nothing)
+    assert ours.sum_of(forged) != ours.sum_of(nothing)
 
 
 def test_weights_that_are_no_numbers_are_no_removal():

@@ -1,16 +1,22 @@
-"""A record of training is supplied that is no record, that of other weights, or one that nobody replayed."""
+"""A record is supplied that is none, that of other weights, or one that nobody replayed; a stored file is edited."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from erasure.eval import Assessment, assess
 from erasure.eval.core.audit import hash_of, judged
 from erasure.eval.core.models import modules_of
 from erasure.eval.judge import Audit
+from erasure.eval.run.assessment import ModelCard
 from tests.made_up import good, number, without
 from tests.made_up import judged as claims_about
+from tests.probe_helpers import tiny_context
 from tests.tiny import tiny_pipeline
 
 DECLARED = {"kinds": {"UCE": "retrained"}, "scopes": {"UCE": "everything"}}
@@ -69,6 +75,71 @@ def test_a_record_that_names_fewer_parts_is_compared_in_those(pipes):
     mine, _ = pipes
     nothing = supplied(hash_of({}), parts=[])
     assert claims(judged(nothing, modules_of(mine), ["unet"])).removal == "C0"
+
+
+@pytest.mark.parametrize("kind", ["retrained", "weights"])
+def test_a_retrained_model_is_not_held_against_itself_whatever_it_calls_itself(kind):
+    names = {"base": "base", "UCE": "erased", "gold 0": "gold", "gold 1": "gold"}
+    weights = {"base": "b", "UCE": "g", "gold 0": "g", "gold 1": "h"}
+    kinds = {"base": "none", "UCE": kind, "gold 0": "retrained", "gold 1": "retrained"}
+    cards = tuple(ModelCard(name, role, kinds[name], weights[name], {}) for name, role in names.items())
+    assert Assessment(None, "smoke", cards, (), None, {}).same_as == {"UCE": "gold 0"}
+
+
+def raised(stated, drawn):
+    stated["preset"] = "standard"
+
+
+def more_tolerant(stated, drawn):
+    stated["policy"] = {"ceiling": 0.9}
+
+
+def record_added(stated, drawn):
+    stated["models"][1] |= {"audit": {"digest": "abc", "target": "cat", "recorded": "w", "judged": "w"}}
+
+
+def of_another_target(stated, drawn):
+    drawn["suite"]["concept"]["name"] = "kitten"
+
+
+def no_trial(stated, drawn):
+    drawn["settings"]["limit"] = None
+
+
+def measured(stated, drawn):
+    drawn["detectors"]["pixels"]["sensitivity"] = {"object": 1.0}
+
+
+def another_judge(stated, drawn):
+    stated["settings"]["judge"] = "a better one"
+
+
+EDITS = (raised, more_tolerant, record_added, of_another_target, no_trial, measured, another_judge)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    context = tiny_context()
+    edit = next(model.change for model in context.models.values() if model.role == "erased")
+    found = assess(
+        context.pipe, {"noise": edit}, context.suite, preset="smoke", detectors=[context.judge], probes=["direct"],
+        progress=False,
+    )  # fmt: skip
+    return found, found.save(tmp_path_factory.mktemp("stored")).parent
+
+
+@pytest.mark.parametrize("lie", EDITS)
+def test_what_decides_the_claims_beside_the_observations_is_not_edited(stored, lie, tmp_path):
+    found, folder = stored
+    assert Assessment.load(folder).claims() == found.claims()
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    files = [changed / "assessment.json", changed / "evaluation.json"]
+    stated, drawn = (json.loads(file.read_text()) for file in files)
+    lie(stated, drawn)
+    for file, value in zip(files, (stated, drawn), strict=True):
+        file.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="were changed after the assessment was written"):
+        Assessment.load(changed)
 
 
 def test_a_verified_record_does_not_outweigh_a_probe_that_finds_the_target():
