@@ -20,13 +20,14 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure, check_scale, exact
 from erasure.artifact.delta import DeltaErasure
+from erasure.artifact.denoiser import check_export
 from erasure.artifact.factors import base_weights
 from erasure.artifact.operator import OperatorErasure, space_config
 from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
 from erasure.concept import Concept
-from erasure.io import check_file, write_atomically
+from erasure.io import write_atomically
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
 INVERSE = 1e-3  # relative error of the whole edit that the float32 inverse in the published codes may have left
@@ -43,7 +44,7 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
         scale: how strongly, as in ``apply``.
     """
     scale = check_scale(scale)
-    check_file(path)
+    check_export(pipe, path)
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     if not edit.parameter_names:
