@@ -62,7 +62,7 @@ def erase(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
     concepts = concepts_of(concept)
-    if not isinstance(method, str | type | Method):
+    if not isinstance(method, str | Method) and not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"a method is a name or a class; got {shown(method)}; `erasure methods` lists all")
     recipe = (method_class(method) if isinstance(method, str) else method).preset(preset, **settings)
     backbone = backbone_of(pipe)
