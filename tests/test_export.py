@@ -17,6 +17,8 @@ from erasure.artifact import (
     export_official,
     export_single_file,
     import_official,
+    save_denoiser,
+    save_pipeline,
 )
 from erasure.backbone import backbone_of
 from erasure.backbone.native import original_unet_names
@@ -503,3 +505,36 @@ def test_no_file_takes_the_place_of_an_erasure_or_of_the_base(form, tmp_path):
     for _ in range(2):  # a file of its own may be written again
         EXPORTS[form](edit, pipe, tmp_path / "e" / "out.safetensors")
     Erasure.from_pretrained(tmp_path / "e")
+
+
+def test_an_official_file_and_what_is_said_of_it_are_checked(tmp_path):
+    pipe = tiny("sd1")
+    good, bad = export_official(esd(pipe), pipe, tmp_path / "good.safetensors"), tmp_path / "bad.safetensors"
+    bad.write_text("hi")
+    facts = {"concept": "superhero", "method": "esd"}
+    for path, change, fault in (
+        (bad, {}, "neither a safetensors file nor"),
+        (good, {"concept": None}, "a concept is a name"),
+        (good, {"concept": []}, "no concepts"),
+        (good, {"method": ""}, "how was the file made"),
+        (good, {"method": 5}, "how was the file made"),
+        (good, {"name": "../x"}, "unsafe name"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            import_official(path, pipe, **{**facts, **change})
+    assert import_official(good, pipe, **facts, keep="a dog").config["keep"] == ["a dog"]
+
+
+def test_a_model_in_hooks_or_in_a_wrapper_is_written_by_nobody(tmp_path):
+    pipe = tiny("sd1")
+    hooked = make(pipe, "superhero", "sld").apply(pipe)
+    writers = (save_pipeline, save_denoiser, export_single_file)
+    for write in writers:
+        with pytest.raises(ValueError, match="'superhero-sld' cannot be in this file: .* its own file holds it"):
+            write(pipe, tmp_path / "out.safetensors")
+    hooked.remove(pipe)
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+    for write in writers:
+        with pytest.raises(ValueError, match="wrapped in DataParallel"):
+            write(pipe, tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())

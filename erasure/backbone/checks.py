@@ -23,7 +23,7 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
 def refuse_unsafe(components: Mapping[str, Any]) -> None:
     """Refuse components (denoiser first, then text encoders, by name) on which an edit would be lost or wrong."""
     for part, module in components.items():
-        _refuse_wrapper(part, module)
+        refuse_wrapper(part, module)
         _refuse_module(part, module)
     dtypes = {part: module.dtype for part, module in components.items()}
     if len(set(dtypes.values())) > 1:
@@ -33,7 +33,8 @@ def refuse_unsafe(components: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_wrapper(part: str, module: Any) -> None:
+def refuse_wrapper(part: str, module: Any) -> None:
+    """Refuse what stands around a model, or is none."""
     if isinstance(module, PARALLEL):
         raise ValueError(
             f"the {part} is wrapped in {type(module).__name__}; put its .module back on the pipeline, erase, and wrap "
@@ -54,7 +55,7 @@ def _refuse_module(part: str, module: Any) -> None:
         raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
         if isinstance(child, PARALLEL):
-            _refuse_wrapper(f"{part}.{name}", child)
+            refuse_wrapper(f"{part}.{name}", child)
         if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
             raise _quantised(f"{part}.{name} is quantised ({type(child).__name__})")
         refuse_unread(f"{part}.{name}", child)
