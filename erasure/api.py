@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from erasure.artifact import Erasure
@@ -14,11 +13,11 @@ from erasure.artifact.provenance import already, names_in
 from erasure.artifact.record import base_name
 from erasure.artifact.stack import Stack, stack_of
 from erasure.backbone import backbone_of
-from erasure.concept import WORLD, Concept, Suite
+from erasure.concept import WORLD, Concept, Suite, concepts_of
 from erasure.io import named, shown
 from erasure.methods import method_class
 from erasure.methods.base import Method, Request
-from erasure.wording import folded, listed, nfc
+from erasure.wording import listed, nfc
 
 
 def erase(
@@ -62,7 +61,7 @@ def erase(
             f"{concept.name!r} is a suite, which holds more than concepts; pass suite.concepts, keep=suite.kept"
         )
     concepts = concepts_of(concept)
-    if not isinstance(method, str | type | Method):
+    if not isinstance(method, str | Method) and not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"a method is a name or a class; got {shown(method)}; `erasure methods` lists all")
     recipe = (method_class(method) if isinstance(method, str) else method).preset(preset, **settings)
     backbone = backbone_of(pipe)
@@ -99,25 +98,6 @@ def warn_unknown(pipe: Any, texts: Iterable[str]) -> None:
 
         for reason in filter(None, map(spec().unknown, texts)):
             warnings.warn(reason, stacklevel=3)
-
-
-def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept, ...]:
-    """What is to be erased, each once.
-
-    Raises:
-        ValueError: it is no name and no list of names, or two concepts of one name are not the same.
-    """
-    if not isinstance(given, str | Concept) and (isinstance(given, Mapping | bytes) or not isinstance(given, Iterable)):
-        raise ValueError(f"a concept is a name, a Concept, or a list of them; got {shown(given)}")
-    found: dict[str, Concept] = {}
-    for concept in map(Concept.of, [given] if isinstance(given, str | Concept) else given):
-        known = found.setdefault(folded(concept.name), concept)
-        if known != concept and dataclasses.replace(concept, name=known.name) != known:
-            raise ValueError(
-                f"two concepts are called {known.name!r}, and differ in what else they say; give one, with the "
-                "synonyms and neighbours of both"
-            )
-    return tuple(found.values())
 
 
 def named_safely(name: str) -> str:

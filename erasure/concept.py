@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,6 +112,25 @@ class Concept:
         if not isinstance(value, str):
             raise ValueError(f"a concept is a name or a Concept; got {shown(value)}; write erase(pipe, 'superhero')")
         return cls(value)
+
+
+def concepts_of(given: str | Concept | Sequence[str | Concept]) -> tuple[Concept, ...]:
+    """What is to be erased, each once.
+
+    Raises:
+        ValueError: it is no name and no list of names, or two concepts of one name are not the same.
+    """
+    if not isinstance(given, str | Concept) and (isinstance(given, Mapping | bytes) or not isinstance(given, Iterable)):
+        raise ValueError(f"a concept is a name, a Concept, or a list of them; got {shown(given)}")
+    found: dict[str, Concept] = {}
+    for concept in map(Concept.of, [given] if isinstance(given, str | Concept) else given):
+        known = found.setdefault(folded(concept.name), concept)
+        if known != concept and dataclasses.replace(concept, name=known.name) != known:
+            raise ValueError(
+                f"two concepts are called {known.name!r}, and differ in what else they say; give one, with the "
+                "synonyms and neighbours of both"
+            )
+    return tuple(found.values())
 
 
 @dataclasses.dataclass(frozen=True)

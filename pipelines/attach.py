@@ -20,7 +20,7 @@ from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import check_scales, stack_of
 from erasure.backbone import Backbone, Site, Space, backbone_of
 from erasure.backbone.checks import refuse_unread
-from erasure.backbone.listen import named_arguments
+from erasure.backbone.listen import named_arguments, says_guided
 from erasure.pipelines.calls import Copies
 from erasure.pipelines.choices import Choice, Names, choice_of, chosen, order
 
@@ -102,6 +102,7 @@ class Attached(Installed):
     Attributes:
         edits: the erasures by name, in the order in which they were attached.
         scales: theirs where a call gives none.
+        default: what calls get that choose nothing.
         copies: of the pipeline, for calls from several threads.
     """
 
@@ -120,7 +121,7 @@ class Attached(Installed):
         self.scales = dict(zip(names, check_scales(scales, len(edits)), strict=True))
         self.copies = Copies()
         self._backbone, self._call = backbone, _Call()
-        self._default = choice_of(self.scales, None, rows, num_images_per_prompt)
+        self.default = choice_of(self.scales, None, rows, num_images_per_prompt)
         self._sites = [
             (site, space)
             for space in SPACES
@@ -151,7 +152,7 @@ class Attached(Installed):
         self.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        choice, call = chosen(self) or self._default, self._call
+        choice, call = chosen(self) or self.default, self._call
         call.clear()
         if not choice.each:
             call.scales = self._scales(choice, (0,))
@@ -163,7 +164,7 @@ class Attached(Installed):
             latents,
             lambda: backbone.text_of(inputs),
             guidance_doubles=backbone.guidance == "cfg" and not backbone.guidance_calls,
-            guided=self._guided(),
+            guided=says_guided() is True,
         )
         call.batch, call.scales = len(latents), self._scales(choice, prompts)
 
@@ -183,10 +184,6 @@ class Attached(Installed):
                 f"layers on which {list(scales)} stand were replaced since (or quantised), so the picture would not be "
                 "erased; take the erasures off (remove()), and attach them to the model as it is now"
             )
-
-    def _guided(self) -> bool:
-        """Whether the pipeline says that its call is guided. False says nothing: it may be another pipeline's call."""
-        return getattr(self._backbone.pipe, "do_classifier_free_guidance", None) is True
 
     def _scales(self, choice: Choice, prompts: Sequence[int]) -> dict[str, list[float]]:
         """Scales of the erasures in force, for each row or one for all; the others cost a server nothing."""
@@ -219,7 +216,7 @@ class Attached(Installed):
         """The erasures on the call this layer is in, or on the layer alone where somebody calls that."""
         if self._call.scales is not None:
             return self._call.scales
-        choice = chosen(self) or self._default
+        choice = chosen(self) or self.default
         if choice.each:
             raise ValueError("rows belong to a call of the whole denoiser; a layer was called alone; choose no rows")
         return self._scales(choice, (0,))

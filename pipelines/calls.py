@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from erasure.backbone import denoiser_of
+from erasure.io import shown
 from erasure.pipelines.around import Around
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -48,6 +49,18 @@ class Copies:
         if found is None or found[0] is not original or found[1] != len(original):  # words may have been added
             found = kept[id(original)] = original, len(original), copy.deepcopy(original)
         return found[2]
+
+
+def texts_of(given: Any, name: str = "prompt") -> list[str]:
+    """The texts of an argument that is one, or a list of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    several = given if isinstance(given, list | tuple) else [given]
+    if not several or not all(isinstance(text, str) for text in several):
+        raise ValueError(f"{name} is a text or a list of texts; got {shown(given)}")
+    return list(several)
 
 
 def tokenizers_of(pipe: Any) -> dict[str, PreTrainedTokenizerBase]:
@@ -137,4 +150,4 @@ def ordered(parts: Sequence[Any], at: Sequence[int]) -> Any:
     return torch.cat(list(parts))[list(at)] if isinstance(parts[0], Tensor) else np.concatenate(parts)[list(at)]
 
 
-__all__ = ["Copies", "image_to_image", "is_default", "ordered", "rows_of", "size_of", "tokenizers_of"]
+__all__ = ["Copies", "image_to_image", "is_default", "ordered", "rows_of", "size_of", "texts_of", "tokenizers_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -115,6 +115,41 @@ def choosing(entry: Entry) -> Iterator[None]:
         leave(entry)
 
 
+def by_row(handles: Iterable[Any]) -> bool:
+    """Whether the erasures in force are chosen for each prompt."""
+    return any((chosen(handle) or handle.default).each for handle in handles)
+
+
+@contextlib.contextmanager
+def narrowed(handles: Iterable[Any], prompts: Sequence[int], count: int, images: int) -> Iterator[None]:
+    """For a block that draws some of the prompts of a call: rows in force are those of these prompts alone.
+
+    Args:
+        handles: what is attached.
+        prompts: which of ``count``; one several times where it is repeated.
+        images: pictures of each in the block.
+
+    Raises:
+        ValueError: there are not as many rows as prompts.
+    """
+
+    def narrow(entry: Entry) -> Entry:
+        owners, choice = entry
+        if not choice.each:
+            return entry
+        if len(choice.rows) != count:
+            raise ValueError(f"rows for {len(choice.rows)} prompts, but the call has {count}; give one row a prompt")
+        rows = tuple(choice.rows[i] for i in prompts)
+        return owners, dataclasses.replace(choice, rows=rows, images=images, certain=True)
+
+    defaults = [((handle,), handle.default) for handle in handles if handle.default.each and chosen(handle) is None]
+    token = CHOSEN.set(tuple(narrow(entry) for entry in (*defaults, *CHOSEN.get())))
+    try:
+        yield
+    finally:
+        CHOSEN.reset(token)
+
+
 # --- which row of a batch is which prompt's -------------------------------------------------------------------------
 
 
@@ -187,4 +222,4 @@ def _constant(text: Sequence[Tensor], batch: int, images: int) -> bool:
     return len(rows) == batch and all(torch.equal(rows[i], rows[i - i % images]) for i in range(batch))
 
 
-__all__ = ["Choice", "Names", "choice_of", "choosing", "chosen", "enter", "leave", "order"]
+__all__ = ["Choice", "Names", "by_row", "choice_of", "choosing", "chosen", "enter", "leave", "narrowed", "order"]

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.pipelines.around import Around
+from erasure.pipelines.calls import texts_of
 from erasure.pipelines.filters import InputFilter, Match, OutputFilter, WordFilter, strongest
 
 OnMatch = Literal["blank", "raise", "replace"]
@@ -116,7 +117,10 @@ class GuardedPipeline(Around):
                 "the output filter looks at pictures; got output_type='latent'; ask for 'pil', 'np' or 'pt', or guard "
                 "whatever decodes the latents"
             )
-        texts = {name: [text] if isinstance(text := given[name], str) else list(text) for name in self._texts(given)}
+        texts = {name: texts_of(given[name], name) for name in self._texts(given)}
+        counts = {name: len(rows) for name, rows in texts.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"a call has as many texts of each kind; got {counts}; give one of each for every picture")
         decisions, drawn = self._read(texts)
         self._raise(decisions)
         given.update({name: rows[0] if isinstance(given[name], str) else rows for name, rows in drawn.items()})
@@ -125,6 +129,7 @@ class GuardedPipeline(Around):
         images = result[0] if isinstance(result, tuple) else getattr(result, field)
         decisions = self._look(images, self._each(decisions, len(images)))
         self._raise(decisions)
+        decisions = _stricter(decisions, getattr(result, "guarded", None) or decisions)
         images = _blanked(
             images, [one.action == "blanked" for one in decisions], LATENT_GREY if kind == "latent" else GREY
         )
@@ -205,6 +210,15 @@ class GuardedPipeline(Around):
     def __repr__(self) -> str:
         filters = [one.name for one in (self.input_filter, self.output_filter) if one is not None]
         return f"GuardedPipeline({type(self.pipe).__name__}, {', '.join(filters)}, on_match={self.on_match!r})"
+
+
+def _stricter(mine: Sequence[Decision], inner: Sequence[Decision]) -> list[Decision]:
+    """The decisions about pictures, with those of a guard inside where it did more."""
+    order = get_args(Action)
+    return [
+        dataclasses.replace(theirs, prompt=one.prompt) if order.index(theirs.action) > order.index(one.action) else one
+        for one, theirs in zip(mine, inner, strict=True)
+    ]
 
 
 def _pictures(images: Any) -> list[Image.Image]:

@@ -13,7 +13,7 @@ from erasure.artifact import HookErasure
 from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space
-from erasure.backbone.listen import half
+from erasure.backbone.listen import half, says_guided
 from erasure.backbone.text import Text
 
 # where both predictions of guidance are made by one call of the denoiser, and guidance is off at 1
@@ -96,10 +96,10 @@ class DenoiserHook(Installed):
     def guided(self, inputs: dict[str, Any]) -> bool:
         """Whether a call makes both predictions: its halves then hold the same latents, the prompts' the second.
 
-        The pipeline is not asked: others may hold the same denoiser.
+        Two prompts drawn from the same noise without guidance look alike: the pipeline that calls knows better.
         """
         x = self.latents(inputs)
-        return torch.equal(x[: len(x) // 2], x[len(x) // 2 :])
+        return torch.equal(x[: len(x) // 2], x[len(x) // 2 :]) and says_guided() is not False
 
     def warn_unguided(self, what: str) -> None:
         """Say that a call without guidance is the base's."""

@@ -20,9 +20,11 @@ from typing import Any, get_args
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
+from erasure.artifact.stack import stack_of
 from erasure.io import shown
 from erasure.pipelines.around import Around
-from erasure.pipelines.calls import Copies, image_to_image, is_default, ordered, rows_of, size_of
+from erasure.pipelines.calls import Copies, image_to_image, is_default, ordered, rows_of, size_of, texts_of
+from erasure.pipelines.choices import by_row, narrowed
 from erasure.pipelines.embedders import By
 from erasure.pipelines.filters import Match
 from erasure.pipelines.reference import ReferenceAttention
@@ -138,16 +140,24 @@ class RetrievalPipeline(Around):
         if given.get("return_dict", True) is False:
             raise ValueError("the answer says which entries were used; got return_dict=False; leave it out")
         text = given.get("prompt")
-        prompts = [] if text is None else [text] if isinstance(text, str) else list(text)
+        prompts = [] if text is None else texts_of(text)
         found = self.lookup.find(prompts)
         images = given.get("num_images_per_prompt") or 1
         near = [i for i, row in enumerate(found) if row]
         far = [i for i, row in enumerate(found) if not row]
+        if near and self.reference is not None and by_row(stack_of(self.pipe).attached):
+            raise ValueError(
+                "reference attention draws all prompts of a call with the same erasures; got rows; draw one prompt a "
+                "call, or give the RetrievalPipeline no attention"
+            )
         if not near:
             result = self._copies.make(self.pipe)(**given)
             result.retrieved = [()] * len(result.images)
             return result
-        parts = [self._copies.make(self.pipe)(**rows_of(given, far, len(found), images))] if far else []
+        parts = []
+        if far:
+            with self._rows_for(far, len(found), images):
+                parts.append(self._copies.make(self.pipe)(**rows_of(given, far, len(found), images)))
         parts.append(self._draw(given, found, near, images))
         self.lookup.store.check_present({one.entry.id for row in found for one in row})
         return self._joined(parts, found, [*far, *near], images)
@@ -173,8 +183,12 @@ class RetrievalPipeline(Around):
             rows = self._image_arguments(engine, {**rows, "width": size[0], "height": size[1]})
             rows["image"] = [own[j % len(own)] for own, (_, j) in zip(fitted, each, strict=True)]
         looking = contextlib.nullcontext() if self.reference is None else self.reference.looking_at(fitted, size=size)
-        with looking:
+        with looking, self._rows_for([i for i in near for _ in range(images)], len(found), 1):
             return engine(**rows)
+
+    def _rows_for(self, prompts: Sequence[int], count: int, images: int) -> Any:
+        """Attached erasures chosen for each prompt are for each of these prompts."""
+        return narrowed(stack_of(self.pipe).attached, prompts, count, images)
 
     def _image_arguments(self, engine: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call as image-to-image takes them."""

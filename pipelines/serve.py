@@ -195,7 +195,9 @@ def _fault(error: Mapping[str, Any]) -> str:
         return "the body is no JSON"
     if error["type"] == "extra_forbidden":
         return f"{field}: no such field{meant(field, Asked.model_fields)}; fields are {', '.join(Asked.model_fields)}"
-    return f"{field}: {FORMS.get(field, error['msg'])}".removeprefix(": ")
+    if not field:
+        return 'the body is a JSON object, sent as application/json: {"prompt": "a superhero"}'
+    return f"{field}: {FORMS.get(field, error['msg'])}"
 
 
 def create_app(

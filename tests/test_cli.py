@@ -674,6 +674,21 @@ def test_a_corpus_is_summed_up_in_parts_and_used(base, tmp_path, erasure):
     assert "whole.safetensors" in (tmp_path / "edit" / "erasure_config.json").read_text()
 
 
+def test_captions_are_read_in_utf8_and_never_written_over(base, tmp_path, erasure):
+    texts = {"a": b"a cat\n", "empty": b" \n", "latin": "a caf\u00e9\n".encode("latin-1")}
+    for name, raw in texts.items():
+        (tmp_path / f"{name}.txt").write_bytes(raw)
+    for name, out, fault in (
+        ("a", "a.txt", "which holds captions"),
+        ("empty", "x.safetensors", "no caption in"),
+        ("latin", "x.safetensors", "latin.txt is not UTF-8 text"),
+    ):
+        code, _, err = erasure("gram", tmp_path / f"{name}.txt", "--base", base, "--out", tmp_path / out)
+        assert code == 2 and fault in err and "Traceback" not in err
+    assert {name: (tmp_path / f"{name}.txt").read_bytes() for name in texts} == texts
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_a_corpus_that_is_not_there_is_one_line(base, tmp_path, erasure):
     code, _, err = erasure("gram", tmp_path / "none.txt", "--base", base, "--out", tmp_path / "x.safetensors")
     assert code != 0 and "no file at" in err and len(err.strip().splitlines()) == 1

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from erasure import Concept
+from erasure import Concept, Erasure
 from erasure.artifact import (
     DeltaErasure,
     LoraErasure,
@@ -17,6 +17,8 @@ from erasure.artifact import (
     export_official,
     export_single_file,
     import_official,
+    save_denoiser,
+    save_pipeline,
 )
 from erasure.backbone import backbone_of
 from erasure.backbone.native import original_unet_names
@@ -468,4 +470,71 @@ def test_what_the_original_layout_has_no_name_for_is_refused(tmp_path):
     edit = uce(pipe).apply(pipe)
     with pytest.raises(ValueError, match="already"):
         export_single_file(pipe, tmp_path / "x.safetensors", edit)
+    assert not list(tmp_path.iterdir())
+
+
+EXPORTS = {
+    "kohya": lambda edit, pipe, path: export_lora(edit, pipe, path, layout="kohya"),
+    "comfyui": lambda edit, pipe, path: export_lora(edit, pipe, path, layout="comfyui"),
+    "official": lambda edit, pipe, path: export_official(edit, pipe, path),
+    "single-file": lambda edit, pipe, path: export_single_file(pipe, path, edit),
+}
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_no_file_takes_the_place_of_an_erasure_or_of_the_base(form, tmp_path):
+    pipe = tiny("sd1")
+    edit = uce(pipe)
+    edit.save_pretrained(tmp_path / "e", system=True)
+    (tmp_path / "base.safetensors").write_bytes(b"the base")
+    (tmp_path / "base").mkdir()
+    for name in ("model_index.json", "unet.safetensors"):
+        (tmp_path / "base" / name).write_text("the base")
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for base, place, fault in (
+        ("", "e/erasure.safetensors", "part of the erasure"),
+        ("", "e/system.safetensors", "part of the erasure"),
+        ("base.safetensors", "base.safetensors", "what the base model was loaded from"),
+        ("base", "base/unet.safetensors", "what the base model was loaded from"),
+    ):
+        pipe.register_to_config(_name_or_path=str(tmp_path / base) if base else "")
+        with pytest.raises(ValueError, match=fault):
+            EXPORTS[form](edit, pipe, tmp_path / place)
+    assert files == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    pipe.register_to_config(_name_or_path="")
+    for _ in range(2):  # a file of its own may be written again
+        EXPORTS[form](edit, pipe, tmp_path / "e" / "out.safetensors")
+    Erasure.from_pretrained(tmp_path / "e")
+
+
+def test_an_official_file_and_what_is_said_of_it_are_checked(tmp_path):
+    pipe = tiny("sd1")
+    good, bad = export_official(esd(pipe), pipe, tmp_path / "good.safetensors"), tmp_path / "bad.safetensors"
+    bad.write_text("hi")
+    facts = {"concept": "superhero", "method": "esd"}
+    for path, change, fault in (
+        (bad, {}, "neither a safetensors file nor"),
+        (good, {"concept": None}, "a concept is a name"),
+        (good, {"concept": []}, "no concepts"),
+        (good, {"method": ""}, "how was the file made"),
+        (good, {"method": 5}, "how was the file made"),
+        (good, {"name": "../x"}, "unsafe name"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            import_official(path, pipe, **{**facts, **change})
+    assert import_official(good, pipe, **facts, keep="a dog").config["keep"] == ["a dog"]
+
+
+def test_a_model_in_hooks_or_in_a_wrapper_is_written_by_nobody(tmp_path):
+    pipe = tiny("sd1")
+    hooked = make(pipe, "superhero", "sld").apply(pipe)
+    writers = (save_pipeline, save_denoiser, export_single_file)
+    for write in writers:
+        with pytest.raises(ValueError, match="'superhero-sld' cannot be in this file: .* its own file holds it"):
+            write(pipe, tmp_path / "out.safetensors")
+    hooked.remove(pipe)
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+    for write in writers:
+        with pytest.raises(ValueError, match="wrapped in DataParallel"):
+            write(pipe, tmp_path / "out.safetensors")
     assert not list(tmp_path.iterdir())

@@ -316,3 +316,22 @@ def test_one_phrase_is_a_phrase_and_not_its_letters():
     assert [m.matched for m in WordFilter("superhero").matches(["a superhero", "a cat"])] == [True, False]
     assert WordFilter("superhero").phrases == ("superhero",)
     assert Guard.of_words("superhero").config["input_filter"]["phrases"] == ["superhero"]
+
+
+def test_a_guard_around_a_guard_says_what_both_did(pipe):
+    inner = GuardedPipeline(pipe, WordFilter(["cat"]))
+    outer = GuardedPipeline(inner, WordFilter(["dog"]), on_match="replace", anchor="cat")
+    out = outer(["a cat", "a dog", "a ninja"], **SHORT)
+    assert [one.action for one in out.guarded] == ["blanked", "blanked", "delivered"]
+    assert [one.prompt for one in out.guarded] == ["a cat", "a dog", "a ninja"]
+    assert [is_grey(image) for image in out.images] == [True, True, False]
+
+
+def test_prompts_that_are_no_texts_are_refused_in_a_sentence(pipe):
+    guarded = GuardedPipeline(pipe, WordFilter(["cat"]))
+    for prompt in (7, [], ["a cat", None]):
+        with pytest.raises(ValueError, match="prompt is a text or a list of texts"):
+            guarded(prompt, **SHORT)
+    two = GuardedPipeline(tiny("sdxl"), WordFilter(["cat"]))
+    with pytest.raises(ValueError, match="as many texts of each kind"):
+        two(["a dog", "a cat"], prompt_2="a cat", **SHORT)

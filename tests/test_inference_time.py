@@ -1,5 +1,6 @@
 """Methods that act while pictures are drawn, SLD aside: what all of them leave alone, and what they give back."""
 
+import contextlib
 import copy
 import threading
 
@@ -158,6 +159,20 @@ def test_it_works_without_guidance(case):
         alone = pipe(prompt, num_inference_steps=2, generator=noise, output_type="latent", guidance_scale=1.0).images
         assert_same(drawn[i : i + 1], alone)
     edit.remove(pipe)
+
+
+@pytest.mark.parametrize("case", ["safree", "adavd", "negative-prompt"])
+def test_two_prompts_from_the_same_noise_without_guidance_are_no_guided_call(case):
+    pipe = tiny("sd1")
+    edit, one = made(pipe, case), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0}
+    base = pipe(PROMPTS, latents=one.repeat(2, 1, 1, 1), **given).images
+    edit.apply(pipe)
+    with pytest.warns(UserWarning, match="has none") if case == "negative-prompt" else contextlib.nullcontext():
+        both = pipe(PROMPTS, latents=one.repeat(2, 1, 1, 1), **given).images
+        alone = torch.cat([pipe(prompt, latents=one, **given).images for prompt in PROMPTS])
+    torch.testing.assert_close(both, alone, rtol=0, atol=1e-4 * size(base))
+    assert all(torch.equal(a, b) == (case == "negative-prompt") for a, b in zip(both, base, strict=True))
 
 
 @pytest.mark.parametrize("case", ["safree", "adavd"])

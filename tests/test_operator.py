@@ -298,6 +298,22 @@ def test_what_cannot_be_solved_again_says_so(tmp_path):
     assert close(given, uce(pipe, ["superhero", "van gogh"]))
 
 
+def test_one_erasure_and_one_name_are_taken_as_they_are_and_nothing_else():
+    pipe = tiny_pipeline()
+    a, b = (uce(pipe, name, keep=["ninja"]) for name in ("superhero", "van gogh"))
+    both = erasure.resolve([a, b])
+    assert close(erasure.resolve(a), a) and close(erasure.resolve(both, without="van gogh"), a)
+    for call in (lambda: erasure.resolve([a, None]), lambda: a.compose(None)):
+        with pytest.raises(ValueError, match="an erasure is needed; got None"):
+            call()
+    with pytest.raises(ValueError, match="a list of strings"):
+        erasure.resolve(both, without=None)
+    with pytest.raises(ValueError, match="would be made twice"):
+        a.compose(dataclasses.replace(a, name="other"))
+    with pytest.raises(ValueError, match="a method is a name or a class"):
+        erasure.erase(pipe, "cat", int)
+
+
 # --- other denoisers -------------------------------------------------------------------------------------------------
 
 

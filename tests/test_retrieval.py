@@ -1,5 +1,6 @@
 """Retrieval: what a prompt finds is drawn from and named, what it does not find is the pipeline's own."""
 
+import contextlib
 import copy
 import inspect
 import threading
@@ -22,7 +23,9 @@ from erasure.pipelines import (
     Store,
     Withdrawn,
     WordFilter,
+    attach_erasures,
     calibrated,
+    erasures,
 )
 from studies import retrieval as study
 from tests.colours import FACTS, Colours, add
@@ -30,7 +33,7 @@ from tests.every import build
 from tests.reference import attention as reference
 from tests.slow import first
 from tests.small import small
-from tests.tiny import identical, tiny, tiny_pipeline, weights
+from tests.tiny import identical, make, tiny, tiny_pipeline, weights
 from tests.tiny_cross import tiny_cross
 
 SHORT = {"num_inference_steps": 4, "guidance_scale": 3.0}
@@ -257,6 +260,9 @@ def test_pipelines_that_cannot_are_refused_with_what_they_can(lookup):
 
 def test_calls_that_cannot_be_answered_are_refused(pipe, around):
     drawing = around(pipe)
+    for prompt in (7, [], [FOUND, None]):
+        with pytest.raises(ValueError, match="prompt is a text or a list of texts"):
+            drawing(prompt, **SHORT)
     for options, message in (
         ({"return_dict": False}, "which entries were used"),
         ({"guidance_rescale": 0.5}, r"does not take \['guidance_rescale'\]"),
@@ -338,6 +344,30 @@ def test_it_stands_for_the_pipeline_and_guards_stand_around_it(pipe, around):
     assert [one.action for one in out.guarded] == ["delivered", "blanked"]
     assert [len(row) for row in out.retrieved] == [1, 0]
     assert same(out.images[:1], drawing(FOUND, generator=seeds(1), **SHORT).images)
+
+
+@pytest.mark.parametrize("way", ["called", "block", "attached"])
+def test_rows_of_erasures_go_with_their_prompts(pipe, around, way):
+    drawing, looking, prompts = around(pipe), around(pipe, attention=4.0), [FOUND, OTHER, "a blue thing 1"]
+    a, b = (make(pipe, name, preset="official-2025", keep=["wizard"], name=name) for name in ("superhero", "ninja"))
+    rows = [[a, b], [b], []]
+    with attach_erasures(pipe, [a, b]):
+        lone = [
+            erasures(drawing, row)(prompt, generator=seeds(i), **SHORT).images[0]
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+        others = [drawing(prompt, generator=seeds(i), **SHORT).images[0] for i, prompt in enumerate(prompts)]
+    with attach_erasures(pipe, [a, b], rows=rows if way == "attached" else None):
+        if way == "called":
+            found = erasures(drawing, rows=rows)(prompts, generator=seeds(0, 1, 2), **SHORT)
+        else:
+            with erasures(pipe, rows=rows) if way == "block" else contextlib.nullcontext():
+                found = drawing(prompts, generator=seeds(0, 1, 2), **SHORT)
+        with erasures(pipe, rows=rows[:2]), pytest.raises(ValueError, match="rows for 2 prompts.*has 3"):
+            drawing(prompts, **SHORT)
+        with erasures(pipe, rows=rows), pytest.raises(ValueError, match="no attention"):
+            looking(prompts, **SHORT)
+    assert same(found.images, lone, within=1) and not same(found.images, others, within=1)
 
 
 def test_an_evaluation_draws_with_the_store_and_leaves_nothing_behind(pipe, lookup):

@@ -168,6 +168,12 @@ def test_numbers_that_are_none_are_refused(app, field, number):
     assert answer.status_code == 422 and answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("raw", ["", "null", "[1]", '"a cat"'])
+def test_a_body_that_is_no_object_is_told_what_it_should_be(app, raw):
+    [answer] = ask(app, raw=raw)
+    assert answer.status_code == 422 and "the body is a JSON object" in answer.json()["error"]["message"]
+
+
 def test_no_more_wait_than_may_and_a_fault_inside_is_an_answer(tmp_path):
     pipe = tiny_pipeline()
     some = {"hero": edits()["superhero"]}

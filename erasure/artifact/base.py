@@ -25,7 +25,7 @@ from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.fingerprint import matches, short
 from erasure.backbone.names import parameters_by_name, split
 from erasure.concept import WORLD
-from erasure.io import beside, named
+from erasure.io import beside, named, shown
 from erasure.pictures import check_seed, drawn, png, sheet, usual_settings
 from erasure.wording import listed
 
@@ -161,6 +161,8 @@ class Erasure(abc.ABC):
 
     def check_same_base(self, other: Erasure) -> None:
         """Raise unless both are of one kind and one base model."""
+        if not isinstance(other, Erasure):
+            raise ValueError(f"an erasure is needed; got {shown(other)}; load one with Erasure.from_pretrained")
         mine, theirs = (edit.prints for edit in (self, other))
         same_base = mine.keys() == theirs.keys() and all(matches(mine[part], theirs[part]) for part in mine)
         if other.kind != self.kind or not same_base:
@@ -175,6 +177,8 @@ class Erasure(abc.ABC):
         return {part: print_.model_dump() for part, print_ in self.config.base.components.items()}
 
     def _composed_config(self, other: Erasure) -> dict[str, Any]:
+        if same_edit(self, other):
+            raise ValueError(f"{self.name!r} and {other.name!r} are one edit, which would be made twice; give another")
         both = {key: [*self.config[key], *other.config[key]] for key in ("concepts", "keep")}
         parts = [self.config, other.config]
         facts = {

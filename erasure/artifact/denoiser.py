@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from erasure.artifact.files import check_place
 from erasure.artifact.provenance import records_of, write_beside
 from erasure.artifact.stack import refuse_attached
 from erasure.backbone import denoiser_of, parts_of
@@ -17,6 +18,15 @@ def refuse_origin(pipe: Any, folder: Path) -> None:
     source = Path(str(pipe.config.get("_name_or_path") or "."))
     if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
+
+
+def check_export(pipe: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written, or that an erasure or the base model would be lost to; before the work."""
+    check_place(path)
+    file, source = Path(path).resolve(), Path(str(pipe.config.get("_name_or_path") or ".")).resolve()
+    inside = (source / "model_index.json").exists() and file.is_relative_to(source)
+    if file.exists() and (file == source or inside):
+        raise ValueError(f"{path} is, or is a part of, what the base model was loaded from; give another name")
 
 
 def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:

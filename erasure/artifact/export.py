@@ -14,12 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from erasure.artifact.base import Erasure
+from erasure.artifact.denoiser import check_export
 from erasure.artifact.factors import Pairs, factors, filled
 from erasure.artifact.gated import GatedErasure
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.names import split
 from erasure.backbone.native import comfyui_stem, kohya_stem
-from erasure.io import check_file, check_writable, write_atomically, write_json
+from erasure.io import check_writable, write_atomically, write_json
 
 Layout = Literal["diffusers", "peft", "kohya", "comfyui"]
 FOLDERS = ("diffusers", "peft")  # layouts that are folders; the others are files
@@ -62,7 +63,7 @@ def export_lora(
     if layout not in get_args(Layout):
         raise ValueError(f"unknown layout of a LoRA; got {layout!r}; choose one of {list(get_args(Layout))}")
     backbone = backbone_of(pipe)
-    check_writable(path) if layout in FOLDERS else check_file(path)
+    check_writable(path) if layout in FOLDERS else check_export(pipe, path)
     edit.check_base(backbone)
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more; got {rank}; leave it out for an exact LoRA")
@@ -84,7 +85,7 @@ def write_lora(
     Args:
         error: the relative error of the pairs, for the file's metadata.
     """
-    check_writable(path) if layout in FOLDERS else check_file(path)
+    check_writable(path) if layout in FOLDERS else check_export(backbone.pipe, path)
     files = named_tensors(pairs, backbone, layout)
     if isinstance(edit, GatedErasure):
         warnings.warn(

@@ -13,6 +13,7 @@ The hashes find damage, not malice: who can write the folder can write the hashe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -27,6 +28,7 @@ from erasure.artifact.config import FORMAT, Config
 from erasure.artifact.kinds import KINDS
 from erasure.concept import Concept
 from erasure.io import (
+    check_file,
     check_writable,
     fault_of,
     parse_json,
@@ -202,6 +204,14 @@ def check_folder(folder: Path) -> None:
     check_writable(folder)
     if (folder / CARD).exists() and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written, or that an erasure would be lost to; before the work."""
+    check_file(path)
+    path = Path(path)
+    if path.name in (CONFIG, WEIGHTS, SYSTEM) and (path.parent / CONFIG).exists():
+        raise ValueError(f"{path} is a part of the erasure in {path.parent}; give another name")
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -20,16 +20,20 @@ from torch import Tensor
 
 from erasure.artifact.base import Erasure, check_scale, exact
 from erasure.artifact.delta import DeltaErasure
+from erasure.artifact.denoiser import check_export
 from erasure.artifact.factors import base_weights
+from erasure.artifact.files import check_name
 from erasure.artifact.operator import OperatorErasure, space_config
 from erasure.artifact.record import new_config
 from erasure.artifact.stack import check_finite
 from erasure.backbone import Backbone, backbone_of
-from erasure.concept import Concept
-from erasure.io import check_file, write_atomically
+from erasure.concept import Concept, concepts_of
+from erasure.io import shown, write_atomically
+from erasure.wording import listed
 
 ROUNDING = 2**-23  # of float32, relative: what an edited weight and its base may be off by
 INVERSE = 1e-3  # relative error of the whole edit that the float32 inverse in the published codes may have left
+BROKEN = (SafetensorError, LookupError, TypeError, ValueError, RuntimeError)  # what readers raise
 WRAPPERS = ("state_dict", "model_state_dict", "unet")  # keys under which a checkpoint may hold the tensors
 
 
@@ -43,7 +47,7 @@ def export_official(edit: Erasure, pipe: Any, path: str | os.PathLike[str], *, s
         scale: how strongly, as in ``apply``.
     """
     scale = check_scale(scale)
-    check_file(path)
+    check_export(pipe, path)
     backbone = backbone_of(pipe)
     edit.check_base(backbone)
     if not edit.parameter_names:
@@ -65,7 +69,7 @@ def import_official(
     *,
     concept: str | Concept | Sequence[str | Concept],
     method: str,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     name: str | None = None,
 ) -> Erasure:
     """Read such a file as an erasure.
@@ -85,8 +89,15 @@ def import_official(
         name: its name; from concept and method by default.
 
     Raises:
-        ValueError: not such a file, or its names or shapes are not the model's.
+        ValueError: no concept, method or safe name; not such a file, or its names or shapes are not the model's.
     """
+    concepts, keep = concepts_of(concept), listed(keep)
+    if not concepts:
+        raise ValueError("no concepts; name at least one that the file erases")
+    if not isinstance(method, str) or not method.strip():
+        raise ValueError(f"how was the file made? got method={shown(method)}; give a name, 'uce' say")
+    if name:
+        check_name(name)
     backbone = backbone_of(pipe)
     weights = base_weights(backbone)
     tensors = _read(Path(path), backbone.denoiser_name)
@@ -100,8 +111,6 @@ def import_official(
             f"{path}: {bad} has shape {tuple(tensors[bad].shape)}, the model's {tuple(weights[bad].shape)}; "
             "give the model it was made of"
         )
-    several = [concept] if isinstance(concept, str | Concept) else concept
-    concepts = [Concept.of(c) for c in several]
     changed = {n: t for n, t in tensors.items() if not torch.equal(t, weights[n].cpu().to(t.dtype))}
     deltas = {n: (exact(t) - exact(weights[n]).cpu()).float() for n, t in changed.items()}
     if not deltas:
@@ -161,7 +170,7 @@ def _read(path: Path, denoiser: str) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no file at {path}; give the file an official code wrote")
     try:
         tensors = load(path.read_bytes())
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    except BROKEN:
         tensors = _unpickled(path)
     tensors = {name.removeprefix("module.").removeprefix(f"{denoiser}."): t for name, t in tensors.items()}
     if not tensors:
@@ -175,7 +184,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     """The tensors ``torch.save`` wrote, by name; nothing else is unpickled."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (UnpicklingError, *BROKEN, AttributeError, EOFError):
         raise ValueError(
             f"{path}: neither a safetensors file nor a torch.save of tensors alone; other pickles are not read, as "
             "that runs their code; save the tensors by name, in a place you trust the file in"

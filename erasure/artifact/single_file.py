@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.artifact.base import Erasure
+from erasure.artifact.denoiser import check_export
 from erasure.artifact.patching import patched
 from erasure.artifact.provenance import metadata_of, records_of
 from erasure.artifact.stack import applied, refuse_attached, stack_of
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.native import original_unet_names
-from erasure.io import check_file, writing
+from erasure.io import writing
 
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {
@@ -59,7 +60,7 @@ def export_single_file(
         ValueError: the U-Net has blocks the layout has no name for; or the erasure changes a part that is not in the
             file, or carries erasures already.
     """
-    check_file(path)
+    check_export(pipe, path)
     backbone = backbone_of(pipe)
     refuse_attached(pipe)
     source = Path(str(pipe.config.get("_name_or_path") or ""))

@@ -7,15 +7,16 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from erasure.artifact.kinds import weightless
 from erasure.artifact.part import Handle, Layer, Part, Raw, fused_in, part_of
 from erasure.artifact.provenance import entry_of
 from erasure.backbone import Backbone, parts_of
-from erasure.backbone.checks import parameters_of, refuse_unreachable
+from erasure.backbone.checks import parameters_of, refuse_unreachable, refuse_wrapper
 from erasure.backbone.names import qualified, split
 from erasure.io import shown
 
@@ -27,6 +28,8 @@ LARGEST_SCALE = 100  # published ones reach 15
 
 class Applied(Protocol):
     """What a stack needs of an erasure."""
+
+    kind: ClassVar[str]
 
     @property
     def name(self) -> str: ...
@@ -355,10 +358,17 @@ def stack_of(pipe: Any) -> Stack:
 
 
 def refuse_attached(pipe: Any) -> None:
-    """Refuse to write weights as "erased" while erasures stand on the text or in hooks instead."""
+    """Refuse to write weights as "erased" while erasures stand on the text or in hooks, or what holds no such file."""
     stack = stack_of(pipe)
-    hooked = [name for name, layer in stack.layers.items() if not layer.erasure.parameter_names]
-    if stack.attached or hooked:
+    for part in stack.modules:
+        refuse_wrapper(part, getattr(pipe, part))
+    for name, layer in stack.layers.items():
+        if not layer.erasure.parameter_names:
+            raise ValueError(
+                f"{name!r} cannot be in this file: {weightless(layer.erasure.kind)}; remove it to write the model "
+                "without it"
+            )
+    if stack.attached:
         raise ValueError(
             "erasures are attached to this pipeline, which are in no weight and would be left out of the file; take "
             "them off with their handle's remove() and apply them (load_erasure) instead"

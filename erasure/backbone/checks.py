@@ -24,7 +24,7 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
 def refuse_unsafe(components: Mapping[str, Any]) -> None:
     """Refuse components (denoiser first, then text encoders, by name) on which an edit would be lost or wrong."""
     for part, module in components.items():
-        _refuse_wrapper(part, module)
+        refuse_wrapper(part, module)
         _refuse_module(part, module)
     dtypes = {part: module.dtype for part, module in components.items()}
     if len(set(dtypes.values())) > 1:
@@ -34,7 +34,8 @@ def refuse_unsafe(components: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_wrapper(part: str, module: Any) -> None:
+def refuse_wrapper(part: str, module: Any) -> None:
+    """Refuse what stands around a model, or is none."""
     module = getattr(module, "_orig_mod", module)  # that it is compiled is said behind this
     if isinstance(module, AROUND_A_MODEL):
         raise ValueError(
@@ -56,7 +57,7 @@ def _refuse_module(part: str, module: Any) -> None:
         raise _quantised(f"the {part} is quantised")
     for name, child in module.named_modules():
         if isinstance(child, AROUND_A_MODEL):
-            _refuse_wrapper(f"{part}.{name}", child)
+            refuse_wrapper(f"{part}.{name}", child)
         if type(child).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):  # no parameter is left to look at
             raise _quantised(f"{part}.{name} is quantised ({type(child).__name__})")
         refuse_unread(f"{part}.{name}", child)

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -101,6 +102,24 @@ def first(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output
     return output[0] if isinstance(output, list | tuple) else output["sample"]
+
+
+def says_guided() -> bool | None:
+    """Whether the pipeline whose call this is says that it guides; None where no pipeline is calling, or it says not.
+
+    It is looked for among the callers: the same denoiser may stand in several pipelines, and in copies of one.
+    """
+    from diffusers import DiffusionPipeline
+
+    frame, name = sys._getframe(1), "do_classifier_free_guidance"
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code.co_name == "__call__":
+            given = frame.f_locals
+            if isinstance(pipe := given.get("self"), DiffusionPipeline):
+                said = getattr(pipe, name, given.get(name))  # some keep it to themselves
+                return said if isinstance(said, bool) else None
+    return None
 
 
 def half(value: Any, rows: int, which: int) -> Any:
@@ -200,6 +219,7 @@ __all__ = [
     "joined",
     "listening",
     "named_arguments",
+    "says_guided",
     "separate",
     "text_linears",
 ]

@@ -25,7 +25,7 @@ from erasure.cli.options import (
     open_base,
     path,
 )
-from erasure.io import check_file, check_writable, sha256_file
+from erasure.io import check_writable, sha256_file
 from erasure.terminal import PlainTable, console, print_json, say
 
 commands = typer.Typer()
@@ -162,6 +162,7 @@ def gram(
     """Sum up a corpus of captions that an erasure must not change, as one matrix. Parts made apart add up."""
     from tqdm.auto import tqdm
 
+    from erasure.artifact.files import check_place
     from erasure.backbone import backbone_of
     from erasure.backbone.text import SPANS
     from erasure.methods.gram import Gram
@@ -170,11 +171,15 @@ def gram(
         raise ValueError(f"unknown token span; got {span!r}; choose one of {list(SPANS)}")
     if missing := [str(file) for file in [*captions, *(add or [])] if not file.is_file()]:
         raise FileNotFoundError(f"no file at {missing[0]}; give text files with a caption a line")
-    check_file(out)
+    check_place(out)
+    if same := [str(file) for file in captions if out.exists() and file.samefile(out)]:
+        raise ValueError(f"--out is {same[0]}, which holds captions; give another file")
     backbone = backbone_of(open_base(base, device, variant=variant, config=config))
     total = Gram.of(backbone, tqdm(_lines(captions), desc="captions", unit=""), span=span)  # type: ignore[arg-type]
     for file in add or []:
         total = total + Gram.load(file)
+    if not any(total.counts.values()):
+        raise ValueError(f"no caption in {', '.join(map(str, captions))}; give text files with a caption a line")
     total.save(out)
     counts = ", ".join(f"{count} ({part})" for part, count in total.counts.items())
     say(f"embeddings: {counts} -> {out}", wrap=False)
@@ -184,8 +189,11 @@ def gram(
 def _lines(paths: list[Path]) -> Iterator[str]:
     """Captions, one at a time; empty lines are left out."""
     for source in paths:
-        with source.open(encoding="utf-8") as file:
-            yield from (line.strip() for line in file if line.strip())
+        try:
+            with source.open(encoding="utf-8-sig") as file:
+                yield from (line.strip() for line in file if line.strip())
+        except UnicodeDecodeError:
+            raise ValueError(f"{source} is not UTF-8 text; save it as UTF-8, a caption a line") from None
 
 
 @commands.command(rich_help_panel=HAND_ON, epilog="Example: [bold]erasure inspect superhero-uce[/bold]")
@@ -301,10 +309,12 @@ def diff(
 
 def _check_place(out: Path, format: str) -> None:
     """Try the place of an export, before the base is opened."""
+    from erasure.artifact.files import check_place
+
     if format in ONE_FILE:
         if out.suffix != ".safetensors":
             raise ValueError(f"{format} writes one file; got --out {out}; end it in .safetensors")
-        check_file(out)
+        check_place(out)
     else:
         if out.suffix == ".safetensors":
             file = ", or --format kohya for one file" if format == "lora" else ""

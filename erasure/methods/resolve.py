@@ -11,18 +11,20 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from erasure.artifact import OperatorErasure
+from erasure.artifact import Erasure, OperatorErasure
 from erasure.artifact.config import Config
 from erasure.backbone import Space
 from erasure.concept import Concept
+from erasure.io import shown
 from erasure.methods.base import check_request
 from erasure.methods.ridge import Kept, Problem, solve
+from erasure.wording import listed
 
 
 def resolve(
-    edits: Sequence[OperatorErasure],
+    edits: OperatorErasure | Sequence[OperatorErasure],
     *,
-    without: Sequence[str] = (),
+    without: str | Sequence[str] = (),
     lamb: float | None = None,
     name: str | None = None,
 ) -> OperatorErasure:
@@ -39,8 +41,9 @@ def resolve(
     where they do. What a dropped concept's erasure kept stays kept where another matrix comes with it.
 
     Args:
-        edits: operator erasures of one base, each with its system: as made, or saved with ``system=True``.
-        without: names of concepts to drop.
+        edits: one or several operator erasures of one base, each with its system: as made, or saved with
+            ``system=True``.
+        without: one name or several, of concepts to drop.
         lamb: ridge of the joint solution. Needed where theirs differ.
         name: its name; from concepts and methods by default.
 
@@ -48,6 +51,8 @@ def resolve(
         ValueError: no system, another base or other layers, or the requests contradict each other: one erases what
             another keeps or moves things to, or both erase the same.
     """
+    edits = [edits] if isinstance(edits, Erasure) else list(edits)
+    without = listed(without)
     if not edits:
         raise ValueError("nothing to solve; got no erasures; give at least one")
     for edit in edits:
@@ -89,6 +94,8 @@ def resolve(
 
 
 def _check(edit: OperatorErasure, first: OperatorErasure) -> None:
+    if not isinstance(edit, Erasure):
+        raise ValueError(f"an erasure is needed; got {shown(edit)}; load one with Erasure.from_pretrained")
     if not isinstance(edit, OperatorErasure) or not edit.system:
         raise ValueError(
             f"{edit.name!r} does not hold the regression it solves; only closed forms of one plain regression have "
