@@ -214,7 +214,8 @@ def test_what_reaches_the_user_in_every_arm(shared):
     rows, found = weighed(EndToEnd(limit=1), seeing)
     for model in ("base", "noise"):
         assert found[model, "reaches_user", "none"].estimate.value == 1
-        assert found[model, "reaches_user", "input: name"].estimate.value == 0
+        assert (model, "reaches_user", "none: name") in found and (model, "reaches_user", "input: name") not in found
+        assert found[model, "reaches_user", "both"].note == "all requests, as they are mixed here"  # none gets through
         assert found[model, "reaches_user", "output"].estimate.value == 0
         assert found[model, "reaches_user", "both"].estimate.value == 0
         assert found[model, "delivered", "none: benign"].estimate.value == 1

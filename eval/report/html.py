@@ -39,11 +39,11 @@ HEADINGS = {
 }
 # Roles of arms that are no erasures.
 CONTROLS = {"gold": "control, retrained", "twin": "control, retrained on everything", "null": "null control"}
-QUALITY = 88  # of WebP: no visible difference at these sizes
+QUALITY = 80  # of WebP: no visible difference at these sizes
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 FAR = 10.0  # a larger ratio has a denominator of about 0
 SHOWN = 6  # rows of a ranked list
-TILES = 220  # pictures of the grid: some 320 kB
+TILES = 170  # pictures of the grid: some 220 kB
 LONGEST = 16  # items of a setting that is a list
 
 
@@ -181,7 +181,10 @@ def agreement(evaluation: Evaluation) -> list[tuple[str, str, Estimate]]:
 
 
 def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
-    """The grid: a block per group, a column per prompt, a row per arm; fewer prompts where there are many arms."""
+    """The grid: a block per group, a column per prompt, a row per arm; fewer prompts where there are many arms.
+
+    An arm that drew the same pictures as one above it has its name, as ``same``, in their place.
+    """
     total = len({(p.group, p.prompt) for p in evaluation.pictures}) * len(evaluation.arms)
     share = min(1.0, TILES / total) if total else 1.0
     seen = {(r.arm, r.prompt, r.seed): r.verdicts[first].top for r in evaluation.records} if first else {}
@@ -193,10 +196,12 @@ def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
             continue
         columns = columns[: max(2, round(share * len(columns)))]
         at = {(p.arm, p.prompt): p for p in members}
-        rows = []
+        rows, drawn = [], dict[tuple[str | None, ...], str]()
         for arm in evaluation.arms:
             cells = [_cell(at.get((arm.name, prompt)), seen) for prompt, _ in columns]
-            rows.append({"arm": arm.name, "role": arm.role, "cells": cells})
+            pictures = tuple(cell and cell["png"] for cell in cells)
+            same = drawn.setdefault(pictures, arm.name) if any(pictures) else arm.name
+            rows.append({"arm": arm.name, "role": arm.role, "cells": cells, "same": same if same != arm.name else None})
         blocks.append({"group": group, "heading": heading, "note": note, "columns": columns, "rows": rows})
     return blocks
 
