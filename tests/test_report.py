@@ -90,10 +90,16 @@ def test_everything_is_there_and_answers_come_first(page):
     assert page.headings[-1] == "Suppression is not removal"
 
 
+def said_once(page):
+    """How many pictures the grid does not repeat, because an arm above drew the same."""
+    rows = [attributes for tag, attributes in page.tags if tag == "td" and "colspan" in attributes]
+    return sum(int(row["colspan"]) for row in rows if row.get("class") == "small")
+
+
 def test_every_arm_has_its_pictures_in_every_block(page, evaluation):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     beside_the_answers = 3 * len(evaluation.arms)
-    assert len(images) == len(evaluation.pictures) + beside_the_answers
+    assert len(images) + said_once(page) == len(evaluation.pictures) + beside_the_answers
     for image in images:
         assert base64.b64decode(image["src"].partition(",")[2])[8:12] == b"WEBP"
         assert image["alt"] and "crisp" in image["class"]
@@ -105,7 +111,7 @@ def test_every_arm_has_its_pictures_in_every_block(page, evaluation):
 def test_many_models_share_the_room_of_the_grid(evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr("erasure.eval.report.html.TILES", len(evaluation.pictures) // 2)
     page = Page(written(evaluation, tmp_path / "report.html"))
-    images = sum(tag == "img" for tag, _ in page.tags) - 3 * len(evaluation.arms)
+    images = sum(tag == "img" for tag, _ in page.tags) + said_once(page) - 3 * len(evaluation.arms)
     assert 2 * 3 * len(evaluation.arms) <= images < len(evaluation.pictures)
     assert images % len(evaluation.arms) == 0  # every arm has the same prompts
 
@@ -214,7 +220,8 @@ def test_hostile_names_are_text(evaluation, tmp_path):
     assert all(
         tag != "script" and not any(name.startswith("on") for name in attributes) for tag, attributes in page.tags
     )
-    assert evil in page.text and len([t for t, _ in page.tags if t == "img"]) > len(hostile.pictures)
+    shown = len([t for t, _ in page.tags if t == "img"]) + said_once(page)
+    assert evil in page.text and shown > len(hostile.pictures)
 
 
 def test_what_cannot_be_seen_is_written_out(evaluation, tmp_path):
