@@ -199,7 +199,7 @@ def _blocks(evaluation: Evaluation, first: str | None) -> list[dict[str, Any]]:
         rows, drawn = [], dict[tuple[str | None, ...], str]()
         for arm in evaluation.arms:
             cells = [_cell(at.get((arm.name, prompt)), seen) for prompt, _ in columns]
-            pictures = tuple(cell and cell["png"] for cell in cells)
+            pictures = tuple(cell["png"] if cell else None for cell in cells)
             same = drawn.setdefault(pictures, arm.name) if any(pictures) else arm.name
             rows.append({"arm": arm.name, "role": arm.role, "cells": cells, "same": same if same != arm.name else None})
         blocks.append({"group": group, "heading": heading, "note": note, "columns": columns, "rows": rows})
