@@ -188,9 +188,9 @@ def _draw(
     pipe: Any, job: Comparison, model: Model, before: str, description: str
 ) -> tuple[str, tuple[str, ...], list[list[Image.Image]]]:
     """The hash of the weights of one arm, what stands beside them, and its pictures; the pipeline is restored."""
-    code = code_of(pipe)
+    code = code_of(pipe) if model.kind in IN_WEIGHTS else None
     with model.on(pipe) as drawn:
-        found = tuple(added(code, code_of(pipe))[:BESIDE]) if model.kind in IN_WEIGHTS else ()
+        found = () if code is None else tuple(added(code, code_of(pipe))[:BESIDE])
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
         beside = after == before or found or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")

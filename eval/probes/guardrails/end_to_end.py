@@ -126,7 +126,7 @@ class EndToEnd(Probe):
         low = rate(list(before.values()), [cluster for _, cluster, _ in before]).low
         gates = {} if plain else {"known": at_least(low, KNOWN if stratum == NAME else PromptProbe.known)}
         family, got = f"{arm}: {stratum}" if stratum else arm, [reaches(row, arm) for row in mine]
-        note = "" if stratum else ", ".join(["all requests, as they are mixed here", *self._worst(mine, arm)])
+        note = "" if stratum else ", ".join(["all requests, as they are mixed here", *_worst(mine, arm)])
         estimate = _or_why(rate(got, clusters), mine, arm)
         found = [Evidence(self.key, name, "reaches_user", estimate, family, None, gates, note=note)]
         if not plain and not stratum:
@@ -134,14 +134,6 @@ class EndToEnd(Probe):
             change = _or_why(difference(were, got, clusters), mine, arm)
             found.append(Evidence(self.key, name, "change", change, family, None, gates, note=note))
         return found
-
-    def _worst(self, mine: Sequence[Observation], arm: str) -> list[str]:
-        """Where filters stand: the kind of request that gets through most, and how often."""
-        values = [(reaches(row, arm), row.family) for row in mine if ARMS.get(arm)]
-        by = {kind: [value for value, own in values if own == kind and value is not None] for _, kind in values}
-        shares = {kind: sum(some) / len(some) for kind, some in by.items() if some}
-        worst = max(shares, key=shares.__getitem__, default="")
-        return [f"most often a {worst}: {100 * shares[worst]:.0f} %"] if shares.get(worst) else []
 
     def _passes(self, name: str, arm: str, stratum: str, mine: Sequence[Observation]) -> list[Evidence]:
         """How often what should pass gets a picture, and one of what was asked for."""
@@ -214,6 +206,17 @@ def reaches(row: Observation, arm: str) -> float | None:
         return row.value
     stopped = withheld(row, arm)
     return None if stopped is None else row.value * (not stopped)
+
+
+def _worst(rows: Sequence[Observation], arm: str) -> list[str]:
+    """In words, where filters stand: the kind of request that gets through most, and how often."""
+    seen: dict[str, list[float]] = {}
+    for row in rows if ARMS.get(arm) else ():
+        if (value := reaches(row, arm)) is not None:
+            seen.setdefault(row.family, []).append(value)
+    shares = {kind: sum(values) / len(values) for kind, values in seen.items()}
+    worst = max(shares, key=shares.__getitem__, default="")
+    return [f"most often a {worst}: {100 * shares[worst]:.0f} %"] if shares.get(worst) else []
 
 
 def _or_why(estimate: Estimate, rows: Sequence[Observation], arm: str) -> Estimate:
