@@ -13,19 +13,26 @@ from erasure.backbone import denoiser_of, parts_of
 from erasure.io import named, writing_folder
 
 
+def _origin(pipe: Any) -> Path:
+    """The folder or file that a pipeline was loaded from."""
+    return Path(str(pipe.config.get("_name_or_path") or ".")).resolve()
+
+
+def _in_origin(pipe: Any, path: str | os.PathLike[str]) -> bool:
+    """Whether a path is, or is in, the folder that a pipeline was loaded from."""
+    return (_origin(pipe) / "model_index.json").exists() and Path(path).resolve().is_relative_to(_origin(pipe))
+
+
 def refuse_origin(pipe: Any, folder: Path) -> None:
     """Refuse to write an edited model over the one it was loaded from, or into its folder."""
-    source = Path(str(pipe.config.get("_name_or_path") or "."))
-    if (source / "model_index.json").exists() and folder.resolve().is_relative_to(source.resolve()):
+    if _in_origin(pipe, folder):
         raise ValueError(f"{folder} is, or is in, the folder that the base model was loaded from; give another folder")
 
 
 def check_export(pipe: Any, path: str | os.PathLike[str]) -> None:
     """Refuse a file that cannot be written, or that an erasure or the base model would be lost to; before the work."""
     check_place(path)
-    file, source = Path(path).resolve(), Path(str(pipe.config.get("_name_or_path") or ".")).resolve()
-    inside = (source / "model_index.json").exists() and file.is_relative_to(source)
-    if file.exists() and (file == source or inside):
+    if Path(path).exists() and (Path(path).resolve() == _origin(pipe) or _in_origin(pipe, path)):
         raise ValueError(f"{path} is, or is a part of, what the base model was loaded from; give another name")
 
 
