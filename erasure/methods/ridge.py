@@ -258,7 +258,9 @@ def _checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
             f"kept {kept.width} wide; pair the rows"
         )
     if not 0 <= problem.lamb < math.inf:
-        raise ValueError(f"lambda is a finite number from 0 on; got {problem.lamb}; 0.5 is usual, more is gentler")
+        raise ValueError(
+            f"lambda is a finite number and never negative; got {problem.lamb}; 0.5 is usual, more is gentler"
+        )
     if bad := [name for name, t in (("targets", x), ("anchors", y), ("kept", kept.data)) if not t.isfinite().all()]:
         raise ValueError(f"{bad[0]} hold NaN or infinity; the text encoder overflowed; load it in float32")
     return x, y, kept
