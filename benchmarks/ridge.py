@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from erasure.methods.ridge import SKETCH, Accumulator, Kept, Problem, solve
+from erasure.methods.kept import SKETCH, Accumulator, Kept
+from erasure.methods.ridge import Problem, solve
 
 # Qwen-Image, FLUX.1 and SD3, FLUX.2-klein, FLUX.2-dev, FLUX.3
 WIDTHS = (3584, 4096, 7680, 15360, 20480)

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 import erasure
 from erasure import Concept, Erasure
 from erasure.backbone import backbone_of
-from erasure.methods import ridge
+from erasure.methods import kept
 from erasure.methods.gram import Gram
-from erasure.methods.ridge import Kept
+from erasure.methods.kept import Kept
 from tests.tiny import make, tiny_pipeline
 
 CAPTIONS = [f"a {noun} and a {other}" for noun in ("cat", "ninja", "wizard") for other in ("batman", "photo", "style")]
@@ -107,7 +107,7 @@ def test_files_that_are_no_gram_are_refused(tmp_path):
 @pytest.fixture
 def wide(monkeypatch):
     """Widths count as wide from 17 on, as if a (d, d) matrix were too large."""
-    monkeypatch.setattr(ridge, "WIDE", 16)
+    monkeypatch.setattr(kept, "WIDE", 16)
 
 
 def test_a_wide_corpus_is_rows_that_survive_a_file_and_add_up(wide, pipe, tmp_path):
@@ -150,7 +150,7 @@ def test_every_closed_form_is_the_same_edit_whether_what_is_kept_is_rows_or_a_ma
         return made.factors(site)[0].double() @ made.factors(site)[1].double().T
 
     narrow = edit()
-    monkeypatch.setattr(ridge, "WIDE", 16)
+    monkeypatch.setattr(kept, "WIDE", 16)
     assert float((edit() - narrow).norm()) < 1e-5 * float(narrow.norm())
 
 

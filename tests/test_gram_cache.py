@@ -14,7 +14,7 @@ from erasure.backbone.base import Backbone
 from erasure.backbone.fingerprint import content
 from erasure.backbone.unet import UNetBackbone
 from erasure.io import cache_folder
-from erasure.methods import gram_cache, ridge
+from erasure.methods import gram_cache, kept
 from erasure.methods.base import expanded
 from erasure.methods.closed_form import EVERYDAY, ClosedForm
 from erasure.methods.gram import Gram
@@ -115,7 +115,7 @@ def test_settings_of_which_the_rows_depend_have_files_of_their_own(preset, folde
 )
 @pytest.mark.filterwarnings("ignore:.*move .* times as much", "ignore:what is kept holds")
 def test_where_embeddings_are_wide_it_is_rows(method, concept, monkeypatch, folder):
-    monkeypatch.setattr(ridge, "WIDE", 16)
+    monkeypatch.setattr(kept, "WIDE", 16)
     pipe, settings = exact_pipeline(), {"keep_span": "last_subject"}
     with pytest.MonkeyPatch.context() as patch:
         plain(patch)

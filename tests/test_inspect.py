@@ -90,6 +90,16 @@ def test_a_readme_that_is_no_card_is_left_alone(tmp_path):
     assert (tmp_path / CARD).read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_whole_model_gets_no_erasure_into_its_folder(tmp_path):
+    pipe = tiny_pipeline()
+    edit = an_erasure(pipe, "operator")
+    pipe.save_pretrained(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="holds a whole model"):
+        edit.save_pretrained(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 # --- hub -------------------------------------------------------------------------------------------------------------
 
 

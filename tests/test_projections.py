@@ -7,8 +7,8 @@ import torch
 
 from erasure import Concept
 from erasure.backbone import backbone_of
+from erasure.methods.kept import Kept
 from erasure.methods.projections import cure, double_projection, expansion, proxy, residual, subspace
-from erasure.methods.ridge import Kept
 from tests.reference import ridge as reference
 from tests.tiny import make, tiny, tiny_pipeline
 

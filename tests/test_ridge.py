@@ -6,19 +6,9 @@ import warnings
 import pytest
 import torch
 
-from erasure.methods.ridge import (
-    Accumulator,
-    Kept,
-    Problem,
-    Solution,
-    compressed,
-    condensed,
-    gathered,
-    gram_root,
-    scales_within,
-    solve,
-    weighted,
-)
+from erasure.methods.drift import scales_within, weighted
+from erasure.methods.kept import Accumulator, Kept
+from erasure.methods.ridge import Problem, Solution, compressed, condensed, gathered, gram_root, solve
 from tests.reference import ridge as reference
 
 EPS = torch.finfo(torch.float64).eps
@@ -131,8 +121,8 @@ def test_the_dual_forms_no_matrix_of_the_width_squared():
         ({"anchors": random(3, 16)}, "every target needs one anchor"),
         ({"kept": torch.zeros(9, 9)}, "every target needs one anchor.*kept 9 wide"),
         ({"kept": torch.zeros(9, 16)}, "Kept.rows_of"),
-        ({"lamb": -0.1}, "lambda is a finite number from 0 on"),
-        ({"lamb": float("nan")}, "lambda is a finite number from 0 on"),
+        ({"lamb": -0.1}, "lambda is a finite number and never negative"),
+        ({"lamb": float("nan")}, "lambda is a finite number and never negative"),
         ({"targets": torch.full((4, 16), float("nan"))}, "targets hold NaN"),
         ({"kept": Kept.rows_of(torch.full((2, 16), float("inf")))}, "kept hold NaN or infinity"),
         ({"targets": torch.zeros(4, 16), "lamb": 0.0}, "every embedding is zero"),

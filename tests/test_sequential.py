@@ -9,7 +9,7 @@ import torch
 
 import erasure.world
 from erasure import Concept, Suite, erase
-from erasure.cli.evaluate import stacked
+from erasure.cli.arms import stacked
 from erasure.eval import assess
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.models import Model

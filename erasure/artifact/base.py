@@ -270,7 +270,7 @@ class Erasure(abc.ABC):
 
         Raises:
             ValueError: there is no system to write, the name could be read as a path out of a folder, or the folder
-                holds a README that is not a card.
+                holds a whole model, or a README that is not a card.
         """
         folder = named(folder)
         files.write(folder, self._blobs(system=system))

@@ -42,6 +42,7 @@ from erasure.io import (
 )
 
 CONFIG, WEIGHTS, SYSTEM, CARD = "erasure_config.json", "erasure.safetensors", "system.safetensors", "README.md"
+PIPELINE = "model_index.json"  # of a whole model
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST = 2**26  # bytes of a config; a keep list of a million words stays below
 LARGEST_HEADER = 2**24  # bytes of a safetensors header; a hundred thousand tensors stay below
@@ -189,7 +190,7 @@ def write(folder: Path, blobs: Mapping[str, bytes]) -> None:
     """Write an erasure's files; in a folder that holds one already, the config, without which they are nothing, last.
 
     Raises:
-        ValueError: the folder holds a README that is not a card.
+        ValueError: the folder holds a whole model, or a README that is not a card.
     """
     check_folder(folder)
     with writing_folder(folder, last=CONFIG) as temporary:
@@ -202,7 +203,11 @@ def write(folder: Path, blobs: Mapping[str, bytes]) -> None:
 def check_folder(folder: Path) -> None:
     """Refuse a place where an erasure cannot be written; before hours of work, if somebody asks."""
     check_writable(folder)
-    if (folder / CARD).exists() and not (folder / CONFIG).exists():
+    if (folder / CONFIG).exists():
+        return
+    if (folder / PIPELINE).exists():
+        raise ValueError(f"{folder} holds a whole model; an erasure in it would pass for that model; give a new folder")
+    if (folder / CARD).exists():
         raise ValueError(f"{folder} already holds a {CARD} that is not an erasure's card; give a new folder")
 
 
@@ -218,7 +223,7 @@ def _file(folder: Path, name: str) -> Path:
     """A regular file of a folder, or of the hub's cache that the folder links to."""
     path = folder / name
     if not path.is_file():
-        if name == CONFIG and (folder / "model_index.json").is_file():
+        if name == CONFIG and (folder / PIPELINE).is_file():
             raise FileNotFoundError(
                 f"{folder} is a whole model, not an erasure; give a folder that holds {CONFIG}, or judge the model "
                 f"with `erasure evaluate --suite NAME --model {folder}`"

@@ -9,6 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from erasure.cli.arms import (
+    FILTER,
+    RETRAINED,
+    check_arms,
+    check_models,
+    further_arms,
+    make_erasures,
+    note_others,
+    read_erasures,
+    stacked,
+)
 from erasure.cli.options import (
     ARMS,
     JUDGES,
@@ -21,7 +32,6 @@ from erasure.cli.options import (
     Variant,
     check_names,
     follow,
-    note,
     note_unknown,
     open_base,
     path,
@@ -30,7 +40,6 @@ from erasure.cli.results import say_answers, say_lost, say_rates
 from erasure.io import check_file, check_writable
 from erasure.terminal import say
 
-FILTER, RETRAINED, IN_ORDER = "prompt filter", "retrained", "in order"  # what tables call them
 commands = typer.Typer()
 
 SuiteName = Annotated[str, typer.Option(help="A suite by name (`erasure suites` lists them), or a YAML file.")]
@@ -208,13 +217,12 @@ def evaluate(
     )
     for name in method or ():
         check_names(method=name)
-    from erasure.artifact.files import CONFIG
     from erasure.eval.core import prompt_files
-    from erasure.eval.core.models import check_alike, name_of, whole_model
+    from erasure.eval.core.models import name_of, whole_model
     from erasure.eval.detectors.choice import CLIP, check_nudenet, detectors_for
     from erasure.eval.judge.policy import STRICT_EXIT, Policy
     from erasure.eval.run.controls import controls_for, held_out, material_for
-    from erasure.opening import check_there, configs_of, quiet
+    from erasure.opening import configs_of, quiet
     from erasure.runtime import pick_device
 
     of_preset = {"probe": probe, "prompt-filter": prompt_filter, "retrained": retrained, "gold": gold,
@@ -236,11 +244,7 @@ def evaluate(
     check_arms([*edits, *named, *[FILTER] * prompt_filter, *[RETRAINED] * retrained], method or [])
     if not method:  # making an erasure says the same
         note_unknown(base or plan.base, [plan.concept.name, *plan.neighbours])
-    for source in [base or plan.base, *(model or []), *(gold or [])]:
-        check_there(source)
-        if (Path(source) / CONFIG).exists():
-            raise ValueError(f"{source} is an erasure, not a whole model; give it as --erasure {source}")
-        check_alike(base or plan.base, source)
+    check_models(base or plan.base, [*(model or []), *(gold or [])])
     of_base, *of_models = configs_of([base or plan.base, *(model or [])], config)
     judging = {"clip": clip or CLIP, "vlm": vlm or (), "nudenet": nudenet or ()}
     detectors, judge = detectors_for(plan, **judging, device=pick_device(device))  # smaller than the base
@@ -284,51 +288,6 @@ def report(
     follow("open the report in a browser; its glossary says what each answer means")
 
 
-def read_erasures(sources: list[str]) -> dict[str, Any]:
-    """Erasures by name.
-
-    Raises:
-        ValueError: two share one.
-    """
-    from erasure.artifact import Erasure
-
-    edits: dict[str, Any] = {}
-    for edit in map(Erasure.from_pretrained, sources):
-        if edit.name in edits:
-            raise ValueError(f"two of the erasures are called {edit.name!r}; compare them one at a time, or rename one")
-        edits[edit.name] = edit
-    return edits
-
-
-def note_others(edits: dict[str, Any], plan: Any) -> None:
-    """Say which erasures are of something else than the suite asks for."""
-    from erasure.wording import same
-
-    for edit in edits.values():
-        erased = [concept["name"] for concept in edit.config["concepts"]]
-        if not any(same(name, phrase) for name in erased for phrase in plan.phrases):
-            note(
-                f"{edit.name} is an erasure of {', '.join(map(repr, erased))}; the suite {plan.name!r} asks for "
-                f"{plan.target!r}"
-            )
-
-
-def stacked(edits: dict[str, Any]) -> dict[str, Any]:
-    """All erasures as one more arm, in their order.
-
-    Raises:
-        ValueError: there are fewer than two, or one has the arm's name.
-    """
-    from erasure.eval.core.stacked import Stacked
-
-    if len(edits) < 2 or IN_ORDER in edits:
-        raise ValueError(
-            f"--in-order puts two erasures or more on in turn, under the name {IN_ORDER!r}; got {list(edits)}; repeat "
-            "--erasure, or rename the one of that name"
-        )
-    return {IN_ORDER: Stacked(IN_ORDER, list(edits.values()))}
-
-
 def check_options(preset: str | None, limit: int | None, of_preset: dict[str, Any]) -> None:
     """Refuse options that do not go together, and unknown presets and probes.
 
@@ -355,40 +314,6 @@ def extractors_of(judge: Any, fid: bool, inception: Path | None) -> list[Any]:
     from erasure.eval.core.metrics import ClipFeatures, InceptionFeatures
 
     return [ClipFeatures(judge), *([InceptionFeatures(inception)] if fid or inception else [])]
-
-
-def check_arms(named: list[str], methods: list[str]) -> None:
-    """Raise unless there is something to compare, each has a name of its own, and every method exists."""
-    from erasure.methods import method_class
-
-    every = [*named, *map(str.upper, methods)]
-    if not every:
-        raise ValueError("nothing to evaluate; give --erasure FOLDER, --method NAME or --model FOLDER")
-    if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
-        raise ValueError(f"two of what is compared would be called {twice[0]!r}; compare them one at a time")
-    for method in methods:
-        method_class(method)
-
-
-def further_arms(plan: Any, prompt_filter: bool, retrained: Any) -> dict[str, Any]:
-    """What erasures are compared with: a filter of prompts, a retrained model."""
-    from erasure.pipelines.guardrails import Guard
-
-    arms = {FILTER: Guard.of_words(plan.phrases)} if prompt_filter else {}
-    return arms if retrained is None else {**arms, RETRAINED: retrained}
-
-
-def make_erasures(pipe: Any, plan: Any, methods: list[str], folder: Path) -> dict[str, Any]:
-    """Erasures of a suite's target, named after their methods and kept in ``folder``; fine-tunes resume there."""
-    from erasure.api import erase
-
-    edits: dict[str, Any] = {}
-    for method in methods:
-        training = folder / f"{method}-training"
-        edit = erase(pipe, plan.concepts, method, keep=plan.kept, checkpoint=training, apply=False)
-        edit.save_pretrained(folder / method)
-        edits[method.upper()] = edit
-    return edits
 
 
 def compare(

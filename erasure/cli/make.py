@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from erasure.cli.evaluate import compare, make_erasures, read_erasures
+from erasure.cli.arms import make_erasures, read_erasures
+from erasure.cli.evaluate import compare
 from erasure.cli.options import (
     MAKE,
     Base,

@@ -24,8 +24,9 @@ from erasure.concept import Concept
 from erasure.methods.base import Method, Request, expanded
 from erasure.methods.gram import Gram
 from erasure.methods.gram_cache import gram_with
+from erasure.methods.kept import Kept
 from erasure.methods.quick_report import quick_report
-from erasure.methods.ridge import Kept, Problem, Solution, gathered, solve
+from erasure.methods.ridge import Problem, Solution, gathered, solve
 from erasure.methods.vocabulary import known, vocabulary
 from erasure.wording import same, with_article
 

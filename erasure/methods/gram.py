@@ -21,7 +21,7 @@ from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import matches
 from erasure.backbone.text import PADDED, Conditioning, Span
 from erasure.io import parse_json, write_atomically
-from erasure.methods.ridge import SKETCH, Accumulator, Kept
+from erasure.methods.kept import SKETCH, Accumulator, Kept
 
 BATCH = 64  # captions encoded at a time
 
@@ -31,7 +31,7 @@ class Gram:
     """``sum_j x_j x_j^T`` over the embeddings of captions.
 
     Two Grams over parts of a corpus add up to that of the whole, so that many processes can share the work. Where
-    embeddings are wider than ``ridge.WIDE`` it is a sketch: at most ``ridge.SKETCH`` rows with the directions of most
+    embeddings are wider than ``WIDE`` it is a sketch: at most ``SKETCH`` rows with the directions of most
     energy, exact for up to as many embeddings.
 
     Attributes:

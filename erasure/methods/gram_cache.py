@@ -29,7 +29,7 @@ from erasure.backbone import Backbone, Space
 from erasure.backbone.fingerprint import content, matches
 from erasure.backbone.text import PADDED, Span, converted
 from erasure.io import cache_folder, parse_json, printable, sha256, sha256_json, tensor_bytes
-from erasure.methods import ridge
+from erasure.methods import kept
 from erasure.methods.gram import Gram, embeddings, encoder_prints
 
 LARGEST = 2**31  # bytes of the folder
@@ -44,7 +44,7 @@ def gram_with(backbone: Backbone, prompts: Sequence[str], common: Sequence[str],
     embeddings are so wide that the Gram is a sketch, all prompts are encoded.
     """
     missing = [prompt for prompt in common if prompt not in prompts]
-    sketch = backbone.width(space) > ridge.WIDE
+    sketch = backbone.width(space) > kept.WIDE
     if not common or 2 * len(missing) > len(common) or (missing and sketch):
         return Gram.of(backbone, prompts, span=span, spaces=(space,))
     total = cached_gram(backbone, common, span=span, space=space)
@@ -106,7 +106,7 @@ def _mark(backbone: Backbone, prompts: Sequence[str], span: Span, space: Space) 
         },
         "laid out": [[s.ids.tolist(), s.starts, s.ends, s.stops] for one in layers for s in one.segments],
         "prompts": list(prompts),
-        "take": [span, space, backbone.width(space) > ridge.WIDE and ridge.SKETCH],
+        "take": [span, space, backbone.width(space) > kept.WIDE and kept.SKETCH],
         "arithmetic": [
             str(layers[0].hidden.dtype),
             backbone.device.type,
@@ -155,8 +155,8 @@ def _read(path: Path, mark: dict[str, Any]) -> Gram:
 
 
 def _digest(gram: Gram) -> str:
-    facts = {space: (kept.low_rank, kept.lost, gram.counts[space]) for space, kept in gram.kept.items()}
-    pieces = (piece for space, kept in gram.kept.items() for piece in tensor_bytes(space, kept.data))
+    facts = {space: (one.low_rank, one.lost, gram.counts[space]) for space, one in gram.kept.items()}
+    pieces = (piece for space, one in gram.kept.items() for piece in tensor_bytes(space, one.data))
     return sha256(piece for part in (iter([repr((gram.span, facts)).encode()]), pieces) for piece in part)
 
 

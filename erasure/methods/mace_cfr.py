@@ -17,7 +17,8 @@ from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, encoded, joined, stretched
 from erasure.methods.gram import Gram
-from erasure.methods.ridge import Kept, condensed
+from erasure.methods.kept import Kept
+from erasure.methods.ridge import condensed
 from erasure.wording import with_article
 
 # Thirty plain sentences, because the words around a concept know it differently in each. Some go on after the concept:

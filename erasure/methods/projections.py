@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erasure.methods.ridge import Kept, Solution
+from erasure.methods.kept import Kept
+from erasure.methods.ridge import Solution
 
 RESOLVED = 1e-6  # singular values below this share of the largest are duplicates of other rows, rounded
 

@@ -16,7 +16,8 @@ from erasure.concept import Concept
 from erasure.methods.base import Reference
 from erasure.methods.closed_form import TokenSpan, joined
 from erasure.methods.gram import Gram
-from erasure.methods.ridge import Kept, Problem, Solution, cholesky, solve
+from erasure.methods.kept import Kept
+from erasure.methods.ridge import Problem, Solution, cholesky, solve
 from erasure.methods.uce import UCE
 
 Closure = Literal["regzero", "standardreg", "surrogatereg"]

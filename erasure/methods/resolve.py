@@ -17,7 +17,8 @@ from erasure.backbone import Space
 from erasure.concept import Concept
 from erasure.io import shown
 from erasure.methods.base import check_request
-from erasure.methods.ridge import Kept, Problem, solve
+from erasure.methods.kept import Kept
+from erasure.methods.ridge import Problem, solve
 from erasure.wording import listed
 
 

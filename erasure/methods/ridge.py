@@ -16,7 +16,7 @@ of everything, erased and kept; with Z the rows scaled by the roots of their wei
     V^T = a_e^(1/2) * first n_e rows of (lambda I + Z Z^T)^-1 Z
 
 and costs n^2 d. Embeddings are 7,680 to 20,480 wide in current models, where a ``(d, d)`` matrix is gigabytes and K is
-kept as rows.
+kept as rows (:mod:`erasure.methods.kept`).
 
 Embeddings are rows in code, ``(n, d)``, and columns in formulas. Everything is computed in float64 on the CPU.
 """
@@ -26,144 +26,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WIDE = 4096  # above this width no (d, d) matrix is formed: two of them in float64 are 268 MB here, 6.7 GB at 20,480
-SKETCH = 2048  # rows that stand for any number of kept embeddings where d is wide
+from erasure.methods.kept import Kept
+
 APART = 2**29  # bytes of targets and anchors up to which each concept's rows stay apart
 SINGULAR = 1e13  # condition number from which a system counts as singular
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """What must not change: ``K = sum_j a_j x_j x_j^T``, weighted, as a matrix or as rows.
-
-    Attributes:
-        data: ``K (d, d)`` itself, or rows ``R (m, d)`` with ``K = R^T R``.
-        low_rank: whether ``data`` are rows.
-        lost: trace of what was dropped from rows when they were shrunk. What is left out of ``K`` is positive
-            semi-definite, so no direction lost more than that.
-    """
-
-    data: Tensor
-    low_rank: bool = False
-    lost: float = 0.0
-
-    @classmethod
-    def of(cls, kept: Kept | Tensor) -> Kept:
-        """A matrix ``(d, d)`` as what it stands for; on the CPU in float64."""
-        if isinstance(kept, Kept):
-            return dataclasses.replace(kept, data=kept.data.cpu().double())
-        if kept.ndim != 2 or kept.shape[0] != kept.shape[1]:
-            raise ValueError(f"kept is a matrix (d, d); got {tuple(kept.shape)}; use Kept.rows_of for embeddings")
-        return cls(kept.cpu().double())
-
-    @classmethod
-    def rows_of(cls, rows: Tensor, weight: float = 1.0) -> Kept:
-        """Embeddings ``(m, d)`` of one weight."""
-        return weight * cls(rows.cpu().double(), low_rank=True)
-
-    @classmethod
-    def zero(cls, d: int) -> Kept:
-        """Nothing kept, at width ``d``."""
-        return cls(torch.zeros(0, d, dtype=torch.float64), low_rank=True)
-
-    @property
-    def width(self) -> int:
-        return self.data.shape[1]
-
-    @property
-    def smallest(self) -> Kept:
-        """As a matrix where there are at least as many rows as the matrix has."""
-        return Kept(self.matrix(), lost=self.lost) if self.low_rank and len(self.data) >= self.width else self
-
-    def matrix(self) -> Tensor:
-        """``K (d, d)``."""
-        return self.data.T @ self.data if self.low_rank else self.data
-
-    def rows(self) -> Tensor:
-        """``R (m, d)`` with ``K = R^T R`` and at most ``d`` rows if it was a matrix."""
-        if self.low_rank:
-            return self.data
-        values, vectors = self.spectrum()
-        return values.sqrt()[:, None] * vectors.T
-
-    def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues ``(k,)`` above zero, largest first, and their vectors ``(d, k)``, ``k`` at most the rank."""
-        if self.low_rank:
-            _, s, vectors = torch.linalg.svd(self.data, full_matrices=False)
-            values, vectors = s.square(), vectors.T
-        else:
-            values, vectors = (part.flip(-1) for part in torch.linalg.eigh(self.data))
-        # rows resolve the root of an eigenvalue to the precision of float64, the matrix the eigenvalue itself
-        resolved = (1e-15 * self.width) ** (2 if self.low_rank else 1)
-        present = values > resolved * values[:1]
-        return values[present], vectors[:, present]
-
-    def shrunk(self, size: int) -> Kept:
-        """At most ``size`` rows: the directions of most energy. ``lost`` says what the others had."""
-        if not self.low_rank or len(self.data) <= size:
-            return self
-        values, vectors = (part.flip(-1) for part in torch.linalg.eigh(self.data @ self.data.T))
-        chosen = vectors[:, :size][:, values[:size] > 1e-15 * values[0]]
-        lost = float(values[chosen.shape[1] :].clamp(min=0).sum())
-        return Kept(chosen.T @ self.data, low_rank=True, lost=self.lost + lost)  # a rotation of rows: nothing rounds
-
-    def __add__(self, other: Kept) -> Kept:
-        if self.width != other.width:
-            raise ValueError(f"widths differ; got {self.width} and {other.width}; keep what one text encoder says")
-        lost = self.lost + other.lost
-        if not (self.low_rank and other.low_rank):
-            return Kept(self.matrix() + other.matrix(), lost=lost)
-        return Kept(torch.cat([self.data, other.data]), low_rank=True, lost=lost)
-
-    def __mul__(self, weight: float) -> Kept:
-        """Everything weighed ``weight`` times as much."""
-        if not weight >= 0:
-            raise ValueError(f"a weight is not negative; got {weight}; use 0 to keep nothing")
-        data = self.data * (weight**0.5 if self.low_rank else weight)
-        return dataclasses.replace(self, data=data, lost=weight * self.lost)
-
-    __rmul__ = __mul__
-
-
-class Accumulator:
-    """Any number of embeddings, a batch at a time, as :class:`Kept`, in bounded memory.
-
-    Where they are narrow it is their matrix, and otherwise an incremental SVD: exact up to ``size`` embeddings; from
-    then on, whenever twice as many rows are there, the ``size`` directions of most energy stay, and ``lost`` of the
-    result bounds the error.
-
-    Args:
-        width: d, of the embeddings.
-        wide: widths above this are wide; ``WIDE`` by default.
-        size: rows of the sketch. Raise it when ``lost`` is a noticeable share of the whole.
-    """
-
-    def __init__(self, width: int, *, wide: int | None = None, size: int = SKETCH) -> None:
-        self._low_rank, self._size = width > (WIDE if wide is None else wide), size
-        self._total = Kept(torch.zeros(0 if self._low_rank else width, width, dtype=torch.float64), self._low_rank)
-        self._waiting: list[Tensor] = []
-
-    def add(self, rows: Tensor) -> None:
-        """Add embeddings ``(m, d)``."""
-        x = rows.cpu().double()
-        if not self._low_rank:
-            self._total.data.addmm_(x.T, x)
-            return
-        self._waiting.append(x)
-        if len(self._total.data) + sum(map(len, self._waiting)) > 2 * self._size:
-            self._total, self._waiting = self.kept(), []
-
-    def kept(self) -> Kept:
-        """What was added up to now."""
-        if not self._low_rank:
-            return self._total
-        return Kept(torch.cat([self._total.data, *self._waiting]), True, self._total.lost).shrunk(self._size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +48,8 @@ class Problem:
         lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
         erase_scale: weight of one erased embedding.
         concept_rows: how many of the rows each concept has, in order; empty where they were condensed.
-        scales: the weight of each concept's rows where it is less than ``erase_scale``
-            (:func:`weighted`): the rows have it in their length. Empty where all have ``erase_scale``.
+        scales: the weight of each concept's rows where it is less than ``erase_scale``; the rows have it in their
+            length (:func:`~erasure.methods.drift.weighted`). Empty where all have ``erase_scale``.
     """
 
     targets: Tensor
@@ -240,7 +112,7 @@ def solve(problem: Problem) -> Solution:
     Raises:
         ValueError: the rows do not pair up, a number is not finite, lambda is negative, or every row is zero.
     """
-    x, y, kept = _checked(problem)
+    x, y, kept = checked(problem)
     if kept.low_rank and len(x) + len(kept.data) < kept.width:
         v, condition = _dual(x, kept.data, problem.lamb, problem.erase_scale)
     else:
@@ -249,7 +121,7 @@ def solve(problem: Problem) -> Solution:
     return Solution((y - x).T, v, condition)
 
 
-def _checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
+def checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
     """Targets, anchors and what is kept, in float64 on the CPU, once they can be solved for."""
     x, y, kept = problem.targets.cpu().double(), problem.anchors.cpu().double(), Kept.of(problem.kept)
     if x.shape != y.shape or x.ndim != 2 or x.shape[1] != kept.width:
@@ -278,74 +150,6 @@ def _dual(x: Tensor, kept: Tensor, lamb: float, erase_scale: float) -> tuple[Ten
     m.diagonal().add_(lamb)
     solved = torch.cholesky_solve(z, torch.linalg.cholesky(m))
     return erase_scale**0.5 * solved[: len(x)].T, largest / lamb
-
-
-def weighted(problem: Problem, scales: Sequence[float]) -> Problem:
-    """The problem with a weight of its own for each concept."""
-    roots = torch.tensor([(scale / problem.erase_scale) ** 0.5 for scale in scales], dtype=torch.float64)
-    weight = roots.repeat_interleave(torch.tensor(problem.concept_rows))[:, None]
-    x, y = (weight * rows.cpu().double() for rows in (problem.targets, problem.anchors))
-    return dataclasses.replace(problem, targets=x, anchors=y, scales=tuple(scales))
-
-
-def scales_within(problem: Problem, probes: Tensor, limit: float) -> list[float]:
-    """For each concept alone, the erase_scale, the problem's at most, at which its edit moves probes no further.
-
-    The drift of probes P ``(m, d)`` is ``|P (T - I)^T| / |P - mean P|``: how far an edit moves them, in units of how
-    far they are apart. With ``S = lambda I + K``, ``X S^-1 X^T = Q L Q^T`` and ``f = a_e / (1 + a_e L)`` the edit is
-
-        T - I = (Y - X)^T Q f Q^T X S^-1,   so   |P (T - I)^T|^2 = f^T H f
-
-    with ``H = Q^T (Y - X) (Y - X)^T Q * Q^T X S^-1 P^T P S^-1 X^T Q``, entry by entry. One factor of S serves all.
-
-    Args:
-        problem: its ``concept_rows`` say which rows are whose.
-        probes: embeddings ``(m, d)`` of things that must stay apart.
-        limit: of the drift.
-
-    Raises:
-        ValueError: as :func:`solve`.
-    """
-    (x, y, kept), p = _checked(problem), probes.cpu().double()
-    spread = float((p - p.mean(dim=0)).norm())
-    solved = _kept_inverse(kept, problem.lamb, x)
-    parts = (rows.split(list(problem.concept_rows)) for rows in (x, y, solved.T))
-    most = problem.erase_scale
-    return [_scale_within(x, y, own, p, most, limit * spread) for x, y, own in zip(*parts, strict=True)]
-
-
-def _scale_within(x: Tensor, y: Tensor, solved: Tensor, p: Tensor, most: float, limit: float) -> float:
-    """The weight of one concept's rows, ``most`` or less, at which its edit moves ``p (m, d)`` by ``limit`` at most.
-
-    Args:
-        x, y: targets and anchors ``(n, d)``. solved: ``X S^-1 (n, d)``.
-    """
-    values, q = torch.linalg.eigh(x @ solved.T)
-    u, b = q.T @ (y - x), q.T @ solved @ p.T
-    h = (u @ u.T) * (b @ b.T)
-
-    def moved(scale: float) -> float:
-        f = scale / (1 + scale * values.clamp(min=0))
-        return float((f @ h @ f).clamp(min=0).sqrt())
-
-    if moved(most) <= limit:
-        return most
-    low, high = -40.0, 0.0  # powers of two
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if moved(most * 2**middle) > limit else (middle, high)
-    return most * 2**low
-
-
-def _kept_inverse(kept: Kept, lamb: float, x: Tensor) -> Tensor:
-    """``(lambda I + K)^-1 X^T (d, n)``; by Woodbury's identity where what is kept has fewer rows than dimensions."""
-    if kept.low_rank and len(kept.data) < kept.width and lamb > 0:
-        r = kept.data
-        inner = r @ r.T
-        inner.diagonal().add_(lamb)
-        return (x.T - r.T @ torch.cholesky_solve(r @ x.T, torch.linalg.cholesky(inner))) / lamb
-    factor, _ = cholesky(normal_matrix(x[:0], kept, lamb, 1.0))
-    return torch.cholesky_solve(x.T, factor)
 
 
 def normal_matrix(x: Tensor, kept: Kept, lamb: float, erase_scale: float) -> Tensor:

@@ -19,7 +19,8 @@ from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, expanded
 from erasure.methods.closed_form import ClosedForm, rows
 from erasure.methods.gram import Gram, warn_left_out
-from erasure.methods.ridge import Kept, Solution, cholesky, compressed, gathered
+from erasure.methods.kept import Kept
+from erasure.methods.ridge import Solution, cholesky, compressed, gathered
 from erasure.wording import naming
 
 Positive = Annotated[float, Field(gt=0)]

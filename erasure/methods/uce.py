@@ -15,8 +15,10 @@ from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, check_moved
 from erasure.methods.closed_form import joined, rows
+from erasure.methods.drift import scales_within, weighted
+from erasure.methods.kept import Kept
 from erasure.methods.quick_report import MOST, written
-from erasure.methods.ridge import Kept, Problem, cholesky, normal_matrix, scales_within, weighted
+from erasure.methods.ridge import Problem, cholesky, normal_matrix
 from erasure.methods.sentences import Sentences
 from erasure.methods.vocabulary import spaced
 
@@ -44,7 +46,7 @@ class UCE(Sentences):
         style_anchor: where styles without an anchor are moved; the empty prompt by default.
         max_drift: how far a concept's edit may move what is kept, in units of how far that is apart: of the end tokens
             of up to 64 kept prompts, the distance moved by the distance from their mean
-            (:func:`~erasure.methods.ridge.scales_within`). Where it would be more, ``erase_scale`` is lowered for this
+            (:func:`~erasure.methods.drift.scales_within`). Where it would be more, ``erase_scale`` is lowered for this
             concept until it is not; ``report`` says to what. 0 for no limit. Lower it when neighbours suffer, raise it
             when the target survives.
     """
