@@ -138,6 +138,15 @@ def find_weights(folder: Path, variant: str | None = None) -> Found:
     return Found(tuple(path for _, (_, path) in sorted(shards.items())), which, named)
 
 
+def check_variant(folder: Path, variant: str) -> None:
+    """Raise unless some component of a pipeline's folder has files of the variant."""
+    there = {_parse(path.name)[1] for path in folder.glob("*/*.safetensors")}
+    if variant not in there:
+        kinds = ", ".join(repr(which) for which in sorted(filter(None, there)))
+        others = f"the plain files or {kinds}" if kinds else "the plain files"
+        raise ValueError(f"{folder} has no files of variant {variant!r}; leave it out, and {others} are opened")
+
+
 def _choose(folder: Path, sets: Sequence[tuple[str | None, str]], variant: str | None) -> tuple[str | None, str]:
     # the names that diffusers and transformers give come first, other names only where those are missing
     standard = [s for s in sets if s[1] in ("diffusion_pytorch_model", "model")] or list(sets)
@@ -216,6 +225,7 @@ __all__ = [
     "PARTS_BESIDE",
     "Found",
     "Tensors",
+    "check_variant",
     "find_weights",
     "in_float8",
     "is_pointer",

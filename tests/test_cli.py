@@ -240,6 +240,8 @@ def test_the_variant_of_a_base_is_the_one_that_is_opened(tmp_path, erasure):
         out,
     )
     assert code == 2 and "leave it out" in err
+    code, _, err = erasure(*common, "--variant", "fp32")
+    assert code == 2 and "no files of variant 'fp32'" in err and "'fp16' are opened" in err
     for command in (["generate"], ["export"], ["gram"], ["evaluate"], ["world", "check"]):
         assert "--variant" in erasure(*command, "--help")[1]
 

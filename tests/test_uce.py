@@ -184,6 +184,7 @@ def test_making_leaves_the_pipeline_alone():
         ({"concept": "cat", "method": "ucee"}, r"unknown method.*esd.*uce"),
         ({"concept": "cat", "preset": "official"}, "official-2025"),
         ({"concept": "cat", "lambda_": 1}, "has no setting .lambda_.*lamb"),
+        ({"concept": "cat", "lamb": True}, "lamb is a number; got True"),
         ({"concept": "cat", "lamb": -1.0}, "negative"),
         ({"concept": "cat", "lamb": "abc"}, "lamb"),
         ({"concept": "cat", "empty_anchor": "middle"}, "empty_anchor"),

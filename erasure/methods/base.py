@@ -113,11 +113,15 @@ class Method(abc.ABC):
                 "explains them"
             )
         try:
-            return TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
+            made = TypeAdapter(cls).validate_python({**cls.presets[name], **changes})
         except ValidationError as error:
             fault = fault_of(error)
             given = "" if "; got " in fault else f"; got {shown(error.errors()[0]['input'])}"
             raise ValueError(f"{cls.key}: {fault}{given}") from None
+        for setting, value in changes.items():  # pydantic reads true as 1
+            if isinstance(value, bool) and not isinstance(getattr(made, setting), bool):
+                raise ValueError(f"{cls.key}: {setting} is a number; got {value}; give a number")
+        return made
 
     @property
     def needs_keep(self) -> bool:

@@ -14,6 +14,7 @@ from erasure.opening.faults import fault, reasons
 from erasure.weights import (
     FULL_FIRST,
     Found,
+    check_variant,
     find_weights,
     in_float8,
     is_pointer,
@@ -42,6 +43,8 @@ def open_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None,
     import diffusers
 
     index = read_index(folder)
+    if variant is not None:
+        check_variant(folder, variant)
     components: dict[str, Any] = dict(given or {})
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size < 1024 and is_pointer(path):
