@@ -17,6 +17,9 @@ from typing import Any
 from figures import replace_block  # beside this file
 
 import erasure
+from erasure.batch.judging import evidence_of
+from erasure.batch.lines import Line, inside_of, rest_of
+from erasure.batch.pictures import still_inside
 from erasure.eval import Assessment, assess, write_report
 from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
@@ -30,6 +33,7 @@ from studies.cheats import Declared, HiddenFilter
 PAGE = Path(__file__).with_name("findings.md")
 README = PAGE.parents[1] / "README.md"
 RESULTS = PAGE.parent / "results"
+INSIDE = PAGE.parent / "images" / "inside.png"
 ON_README = ("UCE", "ESD", "prompt filter", "retrained")  # of the preset standard
 METHODS = ("uce", "esd", "rece", "speed", "spm")
 
@@ -70,7 +74,14 @@ def publish(found: Assessment, out: Path) -> None:
     write_report(found, RESULTS / f"{name}.html", title=f"Superhero, preset {found.preset}", records=f"{name}.zip")
     PAGE.write_text(with_tables(PAGE.read_text("utf-8"), found), "utf-8")
     if found.preset == "standard":
+        still_inside([line(found, method) for method in METHODS], INSIDE)
         README.write_text(replace_block(README.read_text("utf-8"), "verdicts", verdicts(found)), "utf-8")
+
+
+def line(found: Assessment, method: str) -> Line:
+    """What one method left in the weights, and what it did to the rest of the model."""
+    numbers = evidence_of(found, method.upper())
+    return Line(method, found.evaluation.suite.name, inside=inside_of(numbers), rest=rest_of(numbers))
 
 
 def with_tables(page: str, found: Assessment) -> str:

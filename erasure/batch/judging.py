@@ -72,8 +72,13 @@ def judge(pipe: Any, edit: Erasure, cell: Cell, recipe: Recipe, judges: Callable
             question: {"verdict": one.verdict, "word": one.word, "number": one.number, "sentence": one.sentence}
             for question, one in claim.answers.items()
         },
-        "evidence": [_number(e) for e in found.evidence if e.model == arm and _is_wanted(e)],
+        "evidence": evidence_of(found, arm),
     }
+
+
+def evidence_of(found: Any, arm: str) -> list[dict[str, Any]]:
+    """The numbers of an assessment about one model's weights, and about what it does to the rest, as plain values."""
+    return [_number(e) for e in found.evidence if e.model == arm and _is_wanted(e)]
 
 
 def _plainly(pipe: Any, edits: Any, cell: Cell, recipe: Recipe, judges: Any, batch_size: int) -> Any:
@@ -181,4 +186,4 @@ def within_memory(run: Callable[[int], Any], batch_size: int = 16) -> Any:
         torch.cuda.empty_cache()  # outside of the handler, whose traceback holds tensors
 
 
-__all__ = ["SHARED", "Judging", "copy", "judge", "shared_name", "within_memory"]
+__all__ = ["SHARED", "Judging", "copy", "evidence_of", "judge", "shared_name", "within_memory"]

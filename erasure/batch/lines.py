@@ -256,9 +256,11 @@ __all__ = [
     "answers_of",
     "averaged",
     "before_of",
+    "inside_of",
     "lines_of",
     "mean",
     "means",
     "ranked",
     "rates_of",
+    "rest_of",
 ]
