@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
@@ -391,6 +392,13 @@ def test_one_model_does_not_count_as_two_controls(context):
         run(context, controls=twice)
     with pytest.raises(ValueError, match="gold-9 and the base have the same weights"):
         run(context, controls=[Model("gold-9", "gold", Swapped("gold-9", {"unet": context.pipe.unet}))])
+
+
+def test_a_copy_of_a_control_does_not_count_as_another(context):
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    halved = {part: copy.deepcopy(module).half().float() for part, module in golds[0].change.modules.items()}
+    with pytest.raises(ValueError, match="gold-9 is all but a copy of gold-0"):
+        run(context, controls=[*golds, Model("gold-9", "gold", Swapped("gold-9", halved))])
 
 
 class Echo(PixelDetector):

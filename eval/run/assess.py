@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from erasure.backbone.text import TooLong
@@ -55,6 +56,8 @@ PICTURES: dict[str, dict[str, Any]] = {
     "standard": {"images_per_prompt": None, "limit": None, "wide": WIDE},
     "full": {"images_per_prompt": 4, "limit": None, "wide": WIDE},
 }
+
+COPIES = 0.1  # of their distance from the base; models retrained apart on Emoji World: 0.6 and more
 
 
 def assess(
@@ -176,14 +179,29 @@ def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
 
 
 def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
-    """Raise where two controls, or a control and the base, are one model, which would count twice."""
-    known = {base: "the base"}
+    """Raise where two controls, or a control and the base, are one model, which would count twice.
+
+    Copies are one model too, rounded or trained a little further: they are far closer to each other than to the base.
+    """
+    known, start, seen = {base: "the base"}, _sampled(pipe), dict[str, Tensor]()
     for model in controls:
         with model.on(pipe) as opened:
-            weights = hash_weights(opened)
+            weights, sample = hash_weights(opened), _sampled(pipe)
         if weights in known:
             raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
-        known[weights] = model.name
+        for name, other in seen.items():
+            if sample.shape == other.shape == start.shape and (sample - other).norm() < COPIES * (other - start).norm():
+                raise ValueError(
+                    f"{model.name} is all but a copy of {name}; give controls that were made independently"
+                )
+        known[weights], seen[model.name] = model.name, sample
+
+
+def _sampled(pipe: Any, size: int = 2**16) -> Tensor:
+    """About ``size`` of a pipeline's weights, spread evenly over all layers."""
+    parameters = [parameter for module in modules_of(pipe).values() for parameter in module.parameters()]
+    stride = max(sum(parameter.numel() for parameter in parameters) // size, 1)
+    return torch.cat([parameter.detach().flatten()[::stride].double().cpu() for parameter in parameters])
 
 
 def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
