@@ -133,17 +133,15 @@ def narrowed(handles: Iterable[Any], prompts: Sequence[int], count: int, images:
         ValueError: there are not as many rows as prompts.
     """
 
-    def narrow(entry: Entry) -> Entry:
-        owners, choice = entry
-        if not choice.each:
-            return entry
+    def narrow(choice: Choice) -> Choice:
         if len(choice.rows) != count:
             raise ValueError(f"rows for {len(choice.rows)} prompts, but the call has {count}; give one row a prompt")
         rows = tuple(choice.rows[i] for i in prompts)
-        return owners, dataclasses.replace(choice, rows=rows, images=images, certain=True)
+        return dataclasses.replace(choice, rows=rows, images=images, certain=True)
 
-    defaults = [((handle,), handle.default) for handle in handles if handle.default.each and chosen(handle) is None]
-    token = CHOSEN.set(tuple(narrow(entry) for entry in (*defaults, *CHOSEN.get())))
+    in_force = [(handle, chosen(handle) or handle.default) for handle in handles]
+    own = [((handle,), narrow(choice)) for handle, choice in in_force if choice.each]
+    token = CHOSEN.set((*CHOSEN.get(), *own))
     try:
         yield
     finally:

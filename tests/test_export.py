@@ -490,12 +490,15 @@ def test_no_file_takes_the_place_of_an_erasure_or_of_the_base(form, tmp_path):
     (tmp_path / "base").mkdir()
     for name in ("model_index.json", "unet.safetensors"):
         (tmp_path / "base" / name).write_text("the base")
+    (tmp_path / "blob").write_text("the base")
+    (tmp_path / "base" / "linked.safetensors").symlink_to(tmp_path / "blob")  # as in a hub's cache
     files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for base, place, fault in (
         ("", "e/erasure.safetensors", "part of the erasure"),
         ("", "e/system.safetensors", "part of the erasure"),
         ("base.safetensors", "base.safetensors", "what the base model was loaded from"),
         ("base", "base/unet.safetensors", "what the base model was loaded from"),
+        ("base", "base/linked.safetensors", "what the base model was loaded from"),
     ):
         pipe.register_to_config(_name_or_path=str(tmp_path / base) if base else "")
         with pytest.raises(ValueError, match=fault):

@@ -303,7 +303,7 @@ def test_one_erasure_and_one_name_are_taken_as_they_are_and_nothing_else():
     a, b = (uce(pipe, name, keep=["ninja"]) for name in ("superhero", "van gogh"))
     both = erasure.resolve([a, b])
     assert close(erasure.resolve(a), a) and close(erasure.resolve(both, without="van gogh"), a)
-    for call in (lambda: erasure.resolve([a, None]), lambda: a.compose(None)):
+    for call in (lambda: erasure.resolve([a, None]), lambda: erasure.resolve(None), lambda: a.compose(None)):
         with pytest.raises(ValueError, match="an erasure is needed; got None"):
             call()
     with pytest.raises(ValueError, match="a list of strings"):

@@ -367,7 +367,10 @@ def test_rows_of_erasures_go_with_their_prompts(pipe, around, way):
             drawing(prompts, **SHORT)
         with erasures(pipe, rows=rows), pytest.raises(ValueError, match="no attention"):
             looking(prompts, **SHORT)
+        with erasures(pipe, rows=rows[:2]), erasures(pipe, [a, b]):  # the inner block is the one in force
+            every = drawing(prompts, generator=seeds(0, 1, 2), **SHORT)
     assert same(found.images, lone, within=1) and not same(found.images, others, within=1)
+    assert same(every.images, others, within=1)
 
 
 def test_an_evaluation_draws_with_the_store_and_leaves_nothing_behind(pipe, lookup):

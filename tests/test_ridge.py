@@ -1,12 +1,13 @@
 """The mathematics of the closed forms on random numbers: no model, no prompts."""
 
+import dataclasses
 import itertools
 import warnings
 
 import pytest
 import torch
 
-from erasure.methods.drift import scales_within, weighted
+from erasure.methods.drift import Drift
 from erasure.methods.kept import Accumulator, Kept
 from erasure.methods.ridge import Problem, Solution, compressed, condensed, gathered, gram_root, solve
 from tests.reference import ridge as reference
@@ -79,24 +80,38 @@ def drift(problem, probes):
     return float(moved.norm() / (probes - probes.mean(dim=0)).norm())
 
 
-@pytest.mark.parametrize("kept", [15, 200], ids=["rows", "matrix"])
-def test_each_concept_has_the_weight_at_which_it_drifts_no_further_than_the_limit(kept):
+def lighter(problem, scale):
+    root = (scale / problem.erase_scale) ** 0.5
+    return dataclasses.replace(problem, targets=root * problem.targets, anchors=root * problem.anchors)
+
+
+@pytest.mark.parametrize(("kept", "lamb"), [(15, 0.5), (200, 0.5), (200, 0.0)], ids=["rows", "matrix", "no ridge"])
+def test_each_concept_has_the_weight_at_which_it_drifts_no_further_than_the_limit(kept, lamb):
     x, y, probes = random(9, 48, seed=1), random(9, 48, seed=2), random(kept, 48, seed=3, scale=0.2)
-    problem = Problem(x, y, Kept.rows_of(probes), 0.5, 3.0, (4, 5))
-    alone = [Problem(x[i], y[i], problem.kept, 0.5, 3.0, (len(x[i]),)) for i in (slice(4), slice(4, 9))]
+    alone = [Problem(x[i], y[i], Kept.rows_of(probes), lamb, 3.0) for i in (slice(4), slice(4, 9))]
     limit = sum(drift(one, probes) for one in alone) / 2  # one of the two exceeds it
-    scales = scales_within(problem, probes, limit)
-    assert sorted(scale < 3.0 for scale in scales) == [False, True]
+    found = Drift(Kept.rows_of(probes), lamb, probes)
+    scales = [found.scale_within(one.targets, one.anchors, limit, 3.0) for one in alone]
+    assert found.defined and sorted(scale < 3.0 for scale in scales) == [False, True]
     for one, scale in zip(alone, scales, strict=True):
-        assert drift(one, probes) <= limit or drift(weighted(one, [scale]), probes) == pytest.approx(limit, rel=1e-6)
-    assert scales_within(problem, probes, 1e6) == [3.0, 3.0]
+        assert drift(one, probes) <= limit or drift(lighter(one, scale), probes) == pytest.approx(limit, rel=1e-6)
+        assert found.scale_within(one.targets, one.anchors, 1e6, 3.0) == 3.0
 
 
-def test_a_weight_in_the_rows_is_the_weight_of_the_regression():
-    x, y, k = random(6, 32, seed=1), random(6, 32, seed=2), Kept.rows_of(random(40, 32, seed=3))
-    lighter = weighted(Problem(x, y, k, 0.5, 3.0, (6,)), [0.7])
-    assert lighter.scales == (0.7,)
-    assert relative(solve(lighter).matrix, solve(Problem(x, y, k, 0.5, 0.7)).matrix) < 1e-12
+def test_a_tiny_ridge_is_that_of_the_solution():
+    x, y, probes = random(3, 8, seed=1), random(3, 8, seed=2), random(2, 8, seed=3)
+    problem = Problem(x, y, Kept.rows_of(probes), 1e-16, 3.0)
+    scale = Drift(problem.kept, 1e-16, probes).scale_within(x, y, 0.1, 3.0)
+    with pytest.warns(UserWarning, match="a ridge of"):
+        assert scale == 3.0 and drift(problem, probes) <= 0.1
+    with pytest.raises(ValueError, match="any drift is possible"):
+        Drift(Kept.zero(8), 0.0, probes)
+
+
+def test_probes_that_are_the_same_are_not_apart():
+    one = random(1, 8, seed=1)
+    assert not Drift(Kept.rows_of(one), 0.5, one.repeat(3, 1)).defined
+    assert not Drift(Kept.rows_of(one), 0.5, one).defined
 
 
 def test_the_dual_forms_no_matrix_of_the_width_squared():

@@ -6,6 +6,7 @@ import torch
 from erasure import Concept, world
 from erasure.artifact.stack import stack_of
 from erasure.backbone import backbone_of
+from erasure.methods import ridge
 from erasure.methods.ridge import Problem, cholesky, solve
 from erasure.methods.uce import UCE
 from tests.reference import uce as reference
@@ -234,3 +235,26 @@ def test_a_concept_that_moves_what_is_kept_too_far_weighs_less_and_the_report_sa
     moved = [edit.config["report"]["neighbours"]["moved"] for edit in (free, held)]
     assert moved[1] < moved[0] / 2
     assert "erase_scales" not in make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=1e6).config["report"]
+    apart = make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=0.02, technique="tensor")
+    assert apart.config["report"]["erase_scales"] == pytest.approx(scales)
+    rounds = make(tiny_pipeline(), concepts, "rece", keep=keep, max_drift=0.02)
+    assert rounds.config["report"]["erase_scales"] == pytest.approx(scales)
+
+
+def test_the_limit_of_the_drift_holds_however_many_rows_there_are(monkeypatch):
+    keep = ["a wizard", "the dog", "ninja"]
+    concepts = [Concept("superhero"), Concept("castle", anchor="house"), Concept("cat", anchor="an animal")]
+    expected = make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=0.02)
+    monkeypatch.setattr(ridge.gathered, "__kwdefaults__", {"limit": 1})
+    found = make(tiny_pipeline(), concepts, "uce", keep=keep, max_drift=0.02)
+    assert expected.system and not found.system  # the rows of its concepts were not kept apart
+    assert found.config["report"]["erase_scales"] == pytest.approx(expected.config["report"]["erase_scales"])
+    for edit in (expected, found):
+        assert min(edit.config["report"]["erase_scales"]) < 3.0
+    first, second = (edit.tensors["hidden.u"] @ edit.tensors["hidden.v"].T for edit in (expected, found))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_kept_words_that_are_one_to_the_text_encoder_limit_nothing():
+    edit = make(tiny_pipeline(), "superhero", "uce", keep=["a wizard", "wizard"], keep_everyday=False)
+    assert "erase_scales" not in edit.config["report"]

@@ -19,8 +19,10 @@ def _origin(pipe: Any) -> Path:
 
 
 def _in_origin(pipe: Any, path: str | os.PathLike[str]) -> bool:
-    """Whether a path is, or is in, the folder that a pipeline was loaded from."""
-    return (_origin(pipe) / "model_index.json").exists() and Path(path).resolve().is_relative_to(_origin(pipe))
+    """Whether a path is, or is in, the folder a pipeline was loaded from. Links in it count: hub caches are such."""
+    path, origin = Path(path), _origin(pipe)
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    return (origin / "model_index.json").exists() and any(place.is_relative_to(origin) for place in places)
 
 
 def refuse_origin(pipe: Any, folder: Path) -> None:

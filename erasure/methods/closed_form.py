@@ -230,8 +230,11 @@ class ClosedForm(Method):
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression of one space."""
-        targets, anchors, counts = gathered(self.concept_rows(backbone, concepts, space))
-        kept = self.kept(backbone, keep, space)
+        return self.posed(self.concept_rows(backbone, concepts, space), self.kept(backbone, keep, space))
+
+    def posed(self, pairs: Iterable[tuple[Tensor, Tensor]], kept: Kept) -> Problem:
+        """The ridge regression of the targets and anchors of each concept, and of what is kept."""
+        targets, anchors, counts = gathered(pairs)
         apart = counts if sum(counts) == len(targets) else ()
         return Problem(targets, anchors, kept, self.lamb, self.erase_scale, apart)
 

@@ -2,79 +2,86 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from erasure.methods.kept import Kept
-from erasure.methods.ridge import Problem, checked, cholesky, normal_matrix
+from erasure.methods.ridge import SINGULAR, largest_eigenvalue
+
+TOGETHER = 1e-6  # probes this close to their mean, as a share of their length, are not apart
 
 
-def weighted(problem: Problem, scales: Sequence[float]) -> Problem:
-    """The problem with a weight of its own for each concept."""
-    roots = torch.tensor([(scale / problem.erase_scale) ** 0.5 for scale in scales], dtype=torch.float64)
-    weight = roots.repeat_interleave(torch.tensor(problem.concept_rows))[:, None]
-    x, y = (weight * rows.cpu().double() for rows in (problem.targets, problem.anchors))
-    return dataclasses.replace(problem, targets=x, anchors=y, scales=tuple(scales))
+class Drift:
+    """How far the edit of one concept alone moves probes, in units of how far they are apart.
 
+    The drift of probes P ``(m, d)`` is ``|P (T - I)^T| / |P - mean P|``. With ``S = lambda I + K`` and
+    ``M = X S^-1 X^T = Q L Q^T`` the edit of targets X and anchors Y ``(n, d)`` of weight a is
 
-def scales_within(problem: Problem, probes: Tensor, limit: float) -> list[float]:
-    """For each concept alone, the erase_scale, the problem's at most, at which its edit moves probes no further.
+        T - I = (Y - X)^T a (I + a M)^-1 X S^-1
 
-    The drift of probes P ``(m, d)`` is ``|P (T - I)^T| / |P - mean P|``: how far an edit moves them, in units of how
-    far they are apart. With ``S = lambda I + K``, ``X S^-1 X^T = Q L Q^T`` and ``f = a_e / (1 + a_e L)`` the edit is
-
-        T - I = (Y - X)^T Q f Q^T X S^-1,   so   |P (T - I)^T|^2 = f^T H f
-
-    with ``H = Q^T (Y - X) (Y - X)^T Q * Q^T X S^-1 P^T P S^-1 X^T Q``, entry by entry. One factor of S serves all.
+    so with ``f = a / (1 + a L)`` it moves P by ``|P (T - I)^T|^2 = f^T H f``, where
+    ``H = Q^T (Y - X) (Y - X)^T Q * Q^T X S^-1 P^T P S^-1 X^T Q``, entry by entry. One factor of S serves any number of
+    concepts.
 
     Args:
-        problem: its ``concept_rows`` say which rows are whose.
+        kept: K. lamb: lambda; where S is singular without one, 1e-8 of its mean eigenvalue is added.
         probes: embeddings ``(m, d)`` of things that must stay apart.
-        limit: of the drift.
 
     Raises:
-        ValueError: as :func:`solve`.
+        ValueError: nothing is kept and lambda is 0.
     """
-    (x, y, kept), p = checked(problem), probes.cpu().double()
-    spread = float((p - p.mean(dim=0)).norm())
-    solved = _kept_inverse(kept, problem.lamb, x)
-    parts = (rows.split(list(problem.concept_rows)) for rows in (x, y, solved.T))
-    most = problem.erase_scale
-    return [_scale_within(x, y, own, p, most, limit * spread) for x, y, own in zip(*parts, strict=True)]
 
+    def __init__(self, kept: Kept | Tensor, lamb: float, probes: Tensor) -> None:
+        kept = Kept.of(kept)
+        self.probes = probes.cpu().double()
+        self.spread = float((self.probes - self.probes.mean(dim=0)).norm())
+        self._rows = kept.data if kept.low_rank and len(kept.data) < kept.width else None
+        system = kept.matrix() if self._rows is None else self._rows @ self._rows.T
+        mean = float(system.diagonal().sum()) / kept.width
+        largest = float(largest_eigenvalue(system)) if len(system) else 0.0
+        if lamb * SINGULAR <= largest:
+            lamb += 1e-8 * mean
+        if not lamb > 0:
+            raise ValueError("nothing is kept and lambda is 0, so any drift is possible; use a lambda above 0")
+        system = system.clone()
+        system.diagonal().add_(lamb)
+        self._lamb, self._factor = lamb, torch.linalg.cholesky(system)
 
-def _scale_within(x: Tensor, y: Tensor, solved: Tensor, p: Tensor, most: float, limit: float) -> float:
-    """The weight of one concept's rows, ``most`` or less, at which its edit moves ``p (m, d)`` by ``limit`` at most.
+    @property
+    def defined(self) -> bool:
+        """Whether the probes are apart at all."""
+        return self.spread > TOGETHER * float(self.probes.norm())
 
-    Args:
-        x, y: targets and anchors ``(n, d)``. solved: ``X S^-1 (n, d)``.
-    """
-    values, q = torch.linalg.eigh(x @ solved.T)
-    u, b = q.T @ (y - x), q.T @ solved @ p.T
-    h = (u @ u.T) * (b @ b.T)
+    def scale_within(self, x: Tensor, y: Tensor, limit: float, most: float) -> float:
+        """The weight of a concept, ``most`` or less, at which its edit has no more drift than ``limit``.
 
-    def moved(scale: float) -> float:
-        f = scale / (1 + scale * values.clamp(min=0))
-        return float((f @ h @ f).clamp(min=0).sqrt())
+        Args:
+            x, y: its targets and anchors ``(n, d)``, in float64 on the CPU.
+        """
+        limit *= self.spread
+        solved = self._solved(x)
+        m, u, b = x @ solved.T, y - x, solved @ self.probes.T
+        inner = most * m
+        inner.diagonal().add_(1)
+        whole = most * torch.cholesky_solve(b, torch.linalg.cholesky(inner))
+        if float((u.T @ whole).norm()) <= limit:
+            return most
+        values, q = torch.linalg.eigh(m)
+        u, b = q.T @ u, q.T @ b
+        h = (u @ u.T) * (b @ b.T)
 
-    if moved(most) <= limit:
-        return most
-    low, high = -40.0, 0.0  # powers of two
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if moved(most * 2**middle) > limit else (middle, high)
-    return most * 2**low
+        def moved(scale: float) -> float:
+            f = scale / (1 + scale * values.clamp(min=0))
+            return float((f @ h @ f).clamp(min=0).sqrt())
 
+        low, high = -40.0, 0.0  # powers of two
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if moved(most * 2**middle) > limit else (middle, high)
+        return most * 2**low
 
-def _kept_inverse(kept: Kept, lamb: float, x: Tensor) -> Tensor:
-    """``(lambda I + K)^-1 X^T (d, n)``; by Woodbury's identity where what is kept has fewer rows than dimensions."""
-    if kept.low_rank and len(kept.data) < kept.width and lamb > 0:
-        r = kept.data
-        inner = r @ r.T
-        inner.diagonal().add_(lamb)
-        return (x.T - r.T @ torch.cholesky_solve(r @ x.T, torch.linalg.cholesky(inner))) / lamb
-    factor, _ = cholesky(normal_matrix(x[:0], kept, lamb, 1.0))
-    return torch.cholesky_solve(x.T, factor)
+    def _solved(self, x: Tensor) -> Tensor:
+        """``X S^-1 (n, d)``; by Woodbury's identity where what is kept has fewer rows than dimensions."""
+        if (r := self._rows) is None:
+            return torch.cholesky_solve(x.T, self._factor).T
+        return (x - torch.cholesky_solve(r @ x.T, self._factor).T @ r) / self._lamb

@@ -37,9 +37,12 @@ class RECE(UCE):
     by one more ridge regression on the edited weights, ``T <- T T_2``. Nothing is generated and no layer is visited
     after ``G`` is summed: an epoch takes milliseconds.
 
-    The settings it shares with UCE describe the start. The erasure's report has an entry for each epoch: how far what
-    the layers make of ``c`` (``erased``), of ``c_adv`` (``revived``), and of ``c_adv`` after the epoch
-    (``erased_again``) is from what the original ones made of ``c``, the anchor's distance being 1.
+    The settings it shares with UCE describe the start. A weight that ``max_drift`` lowers is a concept's weight in
+    every round too, but how far the rounds move what is kept has no limit.
+
+    The erasure's report has an entry for each epoch: how far what the layers make of ``c`` (``erased``), of ``c_adv``
+    (``revived``), and of ``c_adv`` after the epoch (``erased_again``) is from what the original ones made of ``c``, the
+    anchor's distance being 1.
 
     What an epoch erases is the attack it found, not the next one: this is no promise against people who search the
     space of embeddings.
@@ -107,11 +110,16 @@ class RECE(UCE):
             raise ValueError("RECE's rounds need one matrix for all layers; got technique='tensor'; use 'replace'")
         start, epoch = self.problem(backbone, concepts, keep, space), self._epoch()
         pairs = [pair for concept in concepts for pair in self.pairs(backbone, concept)]
-        c, y = (rows.cpu().double() for rows in joined(epoch.moved_rows(backbone, pairs, space)))
+        moved = epoch.moved_rows(backbone, pairs, space)
+        c, y = (rows.cpu().double() for rows in joined(moved))
         if (y - c).norm() <= 1e-6 * c.norm():
             raise ValueError(
                 f"target and anchor are the same to the text encoder; got {pairs[0]}; choose another anchor"
             )
+        scales = start.scales or (self.erase_scale,) * len(concepts)
+        of_pairs = [scale for one, scale in zip(concepts, scales, strict=True) for _ in self.pairs(backbone, one)]
+        lengths = torch.tensor([len(x) for x, _ in moved])
+        weight = (torch.tensor(of_pairs, dtype=c.dtype) / self.erase_scale).sqrt().repeat_interleave(lengths)[:, None]
         kept = epoch.kept(backbone, keep, space)
         if self.empty_per_concept:
             empties = len(concepts) - self.retain_empty
@@ -125,12 +133,13 @@ class RECE(UCE):
             before = solution.matrix
             c_adv = revive(before, g, c, y, reg=reg, closure=self.closure)
             hold = kept + Kept.rows_of(held, self.erase_scale)
-            step = solve(Problem(c_adv, y, hold, self.epoch_lamb, self.erase_scale))
-            held = torch.cat([held, c_adv]) if self.hold else held
+            step = solve(Problem(weight * c_adv, weight * y, hold, self.epoch_lamb, self.erase_scale))
+            held = torch.cat([held, weight * c_adv]) if self.hold else held
             solution = solution.then(step)
             seen = {"erased": (before, c), "revived": (before, c_adv), "erased_again": (solution.matrix, c_adv)}
             rounds.append({name: distance(g, x @ t.T, c) / whole for name, (t, x) in seen.items()})
-        return dataclasses.replace(solution.smallest(), notes={"epochs": rounds}), None
+        notes = {"epochs": rounds, **({"erase_scales": list(start.scales)} if start.scales else {})}
+        return dataclasses.replace(solution.smallest(), notes=notes), None
 
     def empty(self, backbone: Backbone, space: Space) -> Kept:
         """The empty prompt as something kept, with a weight of 1."""

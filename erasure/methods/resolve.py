@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -52,7 +52,7 @@ def resolve(
         ValueError: no system, another base or other layers, or the requests contradict each other: one erases what
             another keeps or moves things to, or both erase the same.
     """
-    edits = [edits] if isinstance(edits, Erasure) else list(edits)
+    edits = list(edits) if isinstance(edits, Iterable) else [edits]
     without = listed(without)
     if not edits:
         raise ValueError("nothing to solve; got no erasures; give at least one")

@@ -48,8 +48,8 @@ class Problem:
         lamb: ridge towards the original weights. Larger is gentler on everything, the target included.
         erase_scale: weight of one erased embedding.
         concept_rows: how many of the rows each concept has, in order; empty where they were condensed.
-        scales: the weight of each concept's rows where it is less than ``erase_scale``; the rows have it in their
-            length (:func:`~erasure.methods.drift.weighted`). Empty where all have ``erase_scale``.
+        scales: the weight of each concept where one is less than ``erase_scale``; the rows have it in their length.
+            Empty where all have ``erase_scale``.
     """
 
     targets: Tensor
@@ -112,7 +112,7 @@ def solve(problem: Problem) -> Solution:
     Raises:
         ValueError: the rows do not pair up, a number is not finite, lambda is negative, or every row is zero.
     """
-    x, y, kept = checked(problem)
+    x, y, kept = _checked(problem)
     if kept.low_rank and len(x) + len(kept.data) < kept.width:
         v, condition = _dual(x, kept.data, problem.lamb, problem.erase_scale)
     else:
@@ -121,7 +121,7 @@ def solve(problem: Problem) -> Solution:
     return Solution((y - x).T, v, condition)
 
 
-def checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
+def _checked(problem: Problem) -> tuple[Tensor, Tensor, Kept]:
     """Targets, anchors and what is kept, in float64 on the CPU, once they can be solved for."""
     x, y, kept = problem.targets.cpu().double(), problem.anchors.cpu().double(), Kept.of(problem.kept)
     if x.shape != y.shape or x.ndim != 2 or x.shape[1] != kept.width:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from erasure.artifact import DeltaErasure, Erasure
 from erasure.artifact.config import Config
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
 from erasure.methods.base import Reference, Request, check_moved
-from erasure.methods.closed_form import joined, rows
-from erasure.methods.drift import scales_within, weighted
+from erasure.methods.closed_form import rows
+from erasure.methods.drift import Drift
 from erasure.methods.kept import Kept
 from erasure.methods.quick_report import MOST, written
-from erasure.methods.ridge import Problem, cholesky, normal_matrix
+from erasure.methods.ridge import Problem, cholesky, condensed, normal_matrix
 from erasure.methods.sentences import Sentences
 from erasure.methods.vocabulary import spaced
 
@@ -46,7 +47,7 @@ class UCE(Sentences):
         style_anchor: where styles without an anchor are moved; the empty prompt by default.
         max_drift: how far a concept's edit may move what is kept, in units of how far that is apart: of the end tokens
             of up to 64 kept prompts, the distance moved by the distance from their mean
-            (:func:`~erasure.methods.drift.scales_within`). Where it would be more, ``erase_scale`` is lowered for this
+            (:class:`~erasure.methods.drift.Drift`). Where it would be more, ``erase_scale`` is lowered for this
             concept until it is not; ``report`` says to what. 0 for no limit. Lower it when neighbours suffer, raise it
             when the target survives.
     """
@@ -99,14 +100,22 @@ class UCE(Sentences):
 
     def problem(self, backbone: Backbone, concepts: Sequence[Concept], keep: Sequence[str], space: Space) -> Problem:
         """The ridge regression, with less weight for each concept that would move what is kept too far."""
-        problem = super().problem(backbone, concepts, keep, space)
-        if not (self.max_drift and keep and problem.concept_rows):
-            return problem
+        if not (self.max_drift and keep):
+            return super().problem(backbone, concepts, keep, space)
+        kept, scales = self.kept(backbone, keep, space), list[float]()
         probes = torch.cat(rows(backbone, written(backbone, spaced(keep, MOST)), "eos", space))
-        if len(probes) < 2:
-            return problem  # nothing to be apart from
-        scales = scales_within(problem, probes, self.max_drift)
-        return problem if min(scales) == problem.erase_scale else weighted(problem, scales)
+        drift = Drift(kept, self.lamb, probes)
+
+        def weighed() -> Iterator[tuple[Tensor, Tensor]]:
+            for pair in self.concept_rows(backbone, concepts, space):
+                x, y = condensed(*(part.cpu().double() for part in pair))
+                scales.append(drift.scale_within(x, y, self.max_drift, self.erase_scale))
+                weight = (scales[-1] / self.erase_scale) ** 0.5  # into the rows: a lighter row is a shorter one
+                yield weight * x, weight * y
+
+        problem = self.posed(weighed() if drift.defined else self.concept_rows(backbone, concepts, space), kept)
+        lowered = any(scale < self.erase_scale for scale in scales)
+        return dataclasses.replace(problem, scales=tuple(scales)) if lowered else problem
 
     def leaves(self, denoiser: str) -> str | None:
         return "operator" if self.technique == "replace" else "delta"
@@ -122,20 +131,27 @@ class UCE(Sentences):
 
     def _projected(self, backbone: Backbone, request: Request, config: Config) -> DeltaErasure:
         """``W' = W + a_e sum (V* - W X_e) X_e^T D^-1``, where ``V*`` is ``W Y_e`` less its projection on ``W X_e``."""
-        pairs = [pair for concept in request.concepts for pair in self.pairs(backbone, concept)]
-        moves = [(x.cpu().double(), y.cpu().double()) for x, y in self.moved_rows(backbone, pairs, "hidden")]
-        kept = self.kept(backbone, [*request.keep, *self.everyday(backbone, request.concepts)], "hidden")
-        factor, _ = cholesky(normal_matrix(joined(moves)[0], kept, self.lamb, self.erase_scale))
+        keep = [*request.keep, *self.everyday(backbone, request.concepts)]
+        problem = self.problem(backbone, request.concepts, keep, "hidden")
+        system = normal_matrix(problem.targets.cpu().double(), Kept.of(problem.kept), self.lamb, self.erase_scale)
+        factor, _ = cholesky(system)
+        scales = problem.scales or (self.erase_scale,) * len(request.concepts)
+        moves = [
+            (scale, x.cpu().double(), y.cpu().double())
+            for concept, scale in zip(request.concepts, scales, strict=True)
+            for x, y in self.moved_rows(backbone, self.pairs(backbone, concept), "hidden")
+        ]
         deltas = {}
         for name, site in self.sites(backbone, "hidden").items():
             w = site.weight.cpu().double()
             moved = torch.zeros_like(w)
-            for x, y in moves:
+            for scale, x, y in moves:
                 old, new = x @ w.T, y @ w.T
                 value = new - (new * old).sum() / (old * old).sum() * old
-                moved += self.erase_scale * (value - old).T @ x
+                moved += scale * (value - old).T @ x
             deltas[f"{name}.weight"] = torch.cholesky_solve(moved.T, factor).T.float()
         parameters = {f"{name}.weight": site.weight for name, site in self.sites(backbone, "hidden").items()}
-        report = {"relative_change": check_moved(deltas, parameters)}
+        lowered = {"erase_scales": list(problem.scales)} if problem.scales else {}
+        report = {"relative_change": check_moved(deltas, parameters), **lowered}
         config = config.with_facts(spaces=None, system=None, sites=list(deltas), report=report)
         return DeltaErasure(self.name_for(request), config, deltas)

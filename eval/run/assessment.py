@@ -239,10 +239,20 @@ class Assessment:
     def stated(self) -> str:
         """The hash of what is stored beside the observations and decides what is claimed: preset, policy, records."""
         drawn = self.evaluation
-        described = [self.policy, *self.models, drawn.suite, *drawn.arms, *drawn.detectors.values()]
-        facts = [None if one is None else dataclasses.asdict(one) for one in described]
-        told = [self.preset, dict(self.settings), dict(drawn.settings), list(drawn.detectors), facts]
-        return fingerprint(json.loads(json.dumps(told, default=str)))
+        return _stated(
+            {
+                "preset": self.preset,
+                "settings": dict(self.settings),
+                "policy": None if self.policy is None else dataclasses.asdict(self.policy),
+                "models": [dataclasses.asdict(model) for model in self.models],
+            },
+            {
+                "settings": dict(drawn.settings),
+                "suite": dataclasses.asdict(drawn.suite),
+                "arms": [dataclasses.asdict(arm) for arm in drawn.arms],
+                "detectors": {name: dataclasses.asdict(card) for name, card in drawn.detectors.items()},
+            },
+        )
 
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not show; empty without a policy."""
@@ -317,13 +327,21 @@ class Assessment:
                     "library that made it"
                 )
             cells.append(cell)
-        found = cls(evaluation, preset, models, tuple(cells), policy, settings)
-        if (stated := raw.get("stated")) and stated != found.stated:  # older ones have no hash of it
+        # of the files as they are: another version of the library may have more fields
+        drawn = parse_json(read_bytes(folder / "evaluation.json"))
+        if (stated := raw.get("stated")) and stated != _stated(raw, drawn):  # older ones have no hash of it
             raise ValueError(
                 f"{folder}: its preset, policy, models, suite or settings were changed after the assessment was "
                 "written; get it again, or run the same evaluation into the folder again"
             )
-        return found
+        return cls(evaluation, preset, models, tuple(cells), policy, settings)
+
+
+def _stated(assessed: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
+    """:attr:`Assessment.stated`, from plain data as the two files have it."""
+    described = [assessed["policy"], *assessed["models"], drawn["suite"], *drawn["arms"], *drawn["detectors"].values()]
+    told = [assessed["preset"], assessed["settings"], drawn["settings"], list(drawn["detectors"]), described]
+    return fingerprint(json.loads(json.dumps(told, default=str)))
 
 
 def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:

@@ -13,7 +13,7 @@ from erasure.eval import Assessment, assess
 from erasure.eval.core.audit import hash_of, judged
 from erasure.eval.core.models import modules_of
 from erasure.eval.judge import Audit
-from erasure.eval.run.assessment import ModelCard
+from erasure.eval.run.assessment import ModelCard, _stated
 from tests.made_up import good, number, without
 from tests.made_up import judged as claims_about
 from tests.probe_helpers import tiny_context
@@ -140,6 +140,18 @@ def test_what_decides_the_claims_beside_the_observations_is_not_edited(stored, l
         file.write_text(json.dumps(value))
     with pytest.raises(ValueError, match="were changed after the assessment was written"):
         Assessment.load(changed)
+
+
+def test_what_an_earlier_version_wrote_with_fewer_fields_is_not_called_edited(stored, tmp_path):
+    found, folder = stored
+    earlier = Path(shutil.copytree(folder, tmp_path / "earlier"))
+    files = [earlier / "assessment.json", earlier / "evaluation.json"]
+    stated, drawn = (json.loads(file.read_text()) for file in files)
+    assert all(arm.pop("beside") == [] for arm in drawn["arms"])
+    stated["stated"] = _stated(stated, drawn)
+    for file, value in zip(files, (stated, drawn), strict=True):
+        file.write_text(json.dumps(value))
+    assert Assessment.load(earlier).claims() == found.claims()
 
 
 def test_a_verified_record_does_not_outweigh_a_probe_that_finds_the_target():
