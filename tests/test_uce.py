@@ -190,7 +190,8 @@ def test_making_leaves_the_pipeline_alone():
         ({"concept": "cat", "lamb": "abc"}, "lamb"),
         ({"concept": "cat", "empty_anchor": "middle"}, "empty_anchor"),
         ({"concept": "cat", "method": "esd", "preset": "recommended", "trajectories": 0}, "trajectories"),
-        ({"concept": "cat", "erase_scale": 0.0}, "did not move"),
+        ({"concept": "cat", "erase_scale": 0.0}, "erase_scale: .* greater than 0"),
+        ({"concept": "cat", "erase_scale": -1.0}, "erase_scale: .* greater than 0"),
         ({"concept": "superhero " * 80}, "longer than the text encoder"),
     ],
 )

@@ -42,7 +42,9 @@ class Drift:
         if lamb * SINGULAR <= largest:
             lamb += 1e-8 * mean
         if not lamb > 0:
-            raise ValueError("nothing is kept and lambda is 0, so any drift is possible; use a lambda above 0")
+            raise ValueError(
+                "nothing is kept and lambda is 0, so any drift is possible; use a lambda above 0, or max_drift=0"
+            )
         system = system.clone()
         system.diagonal().add_(lamb)
         self._lamb, self._factor = lamb, torch.linalg.cholesky(system)
