@@ -39,11 +39,11 @@ HEADINGS = {
 }
 # Roles of arms that are no erasures.
 CONTROLS = {"gold": "control, retrained", "twin": "control, retrained on everything", "null": "null control"}
-QUALITY = 75  # of WebP: no visible difference at these sizes
+QUALITY = 70  # of WebP: no visible difference at these sizes
 SMALL = 96  # pictures up to this wide are enlarged with crisp pixels
 FAR = 10.0  # a larger ratio has a denominator of about 0
 SHOWN = 6  # rows of a ranked list
-TILES = 170  # pictures of the grid: some 200 kB
+TILES = 90  # pictures of the grid: some 130 kB
 LONGEST = 16  # items of a setting that is a list
 
 
