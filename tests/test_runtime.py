@@ -80,9 +80,9 @@ def test_every_way_diffusers_writes_a_pipeline_opens(folders, name):
     assert same(opened(folders / name), tiny_pipeline())
 
 
-def test_a_variant_that_is_asked_for_and_absent_gives_way_to_the_plain_files(folders):
-    assert same(opened(folders / "plain", variant="fp16"), tiny_pipeline())
-    assert "fp16" in reason(folders / "fp16", variant="bf16")
+def test_a_variant_that_is_asked_for_and_absent_is_refused(folders):
+    assert "no files of variant 'fp16'" in reason(folders / "plain", variant="fp16")
+    assert "'fp16' are opened" in reason(folders / "fp16", variant="bf16")
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module.", "model."])
