@@ -1,7 +1,8 @@
-"""The assessment that docs/findings.md shows: ten arms on Emoji World, every probe of a preset, the report.
+"""The assessments that docs/findings.md shows: ten arms on Emoji World, every probe of a preset, the report.
 
     python docs/assessment.py quick runs/assessment
     python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
+    python docs/assessment.py taxi runs/taxi   # another target: an edit and a retrained model, what C4 asks for
 
 Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/,
 and beside it an archive of the records that it links to.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,30 @@ RESULTS = PAGE.parent / "results"
 INSIDE = PAGE.parent / "images" / "inside.png"
 ON_README = ("UCE", "ESD", "prompt filter", "retrained")  # of the preset standard
 METHODS = ("uce", "esd", "rece", "speed", "spm")
+OTHER = "taxi"  # its twins know it well, so that every probe of removal has power
+# What a claim of removal by measurement takes (C4), and what the model is like otherwise.
+MEASURED = (
+    *("direct", "neighbours", "unrelated", "degeneracy", "construction"),
+    *("inversion", "relearning", "resurgence", "noise", "completion", "plasticity"),
+)
 
 
-def main(preset: str, out: Path, *probes: str) -> None:
+def main(what: str, out: Path, *probes: str) -> None:
+    found = removed(out, *probes) if what == OTHER else superhero(what, out, *probes)
+    publish(found, out)
+
+
+def removed(out: Path, *probes: str) -> Assessment:
+    """UCE and a retrained model of the other target under the probes that C4 asks for."""
+    pipe, suite = erasure.world.load(), erasure.Suite.load(OTHER)
+    pipe.set_progress_bar_config(disable=True)
+    controls = controls_for(suite, pipe, "standard")
+    arms = {"UCE": made(pipe, suite, "uce", out / "erasures" / "uce"), "retrained": held_out(controls)}
+    return _assess(pipe, arms, suite, "standard", controls, probes or MEASURED, out)
+
+
+def superhero(preset: str, out: Path, *probes: str) -> Assessment:
+    """Five methods, a filter, a retrained model, a twin and two cheats under the probes of a preset."""
     pipe, suite = erasure.world.load(), erasure.Suite.load("superhero")
     pipe.set_progress_bar_config(disable=True)
     arms: dict[str, Any] = {name.upper(): made(pipe, suite, name, out / "erasures" / name) for name in METHODS}
@@ -52,7 +75,13 @@ def main(preset: str, out: Path, *probes: str) -> None:
         controls = [model for model in controls if model.name != judged.name]
     arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
     arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
-    found = assess(
+    return _assess(pipe, arms, suite, preset, controls, probes, out)
+
+
+def _assess(
+    pipe: Any, arms: Any, suite: erasure.Suite, preset: str, controls: Any, probes: Sequence[str], out: Path
+) -> Assessment:
+    return assess(
         pipe,
         arms,
         suite,
@@ -64,16 +93,17 @@ def main(preset: str, out: Path, *probes: str) -> None:
         probes=probes or None,
         out=out,
     )
-    publish(found, out)
 
 
 def publish(found: Assessment, out: Path) -> None:
     """The report, everything it was made from in one archive beside it, and the tables of the page."""
-    name = f"superhero-{found.preset}"
+    target = found.evaluation.suite.name
+    name = f"{target}-{found.preset}"
     archive(found, out, RESULTS / f"{name}.zip")
-    write_report(found, RESULTS / f"{name}.html", title=f"Superhero, preset {found.preset}", records=f"{name}.zip")
+    title = f"{target.capitalize()}, preset {found.preset}"
+    write_report(found, RESULTS / f"{name}.html", title=title, records=f"{name}.zip")
     PAGE.write_text(with_tables(PAGE.read_text("utf-8"), found), "utf-8")
-    if found.preset == "standard":
+    if name == "superhero-standard":
         still_inside([line(found, method) for method in METHODS], INSIDE)
         README.write_text(replace_block(README.read_text("utf-8"), "verdicts", verdicts(found)), "utf-8")
 
@@ -86,6 +116,8 @@ def line(found: Assessment, method: str) -> Line:
 
 def with_tables(page: str, found: Assessment) -> str:
     """The page with the tables of one assessment made anew."""
+    if found.evaluation.suite.name == OTHER:
+        return replace_block(page, OTHER, table(found))
     shown = meta.table(meta.faithfulness(*meta.trials(found)))
     return replace_block(replace_block(page, found.preset, table(found)), f"{found.preset} meta", shown)
 
