@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from erasure.batch.judging import evidence_of
 from erasure.batch.lines import Line, inside_of, rest_of
 from erasure.batch.pictures import still_inside
 from erasure.eval import Assessment, assess, write_report
+from erasure.eval.core.models import Model
 from erasure.eval.judge import QUESTIONS, meta
 from erasure.eval.run.assessment import Cell
 from erasure.eval.run.controls import controls_for, held_out, material_for
@@ -47,41 +47,11 @@ MEASURED = (
 
 
 def main(what: str, out: Path, *probes: str) -> None:
-    found = removed(out, *probes) if what == OTHER else superhero(what, out, *probes)
-    publish(found, out)
-
-
-def removed(out: Path, *probes: str) -> Assessment:
-    """UCE and a retrained model of the other target under the probes that C4 asks for."""
-    pipe, suite = erasure.world.load(), erasure.Suite.load(OTHER)
+    target, preset = (OTHER, "standard") if what == OTHER else ("superhero", what)
+    pipe, suite = erasure.world.load(), erasure.Suite.load(target)
     pipe.set_progress_bar_config(disable=True)
-    controls = controls_for(suite, pipe, "standard")
-    arms = {"UCE": made(pipe, suite, "uce", out / "erasures" / "uce"), "retrained": held_out(controls)}
-    return _assess(pipe, arms, suite, "standard", controls, probes or MEASURED, out)
-
-
-def superhero(preset: str, out: Path, *probes: str) -> Assessment:
-    """Five methods, a filter, a retrained model, a twin and two cheats under the probes of a preset."""
-    pipe, suite = erasure.world.load(), erasure.Suite.load("superhero")
-    pipe.set_progress_bar_config(disable=True)
-    arms: dict[str, Any] = {name.upper(): made(pipe, suite, name, out / "erasures" / name) for name in METHODS}
-    arms["prompt filter"] = Guard.of_words(suite.phrases)
-    controls = controls_for(suite, pipe, preset)
-    if sum(model.role == "gold" for model in controls) > 1:
-        arms["retrained"] = held_out(controls)
-    if twins := sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors")):
-        judged = twin(twins[-1], pipe.device, pipe.unet.dtype)
-        arms["twin"] = judged.change
-        controls = [model for model in controls if model.name != judged.name]
-    arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
-    arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
-    return _assess(pipe, arms, suite, preset, controls, probes, out)
-
-
-def _assess(
-    pipe: Any, arms: Any, suite: erasure.Suite, preset: str, controls: Any, probes: Sequence[str], out: Path
-) -> Assessment:
-    return assess(
+    arms, controls = (few if what == OTHER else many)(pipe, suite, controls_for(suite, pipe, preset), out / "erasures")
+    found = assess(
         pipe,
         arms,
         suite,
@@ -90,9 +60,30 @@ def _assess(
         controls=controls,
         clip=detectors.clip(),
         material=material_for(suite),
-        probes=probes or None,
+        probes=probes or (MEASURED if what == OTHER else None),
         out=out,
     )
+    publish(found, out)
+
+
+def few(pipe: Any, suite: erasure.Suite, controls: list[Model], folder: Path) -> tuple[dict[str, Any], list[Model]]:
+    """UCE and a retrained model, and all controls."""
+    return {"UCE": made(pipe, suite, "uce", folder / "uce"), "retrained": held_out(controls)}, controls
+
+
+def many(pipe: Any, suite: erasure.Suite, controls: list[Model], folder: Path) -> tuple[dict[str, Any], list[Model]]:
+    """Five methods, a filter, a retrained model, a twin and two cheats, and the controls without that twin."""
+    arms: dict[str, Any] = {name.upper(): made(pipe, suite, name, folder / name) for name in METHODS}
+    arms["prompt filter"] = Guard.of_words(suite.phrases)
+    if sum(model.role == "gold" for model in controls) > 1:
+        arms["retrained"] = held_out(controls)
+    if twins := sorted(FOLDER.glob(f"{TWIN}-[0-9]*.safetensors")):
+        judged = twin(twins[-1], pipe.device, pipe.unet.dtype)
+        arms["twin"] = judged.change
+        controls = [model for model in controls if model.name != judged.name]
+    arms["hidden filter"] = HiddenFilter(detectors.classifier("b"), suite.concept.name, "a wizard on a blue background")
+    arms["declared retrained"] = Declared(arms["UCE"], "declared retrained")
+    return arms, controls
 
 
 def publish(found: Assessment, out: Path) -> None:

@@ -192,6 +192,9 @@ def test_making_leaves_the_pipeline_alone():
         ({"concept": "cat", "method": "esd", "preset": "recommended", "trajectories": 0}, "trajectories"),
         ({"concept": "cat", "erase_scale": 0.0}, "erase_scale: .* greater than 0"),
         ({"concept": "cat", "erase_scale": -1.0}, "erase_scale: .* greater than 0"),
+        ({"concept": "cat", "preserve_scale": float("inf")}, "preserve_scale: .* finite"),
+        ({"concept": "cat", "max_drift": float("inf")}, "max_drift: .* finite"),
+        ({"concept": "cat", "method": "esd", "preset": "recommended", "eta": float("nan")}, "eta: .* finite"),
         ({"concept": "superhero " * 80}, "longer than the text encoder"),
     ],
 )

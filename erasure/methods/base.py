@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
 from erasure.artifact.config import Config
@@ -80,6 +80,10 @@ class Method(abc.ABC):
         part: what it changes, the denoiser or the text encoders.
         kind: of its erasures, where that is the same for all settings; see :meth:`leaves`.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        allow_inf_nan=False
+    )  # every number of every method is finite
 
     key: ClassVar[str]
     summary: ClassVar[str]

@@ -123,15 +123,15 @@ class ClosedForm(Method):
     token_span: TokenSpan = "last_subject"
     empty_anchor: Literal["bos", "eos", "mean_pad"] = "bos"
     lamb: float = 0.5
-    erase_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    preserve_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    erase_scale: Annotated[float, Field(gt=0)] = 1.0
+    preserve_scale: Annotated[float, Field(ge=0)] = 1.0
     articles: bool = False
     synonyms: bool = False
     keep_span: TokenSpan = "last_subject"
     keep_everyday: bool = False
     keep_vocabulary: Annotated[int, Field(ge=0)] = 0
     corpus: str = ""
-    corpus_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1000.0
+    corpus_scale: Annotated[float, Field(ge=0)] = 1000.0
     pooled: bool = False
 
     files: ClassVar[tuple[str, ...]] = ("corpus",)
