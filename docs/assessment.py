@@ -42,7 +42,8 @@ OTHER = "taxi"  # its twins know it well, so that every probe of removal has pow
 # What a claim of removal by measurement takes (C4), and what the model is like otherwise.
 MEASURED = (
     *("direct", "neighbours", "unrelated", "degeneracy", "construction"),
-    *("inversion", "relearning", "resurgence", "noise", "completion", "plasticity"),
+    *("inversion", "resurgence", "noise", "completion", "plasticity"),
+    "relearning:runs=5,prompts=18",  # with the 3 runs and 12 prompts of standard its interval is too wide
 )
 
 

@@ -80,3 +80,28 @@ def test_an_unknown_probe_is_met_with_the_one_that_was_meant_or_with_all(name, m
 def test_no_two_probes_share_a_place_in_the_taxonomy():
     codes = Counter(probe_class(name).code for name in names())
     assert [code for code, count in codes.items() if count > 1] == []
+
+
+def test_a_key_may_ask_for_larger_samples():
+    [direct, more] = probes_of("standard", ("direct", "relearning:runs=5, prompts=18"))
+    [as_it_is] = probes_of("standard", ("relearning",))
+    assert (more.runs, more.prompts) == (5, 18) and (as_it_is.runs, as_it_is.prompts) == (3, 12)
+    assert {**more.settings(), "runs": 3, "prompts": 12} == as_it_is.settings()
+    assert direct.settings() == probes_of("standard", ("direct",))[0].settings()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("relearning:runs=2", "runs of 'relearning' must be 3 or more, as the preset has; got '2'"),
+        ("relearning:prompts=x", "must be 12 or more"),
+        ("relearning:runs=", "must be 3 or more"),
+        ("relearning:runs=-5", "must be 3 or more"),
+        ("relearning:lr=1", "can be raised; got 'lr=1'"),
+        ("relearning:", "can be raised; got ''"),
+        ("construction:runs=5", "has no sample that could be larger"),
+    ],
+)
+def test_a_sample_cannot_be_made_smaller_nor_anything_else_changed(key, message):
+    with pytest.raises(ValueError, match=message):
+        probes_of("standard", (key,))

@@ -28,7 +28,8 @@ class Judging:
     Attributes:
         preset: "smoke" (a trial), "no-draw" (without pictures), "quick", "standard" or "full": its probes, detectors
             and controls are those of ``erasure evaluate --preset``. None draws and judges the paired pictures alone.
-        probes: keys, to run fewer than the preset has.
+        probes: keys, to run fewer than the preset has, or with larger samples
+            (:func:`erasure.eval.probes.probes_of`).
     """
 
     preset: str | None = None

@@ -70,7 +70,11 @@ Preset = Annotated[
     ),
 ]
 Probes = Annotated[
-    list[str] | None, typer.Option(rich_help_panel=PROBES, help="Run only this probe of the preset; repeat for more.")
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=PROBES,
+        help="Run only this probe of the preset; repeat for more. relearning:runs=5 takes a larger sample.",
+    ),
 ]
 InOrder = Annotated[
     bool,

@@ -7,6 +7,8 @@ report. Which probes a claim may rest on is decided in :mod:`erasure.eval.judge`
 
 from __future__ import annotations
 
+import dataclasses
+
 from erasure.eval.probes.base import PRESETS, Context, Evidence, Missing, Model, Observation, Probe, Roles, Rows
 from erasure.eval.probes.weigh import contrasts
 from erasure.io import meant
@@ -71,6 +73,7 @@ BUILT_IN = {
     "end_to_end": "erasure.eval.probes.guardrails.end_to_end:EndToEnd",
 }
 REGISTRY = Registry("probe", "erasure.probes", BUILT_IN)
+SAMPLES = ("runs", "prompts", "images_per_prompt")  # the settings that say how much is looked at
 
 
 def names() -> tuple[str, ...]:
@@ -90,14 +93,38 @@ def probe_class(name: str) -> type[Probe]:
 
 
 def probes_of(preset: str, only: tuple[str, ...] | None = None) -> list[Probe]:
-    """The probes of a preset in the order of the taxonomy; with ``only`` those of these keys, which it must have."""
+    """The probes of a preset in the order of the taxonomy; with ``only`` those of these keys, which it must have.
+
+    A key may ask for larger samples than the preset's, which narrow its intervals: ``relearning:runs=5,prompts=18``.
+    Its runs, prompts and images_per_prompt can be raised and not lowered, so that no claim rests on less.
+    """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{meant(preset, PRESETS)}; choose one of {list(PRESETS)}")
-    found = {name: probe_class(name).preset(preset) for name in (names() if only is None else only)}
+    asked = [one.partition(":") for one in (names() if only is None else only)]
+    found = {name: probe_class(name).preset(preset) for name, *_ in asked}
     if only and (absent := [name for name, probe in found.items() if probe is None]):
         having = [one for one in PRESETS if one in probe_class(absent[0]).presets]
         raise ValueError(f"preset {preset!r} has no probe {absent[0]!r}; leave it out, or choose one of {having}")
+    for name, colon, more in asked:
+        if colon and (probe := found[name]) is not None:
+            found[name] = _larger(probe, more)
     return [probe for probe in found.values() if probe is not None]
+
+
+def _larger(probe: Probe, more: str) -> Probe:
+    """The probe with larger samples, from text such as ``runs=5,prompts=18``."""
+    has = {name: value for name in SAMPLES if isinstance(value := getattr(probe, name, None), int)}
+    if not has:
+        raise ValueError(f"{probe.key!r} has no sample that could be larger; ask for it without {':' + more!r}")
+    asked: dict[str, int] = {}
+    for part in more.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in has:
+            raise ValueError(f"of {probe.key!r} {list(has)} can be raised; got {part!r}, for example runs=5")
+        if not number.isascii() or not number.isdigit() or int(number) < has[name]:
+            raise ValueError(f"{name} of {probe.key!r} must be {has[name]} or more, as the preset has; got {number!r}")
+        asked[name] = int(number)
+    return dataclasses.replace(probe, **asked)  # type: ignore[type-var]  # every probe is a dataclass
 
 
 __all__ = [

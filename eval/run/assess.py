@@ -95,7 +95,8 @@ def assess(
         prompt_files: the user's copies of I2P, Ring-A-Bell and others, or own lists, by name
             (:func:`erasure.eval.core.prompt_files.load`).
         policy: what is required, and by whom; the report compares.
-        probes: keys, to run fewer than the preset has.
+        probes: keys, to run fewer than the preset has, or with larger samples
+            (:func:`erasure.eval.probes.probes_of`).
         out: folder for the cells; the same call continues there. None stores nothing.
         cache_dir: of pictures, for several assessments that share a base; ``cache`` in ``out`` by default.
 
