@@ -200,6 +200,9 @@ def _fault(error: Mapping[str, Any]) -> str:
     return f"{field}: {FORMS.get(field, error['msg'])}"
 
 
+PATHS = "POST /v1/images/generations, GET /health and GET /erasures"
+
+
 def create_app(
     pipe: Any, edits: Mapping[str, Erasure], *, limits: Limits | None = None, allow: Allow | None = None
 ) -> Any:
@@ -214,6 +217,7 @@ def create_app(
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
 
     server = Server(pipe, edits, limits=limits, allow=allow)
 
@@ -227,14 +231,18 @@ def create_app(
     app = FastAPI(title="erasure serve", lifespan=life)
     app.state.server = server
 
-    def answer(status: int, message: str) -> Any:
-        known = {"known": list(server.attached.edits)} if status == 404 else {}
-        headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"error": {"message": message, **known}}, status, headers=headers)
+    def answer(status: int, message: str, headers: Mapping[str, str] | None = None, **more: Any) -> Any:
+        return JSONResponse({"error": {"message": message, **more}}, status, headers=headers)
 
     @app.exception_handler(Refused)
     async def refused(_: Any, error: Refused) -> Any:
-        return answer(error.status, str(error))
+        known = {"known": list(server.attached.edits)} if error.status == 404 else {}
+        return answer(error.status, str(error), {"Retry-After": "1"} if error.status == 503 else None, **known)
+
+    @app.exception_handler(HTTPException)
+    async def elsewhere(request: Any, error: HTTPException) -> Any:  # another path or verb, a body that cannot be read
+        said = f"{request.method} {request.url.path}: {error.detail}; there are {PATHS}"
+        return answer(error.status_code, said, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> Any:  # without the input: NaN is no JSON

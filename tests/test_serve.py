@@ -168,6 +168,19 @@ def test_numbers_that_are_none_are_refused(app, field, number):
     assert answer.status_code == 422 and answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("verb", "path", "status", "fault"),
+    [
+        ("POST", "/v1/images", 404, "POST /v1/images: Not Found; there are POST /v1/images/generations, GET /health"),
+        ("GET", "/v1/images/generations", 405, "GET /v1/images/generations: Method Not Allowed"),
+    ],
+)
+def test_another_path_or_verb_is_told_what_there_is(app, verb, path, status, fault):
+    [answer] = ask(app, {}, at=verb, place=path)
+    assert answer.status_code == status and fault in answer.json()["error"]["message"]
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
 @pytest.mark.parametrize("raw", ["", "null", "[1]", '"a cat"'])
 def test_a_body_that_is_no_object_is_told_what_it_should_be(app, raw):
     [answer] = ask(app, raw=raw)
