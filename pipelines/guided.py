@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +15,7 @@ from erasure.artifact import HookErasure
 from erasure.artifact.hooks import Installed
 from erasure.artifact.stack import stack_of
 from erasure.backbone import Backbone, Space
-from erasure.backbone.listen import half, says_guided
+from erasure.backbone.listen import half, says_guided, times_of_call
 from erasure.backbone.text import Text
 
 # where both predictions of guidance are made by one call of the denoiser, and guidance is off at 1
@@ -72,10 +74,14 @@ def stored(text: Text) -> dict[str, Tensor]:
 
 
 class State(threading.local):
-    """Where a thread that draws is: each has its own step count. A new picture begins with a larger time."""
+    """Where a thread that draws is: each has its own step count.
+
+    A new picture begins with another call of the pipeline, or with a larger time.
+    """
 
     def __init__(self) -> None:
         self.t, self.step, self.shape = 0.0, 0, torch.Size()
+        self.times: Callable[[], Tensor | None] = lambda: None  # a weak reference to those of the call
 
 
 class DenoiserHook(Installed):
@@ -115,6 +121,8 @@ class DenoiserHook(Installed):
         t = float(torch.as_tensor(inputs[self.backbone.time_argument]).reshape(-1)[0])
         # second-order schedulers come to every time but the first twice
         again = state.step and state.shape == shape and (t < state.t or (t == state.t and state.step > 1))
+        if (times := times_of_call()) is not state.times():
+            again, state.times = False, (lambda: None) if times is None else weakref.ref(times)
         index = state.step if again else 0
         state.t, state.step, state.shape = t, index + 1, shape
         return index

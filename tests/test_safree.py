@@ -350,3 +350,24 @@ def test_it_works_on_a_model_without_guidance(tmp_path):
     base, edit = draw(), make(pipe, "superhero", "safree", midpoint=0.0)
     Erasure.from_pretrained(edit.save_pretrained(tmp_path / "edit")).apply(pipe)
     assert (draw() - base).abs().max() > 1e-4 * base.abs().max()
+
+
+def test_a_drawing_that_was_stopped_leaves_nothing_to_the_next_one():
+    pipe = tiny("sd1")
+
+    def draw(steps=10, **more):
+        generator = torch.Generator().manual_seed(0)
+        return pipe("superhero", num_inference_steps=steps, generator=generator, output_type="latent", **more).images
+
+    def stop(pipe, step, time, given):
+        pipe._interrupt = step == 1
+        return given
+
+    for key, settings in (("safree", {"midpoint": 0.0, "max_steps": 1}), ("sld", {"warmup": 3})):
+        preset = {"safree": "official-2025", "sld": "medium"}[key]
+        edit = make(pipe, "superhero", key, preset=preset, **settings)
+        edit.apply(pipe)
+        before = draw()
+        draw(50, callback_on_step_end=stop)  # ends at a later time than the next one begins
+        assert torch.equal(draw(), before)
+        edit.remove(pipe)

@@ -76,7 +76,7 @@ def test_weights_equal_the_per_layer_reference(pipeline, targets, guides, form):
         ({"seed": 5}, {"seed": 5}),
         ({"layers": "kv"}, {"layers": ("to_k", "to_v")}),
         ({"layers": "k"}, {"layers": ("to_k",)}),
-        ({"preset": "many"}, {"rho": 0.05, "prior_filter": False, "augment": 10}),
+        ({"preset": "many"}, {"threshold": 1e-4, "rho": 0.05, "prior_filter": False, "augment": 10}),
     ],
     ids=lambda settings: "-".join(settings),
 )

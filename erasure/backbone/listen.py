@@ -109,17 +109,30 @@ def says_guided() -> bool | None:
 
     It is looked for among the callers: the same denoiser may stand in several pipelines, and in copies of one.
     """
+    name, given = "do_classifier_free_guidance", _locals_of_call()
+    said = getattr(given.get("self"), name, given.get(name))  # some keep it to themselves
+    return said if isinstance(said, bool) else None
+
+
+def times_of_call() -> Tensor | None:
+    """The times of the pictures that the calling pipeline draws: another object for each of its calls.
+
+    None where no pipeline is calling, or it has none.
+    """
+    times = _locals_of_call().get("timesteps")
+    return times if isinstance(times, Tensor) else None
+
+
+def _locals_of_call() -> dict[str, Any]:
+    """The names in the ``__call__`` of the pipeline that is calling; empty where none is."""
     from diffusers import DiffusionPipeline
 
-    frame, name = sys._getframe(1), "do_classifier_free_guidance"
+    frame = sys._getframe(1)
     while (caller := frame.f_back) is not None:
         frame = caller
-        if frame.f_code.co_name == "__call__":
-            given = frame.f_locals
-            if isinstance(pipe := given.get("self"), DiffusionPipeline):
-                said = getattr(pipe, name, given.get(name))  # some keep it to themselves
-                return said if isinstance(said, bool) else None
-    return None
+        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
+            return frame.f_locals
+    return {}
 
 
 def half(value: Any, rows: int, which: int) -> Any:
@@ -222,4 +235,5 @@ __all__ = [
     "says_guided",
     "separate",
     "text_linears",
+    "times_of_call",
 ]

@@ -71,6 +71,13 @@ class AdvUnlearn(FineTune):
     def needs_keep(self) -> bool:
         return True
 
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        if self.adapter != "auto":
+            raise ValueError(
+                f"AdvUnlearn trains the weights of the text encoder; got adapter {self.adapter!r}; leave it out"
+            )
+        super().validate(backbone, request)
+
     def student(self, backbone: Backbone) -> Student:
         return Weights(backbone, "text_encoder")
 

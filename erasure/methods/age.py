@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Count, Reference, Request, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -95,16 +96,17 @@ class AGE(FineTune):
 
     def anchors(self, backbone: Backbone, request: Request, bank: TrajectoryBank, text: Text) -> tuple[Text, Tensor]:
         """The neighbour of each prompt, one row each, and the base's predictions for it at every row of the bank."""
-        named = [c.anchor for c in request.concepts if c.anchor]
-        candidates = backbone.encode(named if len(named) == len(request.concepts) else list(request.keep)).text
+        choices = replacements(self.prompts(backbone, request), request.concepts, request.keep)
+        names = list(dict.fromkeys(itertools.chain.from_iterable(choices)))
+        candidates = backbone.encode(names).text
         nearest = torch.full((len(text),), torch.inf)
         chosen, targets = torch.zeros(len(text), dtype=torch.long), torch.empty_like(bank.conditional)
-        for i in range(len(candidates)):
+        for i, name in enumerate(names):
             predicted = bank.predicted(backbone, candidates[i : i + 1].repeat(len(text)))
             apart = (predicted - bank.conditional).square().flatten(1).mean(1)
             for row in range(len(text)):
-                own = bank.prompt == row
-                if apart[own].mean() < nearest[row]:
-                    nearest[row], chosen[row] = apart[own].mean(), i
-                    targets[own] = predicted[own]
+                rows = bank.prompt == row
+                if name in choices[row] and apart[rows].mean() < nearest[row]:
+                    nearest[row], chosen[row] = apart[rows].mean(), i
+                    targets[rows] = predicted[rows]
         return candidates[chosen.to(candidates.hidden.device)], targets

@@ -212,6 +212,17 @@ def with_anchors(
     return list(dict.fromkeys(found))
 
 
+def replacements(prompts: Sequence[str], concepts: Sequence[Concept], keep: Sequence[str]) -> list[list[str]]:
+    """What each prompt may be drawn as: the anchor of the concept that it names or, without one, all that is kept.
+
+    Args:
+        prompts: names of the concepts, with or without an article.
+    """
+    own = {phrase: concept.anchor for concept in concepts for phrase in concept.phrases}
+    own |= {with_article(phrase): anchor for phrase, anchor in own.items()}
+    return [[own[prompt]] if own[prompt] else list(keep) for prompt in prompts]
+
+
 def check_anchors(key: str, concepts: Sequence[Concept]) -> None:
     """Refuse concepts without an anchor, for a method that draws the anchor in their place."""
     if lacking := [concept.name for concept in concepts if not concept.anchor]:
@@ -293,7 +304,11 @@ def check_change(relative: float) -> float:
     Raises:
         ValueError: it is not above 1e-6, or not finite.
     """
-    if not relative > 1e-6 or not math.isfinite(relative):
+    if not math.isfinite(relative):
+        raise ValueError(
+            f"the weights did not stay finite (relative change {relative}); lower the scale or the learning rate"
+        )
+    if not relative > 1e-6:
         raise ValueError(
             f"the weights did not move (relative change {relative:.1e}); target and anchor may be the same to the text "
             "encoder, or the scale or learning rate is zero; change one of them"

@@ -28,7 +28,8 @@ class CoGFD(FineTune):
     mixed with noise at the noisiest times, where what is in a picture is decided. The first term fades as the
     combination moves away, so it has no direction of its own to run off in. Where student and base agree its gradient
     is zero: the official run is set going by rounding errors, this one by a random change of the weights by a
-    thousandth.
+    thousandth. The official run trains no values of cross-attention and masks the padding of a prompt; this one does
+    neither.
 
     Name the combination in every way it may be asked for (:attr:`Concept.synonyms`: "a teenager smoking", "a boy with a
     cigar"; the paper asks a language model for them), and its parts, each alone, in the keep list. The settings it
@@ -61,7 +62,7 @@ class CoGFD(FineTune):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {"lr": 1e-4, "articles": True, "num_inference_steps": 25, "precision": "auto"},
-        "official-2025": {"adapter": "weights"},
+        "official-2025": {"adapter": "weights", "clip": 1.0},
     }
 
     @property

@@ -28,6 +28,7 @@ from erasure.train.modules import casting, compute_dtype
 from erasure.train.settings import Schedule
 
 Loss = Callable[[Draw], Tensor]
+LARGEST_RATE = 1e30  # of float32, beyond which optimisers fail
 # What `recommended` presets share: a small bank whose every step is kept, all names, arithmetic that is fast here.
 SMALL_BANK: dict[str, Any] = {
     "batch_size": 8,
@@ -67,7 +68,8 @@ class FineTune(Method):
         rank, alpha: of the adapter; alpha is the rank where None.
         null: what stands for "no prompt": ``sampled``, the unconditional input that guidance itself uses (zeros on
             SDXL), which costs nothing; or ``empty``, the empty prompt, as the official SDXL script has it.
-        optimizer, clip, schedule, warmup, accumulation, gradient_checkpointing: see :class:`~erasure.train.Training`.
+        optimizer, clip, schedule, warmup, restarts, accumulation, gradient_checkpointing: see
+            :class:`~erasure.train.Training`.
         precision: what predictions are computed in; ``auto`` is bfloat16 where that is faster. A half-precision model
             runs in its own dtype.
         pure: train the weights in the pipeline's own dtype instead of in float32 copies. It matters for pipelines
@@ -98,6 +100,7 @@ class FineTune(Method):
     clip: float | None = None
     schedule: Schedule = "constant"
     warmup: int = 0
+    restarts: Count = 1
     accumulation: Count = 1
     gradient_checkpointing: bool = False
     precision: Precision = "float32"
@@ -116,6 +119,9 @@ class FineTune(Method):
                 "allow='same-text-encoder', or use a closed form such as uce"
             )
         super().validate(backbone, request)
+        if not 0 < self.lr <= LARGEST_RATE:
+            raise ValueError(f"lr is above 0 and at most {LARGEST_RATE:g}; got {self.lr}; give 1e-5, say")
+        self.training().build([torch.zeros(1, requires_grad=True)])  # refuses other settings that cannot work
         if torch.is_inference_mode_enabled():
             raise ValueError(
                 "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
@@ -224,6 +230,7 @@ class FineTune(Method):
             optimizer=self.optimizer,
             schedule=self.schedule,
             warmup=self.warmup,
+            restarts=self.restarts,
             clip=self.clip,
             accumulation=self.accumulation,
             precision=self.precision,

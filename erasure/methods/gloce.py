@@ -113,6 +113,12 @@ class GLoCE(Method):
                 f"steps are taken from first to last, of num_inference_steps; got {self.first}, {self.last} and "
                 f"{self.num_inference_steps}; let them rise"
             )
+        prompts = expanded(backbone, request.keep, articles=self.articles)
+        if len(prompts) * self.generations * (self.last - self.first) < 2:
+            raise ValueError(
+                "the gate is set by the spread of what is kept, and one look at one prompt has none; keep more "
+                "prompts, or raise generations or last"
+            )
         cross_attentions(backbone)  # refuses models without them
 
     def erase(self, backbone: Backbone, request: Request) -> Erasure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import Bank
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Count, Reference, Request, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -79,13 +80,15 @@ class RandomLabel(FineTune):
             )
 
     def objective(self, backbone: Backbone, student: Student, request: Request, checkpoint: Checkpoint | None) -> Loss:
-        text = backbone.encode(self.prompts(backbone, request)).text
+        prompts = self.prompts(backbone, request)
+        text = backbone.encode(prompts).text
         bank = self.pictures(backbone, text, request, checkpoint, "bank")
-        anchors = [c.anchor for c in request.concepts if c.anchor]
-        others = backbone.encode(anchors or list(request.keep)).text
-        generator = torch.Generator().manual_seed(self.seed)
-        label = torch.randint(len(others), (len(bank),), generator=generator)
-        relabelled = dataclasses.replace(bank, prompt=label).predicted(backbone, others)
+        choices = replacements(prompts, request.concepts, request.keep)
+        names = list(dict.fromkeys(itertools.chain.from_iterable(choices)))
+        drawn = torch.randint(max(map(len, choices)), (len(bank),), generator=torch.Generator().manual_seed(self.seed))
+        rows = zip(bank.prompt.tolist(), drawn.tolist(), strict=True)
+        label = torch.tensor([names.index(choices[row][i % len(choices[row])]) for row, i in rows])
+        relabelled = dataclasses.replace(bank, prompt=label).predicted(backbone, backbone.encode(names).text)
         hold = self.holding(backbone, request, checkpoint)
 
         def loss(draw: Draw) -> Tensor:

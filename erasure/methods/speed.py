@@ -126,7 +126,7 @@ class SPEED(ClosedForm):
             "augment": 0,
         },
         "few": {},
-        "many": {"retain_scale": 0.05, "prior_filter": False},
+        "many": {"threshold": 1e-4, "retain_scale": 0.05, "prior_filter": False},
     }
 
     @property

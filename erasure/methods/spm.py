@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,8 @@ class SPM(FineTune):
     An anchor is drawn from a normal distribution, scaled to the concept's norm times 0.8 to 1.2, and taken with
     probability 1 - cos to the concept: far from it more often than near.
 
-    The paper samples x_t with the adapter on; here it comes from the base's bank. The settings it shares with other
+    The paper samples x_t with the adapter on; here it comes from the base's bank. The official script trains with
+    AdamW in 8 bits, which needs bitsandbytes (``optimizer="adamw8bit"``). The settings it shares with other
     fine-tunes are those of :class:`~erasure.methods.finetune.FineTune`.
 
     Attributes:
@@ -46,7 +47,7 @@ class SPM(FineTune):
     lr: float = 1e-4
     rank: Count = 1
     alpha: float | None = 1.0
-    optimizer: Any = "adamw"
+    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     eta: float = 1.0
     anchoring: float = 1000.0
     anchors: Count = 4
@@ -72,6 +73,7 @@ class SPM(FineTune):
         },
         "paper": {
             "schedule": "cosine_with_restarts",
+            "restarts": 3,
             "warmup": 500,
             "num_inference_steps": 30,
             "trajectories": 3000,
@@ -81,6 +83,14 @@ class SPM(FineTune):
     @property
     def selector(self) -> str:
         return "blocks"
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        if self.adapter != "auto" or self.saliency is not None:
+            raise ValueError(
+                f"SPM trains an adapter of its own; got adapter {self.adapter!r} and saliency {self.saliency}; leave "
+                "them out"
+            )
+        super().validate(backbone, request)
 
     def student(self, backbone: Backbone) -> LowRank:
         return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)

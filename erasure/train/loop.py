@@ -112,6 +112,8 @@ class Run:
                 self._update(step)
                 self.step = step + 1
                 bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
+                if self.step == last or self.step % self.training.checkpoint_every == 0:
+                    self._check_finite()
                 if self.checkpoint and (self.step % self.training.checkpoint_every == 0 or self.step == last):
                     self._save(self.checkpoint)
                 if self._marks is None or self.step in self._marks:
@@ -190,6 +192,14 @@ class Run:
             with torch.no_grad():  # the average warms up with the run: early on it follows closely
                 weight = 1 - min(self.training.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
+
+    def _check_finite(self) -> None:
+        """Refuse weights that a last step broke, before they are saved or returned."""
+        if not all(bool(torch.isfinite(p).all()) for p in self._tensors):
+            raise Diverged(
+                f"weights stopped being finite at step {self.step - 1} (loss {self.loss:.3g}); {self._kept()}; lower "
+                f"the learning rate ({self.training.lr})"
+            )
 
     def _kept(self) -> str:
         if self.checkpoint is None or not self.checkpoint.step:
