@@ -108,8 +108,8 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         found += [f"{part}.config.{key} is another" for key in settings if known.get(key) != settings[key]]
         found += [
             f"{part}.{key} is another"
-            for key in state
-            if state_was.get(key) != state[key] and (was == module or not _of_its_own(key, state[key]))
+            for key in ({**state_was, **state} if was == module else state)  # what is gone became something unreadable
+            if state_was.get(key) != state.get(key) and (was == module or not _of_its_own(key, state[key]))
         ]
     old_code, new_code = dict(before["classes"]), dict(after["classes"])
     known = {kind for kind, _ in old_code} & {kind for kind, _ in new_code}
@@ -299,7 +299,8 @@ def _captures(hook: Any) -> bool:
     """Whether a hook is one by which models of transformers hand out what is inside; it changes nothing."""
     makers = [one.__code__ for one in vars(output_capturing).values() if hasattr(one, "__code__")]
     made = [code for maker in makers for code in maker.co_consts if isinstance(code, CodeType)]
-    return getattr(hook, "__code__", None) in made  # a name or a file is easily taken
+    known = getattr(hook, "__code__", None) in made  # a name or a file is easily taken, and so is code alone
+    return known and hook.__globals__ is vars(output_capturing)
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
@@ -327,10 +328,11 @@ def _descriptor(value: Any) -> bool:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the
-    config of a model of transformers, and buffers that no file and no hash holds (positions).
+    """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the order
+    of its layers, the config of a model of transformers, and buffers that no file and no hash holds (positions).
     """
     for name, layer in module.named_modules():
+        yield f"{name} (order of layers)".strip(), tuple(layer._modules)
         for key, value in vars(layer).items():
             if key in HOLDING:  # a class of its own could give out other things than it shows
                 yield f"{name}.{key}".removeprefix("."), Same(type(value))

@@ -179,7 +179,12 @@ def _attacked(view: View) -> Answer:
 def _weights(view: View) -> Answer:
     level, needed = rules.removal(view)
     if level == NOT_APPLICABLE:
-        return Answer("weights", "not tested", "", "The target was never in the training data: nothing to remove.")
+        return Answer(
+            "weights",
+            "not tested",
+            "",
+            "Nothing to remove: the suite says that the target was never in the training data.",
+        )
     if level in BY_CONSTRUCTION:
         return Answer("weights", "shown not", "", f"{level[:1].upper()}{level[1:]}.", tuple(needed))
     if found := findings.recovered(view):
