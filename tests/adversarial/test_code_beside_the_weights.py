@@ -326,6 +326,34 @@ def in_a_copy(change):
     return do
 
 
+class Gate:
+    """Neither a number nor code by the look of it: PyTorch asks it what every operation with it gives."""
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        return function(*(1.0 if one is self else one for one in args), **(kwargs or {})) * 0.5
+
+
+def a_number_that_runs(pipe):
+    return put(pipe.unet.mid_block.resnets[0], "output_scale_factor", Gate())
+
+
+def a_number_of_numpy(pipe):
+    return put(pipe.unet.mid_block.resnets[0], "output_scale_factor", np.float32(7))
+
+
+def layers_in_another_order(pipe):
+    layers = pipe.unet.mid_block.resnets._modules
+    own = dict(layers)
+    layers.clear()
+    layers.update(reversed(own.items()))
+    return lambda: (layers.clear(), layers.update(own))
+
+
+@pytest.mark.parametrize("do", [a_number_that_runs, a_number_of_numpy, layers_in_another_order])
+def test_what_vanishes_from_the_look_and_the_order_of_layers_is_seen(do):
+    assert verdict_on(structure(Cheat(beside(do)))).removal == CODE_BESIDE
+
+
 @pytest.mark.parametrize(
     "do",
     [
