@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -81,7 +79,7 @@ class State(threading.local):
 
     def __init__(self) -> None:
         self.t, self.step, self.shape = 0.0, 0, torch.Size()
-        self.times: Callable[[], Tensor | None] = lambda: None  # a weak reference to those of the call
+        self.times: Tensor | None = None  # of the call, which has an object of its own
 
 
 class DenoiserHook(Installed):
@@ -121,8 +119,8 @@ class DenoiserHook(Installed):
         t = float(torch.as_tensor(inputs[self.backbone.time_argument]).reshape(-1)[0])
         # second-order schedulers come to every time but the first twice
         again = state.step and state.shape == shape and (t < state.t or (t == state.t and state.step > 1))
-        if (times := times_of_call()) is not state.times():
-            again, state.times = False, (lambda: None) if times is None else weakref.ref(times)
+        if (times := times_of_call()) is not state.times:
+            again, state.times = False, times
         index = state.step if again else 0
         state.t, state.step, state.shape = t, index + 1, shape
         return index

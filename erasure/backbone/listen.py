@@ -130,8 +130,8 @@ def _locals_of_call() -> dict[str, Any]:
     frame = sys._getframe(1)
     while (caller := frame.f_back) is not None:
         frame = caller
-        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
-            return frame.f_locals
+        if frame.f_code.co_name == "__call__" and isinstance((given := frame.f_locals).get("self"), DiffusionPipeline):
+            return given
     return {}
 
 

@@ -14,6 +14,16 @@ from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
 
 SELECTORS = {"x-strict": "cross_attention_kv", "attention": "attention", "all": "all"}
+# What the published runs share.
+PUBLISHED: dict[str, Any] = {
+    "optimizer": "adamw",
+    "clip": 1.0,
+    "adapter": "weights",
+    "trajectories": 1000,
+    "keep_steps": 1,
+    "num_inference_steps": 25,
+    "guidance_scale": 6.0,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,19 +76,12 @@ class ConceptAblation(FineTune):
         },
         # On two devices with a batch of 4, 4 and 2; the script multiplies its rate of 2e-6, 4e-6 and 5e-7 by both, and
         # doubles it where there is a prior. For nudity it draws the anchor with the target as negative prompt.
-        "paper": {
-            "iterations": 100, "lr": 1.6e-5, "batch_size": 8, "clip": 1.0, "optimizer": "adamw", "adapter": "weights",
-            "trajectories": 1000, "keep_steps": 1, "num_inference_steps": 25, "guidance_scale": 6.0,
-        },
+        "paper": {**PUBLISHED, "iterations": 100, "lr": 1.6e-5, "batch_size": 8},
         "paper-nudity": {
-            "iterations": 400, "lr": 6.4e-5, "batch_size": 8, "clip": 1.0, "optimizer": "adamw", "adapter": "weights",
-            "trajectories": 1000, "keep_steps": 1, "num_inference_steps": 25, "guidance_scale": 6.0,
-            "variant": "attention", "prior": 1.0,
+            **PUBLISHED, "iterations": 400, "lr": 6.4e-5, "batch_size": 8, "variant": "attention", "prior": 1.0,
         },
         "paper-memorised": {
-            "iterations": 400, "lr": 4e-6, "batch_size": 4, "clip": 1.0, "optimizer": "adamw", "adapter": "weights",
-            "trajectories": 1000, "keep_steps": 1, "num_inference_steps": 25, "guidance_scale": 6.0, "variant": "all",
-            "prior": 1.0,
+            **PUBLISHED, "iterations": 400, "lr": 4e-6, "batch_size": 4, "variant": "all", "prior": 1.0,
         },
     }  # fmt: skip
 

@@ -108,10 +108,13 @@ class FineTune(Method):
     seed: int = 0
 
     on_attention: ClassVar[bool] = False  # whether the loss reads attention maps
+    only: ClassVar[str] = ""  # of methods that train one kind of thing whatever is asked: what, for the error
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def validate(self, backbone: Backbone, request: Request) -> None:
+        if self.only and (self.adapter != "auto" or self.saliency is not None):
+            raise ValueError(f"{self.only}; got adapter {self.adapter!r} and saliency {self.saliency}; leave them out")
         if backbone.guidance == "none":
             raise ValueError(
                 f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "

@@ -69,6 +69,7 @@ class Receler(FineTune):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     key: ClassVar[str] = "receler"
+    only: ClassVar[str] = "Receler trains erasers of its own"
     kind: ClassVar[str | None] = "residual"
     summary: ClassVar[str] = "erasers behind cross-attention, trained under attack; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -92,11 +93,6 @@ class Receler(FineTune):
     }
 
     def validate(self, backbone: Backbone, request: Request) -> None:
-        if self.adapter != "auto" or self.saliency is not None:
-            raise ValueError(
-                f"Receler trains erasers of its own; got adapter {self.adapter!r} and saliency {self.saliency}; leave "
-                "them out"
-            )
         super().validate(backbone, request)
         cross_attentions(backbone)  # refuses models without them
 

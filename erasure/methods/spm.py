@@ -53,6 +53,7 @@ class SPM(FineTune):
     anchors: Count = 4
 
     key: ClassVar[str] = "spm"
+    only: ClassVar[str] = "SPM trains an adapter of its own"
     kind: ClassVar[str | None] = "gated"
     summary: ClassVar[str] = "gated rank-1 adapter; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -83,14 +84,6 @@ class SPM(FineTune):
     @property
     def selector(self) -> str:
         return "blocks"
-
-    def validate(self, backbone: Backbone, request: Request) -> None:
-        if self.adapter != "auto" or self.saliency is not None:
-            raise ValueError(
-                f"SPM trains an adapter of its own; got adapter {self.adapter!r} and saliency {self.saliency}; leave "
-                "them out"
-            )
-        super().validate(backbone, request)
 
     def student(self, backbone: Backbone) -> LowRank:
         return LowRank(backbone, self.selector, rank=self.rank, alpha=self.alpha, seed=self.seed)

@@ -84,6 +84,7 @@ class ZErase(FineTune):
     )  # fmt: skip
     on_attention: ClassVar[bool] = True
     key: ClassVar[str] = "z-erase"
+    only: ClassVar[str] = "Z-Erase trains an adapter in hooks of its own"
     kind: ClassVar[str | None] = "text-lora"
     summary: ClassVar[str] = "LoRA on the text's queries and keys of joint attention; minutes; changes no weight"
     reference: ClassVar[Reference] = Reference(
@@ -104,11 +105,6 @@ class ZErase(FineTune):
         return True
 
     def validate(self, backbone: Backbone, request: Request) -> None:
-        if self.adapter != "auto" or self.saliency is not None:
-            raise ValueError(
-                f"Z-Erase trains an adapter in hooks of its own; got adapter {self.adapter!r} and saliency "
-                f"{self.saliency}; leave them out"
-            )
         super().validate(backbone, request)
         if not request.keep or not self.retain:
             raise ValueError(

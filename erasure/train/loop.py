@@ -113,9 +113,10 @@ class Run:
                 self.step = step + 1
                 bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
                 if self.step == last or self.step % self.training.checkpoint_every == 0:
-                    self._check_finite()
-                if self.checkpoint and (self.step % self.training.checkpoint_every == 0 or self.step == last):
-                    self._save(self.checkpoint)
+                    if not all(bool(torch.isfinite(p).all()) for p in self._tensors):
+                        raise self._diverged("weights", step)
+                    if self.checkpoint:
+                        self._save(self.checkpoint)
                 if self._marks is None or self.step in self._marks:
                     yield self.step
 
@@ -177,10 +178,7 @@ class Run:
         finite = bool(torch.isfinite(norm))
         overflow = self._scaler is not None and self._scaler.get_scale() > LEAST_SCALE
         if not math.isfinite(self.loss) or not (finite or overflow):
-            raise Diverged(
-                f"loss or gradient stopped being finite at step {step} (loss {self.loss:.3g}); {self._kept()}; "
-                f"lower the learning rate ({self.training.lr})"
-            )
+            raise self._diverged("loss or gradient", step)
         if finite:
             if self.training.clip is not None:
                 nn.utils.clip_grads_with_norm_(self._tensors, self.training.clip, norm)
@@ -193,18 +191,15 @@ class Run:
                 weight = 1 - min(self.training.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
 
-    def _check_finite(self) -> None:
-        """Refuse weights that a last step broke, before they are saved or returned."""
-        if not all(bool(torch.isfinite(p).all()) for p in self._tensors):
-            raise Diverged(
-                f"weights stopped being finite at step {self.step - 1} (loss {self.loss:.3g}); {self._kept()}; lower "
-                f"the learning rate ({self.training.lr})"
-            )
-
-    def _kept(self) -> str:
-        if self.checkpoint is None or not self.checkpoint.step:
-            return "no checkpoint had been written"
-        return f"the state after step {self.checkpoint.step} is kept in {self.checkpoint.folder}"
+    def _diverged(self, what: str, step: int) -> Diverged:
+        """The error, with what is left to go on from."""
+        kept = "no checkpoint had been written"
+        if self.checkpoint is not None and self.checkpoint.step:
+            kept = f"the state after step {self.checkpoint.step} is kept in {self.checkpoint.folder}"
+        return Diverged(
+            f"{what} stopped being finite at step {step} (loss {self.loss:.3g}); {kept}; lower the learning rate "
+            f"({self.training.lr})"
+        )
 
     # --- its state on disk ---
 

@@ -179,12 +179,8 @@ def _attacked(view: View) -> Answer:
 def _weights(view: View) -> Answer:
     level, needed = rules.removal(view)
     if level == NOT_APPLICABLE:
-        return Answer(
-            "weights",
-            "not tested",
-            "",
-            "Nothing to remove: the suite says that the target was never in the training data.",
-        )
+        sentence = "Nothing to remove: the suite says that the target was never in the training data."
+        return Answer("weights", "not tested", "", sentence)
     if level in BY_CONSTRUCTION:
         return Answer("weights", "shown not", "", f"{level[:1].upper()}{level[1:]}.", tuple(needed))
     if found := findings.recovered(view):
