@@ -86,6 +86,11 @@ def _is_plural(words: list[str]) -> bool:
     return head in PLURALS or regular and head not in SINGULARS
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 request``, ``2 requests``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def listed(values: str | Iterable[str]) -> list[str]:
     """Several strings as a list; one by itself is one, and not its letters.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.artifact.stack import check_scale
-from erasure.io import shown
+from erasure.io import is_whole, shown
 
 Names = Erasure | str | Sequence[Erasure | str] | Mapping[Any, float]  # to scales
 Scales = dict[str, float]
@@ -56,7 +56,7 @@ def choice_of(
     """
     if names is not None and rows is not None:
         raise ValueError("erasures for all prompts and for each were given at once; give names, or rows")
-    if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
+    if images is not None and not is_whole(images, 1):
         raise ValueError(f"num_images_per_prompt is a number from 1 on; got {images!r}; give the call's")
     if rows is None:
         return Choice((dict(known) if names is None else _scales(known, names),), images=images)

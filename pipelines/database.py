@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from erasure.io import named
 from erasure.io.sqlite import SqliteFile
 
 APPLICATION = 0x45525354  # "ERST": the file says that it is a store
@@ -46,7 +46,7 @@ class Database(SqliteFile):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float) -> None:
-        path = Path(path).absolute()
+        path = named(path).absolute()
         super().__init__(
             path / "store.sqlite" if path.is_dir() else path,
             noun="store",

@@ -145,8 +145,10 @@ def moment(date: datetime.date) -> datetime.datetime:
     """A point in time in UTC.
 
     Raises:
-        ValueError: a time without its zone.
+        ValueError: no date, or a time without its zone.
     """
+    if not isinstance(date, datetime.date):
+        raise ValueError(f"until is a date; got {shown(date)}; give datetime.date(2027, 1, 31), say")
     if not isinstance(date, datetime.datetime):
         return datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC)
     if date.tzinfo is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasure.io import is_number
 from erasure.wording import listed, same
 
 Encode = Callable[[Sequence[str]], Tensor]  # texts -> (n, d)
@@ -350,7 +350,7 @@ def check_threshold(name: str, threshold: Any) -> None:
     Raises:
         ValueError: it is no finite number: nothing is at least NaN, so everything would pass.
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not math.isfinite(threshold):
+    if not is_number(threshold):
         raise ValueError(f"the threshold of {name} must be a finite number; got {threshold!r}; 0.5 is a usual one")
 
 

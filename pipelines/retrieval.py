@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from erasure.artifact.stack import stack_of
-from erasure.io import shown
+from erasure.io import is_number, is_whole, shown
 from erasure.pipelines.around import Around
 from erasure.pipelines.calls import Copies, image_to_image, is_default, ordered, rows_of, size_of, texts_of
 from erasure.pipelines.choices import by_row, narrowed
@@ -50,7 +50,10 @@ class Lookup:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(By) or self.count < 1 or not -1 <= self.threshold <= 1:
+        if not isinstance(self.store, Store):
+            raise ValueError(f"a lookup needs a store; got {shown(self.store)}; give Store(path, embedder)")
+        near = is_number(self.threshold) and -1 <= self.threshold <= 1
+        if self.by not in get_args(By) or not is_whole(self.count, 1) or not near:
             raise ValueError(
                 f"a lookup needs by as one of {list(get_args(By))}, count of 1 or more and a threshold from -1 to 1; "
                 f"got {shown(self.by)}, {shown(self.count)} and {shown(self.threshold)}"
@@ -112,12 +115,16 @@ class RetrievalPipeline(Around):
                 f"retrieval stands around a pipeline of diffusers; got {type(pipe).__name__}; put guards around the "
                 "RetrievalPipeline"
             )
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"lookup says which entries are found; got {shown(lookup)}; give Lookup(store, 0.7), say")
         if strength is None and attention is None:
             raise ValueError("nothing found would be used; got no strength and no attention; give one of them, or both")
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"strength is a share of the steps, above 0 and up to 1; got {strength}; give 0.6, say")
-        if attention is not None and not 0 < attention < float("inf"):
-            raise ValueError(f"attention is a weight above 0; got {attention}; give 4, say, or None for none")
+        if strength is not None and not (is_number(strength) and 0 < strength <= 1):
+            raise ValueError(
+                f"strength is a share of the steps, above 0 and up to 1; got {shown(strength)}; give 0.6, say"
+            )
+        if attention is not None and not (is_number(attention) and attention > 0):
+            raise ValueError(f"attention is a weight above 0; got {shown(attention)}; give 4, say, or None for none")
         super().__init__(pipe)
         self.lookup, self.strength, self.attention, self._copies = lookup, strength, attention, Copies()
         if strength is not None:

@@ -32,7 +32,7 @@ from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
 from erasure.artifact.record import base_name
 from erasure.artifact.stack import LARGEST_SCALE
-from erasure.io import meant
+from erasure.io import is_whole, meant
 from erasure.pictures import LARGEST_SEED, called, pictures_of, usual_settings
 from erasure.pipelines.attach import attach_erasures
 from erasure.pipelines.per_call import erasures
@@ -61,10 +61,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, number in dataclasses.asdict(self).items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < (name != "waiting"):
-                raise ValueError(
-                    f"{name} is a whole number from {int(name != 'waiting')} on; got {number!r}; change it"
-                )
+            if not is_whole(number, least := int(name != "waiting")):
+                raise ValueError(f"{name} is a whole number from {least} on; got {number!r}; change it")
 
 
 class Asked(BaseModel):
@@ -133,10 +131,15 @@ class Server:
         most = self.limits
         steps = self.usual["num_inference_steps"] if asked.steps is None else asked.steps
         sides = [int(side) for side in re.findall(r"\d+", asked.size or "")]
-        given = {"prompt": len(asked.prompt), "steps": steps, "side": max(sides, default=0), "pictures": asked.n}
-        for what, number in given.items():
-            if number > (limit := getattr(most, what)):
-                raise Refused(422, f"{what}: at most {limit}; got {number}")
+        for field, number, limit, unit in (
+            ("prompt", len(asked.prompt), most.prompt, " characters"),
+            ("negative_prompt", len(asked.negative_prompt or ""), most.prompt, " characters"),
+            ("steps", steps, most.steps, ""),
+            ("size", max(sides, default=0), most.side, " pixels a side"),
+            ("n", asked.n, most.pictures, " pictures"),
+        ):
+            if number > limit:
+                raise Refused(422, f"{field}: at most {limit}{unit}; got {number}")
         guidance = self.usual["guidance_scale"] if asked.guidance is None else asked.guidance
         call = {"num_inference_steps": steps, "guidance_scale": guidance}
         if sides:
@@ -182,6 +185,7 @@ class Server:
         ]
 
 
+NEEDED = 'the body is a JSON object, sent as application/json: {"prompt": "a superhero"}'
 FORMS = {  # of fields that are more than a text or a number
     "erasures": 'a list of names, or an object of names and scales: ["hero"], {"hero": 0.8}',
     "size": "WIDTHxHEIGHT in pixels: 512x512",
@@ -192,11 +196,11 @@ def _fault(error: Mapping[str, Any]) -> str:
     """One of pydantic's faults for whoever wrote the request."""
     field = str(error["loc"][1]) if len(error["loc"]) > 1 else ""
     if error["type"] == "json_invalid":
-        return "the body is no JSON"
+        return "the body is not JSON"
     if error["type"] == "extra_forbidden":
         return f"{field}: no such field{meant(field, Asked.model_fields)}; fields are {', '.join(Asked.model_fields)}"
     if not field:
-        return 'the body is a JSON object, sent as application/json: {"prompt": "a superhero"}'
+        return NEEDED
     return f"{field}: {FORMS.get(field, error['msg'])}"
 
 
@@ -241,8 +245,9 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Any, error: HTTPException) -> Any:  # another path or verb, a body that cannot be read
-        said = f"{request.method} {request.url.path}: {error.detail}; there are {PATHS}"
-        return answer(error.status_code, said, error.headers)
+        elsewhere = f"{request.method} {request.url.path}: {error.detail}; there are {PATHS}"
+        broken = f"the body cannot be read; {NEEDED}"
+        return answer(error.status_code, broken if error.status_code == 400 else elsewhere, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> Any:  # without the input: NaN is no JSON

@@ -27,7 +27,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from erasure.io import meant, printable, sha256, shown
+from erasure.io import is_whole, meant, printable, sha256, shown
 from erasure.pipelines.database import Database
 from erasure.pipelines.embedders import ALIKE, By, Embedder, Query, signature, vectors
 from erasure.pipelines.entries import (
@@ -240,10 +240,12 @@ class Store:
             count: how many entries at most.
             threshold: cosine below which an entry is left out.
         """
-        if by not in get_args(By) or count < 1:
+        if by not in get_args(By) or not is_whole(count, 1):
             raise ValueError(
                 f"by is one of {list(get_args(By))} and count 1 or more; got {shown(by)} and {shown(count)}"
             )
+        if isinstance(queries, str):
+            raise ValueError(f"queries is a list; got {shown(queries)}; give [{shown(queries)}]")
         if not queries:
             return []
         wanted = self._embedded(queries)

@@ -193,6 +193,11 @@ def test_the_wrong_base_is_refused_by_name(other):
     assert identical(before, weights(stranger))
 
 
+def test_a_part_that_one_of_the_two_lacks_is_said_to_be_lacking():
+    with pytest.raises(ValueError, match="which has a unet, and this pipeline has none; use the model"):
+        an_erasure(tiny_pipeline(), "operator").apply(tiny("flux"))
+
+
 def test_the_right_base_is_recognised_in_half_precision():
     edit = an_erasure(tiny_pipeline(), "operator")
     for dtype in (torch.float16, torch.bfloat16):

@@ -422,6 +422,15 @@ def test_configs_are_refused_where_the_base_is_no_single_file(base, single, tmp_
         assert "--config" in erasure(*command, "--help")[1]
 
 
+def test_the_configs_of_another_architecture_are_named_as_such(single, tmp_path, erasure):
+    file, _ = single
+    for other, kind in (("sdxl", "StableDiffusionXLPipeline"), ("flux", "FluxPipeline")):
+        tiny(other).save_pretrained(tmp_path / other)
+        code, _, err = erasure("erase", "cat", "--base", file, "--config", tmp_path / other, "--out", tmp_path / "edit")
+        said = " ".join(err.split())
+        assert code == 2 and f"opened as a {kind}" in said and "give its own configs" in said, err
+
+
 def test_a_fine_tune_in_one_file_is_compared_by_the_same_configs(single):
     file, folder = single
     pipe = load_base(folder, device="cpu")
@@ -441,7 +450,7 @@ def test_a_fine_tune_in_one_file_is_compared_by_the_same_configs(single):
         (["erase", "cat", "--kind", "animal"], "object"),
         (["erase", "cat", "--suite", "superhero"], "about 'superhero'"),
         (["erase", "superhero", "--suite", "superhero", "--anchor", "ninja"], "the suite decides"),
-        (["erase", "cat", "--set", "lamb=abc"], "lamb: Input should be a valid number"),
+        (["erase", "cat", "--set", "lamb=abc"], "lamb: a number is needed"),
         (["erase", "cat", "--keep", " , "], "--keep needs a prompt; got ' , '"),
         (["erase", "cat", "--keep", "dog", "--keep", ""], "--keep needs a prompt; got ''"),
     ],

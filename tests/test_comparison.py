@@ -221,6 +221,14 @@ def test_methods_are_compared_from_the_command_line(tmp_path, erasure):
     assert again == 0 and "1 done" in out and result.read_bytes() == before
 
 
+def test_a_single_file_is_compared_by_the_configs_that_are_named(tmp_path, erasure, monkeypatch):
+    plans = []
+    monkeypatch.setattr("erasure.batch.run", lambda plan, **_: plans.append(plan) or 0)
+    options = ("--suite", "superhero", "-m", "uce", "--base", "model.safetensors", "--config", tmp_path)
+    erasure("compare", *options, "--out", tmp_path / "out")
+    assert plans[0].config == tmp_path and plans[0].bases == ("model.safetensors",)
+
+
 def test_suites_of_different_bases_are_not_compared(tmp_path, erasure):
     code, _, err = erasure("compare", "--suite", "superhero", "--suite", "van_gogh", "--out", tmp_path)
     assert code == 2 and "different bases" in err

@@ -94,7 +94,7 @@ NAN, INF = float("nan"), float("inf")
         ("images_per_prompt", NAN, "finite number; got nan"),
         ("num_inference_steps", 0, "greater than or equal to 1; got 0"),
         ("num_inference_steps", INF, "finite number; got inf"),
-        ("num_inference_steps", 2.5, "valid integer.*got 2.5"),
+        ("num_inference_steps", 2.5, "a whole number is needed.*got 2.5"),
         ("num_inference_steps", 1001, "less than or equal to 1000; got 1001"),
         ("guidance_scale", NAN, "finite number; got nan"),
         ("guidance_scale", INF, "finite number; got inf"),
@@ -392,7 +392,7 @@ def test_a_model_that_holds_nan_is_refused(part, method):
     ("made", "said"),
     [
         (lambda: Concept(""), "a concept needs a name; got an empty string"),
-        (lambda: Concept(5), "Concept: name: .*valid string; got 5"),
+        (lambda: Concept(5), "Concept: name: a text is needed; got 5"),
         (lambda: Concept("cat", kind="thing"), "Concept: kind: .*'object', 'style'.*; got 'thing'"),
         (lambda: Concept("cat", colour="red"), "Concept: colour: no such key"),
         (lambda: Concept(), "Concept: name: Field required"),

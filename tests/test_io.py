@@ -1,5 +1,6 @@
 """What is written is whole, what is read is bounded, what is printed does nothing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from erasure import Concept, Suite
 from erasure.artifact.files import check_name
@@ -155,6 +158,19 @@ def test_what_killed_writers_left_in_a_folder_is_deleted_and_nothing_else(tmp_pa
     remove_partials(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
     assert {path for path in tmp_path.rglob("*") if path.is_dir()} == {deep}
+
+
+@pytest.mark.parametrize("into", [writing, writing_folder])
+def test_a_disk_that_takes_no_more_is_an_oserror_from_safetensors_too(into, tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused, into(tmp_path / "out") as place:
+            save_file({"a": torch.zeros(1000)}, place / "weights" if place.is_dir() else place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 def test_what_is_to_last_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

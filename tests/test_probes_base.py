@@ -136,7 +136,7 @@ def test_folder_material_says_what_is_wrong(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat"}\n')
     with pytest.raises(ValueError, match="line 1: lacks"):
         FolderMaterial(tmp_path, "cat")
-    for line, fault in (("[1]", "expected keys and values, got list"), ('{"member": "false"}', "write true or false")):
+    for line, fault in (("[1]", "keys and values are needed"), ('{"member": "false"}', "write true or false")):
         (tmp_path / "metadata.jsonl").write_text(f"{line}\n")
         with pytest.raises(ValueError, match=f"line 1: .*{fault}"):
             FolderMaterial(tmp_path, "cat")

@@ -199,6 +199,21 @@ def test_an_output_that_a_method_cannot_give_is_refused_before_any_work(method, 
     assert refused.exit_code != 0 and reason in str(refused.exception)
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"methods": "[{name: uce, settings: {lamb: -1}}]"}, "lamb: .*greater than or equal to 0"),
+        ({"methods": "[{name: esd, settings: {lr: 0}}]"}, "lr is above 0"),
+        ({"methods": "[{name: esd, settings: {clip: 0}}]"}, "clip is a norm above 0"),
+        ({"concepts": "3"}, "concepts: a list is needed; got 3"),
+        ({"methods": "[{name: uce, settings: [1]}]"}, "settings: keys and values are needed"),
+    ],
+)
+def test_what_no_model_could_be_erased_with_is_refused_before_one_is_opened(given, reason, recipe):
+    with pytest.raises(ValueError, match=reason):
+        recipe(**given)
+
+
 def test_what_a_base_is_decides_what_is_refused(recipe, tmp_path):
     recipe(methods="[adv-unlearn]", outputs="[pipeline, delta, single_file]")
     (tmp_path / "flux").mkdir()

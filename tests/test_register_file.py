@@ -59,12 +59,23 @@ def test_the_check_finds_what_was_changed_and_where(register, statements, fault)
     assert any(fault in found for found in register.check()), register.check()
 
 
+def test_a_noted_head_is_the_same_in_capitals_and_a_part_of_one_is_no_head(register):
+    add(register, "spiderman")
+    head = register.head()
+    assert not register.check(head=f" {head.upper()}\n")
+    for part in (head[:12], head[:-1], "5f0c...", ""):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            register.check(head=part)
+
+
 def test_rows_that_were_cut_off_cleanly_are_found_by_a_head_noted_before(register):
     add(register, "spiderman")
     head = register.head()
     raw(register, "DELETE FROM log WHERE id = 3", "DELETE FROM entries", "UPDATE sqlite_sequence SET seq = 2")
     assert not register.check()
     assert "no row has the hash" in register.check(head=head)[0]
+    for same in (f" {head}\n", head.upper()):  # as it comes out of a mail
+        assert "no row has the hash" in register.check(head=same)[0]
     raw(register, "UPDATE log SET detail = '{}' WHERE id = 1")
     assert "The log does not hold: row 1 was changed" in page(register)
 

@@ -240,13 +240,25 @@ def test_settings_that_make_no_sense_are_refused(pipe, lookup):
     for options, message in (
         ({"strength": None}, "nothing found would be used"), ({"strength": 0}, "share of the steps"),
         ({"strength": 1.5}, "share of the steps"), ({"attention": 0}, "a weight above 0"),
-        ({"attention": float("nan")}, "a weight above 0"),
+        ({"attention": float("nan")}, "a weight above 0"), ({"attention": "4"}, "a weight above 0"),
+        ({"strength": "0.6"}, "share of the steps"), ({"strength": True}, "share of the steps"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             RetrievalPipeline(pipe, lookup, **options)
     with pytest.raises(ValueError, match="put guards around"):
         RetrievalPipeline(GuardedPipeline(pipe, WordFilter(["cat"])), lookup)
-    for options in ({"threshold": 2.0}, {"threshold": float("nan")}, {"by": "colour"}, {"count": 0}):
+    with pytest.raises(ValueError, match="lookup says which entries"):
+        RetrievalPipeline(pipe, lookup.store)
+    with pytest.raises(ValueError, match="a lookup needs a store"):
+        Lookup("pictures.sqlite", threshold=0.5)
+    for options in (
+        {"threshold": "high"},
+        {"count": 1.5},
+        {"threshold": 2.0},
+        {"threshold": float("nan")},
+        {"by": "colour"},
+        {"count": 0},
+    ):
         with pytest.raises(ValueError, match="a lookup needs"):
             Lookup(**{"store": lookup.store, "threshold": 0.5, **options})
 

@@ -191,6 +191,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "component missing": (lambda f: shutil.rmtree(f / "unet"), "lacks the folder unet"),
     "weights missing": (lambda f: (f / UNET).unlink(), "holds no weights"),
     "words missing": (lambda f: [path.unlink() for path in (f / "tokenizer").iterdir()], "holds no vocabulary"),
+    "length of prompts missing": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        "lacks tokenizer_config.json",
+    ),
     "unknown pipeline": (lambda f: edit_json(f / "model_index.json", _class_name="MyPipeline"), "'MyPipeline'"),
     "pipeline of its own code": (
         lambda f: edit_json(f / "model_index.json", _class_name=["pipeline", "Mine"]),

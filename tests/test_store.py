@@ -117,6 +117,7 @@ SEEN_THROUGH = Image.new("RGBA", (4, 4), (255, 0, 0, 99))
         ({"picture": SEEN_THROUGH}, "transparent"),
         ({"until": datetime.date(2020, 1, 1)}, "must lie ahead"),
         ({"until": datetime.datetime(2120, 1, 1)}, "needs its zone"),
+        ({"until": "tomorrow"}, "until is a date; got 'tomorrow'"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_and_nothing_is_left(store, given, message):
@@ -277,7 +278,11 @@ def test_the_nearest_are_those_of_a_plain_loop_after_every_change(store, by):
 
 def test_questions_without_sense_are_refused(store):
     add(store, 1)
-    for bad in ({"by": "colour"}, {"count": 0}):
+    with pytest.raises(ValueError, match="queries is a list"):
+        store.nearest("red")
+    with pytest.raises(ValueError, match="an empty path"):
+        Store("")
+    for bad in ({"by": "colour"}, {"count": 0}, {"count": "2"}, {"count": True}):
         with pytest.raises(ValueError, match="by is one of"):
             store.nearest(["red"], **bad)
     with pytest.raises(ValueError, match="apart"):

@@ -126,7 +126,7 @@ def test_every_architecture_pairs_its_own_tokens(architecture):
         ("cat", {"templates": ["a photo"]}, "write at least"),
         ("cat", {"templates": []}, "write at least"),
         ("cat", {"keys": "perhaps"}, "keys"),
-        ("cat", {"lamb": -1.0}, "negative"),
+        ("cat", {"lamb": -1.0}, "lamb: .*greater than or equal to 0; got -1"),
         ("cat", {"preset": "official"}, "official-2023"),
     ],
 )

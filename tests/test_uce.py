@@ -186,7 +186,7 @@ def test_making_leaves_the_pipeline_alone():
         ({"concept": "cat", "preset": "official"}, "official-2025"),
         ({"concept": "cat", "lambda_": 1}, "has no setting .lambda_.*lamb"),
         ({"concept": "cat", "lamb": True}, "lamb is a number; got True"),
-        ({"concept": "cat", "lamb": -1.0}, "negative"),
+        ({"concept": "cat", "lamb": -1.0}, "lamb: .*greater than or equal to 0; got -1"),
         ({"concept": "cat", "lamb": "abc"}, "lamb"),
         ({"concept": "cat", "empty_anchor": "middle"}, "empty_anchor"),
         ({"concept": "cat", "method": "esd", "preset": "recommended", "trajectories": 0}, "trajectories"),

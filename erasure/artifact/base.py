@@ -22,7 +22,7 @@ from erasure.artifact.provenance import already, names_in
 from erasure.artifact.record import base_name, component_prints
 from erasure.artifact.stack import Handle, Layer, check_scale, stack_of
 from erasure.backbone import Backbone, backbone_of
-from erasure.backbone.fingerprint import matches, short
+from erasure.backbone.fingerprint import difference, matches
 from erasure.backbone.names import parameters_by_name, split
 from erasure.concept import WORLD
 from erasure.io import beside, named, shown
@@ -204,12 +204,12 @@ class Erasure(abc.ABC):
                     f"{already(done, 'this pipeline')}; {self.name!r} was made for {self.config['base']['name']}: load "
                     "that and apply all of them, or make a new erasure on this pipeline"
                 )
-            part = wrong[0]
+            made_for, part = self.config["base"]["name"], wrong[0]
+            other = ", or, as the text encoder is the same, pass allow='same-text-encoder'" if transferable else ""
             raise ValueError(
-                f"wrong base model; {self.name!r} was made for {self.config['base']['name']} "
-                f"({part} {short(expected.get(part, {}))}), this pipeline's {part} is {short(found.get(part, {}))}; "
-                "use the model it was made for, or make a new erasure"
-                + (", or, as the text encoder is the same, pass allow='same-text-encoder'" if transferable else "")
+                f"wrong base model; {self.name!r} was made for {made_for} "
+                f"{difference(part, expected.get(part), found.get(part))}; use the model it was made for, or make a "
+                f"new erasure{other}"
             )
         if wrong:
             warnings.warn(

@@ -81,3 +81,11 @@ def _sums(tensor: Tensor, factors: Tensor) -> list[int]:
 def short(print_: dict[str, Any]) -> str:
     """Eight characters for messages and cards."""
     return sha256(repr(print_))[:8]
+
+
+def difference(part: str, expected: dict[str, Any] | None, found: dict[str, Any] | None) -> str:
+    """How a part of a pipeline differs from that of another, for a message; None for a pipeline without it."""
+    if expected is None or found is None:
+        has = "has no" if expected is None else "has a"
+        return f"which {has} {part}, and this pipeline has {'one' if found is not None else 'none'}"
+    return f"({part} {short(expected)}), this pipeline's {part} is {short(found)}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from erasure.cli.options import KEEP, MEASURE, Device, Dtype, Limit, follow, path
+from erasure.cli.options import KEEP, MEASURE, Config, Device, Dtype, Limit, follow, path
 from erasure.io import check_writable, fault_of
 from erasure.terminal import PlainTable, console, print_json, say
 
@@ -220,6 +220,7 @@ def compare(
     ] = None,
     probe: Annotated[list[str] | None, typer.Option(help="Run only this probe of the preset; repeat for more.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model; the suites' own by default.")] = None,
+    config: Config = None,
     limit: Limit = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -247,6 +248,7 @@ def compare(
             concepts=tuple(suites),
             methods=tuple(method or sorted(available())),  # type: ignore[arg-type]
             bases=tuple(bases),
+            config=config,
             evaluate={"preset": preset, "probes": tuple(probe or ())},  # type: ignore[arg-type]
             limit=limit,
             dtype=dtype or "float32",  # type: ignore[arg-type]

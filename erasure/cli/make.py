@@ -269,7 +269,9 @@ def generate(
     tried = " ".join(f"--erasure {shlex.quote(source)}" for source in erasure or [])
     erased = [concept["name"] for edit in edits.values() for concept in edit.config["concepts"]]
     suite = _suite_about(erased, base, config)
-    follow(f"erasure evaluate --suite {suite} {tried}" if edits else "erasure erase CONCEPT")
+    follow(
+        f"erasure evaluate --suite {suite} {tried}" if edits else f"erasure erase CONCEPT{base_options(base, config)}"
+    )
 
 
 def _drawn(
@@ -324,7 +326,7 @@ def _suite_about(names: Sequence[str], base: str, config: Path | None) -> str:
         suite = Suite.load(name)
         if (suite.base == WORLD) == (base == WORLD) and len(names) == 1 and same(suite.target, names[0]):
             return name if suite.base == base else f"{name}{base_options(base, config)}"
-    return "SUITE"
+    return f"SUITE{base_options(base, config)}"
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from erasure.cli.options import Config, Device, Dtype, Variant, follow, note, op
 from erasure.cli.register_parts import by_language, check_log, judge_of, pairs, plain_entry
 from erasure.io import check_writable, parse_yaml, write_atomically, write_json
 from erasure.terminal import PlainTable, console, print_json, say
+from erasure.wording import counted
 
 if TYPE_CHECKING:
     from erasure.register import Register
@@ -74,7 +75,8 @@ def init(
         added = kept.add_base(name, prints_of(open_base(name, device, config=configs)))
         say(f"base {name}: fingerprint {added.hash[:12]}", wrap=False)
     facts = kept.settings
-    say(f"register -> {kept.name}: due after {facts.hours:g} h, {facts.method}, {len(kept.bases())} bases", wrap=False)
+    bases = counted(len(kept.bases()), "base")
+    say(f"register -> {kept.name}: due after {facts.hours:g} h, {facts.method}, {bases}", wrap=False)
     follow("erasure register add CONCEPT --basis TEXT --requester rights-holder")
 
 
@@ -185,7 +187,8 @@ def apply(
         pipe = open_base(name, device, dtype, variant=variant, config=configs)
         with quiet():
             done = put_in_force(opened, pipe, name, folder=out)
-        say(f"{name}: {len(done.entries)} requests in force -> {done.folder or 'the base as it is'}", wrap=False)
+        count = counted(len(done.entries), "request")
+        say(f"{name}: {count} in force -> {done.folder or 'the base as it is'}", wrap=False)
         if done.served:
             say(f"- served: {', '.join(entry.request for entry in done.served)}")
         for one in done.overruled:
@@ -237,7 +240,8 @@ def verify(
         for problem in found.problems:
             say(f"! {name}: {problem}")
         if not found.problems:
-            say(f"{name}: {len(found.moved)} requests in force, as the register says: {found.folder}", wrap=False)
+            where = "" if found.folder is None else f": {found.folder}"
+            say(f"{name}: {counted(len(found.moved), 'request')} in force, as the register says{where}", wrap=False)
     if failed:
         raise typer.Exit(1)
     follow("erasure register report")
@@ -343,7 +347,8 @@ def copy(
     source = Register(register)
     made = source.copy(where)
     entries, rows = len(made.entries()), len(made.log())
-    say(f"{source.name} -> {made.name}: {entries} requests, {rows} rows of the log, each as it was", wrap=False)
+    each = f"{counted(entries, 'request')}, {counted(rows, 'row')} of the log"
+    say(f"{source.name} -> {made.name}: {each}, each as it was", wrap=False)
     say(f"head of the log, as before: {made.head()}", wrap=False)
     say("use the copy alone from now on: name it with --register or ERASURE_REGISTER")
     follow("erasure register verify")

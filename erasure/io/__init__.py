@@ -5,6 +5,7 @@ everything that others wrote is read here, so that a file cannot cost more than 
 Only the standard library is imported at the top: ``erasure doctor`` prints through it where little else works.
 """
 
+from erasure.io.checks import is_number, is_whole
 from erasure.io.files import (
     beside,
     cache_folder,
@@ -87,6 +88,8 @@ __all__ = [
     "meant",
     "named",
     "in_one_line",
+    "is_number",
+    "is_whole",
     "one_line",
     "parse_json",
     "parse_yaml",

@@ -40,7 +40,8 @@ def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[P
     try:
         temporary.touch()
         usual = temporary.stat().st_mode
-        yield temporary
+        with _system_errors(temporary):
+            yield temporary
         temporary.chmod(usual)  # safetensors writes files that no other user may read, such as a server's
         if durable:
             _sync(temporary)
@@ -181,7 +182,8 @@ def writing_folder(folder: str | os.PathLike[str], *, last: str | None = None) -
         probe.touch()
         usual = probe.stat().st_mode
         probe.unlink()
-        yield temporary
+        with _system_errors(temporary):
+            yield temporary
         for part in sorted(temporary.rglob("*"), reverse=True):  # what is in a folder before the folder
             if part.is_file():
                 part.chmod(usual)  # see writing()
@@ -214,6 +216,19 @@ def _move(source: Path, folder: Path, last: str | None) -> None:
             _move(file, folder / file.name, None)
         else:
             os.replace(file, folder / file.name)
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """The error of a full disk as Python has it, from safetensors too, which writes its number into a text."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _sync(path: Path) -> None:

@@ -21,6 +21,15 @@ DIGITS = 300  # of one number; a float holds no more
 YAML_DEPTH = 32
 LARGEST_YAML = 2**20  # bytes, read in half a minute; a suite with fifty thousand names stays below
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # what pydantic calls a key that is not known
+IN_YAML = {  # its other words, for whoever writes YAML
+    **dict.fromkeys(UNKNOWN, "no such key"),
+    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "a list is needed"),
+    **dict.fromkeys(("dict_type", "dataclass_type", "model_type"), "keys and values are needed"),
+    "string_type": "a text is needed",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is needed"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is needed"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is needed"),
+}
 EXPANSION = 10  # how much larger than written a YAML file may become through its aliases
 
 
@@ -89,7 +98,8 @@ def load_yaml(kind: Any, path: str | os.PathLike[str]) -> Any:
 
     raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(raw).__name__}; is the file complete?")
+        found = "nothing" if raw is None else shown(raw)
+        raise ValueError(f"{path}: a file of keys and values is needed; got {found}; is it complete?")
     adapter = TypeAdapter(kind)
     try:
         return adapter.validate_python(raw)
@@ -181,9 +191,7 @@ def dump_yaml(value: Any) -> str:
 def fault_of(error: Any) -> str:
     """The first fault of a pydantic ``ValidationError`` in one line: ``key: what is allowed; what was given``."""
     first = _first(error)
-    fault = (
-        "no such key" if first["type"] in UNKNOWN else printable(first["msg"].removeprefix("Value error, "), limit=400)
-    )
+    fault = IN_YAML.get(first["type"]) or printable(first["msg"].removeprefix("Value error, "), limit=400)
     if isinstance(first["input"], str | int | float) and first["type"] not in ("value_error", *UNKNOWN):
         fault += f"; got {shown(first['input'])}"
     return f"{printable('.'.join(map(str, first['loc'])))}: {fault}" if first["loc"] else fault

@@ -125,7 +125,17 @@ class Method(abc.ABC):
         for setting, value in changes.items():  # pydantic reads true as 1
             if isinstance(value, bool) and not isinstance(getattr(made, setting), bool):
                 raise ValueError(f"{cls.key}: {setting} is a number; got {value}; give a number")
+        made.check()
         return made
+
+    def check(self) -> None:  # noqa: B027  # most have none
+        """Refuse settings that no model could be erased with; so a recipe finds them before a model is opened.
+
+        A method with settings that depend on each other extends this.
+
+        Raises:
+            ValueError: what, what was given, and what to do instead.
+        """
 
     @property
     def needs_keep(self) -> bool:

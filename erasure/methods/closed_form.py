@@ -101,7 +101,8 @@ class ClosedForm(Method):
         empty_anchor: what the empty prompt puts in the place of a word when there is no anchor: ``bos`` its start
             token (official), ``eos`` its first end token, ``mean_pad`` the mean of all that follow the start.
         lamb: ridge towards the original weights. Raise it when neighbours suffer, lower it when the target survives.
-        erase_scale, preserve_scale: weight of each erased and each kept embedding.
+        erase_scale: weight of each erased embedding. Raise it when the target survives.
+        preserve_scale: weight of each kept one. Raise it when neighbours suffer.
         articles: also edit "a superhero" beside "superhero", and keep "a ninja" beside "ninja".
         synonyms: edit the concept's synonyms as well as its name.
         keep_span: which tokens of a kept prompt must not change; ``all`` is the safest.
@@ -122,7 +123,7 @@ class ClosedForm(Method):
 
     token_span: TokenSpan = "last_subject"
     empty_anchor: Literal["bos", "eos", "mean_pad"] = "bos"
-    lamb: float = 0.5
+    lamb: Annotated[float, Field(ge=0)] = 0.5
     erase_scale: Annotated[float, Field(gt=0)] = 1.0
     preserve_scale: Annotated[float, Field(ge=0)] = 1.0
     articles: bool = False

@@ -112,9 +112,19 @@ class FineTune(Method):
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
-    def validate(self, backbone: Backbone, request: Request) -> None:
+    def check(self) -> None:
         if self.only and (self.adapter != "auto" or self.saliency is not None):
             raise ValueError(f"{self.only}; got adapter {self.adapter!r} and saliency {self.saliency}; leave them out")
+        if not 0 < self.lr <= LARGEST_RATE:
+            raise ValueError(f"lr is above 0 and at most {LARGEST_RATE:g}; got {self.lr}; give 1e-5, say")
+        self.training().build([torch.zeros(1, requires_grad=True)])  # refuses other settings that cannot work
+        if self.gradient_checkpointing and self.on_attention:
+            raise ValueError(
+                f"{self.key} trains on attention maps, which gradient checkpointing does not keep; got "
+                "gradient_checkpointing=True; leave it out, and lower batch_size where memory is short"
+            )
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
         if backbone.guidance == "none":
             raise ValueError(
                 f"{self.key} compares predictions with and without the prompt, and {backbone.pipelines} is distilled "
@@ -122,9 +132,6 @@ class FineTune(Method):
                 "allow='same-text-encoder', or use a closed form such as uce"
             )
         super().validate(backbone, request)
-        if not 0 < self.lr <= LARGEST_RATE:
-            raise ValueError(f"lr is above 0 and at most {LARGEST_RATE:g}; got {self.lr}; give 1e-5, say")
-        self.training().build([torch.zeros(1, requires_grad=True)])  # refuses other settings that cannot work
         if torch.is_inference_mode_enabled():
             raise ValueError(
                 "training needs gradients; got torch.inference_mode; leave it (torch.no_grad is no hindrance)"
@@ -133,11 +140,6 @@ class FineTune(Method):
             raise ValueError(
                 f"clip_skip='both' is for closed forms; {self.key} trains at one layer of the text encoder; give the "
                 "one you draw with"
-            )
-        if self.gradient_checkpointing and self.on_attention:
-            raise ValueError(
-                f"{self.key} trains on attention maps, which gradient checkpointing does not keep; got "
-                "gradient_checkpointing=True; leave it out, and lower batch_size where memory is short"
             )
         if self.saliency is not None and (self.lora(backbone) or self.optimizer not in ("adam", "sgd")):
             raise ValueError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
@@ -38,7 +39,7 @@ class TIME(ClosedForm):
 
     token_span: TokenSpan = "all"
     keep_span: TokenSpan = "all"
-    lamb: float = 0.1
+    lamb: Annotated[float, Field(ge=0)] = 0.1
     keys: bool = False
     templates: tuple[str, ...] = SENTENCES
 

@@ -35,9 +35,11 @@ def reasons(source: Path) -> Iterator[None]:
 
 def fault(error: Exception) -> str:
     """The sentence of an error that says what is wrong."""
-    first = re.split(r"(?<=[\w\])`'\"])\. (?=[A-Z])", first_line(error))[0].rstrip(".")
+    first = re.split(r"(?<=[\w\])`'\"])\. (?=[A-Z])", " ".join(first_line(error).split()))[0].rstrip(".")
     if isinstance(error, KeyError):
         return f"it lacks the tensor or setting {first}"
+    if isinstance(error, IndexError | AttributeError):  # a converter met names it does not know
+        return f"its tensors are not named as those of such a model are ({first})"
     if absent := re.match(r"Failed to load (\w+)$", first):  # diffusers' words for a file without such a part
         return f"it holds no weights of a {absent[1]} under names that diffusers knows"
     if "meta tensor" in first:

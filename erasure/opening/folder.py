@@ -59,12 +59,19 @@ def open_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None,
             components[name] = None
         elif (model_class := model_class_of(*entry)) is not None:
             components[name] = open_model(model_class, folder / name, dtype, variant=variant)
-        elif name.startswith("tokenizer") and not any((folder / name / file).exists() for file in VOCABULARIES):
-            raise ValueError(f"{folder / name} holds no vocabulary ({', '.join(VOCABULARIES)}); get it again")
+        elif name.startswith("tokenizer"):
+            _check_tokenizer(folder / name)
     with reasons(folder):
         pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **components)
     _warn_unknown_tokens(pipe)
     return pipe
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer without its words, or without the length that its text encoder reads."""
+    if not any((folder / file).exists() for file in VOCABULARIES):
+        raise ValueError(f"{folder} holds no vocabulary ({', '.join(VOCABULARIES)}); get it again")
+    _read_json(folder / "tokenizer_config.json")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -20,8 +20,6 @@ DENOISER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "unet.", 
 
 def open_file(path: Path, dtype: torch.dtype, *, config: str | Path | None) -> Any:
     """A whole model, or a denoiser, in one safetensors file."""
-    import diffusers
-
     tensors = read_header(path)
     if (path.parent / "erasure_config.json").exists():
         raise ValueError(f"{path} is part of an erasure, not a model; give the base it was made for")
@@ -35,17 +33,28 @@ def open_file(path: Path, dtype: torch.dtype, *, config: str | Path | None) -> A
     if in_float8(tensors):
         warnings.warn(f"{path} is stored in float8: opened as {dtype}, with float8's rounding", stacklevel=3)
     folder = _config_folder(path, tensors, config)
-    index = read_index(folder)
-    pipeline_class = getattr(diffusers, index["_class_name"])
-    whole = any(name.startswith(PARTS_BESIDE) for name in tensors) and hasattr(pipeline_class, "from_single_file")
-    if whole:
-        pipe = _open_whole(pipeline_class, path, names, dtype, folder)
-    else:
-        part = next(name for name in ("unet", "transformer", "prior") if name in index)
-        model = _open_denoiser(model_class_of(*index[part]), path, names, dtype, folder / part)
-        pipe = open_folder(folder, dtype, given={part: model})
+    kind = read_index(folder)["_class_name"]
+    try:
+        pipe = _opened_as(kind, path, names, dtype, folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; it was opened as a {kind}, by the configs in {folder}; if it is another model, give its own "
+            "configs (--config FOLDER; in Python config=)"
+        ) from error
     pipe.register_to_config(_name_or_path=str(path))
     return pipe
+
+
+def _opened_as(kind: str, path: Path, names: dict[str, str], dtype: torch.dtype, folder: Path) -> Any:
+    """The file as a pipeline of this class: all of it, or its denoiser among the other parts of the folder."""
+    import diffusers
+
+    pipeline_class, index = getattr(diffusers, kind), read_index(folder)
+    if any(name.startswith(PARTS_BESIDE) for name in names.values()) and hasattr(pipeline_class, "from_single_file"):
+        return _open_whole(pipeline_class, path, names, dtype, folder)
+    part = next(name for name in ("unet", "transformer", "prior") if name in index)
+    model = _open_denoiser(model_class_of(*index[part]), path, names, dtype, folder / part)
+    return open_folder(folder, dtype, given={part: model})
 
 
 def _config_folder(path: Path, tensors: Any, config: str | Path | None) -> Path:

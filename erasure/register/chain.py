@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import re
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -92,8 +93,13 @@ def faults(connection: Connection, *, expected: str | None = None) -> list[str]:
     """What is wrong with the rows, by their numbers; empty where they are as they were written.
 
     Args:
-        expected: a head that was noted earlier; one of the rows must have it.
+        expected: a head that was noted earlier; one of the rows must have it. Capitals and spaces do not count.
+
+    Raises:
+        ValueError: ``expected`` is no whole hash.
     """
+    if expected is not None:
+        expected = _noted(expected)
     found: list[str] = []
     before, hashes = START, set()
     rows = connection.execute(ROWS).fetchall()
@@ -114,6 +120,14 @@ def faults(connection: Connection, *, expected: str | None = None) -> list[str]:
     if expected is not None and expected not in hashes:
         found.append(f"no row has the hash {shown(expected)}: rows were cut off or the log was written anew")
     return found
+
+
+def _noted(hash: str) -> str:
+    """A hash that somebody kept elsewhere, as the log writes it."""
+    noted = hash.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", noted):
+        raise ValueError(f"a hash has 64 hexadecimal digits; got {shown(hash)}; give the whole hash that was noted")
+    return noted
 
 
 def _missing(first: int, last: int) -> str:

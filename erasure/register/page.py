@@ -16,6 +16,7 @@ from erasure.io import markdown, shown, visible
 from erasure.register.chain import Event
 from erasure.register.entries import CLOCK, Entry, now
 from erasure.register.register import Register
+from erasure.wording import counted
 
 TEMPLATES = Path(__file__).parent
 GROUPS = {"target": "targets", "neighbours": "kept prompts", "generic": "other prompts"}  # of a quick report
@@ -87,7 +88,7 @@ def card(register: Register, *, time: datetime.datetime | None = None) -> str:
         entries = [every[id] for id in event.detail["entries"] if id in every]
         recipe = event.detail["settings"]
         how = f"{recipe['method']}, preset {recipe['preset'] or 'recommended'}"
-        lines.append(f"**{markdown(base)}**: {len(entries)} requests, erased together ({markdown(how)}).")
+        lines.append(f"**{markdown(base)}**: {counted(len(entries), 'request')}, erased together ({markdown(how)}).")
         if entries:
             lines += [f"SHA-256 of the erasure: `{event.detail['hash']}`", ""]
             lines += ["| concept | request | since | evaluated |", "|---|---|---|---|"]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from erasure.eval.core.records import fingerprint
-from erasure.io import parse_json, sha256_file
+from erasure.io import parse_json, sha256_file, shown
 from erasure.wording import same
 
 
@@ -94,7 +94,7 @@ class FolderMaterial:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected keys and values, got {type(row).__name__}")
+            raise ValueError(f"{where}: keys and values are needed; got {shown(row)}")
         if row.get("member") not in (True, False, None):
             raise ValueError(f"{where}: member is {row['member']!r}; write true or false, or leave it out")
         if missing := [key for key in ("file_name", "text", "label") if not isinstance(row.get(key), str)]:

@@ -29,7 +29,7 @@ from erasure.backbone import denoiser_of
 from erasure.concept import Prompt
 from erasure.eval.core.hashes import weights_hash
 from erasure.eval.core.records import GROUPS
-from erasure.io import blake2b, named, seed_of, sha256_json, shown, write_atomically
+from erasure.io import blake2b, is_whole, named, seed_of, sha256_json, shown, write_atomically
 from erasure.pictures import called, pictures_of
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def _check(
             f"prompt_embeds take one row per prompt and no cache; got {len(prompt_embeds)} rows for {len(prompts)} "
             f"prompts and cache_dir={cache_dir!r}; give as many rows, and cache_dir=None"
         )
-    if bad := [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0]:
+    if bad := [seed for seed in seeds if not is_whole(seed)]:
         raise ValueError(f"seeds are whole numbers from 0 on; got {shown(bad[0])}; give others")
 
 

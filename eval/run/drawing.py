@@ -8,7 +8,6 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ from erasure.eval.core.tables import named_in
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.detectors.clip import ClipDetector
-from erasure.io import shown
+from erasure.io import is_whole, shown
 from erasure.pictures import own_guidance
 from erasure.runtime import autocast_for
 from erasure.wording import folded, same
@@ -222,7 +221,7 @@ def check_request(
     if any(same(name, BASE) for name in arms):
         raise ValueError(f"{BASE!r} is the name of the unmodified pipeline; rename that erasure")
     for what, value in (("images_per_prompt", images_per_prompt), ("limit", limit), ("wide", wide)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        if value is not None and not is_whole(value, 1):
             raise ValueError(
                 f"{what} must be a whole number of at least 1; got {shown(value)}; leave it out for the "
                 "suite's own number"

@@ -1,0 +1,5 @@
+"""``python -m erasure``."""
+
+from erasure.cli import main
+
+main()
