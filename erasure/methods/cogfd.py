@@ -26,10 +26,11 @@ class CoGFD(FineTune):
 
     with ab the combination, r of the keep list, and e the frozen base. x_t and y_t are pictures the base drew for them,
     mixed with noise at the noisiest times, where what is in a picture is decided. The first term fades as the
-    combination moves away, so it has no direction of its own to run off in. Where student and base agree its gradient
-    is zero: the official run is set going by rounding errors, this one by a random change of the weights by a
-    thousandth. The official run trains no values of cross-attention and masks the padding of a prompt; this one does
-    neither.
+    combination moves away, so it has no direction of its own to run off in.
+
+    Where student and base agree its gradient is zero: the official run is set going by rounding errors, this one by a
+    random change of the weights by a thousandth. The official run trains no values of cross-attention and masks the
+    padding of a prompt; this one does neither.
 
     Name the combination in every way it may be asked for (:attr:`Concept.synonyms`: "a teenager smoking", "a boy with a
     cigar"; the paper asks a language model for them), and its parts, each alone, in the keep list. The settings it

@@ -25,9 +25,10 @@ class ForgetMeNot(FineTune):
     with A the attention probabilities for the concept's prompt and words the columns of its tokens. It needs no target
     and few steps; published tests found the concept easy to get back. The settings it shares with other fine-tunes are
     those of :class:`~erasure.methods.finetune.FineTune`; its bank holds ``trajectories`` pictures with ``keep_steps``
-    noisy copies of each. The official settings count the columns of the end and of the padding as well, and name the
-    concept by a learnt token; here it is its own words. The keep list is held by ``retain``, which the paper does not
-    have.
+    noisy copies of each.
+
+    The official settings count the columns of the end and of the padding as well, and name the concept by a learnt
+    token; here it is its own words. The keep list is held by ``retain``, which the paper does not have.
 
     Attributes:
         variant: what is trained: ``x`` cross-attention, ``all`` every layer (the official script's default).
