@@ -27,7 +27,7 @@ from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.ring_a_bell import RingABell
-from erasure.eval.run.assessment import Cell, slug
+from erasure.eval.run.assessment import Cell, slug, stated
 from erasure.eval.run.controls import controls_for, held_out
 from erasure.pipelines.guardrails import Guard
 from studies.cheats import Declared
@@ -204,7 +204,7 @@ def test_observations_that_somebody_changed_are_not_weighed(folder):
     head, row, *rows = whole.splitlines()
     other = json.dumps({**json.loads(row), "value": 1.0 - json.loads(row)["value"]})
     file.write_text("\n".join([head, other, *rows]) + "\n")
-    with pytest.raises(ValueError, match="paraphrase on noise were changed after the assessment was written"):
+    with pytest.raises(ValueError, match="by paraphrase on noise was changed after the assessment was written"):
         Assessment.load(folder)
     file.write_text(whole)
     assert Assessment.load(folder)
@@ -216,7 +216,7 @@ def test_a_model_that_is_called_something_else_afterwards_is_refused(folder, tmp
     file = tmp_path / "lie" / "assessment.json"
     raw = json.loads(file.read_text())
     raw["models"][1] |= lie
-    file.write_text(json.dumps(raw))
+    file.write_text(json.dumps({**raw, "stated": stated(raw)}))
     with pytest.raises(ValueError, match="it calls .* and its pictures are of .*; it was changed"):
         Assessment.load(tmp_path / "lie")
 

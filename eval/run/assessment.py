@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from erasure.eval.core import tables
 from erasure.eval.core.models import IN_WEIGHTS, Kind, Role
 from erasure.eval.core.records import Evaluation, fingerprint
@@ -21,16 +23,19 @@ from erasure.eval.judge.limits import limits
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.probes import names, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
-from erasure.io import parse_json, printable, read_bytes, write_atomically, write_json
+from erasure.io import one_line, parse_json, printable, read_bytes, sha256_file, shown, write_atomically, write_json
 
-FORMAT = 2
+FORMAT = 3
 FILE = "assessment.json"
 CELLS = "probes"
 DETECTOR = "detector"  # fact of an observation: who made it, where several detectors judge the same pictures
+DRAWN = ("evaluation.json", "records.jsonl")  # of the paired pictures
+TOLD = ("preset", "models", "policy", "settings", "cells", "files")  # what ``stated`` is the hash of
 MADE_OF = (
-    "those of its assessment: another run wrote into the folder, or one was interrupted; finish it, or give every run "
-    "a folder of its own"
+    "what its assessment was made of: another run wrote into the folder, one was interrupted, or it was edited; run "
+    "the same evaluation into the folder again, and give every run a folder of its own"
 )
+CHANGED = "was changed after the assessment was written; get it again, or run the same evaluation into the folder again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,25 +240,6 @@ class Assessment:
         errors = [f"{kind} {100 * by[attribute]:.1f} %" for kind, by in measured.items() if by and attribute in by]
         return f"{name} ({', '.join([*errors, 'by its card']) if errors else 'its own errors were not measured'})"
 
-    @property
-    def stated(self) -> str:
-        """The hash of what is stored beside the observations and decides what is claimed: preset, policy, records."""
-        drawn = self.evaluation
-        return _stated(
-            {
-                "preset": self.preset,
-                "settings": dict(self.settings),
-                "policy": None if self.policy is None else dataclasses.asdict(self.policy),
-                "models": [dataclasses.asdict(model) for model in self.models],
-            },
-            {
-                "settings": dict(drawn.settings),
-                "suite": dataclasses.asdict(drawn.suite),
-                "arms": [dataclasses.asdict(arm) for arm in drawn.arms],
-                "detectors": {name: dataclasses.asdict(card) for name, card in drawn.detectors.items()},
-            },
-        )
-
     def objections(self) -> list[str]:
         """What the policy requires and the evidence does not show; empty without a policy."""
         return [] if self.policy is None else check(self.policy, self.claims())
@@ -266,9 +252,7 @@ class Assessment:
             "models": [dataclasses.asdict(model) for model in self.models],
             "policy": None if self.policy is None else dataclasses.asdict(self.policy),
             "settings": dict(self.settings),
-            "pictures": self.evaluation.key,
             "cells": [[c.probe, c.model, fingerprint(c.key), c.content] for c in self.cells],
-            "stated": self.stated,
             "missing": self.missing,
             "evidence": [dataclasses.asdict(e) for e in self.evidence],
             "claims": [dataclasses.asdict(report) for report in self.claims()],
@@ -276,13 +260,17 @@ class Assessment:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``evaluation.json``, ``records.jsonl``, the cells under ``probes/`` and ``assessment.json``."""
+        """Write ``evaluation.json``, ``records.jsonl``, the cells under ``probes/`` and ``assessment.json``.
+
+        The last holds the hashes of all the others, and one of itself (``stated``).
+        """
         folder = Path(folder)
         self.evaluation.save(folder)
         for cell in self.cells:
             cell.save(folder)
+        content = {**self.to_dict(), "files": {name: sha256_file(folder / name) for name in DRAWN}}
         path = folder / FILE
-        write_json(path, self.to_dict(), indent=1, default=str)
+        write_json(path, {**content, "stated": stated(content)}, indent=1, default=str)
         return path
 
     @classmethod
@@ -297,29 +285,22 @@ class Assessment:
         file = folder / FILE
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such assessment; run `erasure evaluate --preset quick` first")
-        try:
-            raw = parse_json(read_bytes(file))
-            if raw["format"] != FORMAT:
-                raise ValueError(f"format {FORMAT} was expected; got {raw['format']!r}")
-            models = tuple(ModelCard(**model) for model in raw["models"])
-            policy = None if raw["policy"] is None else Policy(**raw["policy"])
-            preset, settings, pictures, made_of = (raw[key] for key in ("preset", "settings", "pictures", "cells"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: not an assessment ({printable(error)}); is the file complete?") from None
+        raw = _read(file)
+        if raw.stated != stated(raw.told):
+            raise ValueError(f"{file} {CHANGED}")
+        for name in DRAWN:
+            if not (folder / name).exists() or sha256_file(folder / name) != raw.files.get(name):
+                raise ValueError(f"{folder / name} is not {MADE_OF}")
         evaluation = Evaluation.from_json(folder)
-        if evaluation.key != pictures:
-            raise ValueError(f"{folder}: its pictures are not {MADE_OF}")
+        models = tuple(raw.models)
         _check_models(file, models, evaluation)
         cells = []
-        for probe, model, key, *content in made_of:  # older ones have no hash of the observations themselves
+        for probe, model, key, content in raw.cells:
             stored = Cell.file(folder, probe, model)
             if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
                 raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
-            if content and cell.content != content[0]:
-                raise ValueError(
-                    f"{folder}: the observations of {probe} on {model} were changed after the assessment was written; "
-                    "get it again, or run the same evaluation into the folder again"
-                )
+            if cell.content != content:
+                raise ValueError(f"{folder}: the what was observed by {probe} on {model} {CHANGED}")
             if cell.version not in (now := (kind := probe_class(probe)).version, *kind.reads):
                 raise ValueError(
                     f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
@@ -327,21 +308,42 @@ class Assessment:
                     "library that made it"
                 )
             cells.append(cell)
-        # of the files as they are: another version of the library may have more fields
-        drawn = parse_json(read_bytes(folder / "evaluation.json"))
-        if (stated := raw.get("stated")) and stated != _stated(raw, drawn):  # older ones have no hash of it
+        return cls(evaluation, raw.preset, models, tuple(cells), raw.policy, raw.settings)
+
+
+def stated(content: Mapping[str, Any]) -> str:
+    """The hash of what ``assessment.json`` states. It finds an edited file; whoever writes one can write it too."""
+    return fingerprint([json.loads(json.dumps(content.get(name), default=str)) for name in TOLD])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """``assessment.json``, as far as it is read back; ``told`` is the file as it is."""
+
+    preset: str
+    models: list[ModelCard]
+    policy: Policy | None
+    settings: dict[str, Any]
+    cells: list[tuple[str, str, str, str]]
+    files: dict[str, str]
+    stated: str
+    told: dict[str, Any]
+
+
+def _read(file: Path) -> _Stored:
+    """The file, if it is whole and of this version."""
+    try:
+        raw = parse_json(read_bytes(file))
+        if not isinstance(raw, dict):
+            raise ValueError(f"an object is needed; got {shown(raw)}")
+        if raw.get("format") != FORMAT:
             raise ValueError(
-                f"{folder}: its preset, policy, models, suite or settings were changed after the assessment was "
-                "written; get it again, or run the same evaluation into the folder again"
+                f"format {FORMAT} was expected; got {shown(raw.get('format'))}; run the same evaluation into the "
+                "folder again, which takes up what is there"
             )
-        return cls(evaluation, preset, models, tuple(cells), policy, settings)
-
-
-def _stated(assessed: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
-    """:attr:`Assessment.stated`, from plain data as the two files have it."""
-    described = [assessed["policy"], *assessed["models"], drawn["suite"], *drawn["arms"], *drawn["detectors"].values()]
-    told = [assessed["preset"], assessed["settings"], drawn["settings"], list(drawn["detectors"]), described]
-    return fingerprint(json.loads(json.dumps(told, default=str)))
+        return TypeAdapter(_Stored).validate_python({**raw, "told": raw})
+    except ValueError as error:
+        raise ValueError(f"{file}: not an assessment ({one_line(error)}); is the file complete?") from None
 
 
 def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:

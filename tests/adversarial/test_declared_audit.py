@@ -13,7 +13,7 @@ from erasure.eval import Assessment, assess
 from erasure.eval.core.audit import hash_of, judged
 from erasure.eval.core.models import modules_of
 from erasure.eval.judge import Audit
-from erasure.eval.run.assessment import ModelCard, _stated
+from erasure.eval.run.assessment import ModelCard, stated
 from tests.made_up import good, number, without
 from tests.made_up import judged as claims_about
 from tests.probe_helpers import tiny_context
@@ -114,7 +114,38 @@ def another_judge(stated, drawn):
     stated["settings"]["judge"] = "a better one"
 
 
-EDITS = (raised, more_tolerant, record_added, of_another_target, no_trial, measured, another_judge)
+def a_probe_less(told, drawn):
+    told["cells"].pop()
+
+
+def no_hashes(told, drawn):
+    told["cells"] = [cell[:3] for cell in told["cells"]]
+
+
+def nothing_stated(told, drawn):
+    del told["stated"]
+
+
+def another_verdict(told, drawn):
+    drawn["records"][-1]["verdicts"]["pixels"]["target"] = False
+
+
+def a_picture_less(told, drawn):
+    drawn["records"].pop()
+
+
+def no_warnings(told, drawn):
+    drawn["warnings"] = ["nothing to see"]
+
+
+def of_another_version(told, drawn):
+    told["format"] = 2
+
+
+EDITS = (
+    raised, more_tolerant, record_added, of_another_target, no_trial, measured, another_judge, a_probe_less, no_hashes,
+    nothing_stated, another_verdict, a_picture_less, no_warnings, of_another_version,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -128,30 +159,47 @@ def stored(tmp_path_factory):
     return found, found.save(tmp_path_factory.mktemp("stored")).parent
 
 
-@pytest.mark.parametrize("lie", EDITS)
-def test_what_decides_the_claims_beside_the_observations_is_not_edited(stored, lie, tmp_path):
-    found, folder = stored
-    assert Assessment.load(folder).claims() == found.claims()
-    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+def edited(folder, to, lie):
+    """A copy of a stored assessment with an edit of its two files."""
+    changed = Path(shutil.copytree(folder, to))
     files = [changed / "assessment.json", changed / "evaluation.json"]
-    stated, drawn = (json.loads(file.read_text()) for file in files)
-    lie(stated, drawn)
-    for file, value in zip(files, (stated, drawn), strict=True):
-        file.write_text(json.dumps(value))
-    with pytest.raises(ValueError, match="were changed after the assessment was written"):
+    told, drawn = (json.loads(file.read_text()) for file in files)
+    lie(told, drawn)
+    for file, value in zip(files, (told, drawn), strict=True):
+        file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return changed
+
+
+@pytest.mark.parametrize("lie", EDITS)
+def test_what_an_assessment_says_or_was_made_of_is_not_edited(stored, lie, tmp_path):
+    found, folder = stored
+    assert Assessment.load(edited(folder, tmp_path / "same", lambda *_: None)).claims() == found.claims()
+    with pytest.raises(ValueError, match="run the same evaluation into the|is the file complete"):
+        Assessment.load(edited(folder, tmp_path / "changed", lie))
+
+
+def test_pictures_are_not_exchanged_line_by_line(stored, tmp_path):
+    _, folder = stored
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    lines = (changed / "records.jsonl").read_text().splitlines()
+    (changed / "records.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ValueError, match="records.jsonl is not what its assessment was made of"):
         Assessment.load(changed)
 
 
-def test_what_an_earlier_version_wrote_with_fewer_fields_is_not_called_edited(stored, tmp_path):
-    found, folder = stored
-    earlier = Path(shutil.copytree(folder, tmp_path / "earlier"))
-    files = [earlier / "assessment.json", earlier / "evaluation.json"]
-    stated, drawn = (json.loads(file.read_text()) for file in files)
-    assert all(arm.pop("beside") == [] for arm in drawn["arms"])
-    stated["stated"] = _stated(stated, drawn)
-    for file, value in zip(files, (stated, drawn), strict=True):
-        file.write_text(json.dumps(value))
-    assert Assessment.load(earlier).claims() == found.claims()
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"cells": None}, {"cells": [[1, 2]]}, {"models": []}, {"models": [{"name": "base"}]}, {"settings": "none"},
+        {"models": None}, {"policy": {"ceiling": "high"}}, {"preset": 3}, {"files": {}}, {"stated": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_assessment_is_said_to_be_one_in_a_line(stored, damage, tmp_path):
+    _, folder = stored
+    with pytest.raises(ValueError, match="assessment.json") as refused:
+        Assessment.load(edited(folder, tmp_path / "damaged", lambda told, _: told.update(damage)))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_verified_record_does_not_outweigh_a_probe_that_finds_the_target():
