@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.io import dump_yaml, in_one_line, load_yaml, meant, shown, write_atomically
-from erasure.wording import folded, nfc, same, with_article
+from erasure.wording import folded, naming, nfc, same, with_article
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -258,7 +257,7 @@ class Suite:
                 raise ValueError(f"suite {self.name!r}: {prompt!r} is in both keep and {taken}; take it out of keep")
         for text in (*self.words.descriptions, *self.words.superclasses):
             for phrase in self.phrases:
-                if re.search(rf"\b{re.escape(phrase)}(e?s)?\b", text, re.IGNORECASE):
+                if naming([text], [phrase, f"{phrase}s", f"{phrase}es"]):
                     raise ValueError(
                         f"suite {self.name!r}: a description or superclass names the target; got {text!r} for "
                         f"{phrase!r}; say it without the name, or move it to `paraphrases`"

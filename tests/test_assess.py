@@ -27,12 +27,13 @@ from erasure.eval.probes.removal.divergence import Divergence
 from erasure.eval.probes.removal.linear_probe import LinearProbe
 from erasure.eval.probes.suppression.paraphrase import Paraphrase
 from erasure.eval.probes.suppression.ring_a_bell import RingABell
-from erasure.eval.run.assessment import Cell, slug, stated
+from erasure.eval.run.assessment import LONGEST, Cell, slug, stated
 from erasure.eval.run.controls import controls_for, held_out
 from erasure.pipelines.guardrails import Guard
 from studies.cheats import Declared
 from tests.eval_helpers import PixelDetector
 from tests.probe_helpers import SUITE, TinyMaterial, tiny_context
+from tests.tiny import make
 
 FEW = ("direct", "paraphrase", "neighbours", "unrelated", "degeneracy", "construction")
 
@@ -346,6 +347,8 @@ def test_names_make_safe_file_names(name):
     assert "/" not in slug(name)
     assert slug(name) == slug(name)
     assert slug("a/b") != slug("a_b")
+    long = [slug("é" * count) for count in (40, 200, 201)]
+    assert long[0] == "é" * 40 and len(set(long)) == 3 and all(len(name.encode()) <= LONGEST for name in long)
 
 
 @pytest.mark.slow
@@ -399,6 +402,51 @@ def test_a_copy_of_a_control_does_not_count_as_another(context):
     halved = {part: copy.deepcopy(module).half().float() for part, module in golds[0].change.modules.items()}
     with pytest.raises(ValueError, match="gold-9 is all but a copy of gold-0"):
         run(context, controls=[*golds, Model("gold-9", "gold", Swapped("gold-9", halved))])
+
+
+def test_a_copy_of_the_base_is_no_control(context):
+    near = {part: copy.deepcopy(module) for part, module in (("unet", context.pipe.unet),)}
+    with torch.no_grad():
+        for parameter in near["unet"].parameters():
+            parameter.mul_(1.001)
+    with pytest.raises(ValueError, match="gold-9 is all but a copy of the base"):
+        run(context, controls=[Model("gold-9", "gold", Swapped("gold-9", near))])
+
+
+def test_a_judged_model_is_not_held_against_a_copy_of_itself(context):
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    near = {part: copy.deepcopy(module) for part, module in golds[0].change.modules.items()}
+    with torch.no_grad():
+        for parameter in next(iter(near.values())).parameters():
+            parameter.mul_(1.001)
+    given = {
+        "preset": "smoke", "detectors": [context.judge], "controls": golds, "probes": ("direct",), "progress": False
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="mine is all but a copy of the control gold-0"):
+        assess(context.pipe, {"mine": Swapped("mine", near)}, SUITE, **given)
+
+
+def test_adapters_that_no_picture_tells_apart_do_not_share_their_cells(context, monkeypatch):
+    """Without a picture, and with the weights as they were, the numbers of the adapter say which one it is."""
+    first, second = (
+        dataclasses.replace(edit, name="mine", tensors={name: scale * t for name, t in edit.tensors.items()})
+        for edit in [
+            make(context.pipe, "cat", "spm", iterations=1, trajectories=1, keep_steps=1, num_inference_steps=2)
+        ]
+        for scale in (1.0, 2.0)
+    )
+    found = []
+    monkeypatch.setattr(
+        "erasure.eval.run.assess._cell",
+        lambda probe, card, c, inputs, *_: found.append(inputs) or Cell(probe.key, 1, {}, card.name, inputs),
+    )
+    for edit in (first, first, second):
+        assess(
+            context.pipe, {"mine": edit}, SUITE, preset="no-draw", detectors=[context.judge], probes=("divergence",),
+            progress=False,
+        )  # fmt: skip
+    mine = [inputs for inputs in found if inputs["config"] is not None]
+    assert mine[0] == mine[1] != mine[2]
 
 
 class Echo(PixelDetector):

@@ -112,8 +112,13 @@ def test_without_the_utility_section_there_is_no_claim(probe):
     assert any(probe in line for line in report.needed["suppression"])
 
 
-def test_a_suite_without_unrelated_things_is_not_asked_for_them():
-    assert levels(without(good(), "unrelated"), groups=("target", "neighbours")) == ("C3", "C5")
+def test_a_suite_without_unrelated_things_is_not_asked_for_them_and_does_not_call_the_rest_kept():
+    few = {"groups": ("target", "neighbours")}
+    assert levels(without(good(), "unrelated"), **few, style=True) == ("C3", "C5")
+    assert levels(without(good(), "unrelated"), **few) == ("C3", "C4")
+    told = {style: judged(without(good(), "unrelated"), **few, style=style).answers["rest"] for style in (True, False)}
+    assert told[True].verdict == "shown" and told[False].verdict == "not tested"
+    assert "unrelated (not assessed)" in told[False].needed
     assert levels(without(good(), "unrelated", "neighbours"), groups=("target",)) == ("C0", "C0")
 
 

@@ -81,6 +81,14 @@ def test_a_broken_suite_file_is_one_line_that_names_file_and_fault(text, fault, 
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["superhero", "Yu-Gi-Oh!", "C++", "#blessed"])
+def test_a_description_that_names_the_target_is_refused_whatever_signs_the_name_has(name):
+    for text in (f"the {name} of the city", f"a game like {name.lower()}"):
+        with pytest.raises(ValueError, match="say it without the name"):
+            Suite(**{**SOUND, "concept": Concept(name, neighbours=("dog",)), "words": {"descriptions": [text]}})
+    assert Suite(**{**SOUND, "concept": Concept(name, neighbours=("dog",)), "words": {"descriptions": ["a caped man"]}})
+
+
 SOUND = {"version": 1, "name": "s", "concept": {"name": "cat", "neighbours": ["dog"]}}
 NAN, INF = float("nan"), float("inf")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from erasure.eval.judge import findings, rules
 from erasure.eval.judge.licences import BY_CONSTRUCTION, NO_CLAIM, NOT_APPLICABLE, NULL, TRIAL
-from erasure.eval.judge.view import UTILITY, Facts, Verdict, View, named
+from erasure.eval.judge.view import Facts, Verdict, View, named
 from erasure.eval.probes.base import Evidence
 from erasure.eval.stats import Estimate, worst_upper
 
@@ -204,7 +204,7 @@ def _weights(view: View) -> Answer:
 
 
 def _rest(view: View) -> Answer:
-    groups = [group for group in UTILITY if group in view.facts.groups] or list(UTILITY)
+    groups = view.facts.rest
     labels = {group: findings.utility(view, group) for group in groups}
     verdicts = [UTILITY_VERDICTS[label] for label in labels.values()]
     parts = [

@@ -160,7 +160,7 @@ def c4(view: View) -> list[str]:
 
 def _c5(view: View) -> list[str]:
     margins = view.margins
-    kept = [g for g in UTILITY if g in view.facts.groups and findings.utility(view, g) != "non-inferior"]
+    kept = [group for group in view.facts.rest if findings.utility(view, group) != "non-inferior"]
     limits = {"divergence": 1 + margins.distances, "output_distance": margins.distances}
     if view.facts.information != "higher-order":
         limits["membership"] = margins.rates

@@ -102,7 +102,8 @@ class Facts:
         probed: of a suite with several targets, the one that probes beyond the paired pictures are about; else "".
         information: whether the target was "observed" in training, is "latent" (never in the data), or
             "higher-order" (a style, a kind). None: unknown, and treated as observed.
-        groups: of the suite's prompts; a claim needs no group without prompts.
+        groups: of the suite's prompts; a claim of suppression needs no group without prompts.
+        style: whether the suite is about a style, which has no unrelated things.
         scopes: model to what a retraining retrained.
         audits: model to the record of the process that made it.
         same_as: model to the control that is the same model, with which it is not compared.
@@ -119,6 +120,7 @@ class Facts:
     probed: str = ""
     information: Literal["observed", "latent", "higher-order"] | None = None
     groups: Sequence[str] = UTILITY
+    style: bool = False
     scopes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     audits: Mapping[str, Audit] = dataclasses.field(default_factory=dict)
     same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -132,6 +134,11 @@ class Facts:
     missing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     margins: Margins = Margins()
     limited: bool = False
+
+    @property
+    def rest(self) -> list[str]:
+        """The groups that must be measured before the rest of the model may be called kept."""
+        return [group for group in UTILITY if group in self.groups or not self.style]
 
     @property
     def looked_at(self) -> str:

@@ -46,6 +46,7 @@ from erasure.eval.probes.base import Context, Missing, Probe, lacking
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import options_of, paired_pictures, sampler_text
+from erasure.io import sha256, tensor_bytes
 
 # Sizes of the paired pictures: seeds per prompt, prompts per group, and sentences. From `standard` on there are more
 # sentences in place of more seeds: an interval is about sentences.
@@ -58,6 +59,7 @@ PICTURES: dict[str, dict[str, Any]] = {
 }
 
 COPIES = 0.1  # of their distance from the base; models retrained apart on Emoji World: 0.6 and more
+NEAR = 0.02  # of the base's own size; models retrained on Emoji World are 0.27 and more from it
 
 
 def assess(
@@ -112,7 +114,7 @@ def assess(
     cache = cache_dir or (None if folder is None else folder / "cache")
     shared = options_of(pipe, batch_size=batch_size, autocast=autocast, cache_dir=cache, progress=progress)
     before = shared["hash_weights"](pipe)
-    _apart(pipe, before, controls, shared["hash_weights"])
+    _apart(pipe, before, controls, models_of(erasures, ()), shared["hash_weights"])
     evaluation = paired_pictures(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
         **shared, **PICTURES[preset],
@@ -179,23 +181,40 @@ def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
     }
 
 
-def _apart(pipe: Any, base: str, controls: Sequence[Model], hash_weights: WeightHashes) -> None:
+def _apart(
+    pipe: Any, base: str, controls: Sequence[Model], judged: Sequence[Model], hash_weights: WeightHashes
+) -> None:
     """Raise where two controls, or a control and the base, are one model, which would count twice.
 
     Copies are one model too, rounded or trained a little further: they are far closer to each other than to the base.
+    A control may be judged as well, as it is; a near copy of it that is judged would be held against itself.
     """
     known, start, seen = {base: "the base"}, _sampled(pipe), dict[str, Tensor]()
+
+    def near(sample: Tensor, other: Tensor, limit: Any) -> bool:
+        return sample.shape == other.shape == start.shape and bool((sample - other).norm() < limit)
+
+    def copies(sample: Tensor) -> list[str]:
+        return [name for name, one in seen.items() if near(sample, one, COPIES * torch.dist(one, start))]
+
     for model in controls:
         with model.on(pipe) as opened:
             weights, sample = hash_weights(opened), _sampled(pipe)
         if weights in known:
             raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
-        for name, other in seen.items():
-            if sample.shape == other.shape == start.shape and (sample - other).norm() < COPIES * (other - start).norm():
-                raise ValueError(
-                    f"{model.name} is all but a copy of {name}; give controls that were made independently"
-                )
+        if same := copies(sample) + ["the base"] * near(sample, start, NEAR * start.norm()):
+            raise ValueError(f"{model.name} is all but a copy of {same[0]}; give controls that were made independently")
         known[weights], seen[model.name] = model.name, sample
+    for model in judged if seen else ():
+        if model.kind not in IN_WEIGHTS:
+            continue
+        with model.on(pipe) as opened:
+            weights, sample = hash_weights(opened), _sampled(pipe)
+        if weights not in known and (same := copies(sample)):
+            raise ValueError(
+                f"{model.name} is all but a copy of the control {same[0]}, and would be held against itself; leave one "
+                "of them out, or judge the control as it is"
+            )
 
 
 def _sampled(pipe: Any, size: int = 2**16) -> Tensor:
@@ -311,6 +330,15 @@ def _stored(cell: Cell, folder: Path) -> Cell | None:
     return stored if stored.key == cell.key and stored.missing is None else None
 
 
+def _numbers(model: Model) -> str | None:
+    """The hash of an erasure's own numbers, by which adapters differ that no picture tells apart."""
+    tensors = getattr(model.change, "tensors", None)
+    if not isinstance(tensors, Mapping):
+        return None
+    named = sorted(tensors.items())
+    return sha256(piece for name, tensor in named for piece in tensor_bytes(name, tensor))[:16]
+
+
 def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[ModelCard]) -> dict[str, Any]:
     """Everything that the observations of a cell depend on, beside the probe's settings.
 
@@ -330,6 +358,7 @@ def _inputs(probe: Probe, card: ModelCard, context: Context, cards: Sequence[Mod
         **({"figures": fingerprint(figures)} if "evaluation" in probe.needs else {}),
         **({"autoencoder": "the base's"} if context.decoded_by_base(context.models[card.name]) else {}),
         **({"code": code} if code else {}),
+        **({} if evaluation.records else {"change": _numbers(context.models[card.name])}),
         "weights": card.weights,
         # The config matters for changes beside the weights, and for probes that record where a model comes from.
         "config": None if card.name in swapped and not probe.descriptive else fingerprint(card.config),

@@ -23,10 +23,21 @@ from erasure.eval.judge.limits import limits
 from erasure.eval.judge.policy import Policy, check
 from erasure.eval.probes import names, probe_class
 from erasure.eval.probes.base import Evidence, Observation, Probe
-from erasure.io import one_line, parse_json, printable, read_bytes, sha256_file, shown, write_atomically, write_json
+from erasure.io import (
+    one_line,
+    parse_json,
+    printable,
+    read_bytes,
+    sha256,
+    sha256_file,
+    shown,
+    write_atomically,
+    write_json,
+)
 
 FORMAT = 3
 FILE = "assessment.json"
+LONGEST = 120  # bytes of a model's file name, which has endings
 CELLS = "probes"
 DETECTOR = "detector"  # fact of an observation: who made it, where several detectors judge the same pictures
 DRAWN = ("evaluation.json", "records.jsonl")  # of the paired pictures
@@ -108,8 +119,11 @@ class Cell:
 
 
 def slug(name: str) -> str:
-    """A name as a file name: letters, digits, dots and dashes; others become their code."""
-    return "".join(c if c.isalnum() or c in ".-" else f"_{ord(c):x}" for c in name)
+    """A name as a file name: letters, digits, dots and dashes; others become their code, and long ones their hash."""
+    text = "".join(c if c.isalnum() or c in ".-" else f"_{ord(c):x}" for c in name)
+    if len(text.encode()) <= LONGEST:
+        return text
+    return f"{text.encode()[: LONGEST - 17].decode(errors='ignore')}-{sha256(name)[:16]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +215,7 @@ class Assessment:
             probed=self.evaluation.suite.concept.name if self.evaluation.suite.also else "",
             information=self.evaluation.suite.information,
             groups=tuple(dict.fromkeys(prompt.group for prompt in self.evaluation.suite.prompts())),
+            style=self.evaluation.suite.attribute == "style",
             budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},
             preset=self.preset,
             kinds={model.name: model.kind for model in self.models},

@@ -13,7 +13,7 @@ from erasure.eval import Assessment, assess
 from erasure.eval.core.audit import hash_of, judged
 from erasure.eval.core.models import modules_of
 from erasure.eval.judge import Audit
-from erasure.eval.run.assessment import ModelCard, stated
+from erasure.eval.run.assessment import ModelCard
 from tests.made_up import good, number, without
 from tests.made_up import judged as claims_about
 from tests.probe_helpers import tiny_context
@@ -86,32 +86,32 @@ def test_a_retrained_model_is_not_held_against_itself_whatever_it_calls_itself(k
     assert Assessment(None, "smoke", cards, (), None, {}).same_as == {"UCE": "gold 0"}
 
 
-def raised(stated, drawn):
-    stated["preset"] = "standard"
+def raised(told, drawn):
+    told["preset"] = "standard"
 
 
-def more_tolerant(stated, drawn):
-    stated["policy"] = {"ceiling": 0.9}
+def more_tolerant(told, drawn):
+    told["policy"] = {"ceiling": 0.9}
 
 
-def record_added(stated, drawn):
-    stated["models"][1] |= {"audit": {"digest": "abc", "target": "cat", "recorded": "w", "judged": "w"}}
+def record_added(told, drawn):
+    told["models"][1] |= {"audit": {"digest": "abc", "target": "cat", "recorded": "w", "judged": "w"}}
 
 
-def of_another_target(stated, drawn):
+def of_another_target(told, drawn):
     drawn["suite"]["concept"]["name"] = "kitten"
 
 
-def no_trial(stated, drawn):
+def no_trial(told, drawn):
     drawn["settings"]["limit"] = None
 
 
-def measured(stated, drawn):
+def measured(told, drawn):
     drawn["detectors"]["pixels"]["sensitivity"] = {"object": 1.0}
 
 
-def another_judge(stated, drawn):
-    stated["settings"]["judge"] = "a better one"
+def another_judge(told, drawn):
+    told["settings"]["judge"] = "a better one"
 
 
 def a_probe_less(told, drawn):
