@@ -349,7 +349,7 @@ def _check_bare(part: str, module: nn.Module) -> None:
             f"the base's {part} is wrapped in a {kind}; put the model of diffusers or transformers inside it{inner} "
             "back on the pipeline; pictures are drawn on one device"
         )
-    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+    if "forward" in vars(module) and getattr(module, "_hf_hook", None) is None:
         raise ValueError(
             f"the base's {part} has another forward than its class ({kind}): it was wrapped in place, as accelerate's "
             "prepare() does; load the pipeline again"

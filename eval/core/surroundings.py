@@ -7,7 +7,7 @@ in no class or object of the pipeline) is not seen: a function of PyTorch that s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from types import CodeType, NoneType
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.utils import output_capturing
 from erasure import io
 from erasure.backbone.fingerprint import content
 from erasure.eval.core.hashes import modules_of
+from erasure.eval.core.origin import comes_from
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 STORING = ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -33,6 +34,8 @@ SCHEDULE = ("betas", "alphas", "alphas_cumprod", "one", "final_alpha_cumprod", "
 NUMBERS = (  # of a scheduler; where they follow from its steps they are no plain numbers
     "init_noise_sigma", "order", "_shift", "sigma_min", "sigma_max", "variance_type", "predict_x0",
 )  # fmt: skip
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")  # whose hooks and methods may stand on a base
+OFFLOADING = ("_hf_hook", "_diffusers_hook")  # what accelerate and diffusers put on a layer to move it
 LARGEST = 2**20  # numbers of a buffer that is looked at
 
 
@@ -129,19 +132,31 @@ def standing(module: nn.Module) -> list[str]:
 
     Switched off it changes nothing; a change that switches it on would be compared with a base that has it, too.
     """
-    libraries = ("torch", "diffusers", "transformers", "accelerate", "peft", type(module).__module__.partition(".")[0])
+    libraries = {*LIBRARIES, type(module).__module__.partition(".")[0]}
     layers, found = dict(module.named_modules()), []
     for name, (_, _, hooks, processor) in _layers(module):
         layer, place = layers[name], name or "it"
-        if any(_library(hook.value) not in libraries for hook in hooks):
+        if not all(comes_from(libraries, hook.value) for hook in hooks):
             found.append(f"a hook on {place}")
-        if not {"_hf_hook", "_diffusers_hook"} & vars(layer).keys():
-            known = {*layer._modules, *layer._parameters, *layer._buffers}
-            own = (*_callables(layer), *_plain(layer))
-            found += [f"another {key} on {place}" for key in own if key in known or hasattr(type(layer), key)]
-        if processor is not None and _library(processor[0].value) not in libraries:
+        known = {*layer._modules, *layer._parameters, *layer._buffers}
+        hooked = [vars(layer)[key] for key in OFFLOADING if key in vars(layer)]  # they have a ``forward`` of their own
+        if not all(comes_from(libraries, hook) for hook in hooked):
+            found.append(f"a hook on {place}")
+        ours = [key for key in ("forward", "_old_forward") if hooked and comes_from(libraries, vars(layer).get(key))]
+        own = [key for key in (*_callables(layer), *_plain(layer)) if key not in (*ours, *OFFLOADING)]
+        found += [f"another {key} on {place}" for key in own if key in known or hasattr(type(layer), key)]
+        found += [f"another {key} on {place}" for key, value in vars(layer).items() if _runs(value, libraries)]
+        if processor is not None and not comes_from(libraries, processor[0].value):
             found.append(f"another processor on {place}")
     return found
+
+
+def _runs(value: Any, libraries: Collection[str]) -> bool:
+    """Whether a setting of a layer has code of its own that runs when PyTorch computes with it."""
+    if isinstance(value, Tensor) or type(value) in (bool, int, float, complex, str, NoneType):
+        return False
+    code = hasattr(type(value), "__torch_function__") or isinstance(value, int | float | complex)
+    return code and not comes_from({*libraries, "numpy"}, type(value))
 
 
 def state_of(pipe: Any) -> dict[str, Any]:
@@ -281,11 +296,6 @@ def _written(function: Any) -> tuple[Any, ...]:
         tuple(map(Same, defaults)),
         tuple((Same(value), getattr(value, "__code__", None)) for value in kept),
     )
-
-
-def _library(function: Any) -> str:
-    """The library in which a function, or the class of an object, was written."""
-    return str(getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
 
 
 def _content(cell: Any) -> Any:

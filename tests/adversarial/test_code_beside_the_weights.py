@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from tokenizers import models
 from torch import nn
 from torch.nn.utils import parametrize
@@ -645,7 +648,91 @@ def dormant_layer(pipe):
     another_layer_under_its_name(pipe)
 
 
-@pytest.mark.parametrize("do", [dormant_hook, dormant_forward, dormant_layer, other_processor])
+def named_as_a_library(function, module="torch.nn.modules.module"):
+    """What the code says of itself: its module, name and file."""
+    function.__module__, function.__qualname__ = module, "Module.forward"
+    function.__code__ = function.__code__.replace(co_filename=sys.modules[module].__file__)
+    return function
+
+
+def dormant_hook_under_another_name(pipe):
+    pipe.unet.conv_in.register_forward_hook(named_as_a_library(lambda module, args, output: None))
+
+
+def dormant_hook_inside_one_of_torch(pipe):
+    pipe.unet.conv_in.register_forward_hook(torch.no_grad()(lambda module, args, output: None))
+
+
+def dormant_module_of_torch(pipe):
+    made = types.ModuleType("torch.nn.more")
+    exec(compile("def hook(module, args, output): return None", "more.py", "exec"), vars(made))
+    made.__file__ = "more.py"
+    sys.modules["torch.nn.more"] = made
+    pipe.unet.conv_in.register_forward_hook(made.hook)
+
+
+def dormant_object_under_another_name(pipe):
+    class Hook:
+        def __call__(self, module, args, output):
+            return None
+
+    Hook.__module__, Hook.__qualname__ = "torch.nn.modules.module", "Module"
+    pipe.unet.conv_in.register_forward_hook(Hook())
+
+
+def dormant_forward_beside_a_hook_that_is_none(pipe):
+    pipe.unet.conv_in._hf_hook = None
+    dormant_forward(pipe)
+
+
+def dormant_forward_of_the_whole_beside_a_hook_that_is_none(pipe):
+    own = pipe.unet.forward
+    pipe.unet._hf_hook, pipe.unet.forward = None, named_as_a_library(lambda *args, **more: own(*args, **more))
+
+
+def dormant_number(pipe):
+    class Scale(float):
+        def __mul__(self, other):
+            return other
+
+    next(layer for layer in pipe.unet.modules() if hasattr(layer, "scale")).scale = Scale(1.0)
+
+
+def dormant_setting(pipe):
+    class Scale:
+        @classmethod
+        def __torch_function__(cls, function, kinds, args=(), kwargs=None):
+            return args[0]
+
+    next(layer for layer in pipe.unet.modules() if hasattr(layer, "scale")).scale = Scale()
+
+
+DORMANT = [
+    dormant_hook, dormant_forward, dormant_layer, other_processor, dormant_hook_under_another_name,
+    dormant_hook_inside_one_of_torch, dormant_module_of_torch, dormant_object_under_another_name,
+    dormant_forward_beside_a_hook_that_is_none, dormant_number, dormant_setting,
+]  # fmt: skip
+
+
+def test_a_model_that_is_moved_by_accelerate_may_be_a_base():
+    pipe = tiny_pipeline()
+    for part in (pipe.unet, pipe.text_encoder):
+        cpu_offload(part, execution_device="cpu")
+    check_base(pipe)
+    own = pipe.unet.conv_in.forward
+    pipe.unet.conv_in.forward = named_as_a_library(lambda x: own(x))
+    with pytest.raises(ValueError, match="its unet carries another forward on conv_in"):
+        check_base(pipe)
+
+
+def test_another_forward_of_the_whole_is_refused_beside_a_hook_that_is_none():
+    pipe = tiny_pipeline()
+    dormant_forward_of_the_whole_beside_a_hook_that_is_none(pipe)
+    with pytest.raises(ValueError, match="the base's unet has another forward than its class"):
+        check_base(pipe)
+
+
+@pytest.mark.parametrize("do", DORMANT)
 def test_a_base_on_which_something_waits_is_refused(do):
     """An eraser that had the pipeline before could switch it on, and what stood there before is not seen."""
     pipe = tiny_pipeline()
