@@ -188,6 +188,13 @@ def test_a_body_that_is_no_object_is_told_what_it_should_be(app, raw):
     assert answer.status_code == 422 and "the body is a JSON object" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("raw", [b"\xff\xfe", b'{"prompt": "\xff"}', b"{"])
+def test_a_body_that_cannot_be_read_is_told_so_and_not_where_to_go(app, raw):
+    [answer] = ask(app, raw=raw)
+    said = answer.json()["error"]["message"]
+    assert answer.status_code in (400, 422) and said.startswith("the body") and "there are POST" not in said
+
+
 def test_no_more_wait_than_may_and_a_fault_inside_is_an_answer(tmp_path):
     pipe = tiny_pipeline()
     some = {"hero": edits()["superhero"]}

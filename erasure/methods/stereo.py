@@ -63,9 +63,9 @@ class STEREO(FineTune):
     g: Annotated[float, Field(ge=1)] = 2.0
     rounds: Count = 4
     search_iterations: Count = 200
-    search_lr: float = 5e-6
+    search_lr: Annotated[float, Field(gt=0)] = 5e-6
     attack_iterations: Count = 3000
-    attack_lr: float = 5e-3
+    attack_lr: Annotated[float, Field(gt=0)] = 5e-3
     attack_batch: Count = 1
     pictures_each: Count = 500
     start: str = ""

@@ -5,42 +5,64 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from torch import nn
 
 BUILT = ("__init__", "__repr__", "__eq__", "__hash__")  # methods that dataclasses write, and no layer runs
 
 
-def comes_from(libraries: Collection[str], thing: Any) -> bool:
-    """Whether a function, or the class of an object, was written in one of some libraries; and what it wraps, too."""
-    thing = getattr(thing, "__func__", thing)
-    if isinstance(thing, functools.partial):
-        return comes_from(libraries, thing.func)
-    if isinstance(thing, FunctionType):
-        module = sys.modules.get(thing.__globals__.get("__name__", ""))
-        if module is None or vars(module) is not thing.__globals__ or thing.__code__ not in _source(module):
-            return False
-        parts = [*_wrapped(thing)]
+def comes_from(libraries: Collection[str], thing: Any, *, within: tuple[Any, ...] = ()) -> bool:
+    """Whether a function, or the class of an object, was written in one of some libraries; and all that it calls up.
+
+    Args:
+        within: what led here, and is being looked at already.
+    """
+    if any(thing is one for one in within):
+        return True
+    code = thing if isinstance(thing, FunctionType | type) else type(thing)
+    if isinstance(code, FunctionType):
+        module = sys.modules.get(code.__globals__.get("__name__", ""))
+        written = module is not None and vars(module) is code.__globals__ and code.__code__ in _source(module)
     else:
-        kind = thing if isinstance(thing, type) else type(thing)
-        module = sys.modules.get(kind.__module__)
-        if module is None or not _stands_in(module, kind):
-            return False
-        parts = [value for name, value in vars(kind).items() if name not in BUILT and isinstance(value, FunctionType)]
-    return _package(module) in libraries and all(comes_from(libraries, part) for part in parts)
+        module = sys.modules.get(code.__module__)
+        written = module is not None and _stands_in(module, code)
+    if module is None or not written:
+        return False
+    plain = module.__name__ in ("builtins", "functools")  # a bound method, a partial: what they hold decides
+    parts = _parts(thing)
+    return (plain and bool(parts) or _package(module) in libraries) and all(
+        comes_from(libraries, part, within=(*within, thing)) for part in parts
+    )
 
 
-def _wrapped(function: FunctionType) -> Iterator[Callable[..., Any]]:
-    """The functions that a function keeps from where it was made."""
-    for cell in function.__closure__ or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # an empty one
-            continue
-        if isinstance(getattr(value, "__func__", value), FunctionType) and value is not function:
-            yield value
+def _parts(thing: Any) -> list[Any]:
+    """What is run by a function, a method, an object or a class of objects beside its own code."""
+    if isinstance(thing, MethodType):
+        return [thing.__func__, thing.__self__ if isinstance(thing.__self__, type) else type(thing.__self__)]
+    if isinstance(thing, functools.partial):
+        return [thing.func, *_functions([*thing.args, *thing.keywords.values()])]
+    if isinstance(thing, FunctionType):
+        kept = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        return _functions([*kept, *map(_content, thing.__closure__ or ())])
+    if isinstance(thing, type):
+        return [value for name, value in vars(thing).items() if name not in BUILT and isinstance(value, FunctionType)]
+    layers = [type(layer) for layer in thing.modules()] if isinstance(thing, nn.Module) else []
+    return [type(thing), *layers, *_functions(getattr(thing, "__dict__", {}).values())]
+
+
+def _functions(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, FunctionType | MethodType | functools.partial)]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty one
+        return None
 
 
 def _stands_in(module: ModuleType, kind: type) -> bool:

@@ -315,7 +315,7 @@ class Assessment:
             if not stored.exists() or fingerprint((cell := Cell.load(stored)).key) != key:
                 raise ValueError(f"{folder}: the observations of {probe} on {model} are not {MADE_OF}")
             if cell.content != content:
-                raise ValueError(f"{folder}: the what was observed by {probe} on {model} {CHANGED}")
+                raise ValueError(f"{folder}: what was observed by {probe} on {model} {CHANGED}")
             if cell.version not in (now := (kind := probe_class(probe)).version, *kind.reads):
                 raise ValueError(
                     f"{folder}: the observations of {probe} are those of its version {cell.version}, and this "
@@ -349,16 +349,16 @@ def _read(file: Path) -> _Stored:
     """The file, if it is whole and of this version."""
     try:
         raw = parse_json(read_bytes(file))
-        if not isinstance(raw, dict):
-            raise ValueError(f"an object is needed; got {shown(raw)}")
-        if raw.get("format") != FORMAT:
-            raise ValueError(
-                f"format {FORMAT} was expected; got {shown(raw.get('format'))}; run the same evaluation into the "
-                "folder again, which takes up what is there"
-            )
-        return TypeAdapter(_Stored).validate_python({**raw, "told": raw})
-    except ValueError as error:
+        form = raw["format"]
+        stored = TypeAdapter(_Stored).validate_python({**raw, "told": raw}) if form == FORMAT else None
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not an assessment ({one_line(error)}); is the file complete?") from None
+    if stored is None:
+        raise ValueError(
+            f"{file}: format {FORMAT} was expected; got {shown(form)}; run the same evaluation into the folder again, "
+            "which takes up what is there, or read it with the library that made it"
+        )
+    return stored
 
 
 def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:

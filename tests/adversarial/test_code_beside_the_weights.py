@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import sys
 import types
@@ -663,6 +664,29 @@ def dormant_hook_inside_one_of_torch(pipe):
     pipe.unet.conv_in.register_forward_hook(torch.no_grad()(lambda module, args, output: None))
 
 
+def dormant_layer_as_a_hook(pipe):
+    class Waiting(nn.Module):
+        def forward(self, module, args, output):
+            return None
+
+    pipe.unet.conv_in.register_forward_hook(Waiting().__call__)  # a method that is PyTorch's
+
+
+def dormant_layer_inside_one_of_torch(pipe):
+    class Waiting(nn.Module):
+        def forward(self, *given):
+            return None
+
+    pipe.unet.conv_in.register_forward_hook(nn.Sequential(Waiting()))
+
+
+def dormant_default(pipe):
+    def hook(module, args, output, then=None):
+        return None
+
+    pipe.unet.conv_in.register_forward_hook(functools.partial(nn.Module.register_forward_hook, hook=hook))
+
+
 def dormant_module_of_torch(pipe):
     made = types.ModuleType("torch.nn.more")
     exec(compile("def hook(module, args, output): return None", "more.py", "exec"), vars(made))
@@ -709,7 +733,8 @@ def dormant_setting(pipe):
 
 DORMANT = [
     dormant_hook, dormant_forward, dormant_layer, other_processor, dormant_hook_under_another_name,
-    dormant_hook_inside_one_of_torch, dormant_module_of_torch, dormant_object_under_another_name,
+    dormant_hook_inside_one_of_torch, dormant_layer_as_a_hook, dormant_layer_inside_one_of_torch, dormant_default,
+    dormant_module_of_torch, dormant_object_under_another_name,
     dormant_forward_beside_a_hook_that_is_none, dormant_number, dormant_setting,
 ]  # fmt: skip
 
