@@ -210,7 +210,7 @@ def test_kinds_and_synonyms_choose_the_sentences():
         (ONE, {"token_span": "all"}, "all_words"),
         (ONE, {"preserve_scale": -1.0}, "preserve_scale"),
         (ONE, {"domain_scale": -1.0}, "domain_scale"),
-        (ONE, {"lamb": -1.0}, "negative"),
+        (ONE, {"lamb": -1.0}, "lamb: .*greater than or equal to 0; got -1"),
         (ONE, {"preset": "paper"}, "celebrity"),
     ],
 )
