@@ -63,8 +63,8 @@ class Faithfulness:
         return self.auc is not None and self.auc < FAITHFUL_FROM
 
 
-# Probes of removal whose number is not higher the more a model knows.
-OTHERWISE = ("construction", "resurgence", "adapter_on_top", "gradient_reversal", "delta_side_channel")
+# Probes of removal whose number is not higher the more a model knows; plasticity asks for what none of them knows.
+OTHERWISE = ("construction", "plasticity", "resurgence", "adapter_on_top", "gradient_reversal", "delta_side_channel")
 
 
 def faithfulness(evidence: Iterable[Evidence], knows: Mapping[str, bool | None]) -> list[Faithfulness]:
