@@ -47,7 +47,7 @@ def _parts(thing: Any) -> list[Any]:
         return [thing.func, *_functions([*thing.args, *thing.keywords.values()])]
     if isinstance(thing, FunctionType):
         kept = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        return _functions([*kept, *map(_content, thing.__closure__ or ())])
+        return _functions([*kept, *map(held_by, thing.__closure__ or ())])
     if isinstance(thing, type):
         return [value for name, value in vars(thing).items() if name not in BUILT and isinstance(value, FunctionType)]
     layers = [type(layer) for layer in thing.modules()] if isinstance(thing, nn.Module) else []
@@ -58,10 +58,11 @@ def _functions(values: Iterable[Any]) -> list[Any]:
     return [value for value in values if isinstance(value, FunctionType | MethodType | functools.partial)]
 
 
-def _content(cell: CellType) -> Any:
+def held_by(cell: CellType) -> Any:
+    """What a function keeps in one cell of its closure; None where that is empty."""
     try:
         return cell.cell_contents
-    except ValueError:  # an empty one
+    except ValueError:
         return None
 
 
@@ -97,4 +98,4 @@ def _code_in(file: str) -> frozenset[CodeType]:
     return frozenset(found)
 
 
-__all__ = ["comes_from"]
+__all__ = ["comes_from", "held_by"]

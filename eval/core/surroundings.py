@@ -23,7 +23,7 @@ from transformers.utils import output_capturing
 from erasure import io
 from erasure.backbone.fingerprint import content
 from erasure.eval.core.hashes import modules_of
-from erasure.eval.core.origin import comes_from
+from erasure.eval.core.origin import comes_from, held_by
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 STORING = ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -290,19 +290,12 @@ def _written(function: Any) -> tuple[Any, ...]:
         return tuple(map(_written, (function.fget, function.fset, function.fdel)))
     inner = getattr(function, "__func__", function)  # of methods, also static and class methods
     defaults = (*(getattr(inner, "__defaults__", None) or ()), *(getattr(inner, "__kwdefaults__", None) or {}).values())
-    kept = [value for cell in getattr(inner, "__closure__", None) or () if callable(value := _content(cell))]
+    kept = [value for cell in getattr(inner, "__closure__", None) or () if callable(value := held_by(cell))]
     return (
         getattr(inner, "__code__", type(inner).__name__),
         tuple(map(Same, defaults)),
         tuple((Same(value), getattr(value, "__code__", None)) for value in kept),
     )
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty one
-        return None
 
 
 def _captures(hook: Any) -> bool:
