@@ -363,12 +363,10 @@ def _read(file: Path) -> _Stored:
 
 def _check_models(file: Path, models: Sequence[ModelCard], evaluation: Evaluation) -> None:
     """Refuse models that are not those whose pictures are there: another role or kind would give other claims."""
-    stated = {model.name: (model.role, model.kind, model.weights) for model in models}
+    told = {model.name: (model.role, model.kind, model.weights) for model in models}
     drawn = {arm.name: (arm.role, arm.kind, arm.weights) for arm in evaluation.arms}
-    for name in {**stated, **drawn}:
-        mine, theirs = stated.get(name), drawn.get(name)
-        if mine and theirs and not theirs[1]:  # older evaluations do not name the kind
-            theirs = (theirs[0], mine[1], theirs[2])
+    for name in {**told, **drawn}:
+        mine, theirs = told.get(name), drawn.get(name)
         if mine != theirs:
             said, seen = (
                 "no such model" if one is None else f"{one[0]}, {one[1]}, weights {one[2][:12]}"
