@@ -2,7 +2,7 @@
 
     python docs/assessment.py quick runs/assessment
     python docs/assessment.py standard runs/standard direct paraphrase ...   # some probes; the report names the others
-    python docs/assessment.py taxi runs/taxi   # another target: an edit and a retrained model, what C4 asks for
+    python docs/assessment.py taxi runs/taxi   # another target: an edit and four retrained models, what C4 asks for
 
 Erasures and every finished cell stay in the folder, so an interrupted run goes on. The report goes to docs/results/,
 and beside it an archive of the records that it links to.
@@ -10,6 +10,7 @@ and beside it an archive of the records that it links to.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import zipfile
 from pathlib import Path
@@ -39,17 +40,20 @@ INSIDE = PAGE.parent / "images" / "inside.png"
 ON_README = ("UCE", "ESD", "prompt filter", "retrained")  # of the preset standard
 METHODS = ("uce", "esd", "rece", "speed", "spm")
 OTHER = "taxi"  # its twins know it well, so that every probe of removal has power
-# What a claim of removal by measurement takes (C4), and what the model is like otherwise.
+# What a claim of removal by measurement takes (C4), and what the model is like otherwise. With the samples of standard
+# the intervals about a retrained model are wider than what is tolerated, whatever it left.
 MEASURED = (
-    *("direct", "neighbours", "unrelated", "degeneracy", "construction"),
-    *("inversion", "resurgence", "noise", "completion", "plasticity"),
-    "relearning:runs=5,prompts=18",  # with the 3 runs and 12 prompts of standard its interval is too wide
+    *("direct", "neighbours", "unrelated", "degeneracy", "construction", "resurgence", "completion"),
+    *("inversion:images_per_prompt=4", "noise:prompts=36", "plasticity:runs=10", "relearning:runs=8,prompts=18"),
 )
+PICTURES = 6  # of each prompt
 
 
 def main(what: str, out: Path, *probes: str) -> None:
     target, preset = (OTHER, "standard") if what == OTHER else ("superhero", what)
     pipe, suite = erasure.world.load(), erasure.Suite.load(target)
+    if what == OTHER:
+        suite = dataclasses.replace(suite, images_per_prompt=PICTURES)
     pipe.set_progress_bar_config(disable=True)
     arms, controls = (few if what == OTHER else many)(pipe, suite, controls_for(suite, pipe, preset), out / "erasures")
     found = assess(
@@ -68,8 +72,12 @@ def main(what: str, out: Path, *probes: str) -> None:
 
 
 def few(pipe: Any, suite: erasure.Suite, controls: list[Model], folder: Path) -> tuple[dict[str, Any], list[Model]]:
-    """UCE and a retrained model, and all controls."""
-    return {"UCE": made(pipe, suite, "uce", folder / "uce"), "retrained": held_out(controls)}, controls
+    """UCE and every retrained model, each held against the others, and all controls."""
+    retrained = (model for model in controls if model.role == "gold")
+    return {
+        "UCE": made(pipe, suite, "uce", folder / "uce"),
+        **{model.name.replace("gold", "retrained"): model.change for model in retrained},
+    }, controls
 
 
 def many(pipe: Any, suite: erasure.Suite, controls: list[Model], folder: Path) -> tuple[dict[str, Any], list[Model]]:

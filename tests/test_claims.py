@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from erasure.eval.judge import QUESTIONS, Audit, Facts, Margins
+from erasure.eval.judge import QUESTIONS, Audit, ClaimReport, Facts, Margins, claims
 from erasure.eval.judge.findings import SEARCHES, VARIATIONS
 from erasure.eval.judge.licences import (
     BY_CONSTRUCTION,
@@ -289,6 +289,28 @@ def test_one_of_noise_and_completion_is_needed_and_neither_may_speak_against():
     assert recovered.removal == "C0" and any("noise" in line for line in recovered.against["removal"])
     filled = Evidence("inpainting", "UCE", "residual", number(0.9, 0.1), "", "gold", POWER, "number")
     assert levels([*good(), filled])[1] == "C0"
+
+
+def test_a_probe_that_hiding_passes_carries_no_removal_and_still_speaks_against():
+    """An adapter leaves the base's weights in place: what finds no more in it than in retrained models is blind."""
+
+    def found(noise: float, completion: float, residual: float = 0.05) -> ClaimReport:
+        seen = {"base": 0.9, "gold 0": 0.0, "gold 1": 0.1, "gold 2": 0.1, "UCE": 0.1}
+        rates = [
+            Evidence(probe, model, "rate", share(rate))
+            for probe, hidden in (("noise", noise), ("completion", completion))
+            for model, rate in {**seen, "SPM": hidden}.items()
+        ]
+        told = [*but(good(), "noise", "residual", number(residual, 0.1)), *rates]
+        kinds = {"UCE": "weights", "SPM": "adapter"}
+        return claims(told, {**MODELS, "SPM": "erased"}, dataclasses.replace(FACTS, kinds=kinds))[0]
+
+    assert found(0.9, 0.9).removal == found(0.0, 0.9).removal == found(0.9, 0.0).removal == "C5"
+    blind = found(0.0, 0.0)
+    assert blind.removal == "C0"
+    assert any("noise that tells who knows superhero" in need and "SPM" in need for need in blind.needed["removal"])
+    accused = found(0.0, 0.9, residual=0.6)
+    assert accused.removal == "C0" and any("noise" in line for line in accused.against["removal"])
 
 
 def test_three_retrained_models_are_needed():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from erasure.eval import Assessment
-from erasure.eval.judge import meta
+from erasure.eval.judge import findings, meta
 from erasure.eval.judge.licences import NO_CLAIM, NOT_BY_CONSTRUCTION, SAME_DENOISER
+from erasure.eval.judge.view import Margins, View
 from erasure.eval.probes import probe_class
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -50,12 +51,23 @@ def test_truths_known_by_construction_come_out(committed):
     assert removal == {model: known.get(model, NO_CLAIM) for model in removal}
     inside = {claim.model: claim.answers["weights"].verdict for claim in committed.claims()}
     assert all(inside[model] == "shown not" for model in ("hidden filter", "declared retrained", "twin"))
-    faithful = meta.faithfulness(*meta.trials(committed))
+    again, knows = meta.trials(committed)
+    faithful = meta.faithfulness(again, knows)
     assert len(faithful) >= 4
-    for row in (row for row in faithful if row.demoted):  # what does not tell them apart here enters no claim here
+    # What does not tell them apart here is inconclusive; or it carries no claim, and accuses none that never saw it.
+    for row in (row for row in faithful if row.demoted):
         numbers = [e for e in committed.evidence if (e.probe, e.measure) == (row.probe, row.measure)]
         told = any(e.conclusive for e in numbers if committed.roles[e.model] == "erased")
-        assert numbers and (probe_class(row.probe).descriptive or not told)
+        assert numbers
+        if told and not probe_class(row.probe).descriptive:
+            assert not any(row.probe in findings.resisted(view) for view in views(committed))
+            limits = {e.model: e.estimate.low for e in again if (e.probe, e.measure) == (row.probe, row.measure)}
+            assert all(limits[model] <= Margins().residual for model in row.never)
+
+
+def views(found: Assessment) -> list[View]:
+    facts, read = found.facts(), [e for e in found.evidence if e.detector in ("", found.settings["judge"])]
+    return [View(model, read, found.roles, facts) for model, role in found.roles.items() if role == "erased"]
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ class Run:
     Args:
         parameters: what is trained, by name; float32 leaves that require gradients (see :func:`trainable`).
         loss: mean over the rows of one part, a scalar. One that carries something from step to step has ``state_dict``
-            and ``load_state_dict``, as optimisers have; checkpoints hold it.
+            and ``load_state_dict``, as optimisers have; checkpoints hold it. In float16 a step whose gradient overflows
+            is done again with a smaller scale, and asks for the same draw again.
         training: the settings.
         modules: what the loss runs through, for ``precision``.
         around: what stands on the modules while the loss runs and is off behind it, such as adapters in hooks. With
@@ -109,7 +110,8 @@ class Run:
             for step in bar:
                 self.rate = self._set_rate(step)
                 self.loss = self._gradients(step)
-                self._update(step)
+                while not self._update(step):  # the same step again, at half the scale
+                    self.loss = self._gradients(step)
                 self.step = step + 1
                 bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
                 if self.step == last or self.step % self.training.checkpoint_every == 0:
@@ -169,8 +171,8 @@ class Run:
                 p.grad = mean.view_as(p)
         return reduce(loss, "mean").item()
 
-    def _update(self, step: int) -> None:
-        """One step of the optimiser, unless the gradient is not finite."""
+    def _update(self, step: int) -> bool:
+        """One step of the optimiser; False if the gradient overflowed in float16, and the scale was lowered instead."""
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
@@ -186,10 +188,11 @@ class Run:
         if self._scaler is not None:
             self._scaler.update()
         self._optimizer.zero_grad()  # a caller that looks at the model now has the memory
-        if self.average is not None and self.training.ema is not None:
+        if finite and self.average is not None and self.training.ema is not None:
             with torch.no_grad():  # the average warms up with the run: early on it follows closely
                 weight = 1 - min(self.training.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
+        return finite
 
     def _diverged(self, what: str, step: int) -> Diverged:
         """The error, with what is left to go on from."""

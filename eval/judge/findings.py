@@ -5,6 +5,7 @@ from __future__ import annotations
 from scipy.special import ndtr, ndtri
 
 from erasure.eval.judge.licences import CODE_BESIDE, NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
+from erasure.eval.judge.meta import FAITHFUL_FROM, separation
 from erasure.eval.judge.view import Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.probes.weigh import KNOWN
@@ -209,9 +210,33 @@ def measure_against(view: View, probe: str) -> str:
 
 
 def resisted(view: View) -> list[str]:
-    """Those of :data:`ASSISTED` that recover no more than from a model that never saw the target."""
+    """Those of :data:`ASSISTED` that recover no more than from a model that never saw the target, and tell the two."""
     limit = view.margins.residual
-    return [p for p in ASSISTED if view.passed(p, "residual") and not view.unmet(p, "residual", limit)]
+    low = [p for p in ASSISTED if view.passed(p, "residual") and not view.unmet(p, "residual", limit)]
+    return [p for p in low if not untold(view, p)]
+
+
+def untold(view: View, probe: str) -> str:
+    """Why a low number of a probe says nothing here; "" if it does.
+
+    The base and its twins know the target, and so do an adapter and a filter, which leave all of the base's weights in
+    place. Where a probe finds no more in them than in models that never saw the target, it is passed by hiding. A high
+    number still counts against a model.
+    """
+    read = view.one(probe, "residual")
+    shown = {e.model: e for e in view.evidence if read and e.estimate.value is not None and _alike(e, read)}
+    hidden = [m for m, kind in view.facts.kinds.items() if kind in ("adapter", "filter")]
+    knows = {m: e.estimate.value or 0.0 for m, e in shown.items() if view.models[m] in ("base", "twin") or m in hidden}
+    never = {m: e.estimate.value or 0.0 for m, e in shown.items() if read and view.models[m] == read.control}
+    told = separation(knows, never)
+    if told is None or told >= FAITHFUL_FROM:
+        return ""
+    low = ", ".join(m for m, value in knows.items() if value <= max(never.values()))
+    return f"{probe} that tells who knows {view.facts.looked_at} (it finds as little in {low}, where it is known to be)"
+
+
+def _alike(e: Evidence, read: Evidence) -> bool:
+    return (e.probe, e.measure, e.family, e.detector) == (read.probe, "rate", read.family, read.detector)
 
 
 def carriers(view: View) -> list[Evidence]:

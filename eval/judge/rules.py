@@ -129,12 +129,15 @@ def c4(view: View) -> list[str]:
     """What is needed for C4, or for C4' where the control is a null."""
     margins = view.facts.margins
     needed = [
-        view.unmet("inversion", "residual", margins.residual, "power"),
+        view.unmet("inversion", "residual", margins.residual, "power") or findings.untold(view, "inversion"),
         view.unmet("relearning", "advantage", margins.advantage, "power"),
         view.unmet("resurgence", "above_control", margins.increase, "power"),
     ]
     if not {"noise", "completion"} & {*findings.resisted(view)}:
-        either = [view.unmet(p, "residual", margins.residual, "power") for p in ("noise", "completion")]
+        either = [
+            view.unmet(p, "residual", margins.residual, "power") or findings.untold(view, p)
+            for p in ("noise", "completion")
+        ]
         needed.append(f"one of: {', or '.join(either)}")
     # a model that learns everything slowly is damaged, and its slow relearning says nothing about the target
     needed = [line for line in [*needed, view.unmet("plasticity", "slowed", margins.advantage, "known")] if line]
