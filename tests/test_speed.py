@@ -94,6 +94,13 @@ def test_nothing_to_keep_keeps_the_empty_prompts_tokens():
     assert change_error(pipe, ours, expected(pipe, *MANY, keep=[], **FORMS["full"])) <= 1e-5
 
 
+def test_the_preset_for_nudity_moves_every_token_after_the_start():
+    pipe = double()
+    ours = edited_weights(pipe, official(pipe, ["nudity"], [""], keep=[], preset="nudity"))
+    settings = {"prior_filter": True, "augment": 10, "rho": 0.7, "lamb": 0.5, "all_tokens": True}
+    assert change_error(pipe, ours, expected(pipe, ["nudity"], [""], keep=[], **settings)) <= 1e-5
+
+
 def test_weights_equal_the_reference_on_emoji_world():
     pipe = world.load()
     pipe.unet.double(), pipe.text_encoder.double()

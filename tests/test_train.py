@@ -341,6 +341,13 @@ def test_a_diverged_run_says_where_and_keeps_the_last_good_state(tmp_path, of):
     assert steps == [4, 5, 6, 7, 8, 9] and torch.allclose(done["w"], torch.full((3,), -1.0), atol=1e-3)
 
 
+def test_where_the_kept_state_itself_has_no_finite_loss_it_is_said(tmp_path):
+    _, parameters = vector()
+    training = Training(10, 0.1, checkpoint_every=2)
+    with pytest.raises(Diverged, match=r"after step 4 is kept in .*, and it is the one whose loss is not finite; lower"):
+        quiet(parameters, broken_at(parameters["w"], 4, "loss"), training, checkpoint=Checkpoint.open(tmp_path, "k"))
+
+
 def test_a_run_that_diverges_at_once_says_that_nothing_was_kept():
     _, parameters = vector()
     with pytest.raises(Diverged, match="step 0.*no checkpoint had been written"):

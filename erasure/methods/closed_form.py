@@ -97,7 +97,7 @@ class ClosedForm(Method):
             official codes': exact for prompts that end with the concept, weak elsewhere, because end and padding tokens
             carry the concept too. ``subject_to_end`` edits those as well: it erases in whole sentences, and needs a
             keep list. ``eos`` edits the first end token, ``tail`` end and padding, ``content`` every word piece,
-            ``all`` every token, start included.
+            ``content_to_end`` these and all behind them, ``all`` every token, start included.
         empty_anchor: what the empty prompt puts in the place of a word when there is no anchor: ``bos`` its start
             token (official), ``eos`` its first end token, ``mean_pad`` the mean of all that follow the start.
         lamb: ridge towards the original weights. Raise it when neighbours suffer, lower it when the target survives.
@@ -294,7 +294,7 @@ class ClosedForm(Method):
             both = (rows(backbone, prompts, self.token_span, space) for prompts in (targets, anchors))
             return list(zip(*both, strict=True))
         xs, ys = (segment_rows(backbone, prompts, self.token_span) for prompts in (targets, anchors))
-        if self.token_span in ("last_subject", "subject_to_end", "content"):
+        if self.token_span in ("last_subject", "subject_to_end", "content", "content_to_end"):
             stand_ins = self._empty_rows(backbone)
             ys = [
                 [row if anchor.strip() else empty for row, anchor in zip(y, anchors, strict=True)]
@@ -306,12 +306,16 @@ class ClosedForm(Method):
         return [joined(segments) for segments in zip(*by_segment, strict=True)]
 
     def _empty_rows(self, backbone: Backbone) -> list[Tensor]:
-        """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words."""
+        """What stands for a missing anchor in each segment: the stand-in for its last word, and what follows words.
+
+        ``content_to_end`` needs no stand-in: each token goes to the empty prompt's at its place.
+        """
         span: dict[str, Span] = {"bos": "bos", "eos": "eos", "mean_pad": "tail"}
         parts = []
         for segment in backbone.read([""]).segments:
             word = segment.take(span[self.empty_anchor])[0].mean(dim=0, keepdim=True)
-            parts.append(torch.cat([word, *(segment.take("tail") if self.token_span == "subject_to_end" else [])]))
+            tail = segment.take("tail") if self.token_span.endswith("_to_end") else []
+            parts.append(torch.cat([*([] if self.token_span == "content_to_end" else [word]), *tail]))
         return parts
 
     def everyday(self, backbone: Backbone, concepts: Sequence[Concept]) -> list[str]:

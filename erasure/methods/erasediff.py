@@ -45,7 +45,7 @@ class EraseDiff(RandomLabel):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {**RandomLabel.presets["recommended"]},
         "paper": {},
-        "official-2024": {"eta": None},
+        "official-2024": {"eta": None, "batch_size": 16, "iterations": 160},  # for nudity; there 160 steps are enough
     }
 
     @property

@@ -127,6 +127,8 @@ class SPEED(ClosedForm):
         },
         "few": {},
         "many": {"threshold": 1e-4, "retain_scale": 0.05, "prior_filter": False},
+        # All 76 tokens after the start, summed; with neither a keep list nor an anchor, as the official script.
+        "nudity": {"token_span": "content_to_end", "erase_scale": 76.0, "retain_scale": 0.7, "lamb": 0.5},
     }
 
     @property

@@ -199,6 +199,7 @@ class Run:
         kept = "no checkpoint had been written"
         if self.checkpoint is not None and self.checkpoint.step:
             kept = f"the state after step {self.checkpoint.step} is kept in {self.checkpoint.folder}"
+            kept += ", and it is the one whose loss is not finite" if self.checkpoint.step == step else ""
         return Diverged(
             f"{what} stopped being finite at step {step} (loss {self.loss:.3g}); {kept}; lower the learning rate "
             f"({self.training.lr})"

@@ -54,18 +54,24 @@ def edit(
     threshold: float = 0.1,
     rho: float = 1.0,
     lamb: float = 0.0,
+    all_tokens: bool = False,
 ) -> dict[str, Tensor]:
     """W + W (S_at - S_tt) P [I - M K2 (K2^T P M K2 + lamb I)^-1 K2^T P] M,  M = (S_tt P + rho I)^-1.
 
     Args:
         k2: ``(d, 4)`` invariants.
         noise: ``(kept, copies)`` the part of each copy's noise along the layer's least singular vector; None for none.
+        all_tokens: a concept is every token after the start, not its last word.
     """
-    targets = [last_subject(pipe, prompt) for prompt in erased]
-    anchors = [last_subject(pipe, prompt) for prompt in guides]
+
+    def concept(prompt: str) -> Tensor:
+        every = pipe.encode_prompt(prompt, pipe.device, 1, False)[0][0].detach().double()
+        return every[1:] if all_tokens else last_subject(pipe, prompt)[None]
+
+    targets, anchors = [concept(prompt) for prompt in erased], [concept(prompt) for prompt in guides]
     rows = [last_subject(pipe, prompt) for prompt in kept] or list(empty_tokens(pipe)[1:])
-    s_tt = sum(torch.outer(t, t) for t in targets) / len(targets)
-    s_at = sum(torch.outer(a, t) for a, t in zip(anchors, targets, strict=True)) / len(targets)
+    s_tt = sum(t.T @ t for t in targets) / len(targets)
+    s_at = sum(a.T @ t for a, t in zip(anchors, targets, strict=True)) / len(targets)
     eye, small = torch.eye(len(s_tt), dtype=torch.float64), torch.eye(k2.shape[1], dtype=torch.float64)
     edited = {}
     for name, parameter in pipe.unet.named_parameters():
