@@ -49,7 +49,9 @@ def test_fifty_are_added_applied_verified_one_is_withdrawn_and_all_of_it_is_repo
     checked = verify(register, pipe(), BASE)
     assert not checked.problems and len(checked.moved) == 50 and checked.report["hidden"]["target"]["moved"] > 0
 
+    assert register.behind() == []
     register.withdraw("R7", reason="the parties settled")
+    assert register.behind() == [BASE]
     assert verify(register, pipe(), BASE).problems == ("withdrawn and still erased: R7; run `erasure register apply`",)
     second = apply(register, pipe(), BASE)
     assert len(second.entries) == 49 and not second.served and second.hash != first.hash
@@ -474,7 +476,9 @@ def test_the_commands_from_init_to_report(erasure, tmp_path):
     code, out, err = erasure("apply")
     assert code == 0 and "2 requests in force" in out and "served: R1, R2" in out, err
     assert erasure("verify")[0] == 0
+    assert "next: erasure register verify" in erasure("list")[1]
     assert erasure("withdraw", "R2", "--reason", "settled")[0] == 0
+    assert "next: erasure register apply" in erasure("list")[1]
     code, out, _ = erasure("verify")
     assert code == 1 and "withdrawn and still erased: R2" in out
     assert erasure("redact", "R2", "--proof", "proof.json")[0] == 0

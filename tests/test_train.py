@@ -344,7 +344,7 @@ def test_a_diverged_run_says_where_and_keeps_the_last_good_state(tmp_path, of):
 def test_where_the_kept_state_itself_has_no_finite_loss_it_is_said(tmp_path):
     _, parameters = vector()
     training = Training(10, 0.1, checkpoint_every=2)
-    with pytest.raises(Diverged, match=r"after step 4 is kept in .*, and it is the one whose loss is not finite; lower"):
+    with pytest.raises(Diverged, match=r"after step 4 is kept in .*, and it is the one whose loss is not finite"):
         quiet(parameters, broken_at(parameters["w"], 4, "loss"), training, checkpoint=Checkpoint.open(tmp_path, "k"))
 
 

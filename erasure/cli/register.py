@@ -139,7 +139,8 @@ def list_requests(
 
     if status is not None and status not in STATUSES:
         raise ValueError(f"unknown status {status!r}{meant(status, STATUSES)}; choose one of {list(STATUSES)}")
-    entries, moment = Register(register).entries(status=status), now()  # type: ignore[arg-type]
+    kept = Register(register)
+    entries, moment = kept.entries(status=status), now()  # type: ignore[arg-type]
     if as_json:
         print_json([plain_entry(entry) for entry in entries])
         return
@@ -149,7 +150,7 @@ def list_requests(
             entry.request, entry.name, entry.status, f"{entry.received:%Y-%m-%d %H:%M}", entry.clock(moment)[1]
         )
     console.print(table)
-    follow("erasure register apply" if any(e.status == "received" for e in entries) else "erasure register verify")
+    follow("erasure register apply" if kept.behind() else "erasure register verify")
 
 
 @commands.command(epilog="Example: [bold]erasure register show R1[/bold]")

@@ -339,6 +339,13 @@ class Register:
         with self._database.reading() as connection:
             return applied_in(connection).get(base)
 
+    def behind(self) -> list[str]:
+        """The bases on which something else is in force than is wanted, so that :func:`apply` is due."""
+        with self._database.reading() as connection:
+            having = {name: event.detail["entries"] for name, event in applied_in(connection).items()}
+            wanted = {name: [entry.id for entry in wanted_in(connection, name)] for name in bases_of(connection)}
+        return [name for name, ids in wanted.items() if ids != having.get(name, [])]
+
     def put_in_force(self, base: str, entries: Sequence[Entry], detail: Mapping[str, Any]) -> list[Entry] | None:
         """Record an erasure that was made of a set; returns the requests that are served by it.
 

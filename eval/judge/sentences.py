@@ -23,7 +23,10 @@ def suppression(view: View, level: str, needed: Sequence[str]) -> list[str]:
 def removal(view: View, level: str, needed: Sequence[str]) -> list[str]:
     target, model = view.facts.target, view.model
     if level == NOT_APPLICABLE:
-        return [f"Removal is not applicable: the suite says that {target} was never in the training data."]
+        return [
+            f"Removal is not applicable: the suite says that {target} was never in the training data. Only suppression "
+            "can be claimed."
+        ]
     if level in BY_CONSTRUCTION:
         past = view.kind == "filter"
         speak = "go past it and find the base" if past else "measured it with its change applied"
