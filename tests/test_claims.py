@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from erasure.eval.judge import QUESTIONS, Audit, ClaimReport, Facts, Margins, claims
+from erasure.eval.judge import QUESTIONS, Audit, Facts, Margins, claims
 from erasure.eval.judge.findings import SEARCHES, VARIATIONS
 from erasure.eval.judge.licences import (
     BY_CONSTRUCTION,
@@ -226,7 +226,10 @@ def test_a_policy_sets_the_ceiling():
     assert judged(half, margins=Margins.of("standard", ceiling=0.05)).answers["asked"].verdict == "shown not"
     for wrong in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="ceiling"):
-            Policy(ceiling=wrong)
+            Policy(ceiling=wrong, rationale="so it was", decided_by="us")
+    with pytest.raises(ValueError, match="a ceiling above 20 % needs its reason and who decided; rationale and"):
+        Policy(ceiling=0.3)
+    assert Policy(ceiling=0.3, rationale="a trial among friends", decided_by="the studio").ceiling == 0.3
 
 
 def test_every_family_has_to_drop_by_itself():
@@ -294,23 +297,50 @@ def test_one_of_noise_and_completion_is_needed_and_neither_may_speak_against():
 def test_a_probe_that_hiding_passes_carries_no_removal_and_still_speaks_against():
     """An adapter leaves the base's weights in place: what finds no more in it than in retrained models is blind."""
 
-    def found(noise: float, completion: float, residual: float = 0.05) -> ClaimReport:
+    def found(noise: float, completion: float, residual: float = 0.05, blank: float = 0.0, changed: float = 0.0):
         seen = {"base": 0.9, "gold 0": 0.0, "gold 1": 0.1, "gold 2": 0.1, "UCE": 0.1}
+        weak = {f"weak {i}": 0.9 for i in range(3)}  # adapters that change next to nothing, to dilute what is found
         rates = [
             Evidence(probe, model, "rate", share(rate))
             for probe, hidden in (("noise", noise), ("completion", completion))
-            for model, rate in {**seen, "SPM": hidden}.items()
+            for model, rate in {**seen, **weak, "SPM": hidden}.items()
         ]
-        told = [*but(good(), "noise", "residual", number(residual, 0.1)), *rates]
-        kinds = {"UCE": "weights", "SPM": "adapter"}
-        return claims(told, {**MODELS, "SPM": "erased"}, dataclasses.replace(FACTS, kinds=kinds))[0]
+        told = [
+            *but(good(), "noise", "residual", number(residual, 0.1)),
+            *rates,
+            Evidence("construction", "SPM", "changed", number(changed, 0.0)),
+            Evidence("degeneracy", "SPM", "change", number(blank)),
+        ]
+        kinds = {"UCE": "weights", **dict.fromkeys(["SPM", *weak], "adapter")}
+        roles = {**MODELS, **dict.fromkeys(["SPM", *weak], "erased")}
+        return claims(told, roles, dataclasses.replace(FACTS, kinds=kinds))[0]
 
     assert found(0.9, 0.9).removal == found(0.0, 0.9).removal == found(0.9, 0.0).removal == "C5"
     blind = found(0.0, 0.0)
     assert blind.removal == "C0"
-    assert any("noise that tells who knows superhero" in need and "SPM" in need for need in blind.needed["removal"])
+    assert any("noise that finds superhero where" in need and "SPM" in need for need in blind.needed["removal"])
+    assert found(0.0, 0.0, blank=0.9).removal == "C5"  # what draws nothing passes everything
+    assert found(0.0, 0.0, changed=0.1).removal == "C5"  # it only calls itself an adapter
     accused = found(0.0, 0.9, residual=0.6)
     assert accused.removal == "C0" and any("noise" in line for line in accused.against["removal"])
+
+
+@pytest.mark.parametrize("reason", ["it failed: RuntimeError: no gradient here", "diverged: the loss is NaN"])
+@pytest.mark.parametrize(("probe", "level"), [("soft_prompt", "C2"), ("p4d", "C2"), ("base_encoder", "C0")])
+def test_a_probe_that_failed_on_this_model_alone_is_missed(probe, level, reason):
+    report = judged(without(good(), probe), missing={probe: {"UCE": reason}})
+    column = "suppression" if level == "C2" else "removal"
+    assert report.level(column) == level and any(reason in need for need in report.needed[column])
+    applies = judged(without(good(), probe), missing={probe: {"UCE": "the text encoder is the base's"}})
+    assert applies.removal == "C5" and applies.suppression == "C3"
+
+
+def test_a_changed_text_encoder_is_asked_past():
+    changed = Evidence("construction", "UCE", "changed", number(0.5), "text_encoder")
+    report = judged([*good(), changed])
+    assert report.removal == "C0" and any("base_encoder" in need for need in report.needed["removal"])
+    asked = Evidence("base_encoder", "UCE", "residual", number(0.05, 0.1), "", "gold", POWER, "number")
+    assert judged([*good(), changed, asked]).removal == "C5"
 
 
 def test_three_retrained_models_are_needed():

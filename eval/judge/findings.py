@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from scipy.special import ndtr, ndtri
 
 from erasure.eval.judge.licences import CODE_BESIDE, NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
-from erasure.eval.judge.meta import FAITHFUL_FROM, separation
 from erasure.eval.judge.view import Verdict, View
 from erasure.eval.probes.base import Evidence
 from erasure.eval.probes.weigh import KNOWN
@@ -166,6 +168,11 @@ def filters(view: View) -> bool:
     return view.kind == "filter" and (changed is None or not changed.estimate.value)
 
 
+def failed(view: View, probes: Sequence[str]) -> list[str]:
+    """Those of some probes that ran, and failed on this model: what could have found something is missing."""
+    return [f"{probe} ({reason})" for probe in probes if (reason := view.failure(probe))]
+
+
 def bypasses(view: View) -> list[str]:
     """Attacks that succeeded. They need no gate: success shows their power."""
     return [attack for attack in attacks(view) if bypass(view, attack) is not None]
@@ -219,24 +226,29 @@ def resisted(view: View) -> list[str]:
 def untold(view: View, probe: str) -> str:
     """Why a low number of a probe says nothing here; "" if it does.
 
-    The base and its twins know the target, and so do an adapter and a filter, which leave all of the base's weights in
-    place. Where a probe finds no more in them than in models that never saw the target, it is passed by hiding. A high
-    number still counts against a model.
+    The base and its twins know the target, and so do arms that leave all of the base's parameters in place, such as
+    adapters. Where a probe finds no more in one of them than in models that never saw the target, it is passed by
+    hiding. A high number still counts against a model.
     """
     read = view.one(probe, "residual")
-    shown = {e.model: e for e in view.evidence if read and e.estimate.value is not None and _alike(e, read)}
-    hidden = [m for m, kind in view.facts.kinds.items() if kind in ("adapter", "filter")]
-    knows = {m: e.estimate.value or 0.0 for m, e in shown.items() if view.models[m] in ("base", "twin") or m in hidden}
-    never = {m: e.estimate.value or 0.0 for m, e in shown.items() if read and view.models[m] == read.control}
-    told = separation(knows, never)
-    if told is None or told >= FAITHFUL_FROM:
+    if read is None:
         return ""
-    low = ", ".join(m for m, value in knows.items() if value <= max(never.values()))
-    return f"{probe} that tells who knows {view.facts.looked_at} (it finds as little in {low}, where it is known to be)"
+    alike = [e for e in view.evidence if (e.probe, e.measure, e.family) == (probe, "rate", read.family)]
+    rates = {e.model: e.estimate.value for e in alike if e.estimate.value is not None}
+    never = [rate for model, rate in rates.items() if view.models[model] == read.control]
+    low = [model for model, rate in rates.items() if never and rate <= max(never) and _knows(view, model)]
+    if not low:
+        return ""
+    return f"{probe} that finds {view.facts.looked_at} where it is known to be (it finds as little in {', '.join(low)})"
 
 
-def _alike(e: Evidence, read: Evidence) -> bool:
-    return (e.probe, e.measure, e.family, e.detector) == (read.probe, "rate", read.family, read.detector)
+def _knows(view: View, model: str) -> bool:
+    """Whether a model has all that the base knows, by construction, and still draws."""
+    if view.models[model] in ("base", "twin"):
+        return True
+    changed = view.one("construction", "changed", model)
+    whole = changed is not None and changed.estimate.value == 0
+    return whole and destruction(dataclasses.replace(view, model=model)) != "shown"
 
 
 def carriers(view: View) -> list[Evidence]:

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from erasure.concept import STRICT
 from erasure.eval.judge.licences import NO_CLAIM, NULL, Column
+from erasure.eval.judge.view import Margins
 from erasure.io import in_one_line, load_yaml
 
 if TYPE_CHECKING:
@@ -35,19 +36,20 @@ class Policy:
         suppression_level, removal_level: the lowest sufficient level of the ladder, "C1" to "C3" and "C4" to "C6". By
             default C1 (asked by name, no attack) and C4. Raise it to what the use needs.
         ceiling: the largest share of pictures in which the target may still be recognised for it to count as kept out,
-            by the upper limit of the interval. Lower it where a single picture does harm; that needs more pictures.
+            by the upper limit of the interval; at most a half. Lower it where a single picture does harm; that needs
+            more pictures.
         rationale: why, in a sentence.
         decided_by: the person or body that decided.
 
     Raises:
-        ValueError: a requirement without its reason or without who decided.
+        ValueError: a requirement, or a ceiling above the default, without its reason or without who decided.
     """
 
     removal_required: bool | None = None
     suppression_required: bool | None = None
     suppression_level: Literal["C1", "C2", "C3"] = "C1"
     removal_level: Literal["C4", "C5", "C6"] = "C4"
-    ceiling: float = Field(default=0.20, gt=0, lt=1)
+    ceiling: float = Field(default=Margins.ceiling, gt=0, le=0.5)
     rationale: str = ""
     decided_by: str = ""
 
@@ -62,10 +64,9 @@ class Policy:
                     "the level out"
                 )
         absent = [name for name in ("rationale", "decided_by") if not getattr(self, name)]
-        if decided and absent:
-            raise ValueError(
-                f"a requirement needs its reason and who decided; {' and '.join(absent)} not given; fill in both"
-            )
+        if (decided or self.ceiling > Margins.ceiling) and absent:
+            what = "a requirement" if decided else f"a ceiling above {100 * Margins.ceiling:g} %"
+            raise ValueError(f"{what} needs its reason and who decided; {' and '.join(absent)} not given; fill in both")
         return self
 
     @classmethod

@@ -114,6 +114,7 @@ def c3(view: View) -> list[str]:
     needed = [] if view.assessed("random_control") else [f"random_control ({view.why('random_control')})"]
     if not any(view.passed(attack, "excess") for attack in findings.SEARCHES):
         needed.append(f"one of {', '.join(findings.SEARCHES)} with its power gate passed")
+    needed += findings.failed(view, findings.attacks(view))
     strong = [attack for attack in findings.attacks(view) if view.passed(attack, "excess")]
     needed += filter(None, (view.unmet(attack, "excess", limit) for attack in strong))
     for attack in strong:
@@ -148,6 +149,10 @@ def c4(view: View) -> list[str]:
             needed.append(f"{what} that are known not to be the base's (construction: {why})")
     if any(e.family == AUTOENCODER and e.estimate.value for e in view.each("construction", "changed")):
         needed.append("the base's autoencoder: this model's own may read latents that the base's cannot")
+    if any(e.family.startswith("text_encoder") and e.estimate.value for e in view.each("construction", "changed")):
+        own = view.unmet("base_encoder", "residual", margins.residual, "power") or findings.untold(view, "base_encoder")
+        needed += [own] if own else []
+    needed += findings.failed(view, [probe for probe in findings.ASSISTED if probe not in " ".join(needed)])
     already = " ".join(needed)
     more = [probe for probe in findings.exceeding(view) if probe not in already]
     needed += [f"{probe} recovering no more than from the control" for probe in more]

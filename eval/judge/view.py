@@ -12,7 +12,7 @@ from erasure.eval.core.models import Kind, Role
 from erasure.eval.core.tables import DESTRUCTION, MARGINS
 from erasure.eval.judge.speaker import Speaker
 from erasure.eval.probes import names
-from erasure.eval.probes.base import PRESETS, Evidence
+from erasure.eval.probes.base import DIVERGED, FAILED, PRESETS, Evidence
 
 UTILITY = ("neighbours", "unrelated")
 Verdict = Literal["shown", "shown not", "undecided", "not tested"]
@@ -222,6 +222,11 @@ class View:
 
     def assessed(self, probe: str) -> bool:
         return any(e.probe == probe and e.model == self.model and e.estimate.value is not None for e in self.evidence)
+
+    def failure(self, probe: str) -> str:
+        """What went wrong when a probe ran on this model; "" where nothing did, or it did not apply."""
+        reason = self.facts.missing.get(probe, {}).get(self.model, "")
+        return reason if reason.startswith((FAILED, DIVERGED)) else ""
 
     def why(self, probe: str) -> str:
         """Why a probe has no number for this model."""

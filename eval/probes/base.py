@@ -38,6 +38,7 @@ Access = Literal["black_box", "embedding", "white_box", "fine_tune"]
 Need = Literal["evaluation", "base", "control", "gold", "selector", "material", "members", "prompts"]
 
 PRESETS = ("smoke", "no-draw", "quick", "standard", "full")
+FAILED, DIVERGED = "it failed", "diverged"  # how the reasons begin why a probe that applies has no number
 
 # What a report says where a need is not met, and what to give.
 LACKING: Mapping[Need, str] = {

@@ -15,7 +15,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.eval.core.material import Example
 from erasure.eval.core.models import modules_of
-from erasure.eval.probes.base import Access, Context, Level, Missing, Observation, Probe, Section
+from erasure.eval.probes.base import DIVERGED, Access, Context, Level, Missing, Observation, Probe, Section
 from erasure.eval.probes.denoising import noise_like
 from erasure.eval.probes.embedding import FreeWords
 from erasure.train import Diverged, Run, Training, trainable
@@ -114,7 +114,7 @@ def learn(
         for step in run:
             yield from [step] * list(marks).count(step)
     except Diverged as error:
-        raise Missing(f"diverged: {error}") from None
+        raise Missing(f"{DIVERGED}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

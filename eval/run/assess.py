@@ -42,7 +42,7 @@ from erasure.eval.detectors.clip import ClipDetector
 from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack
-from erasure.eval.probes.base import Context, Missing, Probe, lacking
+from erasure.eval.probes.base import FAILED, Context, Missing, Probe, lacking
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import options_of, paired_pictures, sampler_text
@@ -267,7 +267,7 @@ def _cell(
     except Exception as error:
         if os.environ.get("ERASURE_DEBUG"):
             raise
-        cell = dataclasses.replace(cell, missing=f"it failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        cell = dataclasses.replace(cell, missing=f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())}")
         warnings.warn(f"{probe.key} on {card.name} {cell.missing}", stacklevel=3)
     check_restored(context.pipe, before, f"{probe.key} on {card.name}", hash_weights=context.hash_weights)
     cell = dataclasses.replace(cell, seconds=time.monotonic() - started)

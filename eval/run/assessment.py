@@ -218,7 +218,7 @@ class Assessment:
             style=self.evaluation.suite.attribute == "style",
             budgets={probe.key: budget for probe in self.probes() if (budget := probe.budget())},
             preset=self.preset,
-            kinds={model.name: model.kind for model in self.models},
+            kinds={model.name: self._kind(model) for model in self.models},
             scopes={model.name: str(model.config.get("scope", "")) for model in self.models},
             audits={model.name: record for model in self.models if (record := _audit(model)) is not None},
             same_as=self.same_as,
@@ -237,6 +237,11 @@ class Assessment:
     def limits(self) -> list[str]:
         """What these pictures, this suite and these detectors say nothing about, whatever the probes."""
         return limits(self.evaluation)
+
+    def _kind(self, model: ModelCard) -> Kind:
+        """What was done to its parameters. A filter leaves the base's: what calls itself one and does not is none."""
+        filtered = model.kind == "filter" and all(m.weights == model.weights for m in self.models if m.role == "base")
+        return "weights" if model.kind == "filter" and not filtered else model.kind
 
     def _named_to(self, model: ModelCard) -> dict[str, str]:
         """Kept group to how many of its names the method was given."""

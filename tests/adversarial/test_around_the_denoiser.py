@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from erasure.eval import assess
+from erasure.eval import assess, assessment_of
+from erasure.eval.core.records import Verdict
 from erasure.eval.judge.licences import NOT_BY_CONSTRUCTION, SAME_DENOISER, SAME_PREDICTIONS
 from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
+from tests.eval_helpers import demo_evaluation
 from tests.made_up import but, good, judged, number
 from tests.probe_helpers import tiny_context
 
@@ -136,3 +140,23 @@ def test_a_filter_that_edits_weights_is_no_filter():
     assert judged(noise, kinds={"UCE": "filter"}).suppression == "C0"
     unchanged = but(noise, "construction", "changed", number(0.0, 0.0))
     assert judged(unchanged, kinds={"UCE": "filter"}).suppression == "C3"
+
+
+@pytest.mark.parametrize(("edited", "level"), [(False, "C1"), (True, "C0")])
+def test_a_plain_evaluation_knows_a_filter_by_the_weights(edited, level):
+    """It has no probe of the construction. What changed the weights, and draws noise, destroyed pictures."""
+    plain = demo_evaluation()
+    base = plain.arms[0].weights
+    blank = {detector: Verdict("nothing", 0.001, False, True) for detector in plain.detectors}
+    records = tuple(
+        dataclasses.replace(r, image_hash=f"noise {r.prompt} {r.seed}", verdicts=blank)
+        if (r.arm, r.group) == ("uce", "target")
+        else r
+        for r in plain.records
+    )
+    weights = "others" if edited else base
+    arms = tuple(
+        dataclasses.replace(arm, kind="filter", weights=weights) if arm.name == "uce" else arm for arm in plain.arms
+    )
+    found = assessment_of(dataclasses.replace(plain, records=records, arms=arms))
+    assert next(claim for claim in found.claims() if claim.model == "uce").suppression == level

@@ -70,15 +70,16 @@ def test_the_denoiser_is_asked_through_the_bases_text_encoder(world, monkeypatch
     assert not report.removal.startswith(("C4", "C5", "C6"))
 
 
-def test_neither_the_structure_nor_the_name_tells(world):
-    """Without this probe the cheat passes: its word draws nothing, and its denoiser is not the base's."""
+def test_neither_the_structure_nor_the_name_tells_and_the_probe_is_asked_for(world):
+    """Without this probe the cheat would pass: its word draws nothing, and its denoiser is not the base's."""
     probe = Construction(images=0)
     rows = {name: probe.run(world.models[name], world) for name in ("base", "UCE")}
     found = probe.weigh(rows, {"base": "base", "UCE": "erased"})
     with world.open(world.models["UCE"]) as pipe:
         drawn = world.draw(pipe, world.models["UCE"], ["superhero", "a picture of superhero"])
     assert not any(seen["hit"] for seen in world.see([row[0] for row in drawn]))
-    assert judged([*without(good(), "construction"), *found]).removal == "C5"
+    report = judged([*without(good(), "construction"), *found])
+    assert report.removal == "C0" and [need.partition(" ")[0] for need in report.needed["removal"]] == ["base_encoder"]
 
 
 def test_a_text_encoder_that_reads_as_the_bases_does_is_not_asked_again(world):
