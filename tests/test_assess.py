@@ -404,6 +404,19 @@ def test_a_copy_of_a_control_does_not_count_as_another(context):
         run(context, controls=[*golds, Model("gold-9", "gold", Swapped("gold-9", halved))])
 
 
+def test_a_copy_with_other_numbers_that_compute_the_same_does_not_count_as_another(context):
+    """Values times 8 and outputs through an eighth: far away in numbers, and bit for bit the same predictions."""
+    golds = [m for m in context.models.values() if m.role == "gold"]
+    same = {part: copy.deepcopy(module) for part, module in golds[0].change.modules.items()}
+    with torch.no_grad():
+        for layer in same["unet"].modules():
+            if hasattr(layer, "to_v"):
+                layer.to_v.weight.mul_(8)
+                layer.to_out[0].weight.div_(8)
+    with pytest.raises(ValueError, match="gold-9 is all but a copy of gold-0"):
+        run(context, controls=[*golds, Model("gold-9", "gold", Swapped("gold-9", same))])
+
+
 def test_a_copy_of_the_base_is_no_control(context):
     near = {part: copy.deepcopy(module) for part, module in (("unet", context.pipe.unet),)}
     with torch.no_grad():

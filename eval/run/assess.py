@@ -43,6 +43,7 @@ from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import FAILED, Context, Missing, Probe, lacking
+from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import options_of, paired_pictures, sampler_text
@@ -58,8 +59,8 @@ PICTURES: dict[str, dict[str, Any]] = {
     "full": {"images_per_prompt": 4, "limit": None, "wide": WIDE},
 }
 
-COPIES = 0.1  # of their distance from the base; models retrained apart on Emoji World: 0.6 and more
-NEAR = 0.02  # of the base's own size; models retrained on Emoji World are 0.27 and more from it
+COPIES = 0.1  # of their distance from the base; models retrained apart on Emoji World: 0.6 and more, predictions 0.48
+NEAR = 0.02  # of the base's own size; models retrained on Emoji World are 0.27 and more from it, predictions 0.18
 
 
 def assess(
@@ -114,7 +115,7 @@ def assess(
     cache = cache_dir or (None if folder is None else folder / "cache")
     shared = options_of(pipe, batch_size=batch_size, autocast=autocast, cache_dir=cache, progress=progress)
     before = shared["hash_weights"](pipe)
-    _apart(pipe, before, controls, models_of(erasures, ()), shared["hash_weights"])
+    _apart(pipe, suite, before, controls, models_of(erasures, ()), shared["hash_weights"])
     evaluation = paired_pictures(
         pipe, erasures, suite, detectors=detectors, controls=controls, clip=clip, extractors=extractors,
         **shared, **PICTURES[preset],
@@ -182,34 +183,40 @@ def _settings(context: Context, *, seconds: float) -> dict[str, Any]:
 
 
 def _apart(
-    pipe: Any, base: str, controls: Sequence[Model], judged: Sequence[Model], hash_weights: WeightHashes
+    pipe: Any, suite: Suite, base: str, controls: Sequence[Model], judged: Sequence[Model], hash_weights: WeightHashes
 ) -> None:
     """Raise where two controls, or a control and the base, are one model, which would count twice.
 
-    Copies are one model too, rounded or trained a little further: they are far closer to each other than to the base.
-    A control may be judged as well, as it is; a near copy of it that is judged would be held against itself.
+    Copies are one model too, rounded, trained a little further, or with other numbers that compute the same: by their
+    weights or by their predictions they are far closer to each other than to the base. A control may be judged as well,
+    as it is; a near copy of it that is judged would be held against itself.
     """
-    known, start, seen = {base: "the base"}, _sampled(pipe), dict[str, Tensor]()
+    if not controls:
+        return
+    prompts = list(dict.fromkeys([*suite.phrases[:1], *suite.neighbours[:3]]))
+    known, start, seen = {base: "the base"}, _samples(pipe, prompts), dict[str, tuple[Tensor, Tensor]]()
 
-    def near(sample: Tensor, other: Tensor, limit: Any) -> bool:
-        return sample.shape == other.shape == start.shape and bool((sample - other).norm() < limit)
+    def near(samples: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], limits: Sequence[Any]) -> bool:
+        pairs = zip(samples, others, start, limits, strict=True)
+        return any(a.shape == b.shape == c.shape and bool((a - b).norm() < limit) for a, b, c, limit in pairs)
 
-    def copies(sample: Tensor) -> list[str]:
-        return [name for name, one in seen.items() if near(sample, one, COPIES * torch.dist(one, start))]
+    def copies(samples: tuple[Tensor, Tensor]) -> list[str]:
+        far = {name: [torch.dist(*pair) for pair in zip(one, start, strict=True)] for name, one in seen.items()}
+        return [name for name, one in seen.items() if near(samples, one, [COPIES * distance for distance in far[name]])]
 
     for model in controls:
         with model.on(pipe) as opened:
-            weights, sample = hash_weights(opened), _sampled(pipe)
+            weights, samples = hash_weights(opened), _samples(pipe, prompts)
         if weights in known:
             raise ValueError(f"{model.name} and {known[weights]} have the same weights; give each control once")
-        if same := copies(sample) + ["the base"] * near(sample, start, NEAR * start.norm()):
+        if same := copies(samples) + ["the base"] * near(samples, start, [NEAR * one.norm() for one in start]):
             raise ValueError(f"{model.name} is all but a copy of {same[0]}; give controls that were made independently")
-        known[weights], seen[model.name] = model.name, sample
-    for model in judged if seen else ():
+        known[weights], seen[model.name] = model.name, samples
+    for model in judged:
         if model.kind not in IN_WEIGHTS:
             continue
         with model.on(pipe) as opened:
-            same = copies(_sampled(pipe))
+            same = copies(_samples(pipe, prompts))
             other = bool(same) and hash_weights(opened) not in known  # hashed only where it is close to a control
         if other:
             raise ValueError(
@@ -218,11 +225,20 @@ def _apart(
             )
 
 
-def _sampled(pipe: Any, size: int = 2**16) -> Tensor:
-    """About ``size`` of a pipeline's weights, spread evenly over all layers."""
+def _samples(pipe: Any, prompts: Sequence[str], size: int = 2**16, times: int = 3) -> tuple[Tensor, Tensor]:
+    """About ``size`` of a pipeline's weights, spread evenly over all layers; and its predictions on fixed noise."""
     parameters = [parameter for module in modules_of(pipe).values() for parameter in module.parameters()]
     stride = max(sum(parameter.numel() for parameter in parameters) // size, 1)
-    return torch.cat([parameter.detach().flatten()[::stride].double().cpu() for parameter in parameters])
+    weights = torch.cat([parameter.detach().flatten()[::stride].double().cpu() for parameter in parameters])
+    backbone, n = backbone_for(pipe), len(prompts)
+    text, noise = (
+        backbone.encode(prompts).text,
+        torch.randn(n, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)),
+    )
+    x, parts = noise.to(backbone.device), (torch.full((n,), (i + 0.5) / times) for i in range(times))
+    with torch.no_grad():
+        found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text) for part in parts]
+    return weights, torch.stack(found).double().cpu()
 
 
 def _judged(pipe: Any, model: Model) -> dict[str, str] | None:
