@@ -73,7 +73,7 @@ OFFICIAL = {
         {"iterations": 1000, "batch_size": 1, "attack_steps": 30, "warmup_steps": 200, **BANK},
     ),
     # 20 epochs; each samples 50 steps with guidance, and trains on 20 of them, with guidance.
-    "eraseflow": Official(20 * 50 * 2, 20 * 20 * 2, {"iterations": 20, "batch_size": 1}),
+    "eraseflow": Official(20 * 50 * 2, 20 * 20 * 2, {"preset": "official-2025-object", "iterations": 20}),
 }
 LENGTHS, PARTS = ("iterations", "warmup_steps"), 50
 SHORT = {"iterations": 2, "batch_size": 1, "trajectories": 2, "keep_steps": 1, "num_inference_steps": 4}
@@ -100,6 +100,7 @@ def rows_of_long(method: str, keep: tuple[str, ...], settings: dict[str, Any]) -
     return Cost(
         forward=short.forward + more * (longer.forward - short.forward),
         trained=short.trained + more * (longer.trained - short.trained),
+        again=short.again + more * (longer.again - short.again),
     )
 
 
@@ -165,7 +166,8 @@ def compared(method: str, side: int, drawn: dict[str, float]) -> dict[str, Any]:
     same = rows_of_long(method, needs, official.updates)
     recommended = rows_of(method, KEEP, preset="recommended")
     row, step = drawn["forward of two rows"] / 2, drawn["training step of one row"]
-    theirs, ours = (cost.forward * row + cost.trained * step for cost in (official, same))
+    theirs = official.forward * row + official.trained * step
+    ours = (same.forward + same.again) * row + same.trained * step
     used = alone(training, method, side)
     floor = drawn["peak"] + 4 * used["trained"]  # float32 copies, gradients, two moments of Adam
     return {

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.io import dump_yaml, in_one_line, load_yaml, meant, shown, write_atomically
-from erasure.wording import folded, naming, nfc, same, with_article
+from erasure.wording import folded, is_name, naming, nfc, same, with_article
 
 Kind = Literal["object", "style", "identity", "nsfw", "other"]
 Group = Literal["target", "neighbours", "unrelated"]
@@ -79,7 +79,7 @@ class Concept:
         if not self.name.strip():
             raise ValueError("a concept needs a name; got an empty string; say what to erase, e.g. 'superhero'")
         for phrase in self.phrases:
-            if self.anchor and same(self.anchor, phrase):
+            if self.anchor and is_name(phrase, self.anchor):
                 raise ValueError(
                     f"the anchor equals the target; got {self.anchor!r} for {self.name!r}, which would erase nothing; "
                     "choose a different concept as the anchor, or '' for the empty prompt"

@@ -86,6 +86,11 @@ def _is_plural(words: list[str]) -> bool:
     return head in PLURALS or regular and head not in SINGULARS
 
 
+def is_name(phrase: str, prompt: str) -> bool:
+    """Whether a prompt is a phrase and nothing else, with an article or without."""
+    return same(phrase, prompt) or same(with_article(phrase), prompt)
+
+
 def counted(number: int, noun: str) -> str:
     """``1 request``, ``2 requests``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -55,6 +55,7 @@ class AdaVD(Method):
     synonyms: bool = False
 
     architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl")  # where the text alone makes the values
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "adavd"
     kind: ClassVar[str | None] = "value"
     summary: ClassVar[str] = "the concept's part taken out of cross-attention values while drawing; changes no weight"

@@ -41,6 +41,7 @@ class NegativePrompt(Method):
 
     # Sana's pipeline encodes a negative prompt without the instruction that stands before every other one
     architectures: ClassVar[tuple[str, ...] | None] = tuple(name for name in GUIDED if name != "sana")
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "negative-prompt"
     kind: ClassVar[str | None] = "negative-guidance"
     summary: ClassVar[str] = "the concept as the negative prompt of guidance; changes no weight"

@@ -70,6 +70,7 @@ class SAFREE(Method):
     synonyms: bool = True
 
     architectures: ClassVar[tuple[str, ...] | None] = ("sd-unet", "sdxl", "sd3")  # whose first encoder is CLIP's
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "safree"
     kind: ClassVar[str | None] = "filtered-text"
     summary: ClassVar[str] = "words that lead to the concept projected away from it while drawing; changes no weight"

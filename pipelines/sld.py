@@ -47,6 +47,7 @@ class SLD(Method):
     synonyms: bool = True
 
     architectures: ClassVar[tuple[str, ...] | None] = GUIDED
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "sld"
     kind: ClassVar[str | None] = "safe-guidance"
     summary: ClassVar[str] = "guidance away from the concept while drawing; changes no weight"

@@ -125,3 +125,39 @@ def test_the_published_schedule_of_spm_falls_three_times():
     training = method_class("spm").preset("paper").training()
     lowest = [step for step in range(500, 3000) if training.factor(step) < 1e-5]
     assert training.restarts == 3 and len({round(step / 833) for step in lowest}) == 3
+
+
+WEIGHTS = [
+    ("age", "hold"), ("age", "retain"), ("adv-unlearn", "eta"), ("concept-ablation", "prior"), ("esd", "eta"),
+    ("esd", "retain"), ("esd", "alpha"), ("receler", "eta"), ("salun", "retain"), ("spm", "anchoring"), ("spm", "eta"),
+    ("leco", "alpha"), ("z-erase", "retain"), ("z-erase", "eta"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "setting"), WEIGHTS)
+def test_a_weight_below_zero_would_do_the_opposite_and_is_refused(key, setting):
+    with pytest.raises(ValueError, match=f"{key}: {setting}"):
+        method_class(key).preset(**{setting: -1.0})
+
+
+@pytest.mark.parametrize("key", ["esd", "eap", "stereo", "leco", "erasediff", "spm", "cure", "sld", "adavd"])
+def test_an_anchor_that_is_not_used_is_named(key):
+    said = f"{key} draws nothing in a concept's place, so the anchor 'cat' is not used"
+    pipe = tiny("sd1")
+    request = Request((Concept("superhero", anchor="cat"),), keep=("wizard",))
+    with pytest.warns(UserWarning, match=said):
+        method_class(key).preset().validate(backbone_of(pipe), request)
+
+
+@pytest.mark.parametrize("key", ["uce", "concept-ablation", "age", "random-label", "gloce", "mace-cfr"])
+def test_an_anchor_that_is_used_is_not(key, recwarn):
+    request = Request((Concept("superhero", anchor="cat"),), keep=("wizard",))
+    method_class(key).preset().validate(backbone_of(tiny("sd1")), request)
+    assert not [one for one in recwarn if "is not used" in str(one.message)]
+
+
+def test_an_anchor_that_is_the_target_with_an_article_is_refused():
+    with pytest.raises(ValueError, match="the anchor equals the target"):
+        Concept("superhero", anchor="a superhero")
+    with pytest.raises(ValueError, match="is itself to be erased"):
+        make(tiny("sd1"), [Concept("superhero", anchor="a cat"), Concept("cat")], "uce")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from erasure import Concept
 from erasure.backbone import backbone_of
 from erasure.batch import Recipe, run
 from erasure.batch.comparison import INSIDE_NOTE, MEANS_NOTE, TARGETS, page, table, write_comparison
@@ -34,6 +35,20 @@ def test_the_cost_of_a_fine_tune_is_counted_in_rows(architecture):
     # without two predictions a step, the bank predicts at guidance 1 and for the empty prompt anew
     assert cost.forward == steps * (2 if guided else 3)
     assert cost.trained == 4 * 3 and cost.passes == cost.forward + 3 * 12 and cost.seconds > 0
+
+
+def test_what_a_backward_pass_computes_again_is_counted():
+    pipe, entered = tiny("sd1"), []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda m, a, k: entered.append(len(a[0] if a else k["sample"])), with_kwargs=True
+    )
+    settings = {"iterations": 2, "batch_size": 1, "num_inference_steps": 4, "early": 1, "late": 1, "retain": 0.0}
+    with counted(backbone_of(pipe)) as cost:
+        make(pipe, Concept("superhero", anchor="cat"), "eraseflow", progress=False, **settings)
+    handle.remove()
+    assert cost.trained == cost.again == 2 * 2 * 2  # two steps of two terms, with guidance
+    assert cost.forward + cost.trained + cost.again == sum(entered)
+    assert cost.passes == cost.forward + 4 * 8
 
 
 def test_a_closed_form_costs_no_pass():

@@ -292,6 +292,8 @@ def test_a_checkpoint_of_another_request_is_refused_before_any_work(tmp_path, mo
         (pipe, "superhero", {**settings, "lr": 1e-3}),
         (tiny_pipeline(seed=1), "superhero", settings),
         (pipe, "superhero", {**settings, "keep": ["ninja"], "retain": 1.0}),
+        (pipe, Concept("superhero", anchor="ninja"), settings),
+        (pipe, Concept("superhero", kind="style"), settings),
     ]
     for other, concept, changed in others:
         with pytest.raises(ValueError, match="another run"):

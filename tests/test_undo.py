@@ -198,8 +198,9 @@ def test_it_is_an_ordinary_erasure_of_the_whole_denoiser(tmp_path, captions):
         ({"dropout": 1.0}, "dropout"),
         ({"teacher": "uec"}, "unknown method 'uec'"),
         ({"teacher_preset": "none"}, "uce has no preset 'none'"),
-        ({"teacher": "negative-prompt"}, "negative-guidance on 0 weights; choose another teacher"),
-        ({"teacher": "adv-unlearn", "teacher_preset": "short"}, "weights of the denoiser"),
+        ({"teacher": "negative-prompt"}, "which 'negative-prompt' does not leave; set teacher='uce'"),
+        ({"teacher": "adv-unlearn", "teacher_preset": "short"}, "weights, which 'adv-unlearn' does not leave"),
+        ({"teacher": "undo"}, "the teacher of undo is another method"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message, monkeypatch):

@@ -18,17 +18,20 @@ class Cost:
     Attributes:
         forward: rows (pictures, and one more each under guidance) that went through the denoiser without a gradient.
         trained: rows that went through it forward and backward.
+        again: rows that went through it once more in a backward pass, which computed them again to save memory. Where
+            only its blocks do so (``gradient_checkpointing``) that is not seen.
         seconds: of the clock; they compare within one run on one idle machine only.
     """
 
     forward: int = 0
     trained: int = 0
+    again: int = 0
     seconds: float = 0.0
 
     @property
     def passes(self) -> int:
         """Everything in forward passes of one row; a backward pass counts as two."""
-        return self.forward + 3 * self.trained
+        return self.forward + self.again + 3 * self.trained
 
 
 @contextlib.contextmanager
@@ -36,15 +39,22 @@ def counted(backbone: Backbone) -> Iterator[Cost]:
     """The cost of what is done with a pipeline inside the block."""
     cost, began = Cost(), time.perf_counter()
 
+    def rows_of(call: Call) -> int:
+        return len(backbone.unpacked(call.inputs[backbone.latent_argument]))
+
+    def before(call: Call) -> None:
+        cost.again += rows_of(call)
+
     def after(call: Call) -> None:
-        rows = len(backbone.unpacked(call.inputs[backbone.latent_argument]))
+        rows = rows_of(call)
+        cost.again -= rows  # it came to its end; one that is computed again is stopped when all is there
         if call.output is not None and backbone.output(call.output).requires_grad:
             cost.trained += rows
         else:
             cost.forward += rows
 
     try:
-        with listening(backbone.denoiser_parts, after=after):
+        with listening(backbone.denoiser_parts, before=before, after=after):
             yield cost
     finally:
         cost.seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Count, Reference, Request, Weight
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student, Weights
 from erasure.train import Checkpoint, Draw
@@ -39,12 +39,13 @@ class AdvUnlearn(FineTune):
 
     iterations: Count = 1000
     lr: float = 1e-5
-    eta: float = 1.0
-    retain: float = 0.3
+    eta: Weight = 1.0
+    retain: Weight = 0.3
     robust: bool = True
     warmup_steps: int = 200
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "adv-unlearn"
     kind: ClassVar[str | None] = "delta"
     part: ClassVar[Literal["denoiser", "text encoder"]] = "text encoder"

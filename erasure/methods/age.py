@@ -12,7 +12,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Count, Reference, Request, replacements
+from erasure.methods.base import Count, Reference, Request, Weight, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -36,10 +36,10 @@ class AGE(FineTune):
         hold: weight of the term that holds the neighbour.
     """
 
-    hold: float = 1.0
+    hold: Weight = 1.0
     lr: float = 1e-5
     iterations: Count = 1000
-    retain: float = 1.0
+    retain: Weight = 1.0
 
     key: ClassVar[str] = "age"
     summary: ClassVar[str] = "fine-tune the concept onto the nearest one to keep; minutes"

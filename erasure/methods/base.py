@@ -21,9 +21,10 @@ from erasure.backbone.checks import refuse_computed, refuse_nan
 from erasure.backbone.text import TooLong
 from erasure.concept import Concept
 from erasure.io import NAME, fault_of, folder_name, meant, shown
-from erasure.wording import naming, same, with_article
+from erasure.wording import is_name, naming, with_article
 
 Count = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]  # of a term of a loss: below 0 it would do the opposite of what it is for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Method(abc.ABC):
         files: settings that name a file; an erasure keeps its name, not the path.
         architectures: of the backbones it works on; None for all.
         part: what it changes, the denoiser or the text encoders.
+        anchored: whether it draws a concept's anchor in its place; the others say that they do not use one.
         kind: of its erasures, where that is the same for all settings; see :meth:`leaves`.
     """
 
@@ -92,6 +94,7 @@ class Method(abc.ABC):
     presets: ClassVar[dict[str, dict[str, Any]]]
     files: ClassVar[tuple[str, ...]] = ()
     part: ClassVar[Literal["denoiser", "text encoder"]] = "denoiser"
+    anchored: ClassVar[bool] = True
     kind: ClassVar[str | None] = None
 
     @classmethod
@@ -162,6 +165,10 @@ class Method(abc.ABC):
         refuse_nan(backbone.components)
         check_request(request.concepts, request.keep)
         check_read(backbone, request)
+        anchor = next((concept.anchor for concept in request.concepts if concept.anchor), "")
+        if anchor and not self.anchored:
+            said = f"{self.key} draws nothing in a concept's place, so the anchor {anchor!r} is not used"
+            warnings.warn(said, stacklevel=3)
 
     @abc.abstractmethod
     def erase(self, backbone: Backbone, request: Request) -> Erasure:
@@ -259,7 +266,7 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
     for prompt in keep:
         if not prompt.strip():
             raise ValueError("an empty prompt is in the keep list; take it out (the empty prompt is not a concept)")
-        if clash := next((p for p in phrases if same(p, prompt) or same(with_article(p), prompt)), None):
+        if clash := next((p for p in phrases if is_name(p, prompt)), None):
             raise ValueError(f"{clash!r} is both to be erased and to be kept; take it out of one of the two")
     if held := naming(keep, phrases):
         warnings.warn(
@@ -268,7 +275,7 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
             stacklevel=4,
         )
     for concept in concepts:
-        if concept.anchor and any(same(concept.anchor, phrase) for phrase in phrases):
+        if concept.anchor and any(is_name(phrase, concept.anchor) for phrase in phrases):
             raise ValueError(
                 f"the anchor {concept.anchor!r} of {concept.name!r} is itself to be erased; choose another anchor"
             )

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Count, Reference, Request, Weight
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -47,12 +47,13 @@ class CoGFD(FineTune):
     iterations: Count = 130
     lr: float = 2.5e-5
     batch_size: Count = 20
-    retain: float = 1.0
+    retain: Weight = 1.0
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     synonyms: bool = True
     trajectories: Count = 60
     keep_steps: Count | None = 4
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "cogfd"
     summary: ClassVar[str] = "erase a combination of things and keep each of them; minutes"
     reference: ClassVar[Reference] = Reference(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Reference, Request, with_anchors
+from erasure.methods.base import Reference, Request, Weight, with_anchors
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -55,7 +55,7 @@ class ConceptAblation(FineTune):
 
     target: Literal["model", "noise"] = "model"
     variant: Literal["x-strict", "attention", "all"] = "x-strict"
-    prior: float = 0.0
+    prior: Weight = 0.0
 
     key: ClassVar[str] = "concept-ablation"
     summary: ClassVar[str] = "fine-tune the concept onto an anchor, on the anchor's pictures; minutes"

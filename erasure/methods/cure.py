@@ -41,6 +41,7 @@ class CURE(Sentences):
     forget_alpha: Expansion = 2.0
     retain_alpha: Expansion = 2.0
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "cure"
     summary: ClassVar[str] = "closed form that projects a concept's directions out, without an anchor; seconds"
     reference: ClassVar[Reference] = Reference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from erasure.methods.base import Count, Reference
+from erasure.methods.base import Count, Reference, Weight
 from erasure.methods.esd import ESD
 
 
@@ -13,9 +13,11 @@ from erasure.methods.esd import ESD
 class EAP(ESD):
     """ESD with adversarial preservation (Bui et al. 2024):
 
-        min_theta  | e_theta(x_t, t, c) - e(x_t, t) |^2  +  retain  max_a | e_theta(x_t, t, a) - e(x_t, t, a) |^2
+        min_theta  | e_theta(x_t, t, c) - y |^2  +  retain  max_a | e_theta(x_t, t, a) - e(x_t, t, a) |^2
+        y = e(x_t, t, c) - eta (e(x_t, t, c) - e(x_t, t))
 
-    with c the concept, a a prompt of the keep list and e the frozen base. The maximum is over ``retain_hardest`` times
+    with c the concept, a a prompt of the keep list and e the frozen base. In the paper eta is 1 and y = e(x_t, t);
+    ``recommended`` has ESD's 2. The maximum is over ``retain_hardest`` times
     as many rows of the bank as are trained on, drawn anew at every step. The paper finds it by gradient steps on a
     mixture of up to 100 words, and compares predicted pictures instead of predictions.
 
@@ -23,11 +25,11 @@ class EAP(ESD):
     :class:`~erasure.methods.esd.ESD` and :class:`~erasure.methods.finetune.FineTune`.
     """
 
-    eta: float = 1.0
+    eta: Weight = 1.0
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     lr: float = 1e-5
     iterations: Count = 1000
-    retain: float = 1.0
+    retain: Weight = 1.0
     retain_hardest: Count = 4
 
     key: ClassVar[str] = "eap"

@@ -37,6 +37,7 @@ class EraseDiff(RandomLabel):
     eta: Annotated[float, Field(gt=0)] | None = 1.0
     adapter: Literal["auto", "weights", "lora"] = "weights"
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "erasediff"
     summary: ClassVar[str] = "turn the concept's pictures into noise; a reference point; minutes"
     reference: ClassVar[Reference] = Reference(

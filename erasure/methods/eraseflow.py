@@ -43,8 +43,8 @@ class EraseFlow(FineTune):
     ``keep_steps`` are of what is held by ``retain``, which the paper does not have.
 
     Attributes:
-        fresh: steps that sample a trajectory of their own; all later ones use that of the last. 0 trains on a single
-            one, which is enough for styles.
+        fresh: steps that sample a trajectory of their own; the one after them samples another, which all later ones
+            use. 0 trains on a single one, which is enough for styles.
         early, late: terms of the sum. Fewer are cheaper, and the loss is noisier.
         log_beta: the reward's logarithm.
         z: where the learnt number starts.

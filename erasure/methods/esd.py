@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Reference, Request
+from erasure.methods.base import Reference, Request, Weight
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -43,10 +42,11 @@ class ESD(FineTune):
     """
 
     variant: Literal["x", "x-strict", "u", "all"] = "x"
-    eta: float = 2.0
+    eta: Weight = 2.0
     erase_from: str | None = None
     on_policy: bool = False
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "esd"
     summary: ClassVar[str] = "fine-tune with negative guidance; minutes, the size of the trained layers"
     reference: ClassVar[Reference] = Reference(
@@ -88,11 +88,6 @@ class ESD(FineTune):
             "variant": "all", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
         },
     }  # fmt: skip
-
-    def validate(self, backbone: Backbone, request: Request) -> None:
-        super().validate(backbone, request)
-        if any(concept.anchor for concept in request.concepts):
-            warnings.warn("ESD has no anchor: it pushes away from the concept and not towards anything", stacklevel=3)
 
     @property
     def selector(self) -> str:

@@ -20,7 +20,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.adversary import worst_text
 from erasure.methods.bank import Bank, DrawnBank, TrajectoryBank
-from erasure.methods.base import Count, Method, Request, expanded
+from erasure.methods.base import Count, Method, Request, Weight, expanded
 from erasure.methods.saliency import salient, training_only
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
@@ -86,7 +86,7 @@ class FineTune(Method):
     guidance_scale: float = 3.0
     articles: bool = False
     synonyms: bool = False
-    retain: float = 0.0
+    retain: Weight = 0.0
     retain_hardest: Count = 1
     robust: bool = False
     attack_steps: Annotated[int, Field(ge=0)] = 10
@@ -94,7 +94,7 @@ class FineTune(Method):
     saliency: Annotated[float, Field(gt=0, lt=1)] | None = None
     adapter: Literal["auto", "weights", "lora"] = "auto"
     rank: Count = 8
-    alpha: float | None = None
+    alpha: Annotated[float, Field(gt=0)] | None = None
     null: Literal["sampled", "empty"] = "sampled"
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adam"
     clip: float | None = None
@@ -250,7 +250,8 @@ class FineTune(Method):
             "method": self.key,
             "settings": self.settings(),
             "prompts": self.prompts(backbone, request),
-            "keep": self.kept(backbone, request),
+            "concepts": [dataclasses.asdict(concept) for concept in request.concepts],
+            "keep": [list(request.keep), self.kept(backbone, request)],
             "base": component_prints(backbone),
         }
         return Checkpoint.open(request.checkpoint, json.dumps(run, default=str))

@@ -42,6 +42,7 @@ class ForgetMeNot(FineTune):
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     on_attention: ClassVar[bool] = True
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "forget-me-not"
     summary: ClassVar[str] = "make attention to the concept's words small; a reference point; seconds"
     reference: ClassVar[Reference] = Reference(

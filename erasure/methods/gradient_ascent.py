@@ -28,6 +28,7 @@ class GradientAscent(RandomLabel):
 
     iterations: Count = 200
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "gradient-ascent"
     summary: ClassVar[str] = "unlearn by ascending the loss; destroys in the end; a reference point"
     reference: ClassVar[Reference] = Reference(

@@ -44,8 +44,9 @@ class LECO(FineTune):
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     adapter: Literal["auto", "weights", "lora"] = "lora"
     rank: Count = 4
-    alpha: float | None = 1.0
+    alpha: Annotated[float, Field(gt=0)] | None = 1.0
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "leco"
     summary: ClassVar[str] = "negative guidance into a LoRA with a strength; minutes, a small file"
     reference: ClassVar[Reference] = Reference(

@@ -12,7 +12,7 @@ from torch import Tensor
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import Bank
-from erasure.methods.base import Count, Reference, Request, replacements
+from erasure.methods.base import Count, Reference, Request, Weight, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -35,7 +35,7 @@ class RandomLabel(FineTune):
     lr: float = 1e-5
     iterations: Count = 1000
     batch_size: Count = 8
-    retain: float = 1.0
+    retain: Weight = 1.0
     trajectories: Count = 100
     keep_steps: Count | None = 8
 

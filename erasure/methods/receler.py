@@ -20,7 +20,7 @@ from erasure.artifact.residual import ResidualErasure, residual
 from erasure.backbone import Backbone
 from erasure.backbone.attention import cross_attentions
 from erasure.methods.adversary import with_soft_tokens
-from erasure.methods.base import Count, Reference, Request, check_change
+from erasure.methods.base import Count, Reference, Request, Weight, check_change
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.mace import height_of, masks_of
 from erasure.methods.students import Student
@@ -59,7 +59,7 @@ class Receler(FineTune):
     iterations: Count = 500
     lr: float = 3e-4
     rank: Count = 128
-    eta: float = 1.0
+    eta: Weight = 1.0
     locality: Annotated[float, Field(ge=0)] = 0.1
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
     robust: bool = True
@@ -68,6 +68,7 @@ class Receler(FineTune):
     attack_lr: Annotated[float, Field(gt=0)] = 0.1
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "receler"
     only: ClassVar[str] = "Receler trains erasers of its own"
     kind: ClassVar[str | None] = "residual"

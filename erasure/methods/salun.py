@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from erasure.methods.base import Weight
 from erasure.methods.random_label import RandomLabel
 
 
@@ -20,7 +21,7 @@ class SalUn(RandomLabel):
     """
 
     saliency: float | None = 0.5
-    retain: float = 0.1
+    retain: Weight = 0.1
     adapter: Literal["auto", "weights", "lora"] = "weights"
 
     key: ClassVar[str] = "salun"

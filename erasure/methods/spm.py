@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.artifact.gated import GatedErasure, gate_of
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Count, Reference, Request, Weight
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Student
 from erasure.train import Checkpoint, Draw
@@ -46,12 +47,13 @@ class SPM(FineTune):
     iterations: Count = 3000
     lr: float = 1e-4
     rank: Count = 1
-    alpha: float | None = 1.0
+    alpha: Annotated[float, Field(gt=0)] | None = 1.0
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
-    eta: float = 1.0
-    anchoring: float = 1000.0
+    eta: Weight = 1.0
+    anchoring: Weight = 1000.0
     anchors: Count = 4
 
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "spm"
     only: ClassVar[str] = "SPM trains an adapter of its own"
     kind: ClassVar[str | None] = "gated"

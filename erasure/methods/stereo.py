@@ -73,6 +73,7 @@ class STEREO(FineTune):
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet",)
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "stereo"
     summary: ClassVar[str] = "search for words that bring the concept back, then erase them all at once; many minutes"
     reference: ClassVar[Reference] = Reference(
@@ -186,7 +187,8 @@ class STEREO(FineTune):
             asked = learnt.words[i * len(pictures) : (i + 1) * len(pictures)]
             with swapped(parameters, weights):
                 for word, concept, latents in zip(asked, request.concepts, pictures, strict=True):
-                    start = learnt.embedding(backbone.pipe.tokenizer, self.start or STARTS.get(concept.kind, "object"))
+                    from_word = self.start.strip() or STARTS.get(concept.kind, "object")
+                    start = learnt.embedding(backbone.pipe.tokenizer, from_word)
                     learn_word(
                         backbone, learnt, word, latents, sentences(concept), start=start,
                         training=self.searching(self.attack_iterations, self.attack_lr, self.attack_batch),

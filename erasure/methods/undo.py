@@ -24,6 +24,8 @@ from erasure.train import Checkpoint, Draw, Training
 
 FRESH = 0x756E646F  # added to the seed: from 0 or 1 come the very numbers that many a model was started with
 
+OF_WEIGHTS = (None, "delta", "lora", "operator")  # kinds that a teacher's erasure may be of; None is not known before
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNDO(FineTune):
@@ -140,6 +142,19 @@ class UNDO(FineTune):
         return {**super().settings(), "captions": os.path.basename(self.captions)}
 
     # --- the teacher --------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        if self.teacher == self.key:
+            raise ValueError(
+                f"the teacher of {self.key} is another method; got {self.teacher!r}; set teacher='uce', say"
+            )
+        made = self.erasing_method()  # refuses what is unknown
+        if made.part != "denoiser" or made.leaves("unet") not in OF_WEIGHTS:
+            raise ValueError(
+                f"{self.key} starts from an erasure of the denoiser's weights, which {self.teacher!r} does not leave; "
+                "set teacher='uce' or 'esd', say"
+            )
 
     def erasing_method(self) -> Method:
         """The method that the teacher is made with."""

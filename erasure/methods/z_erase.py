@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from erasure.artifact import Erasure
@@ -18,13 +17,11 @@ from erasure.artifact.text_lora import TextLoraErasure, text_low_rank
 from erasure.backbone import Backbone
 from erasure.backbone.streams import looking_at, text_projections
 from erasure.backbone.text import Conditioning
-from erasure.methods.base import Reference, Request, check_change
+from erasure.methods.base import Reference, Request, Weight, check_change
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Scaled, started
 from erasure.train import Checkpoint, Draw, Training
 from erasure.train.checkpoint import launched
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +66,9 @@ class ZErase(FineTune):
     """
 
     lr: float = 1e-3
-    retain: float = 0.1
+    retain: Weight = 0.1
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
-    eta: float = 1.0
+    eta: Weight = 1.0
     attention: Weight = 0.01
     weight_decay: Weight = 1e-5
     tolerance: float = 0.1
@@ -83,6 +80,7 @@ class ZErase(FineTune):
         "z-image", "flux", "flux2", "flux2-klein", "sd3", "qwen-image", "chroma", "auraflow", "cogview4", "cogvideox"
     )  # fmt: skip
     on_attention: ClassVar[bool] = True
+    anchored: ClassVar[bool] = False
     key: ClassVar[str] = "z-erase"
     only: ClassVar[str] = "Z-Erase trains an adapter in hooks of its own"
     kind: ClassVar[str | None] = "text-lora"
