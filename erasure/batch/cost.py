@@ -7,6 +7,8 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+import torch
+
 from erasure.backbone import Backbone
 from erasure.backbone.listen import Call, listening
 
@@ -43,11 +45,11 @@ def counted(backbone: Backbone) -> Iterator[Cost]:
         return len(backbone.unpacked(call.inputs[backbone.latent_argument]))
 
     def before(call: Call) -> None:
-        cost.again += rows_of(call)
+        cost.again += rows_of(call) * torch.is_grad_enabled()
 
     def after(call: Call) -> None:
         rows = rows_of(call)
-        cost.again -= rows  # it came to its end; one that is computed again is stopped when all is there
+        cost.again -= rows * torch.is_grad_enabled()  # computed again, it is stopped before its end
         if call.output is not None and backbone.output(call.output).requires_grad:
             cost.trained += rows
         else:

@@ -108,7 +108,11 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
                 found.append(f"a hook stands on {place}")
             if processor != processor_was:
                 found.append(f"{place} has another processor")
-        found += [f"{part}.config.{key} is another" for key in settings if known.get(key) != settings[key]]
+        found += [
+            f"{part}.config.{key} is another"
+            for key in settings
+            if known.get(key) != settings[key] and (was == module or "dropout" not in key)
+        ]
         found += [
             f"{part}.{key} is another"
             for key in ({**state_was, **state} if was == module else state)  # what is gone became something unreadable
@@ -330,6 +334,11 @@ def _descriptor(value: Any) -> bool:
     return hasattr(type(value), "__get__")
 
 
+def _drops(layer: nn.Module, key: str) -> bool:
+    """Whether a number on a layer is a rate of dropout: how it was trained, which decides nothing while it draws."""
+    return (key == "p" and type(layer) is nn.Dropout) or key in ("dropout", "attention_dropout")
+
+
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What a part is in beside its weights: numbers and words on its layers (training, an attention's scale), the order
     of its layers, the config of a model of transformers, and buffers that no file and no hash holds (positions).
@@ -339,6 +348,8 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
         for key, value in vars(layer).items():
             if key in HOLDING:  # a class of its own could give out other things than it shows
                 yield f"{name}.{key}".removeprefix("."), Same(type(value))
+            elif _drops(layer, key) and not layer.training:
+                continue
             elif isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
                 yield f"{name}.{key}".removeprefix("."), repr(value)
     if isinstance(module, transformers.PreTrainedModel):

@@ -20,9 +20,11 @@ from transformers.utils import output_capturing
 
 from erasure.eval import assess
 from erasure.eval.core.hashes import WeightHashes
-from erasure.eval.core.models import Model, check_base, opened
+from erasure.eval.core.models import Model, Swapped, check_base, opened
 from erasure.eval.judge.licences import CODE_BESIDE
-from tests.adversarial.cheat import Cheat, overwrite, structure, verdict_on
+from erasure.eval.probes.removal.construction import Construction
+from tests.adversarial.cheat import Cheat, overwrite, shared, structure, verdict_on
+from tests.made_up import good, judged, without
 from tests.probe_helpers import tiny_context
 from tests.tiny import tiny, tiny_pipeline
 
@@ -818,3 +820,17 @@ def test_a_config_that_cannot_be_read_is_refused(config):
     cheat.config = config
     with pytest.raises(ValueError, match="in the config of 'cheat' must be|the config of 'cheat' must be a mapping"):
         Model("cheat", "erased", cheat)
+
+
+@pytest.mark.parametrize(("settings", "beside"), [({"dropout": 0.1}, False), ({"upcast_attention": True}, True)])
+def test_how_a_retrained_model_was_trained_is_no_code_beside_its_weights(settings, beside):
+    """Dropout does nothing while a model draws. Another setting may decide what is drawn."""
+    (context, base), probe = shared(), Construction(images=0)
+    unet = context.pipe.unet
+    config = {**{key: value for key, value in unet.config.items() if not key.startswith("_")}, **settings}
+    change = Swapped("UCE", {"unet": type(unet).from_config(config).eval()}, config={"scope": "denoiser"})
+    rows = {"base": base, "UCE": probe.run(Model("UCE", "erased", change), context)}
+    found = probe.weigh(rows, {"base": "base", "UCE": "erased"})
+    given = {"kinds": {"UCE": "retrained"}, "scopes": {"UCE": "denoiser"}}
+    report = judged([*without(good(), "construction"), *found], **given)
+    assert report.removal == (CODE_BESIDE if beside else "C5")
