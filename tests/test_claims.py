@@ -341,6 +341,10 @@ def test_a_changed_text_encoder_is_asked_past():
     assert report.removal == "C0" and any("base_encoder" in need for need in report.needed["removal"])
     asked = Evidence("base_encoder", "UCE", "residual", number(0.05, 0.1), "", "gold", POWER, "number")
     assert judged([*good(), changed, asked]).removal == "C5"
+    fits_none = dataclasses.replace(asked, estimate=number(0.0, 0.3), gates={"known": "pass", "power": "fail"})
+    assert judged([*good(), changed, fits_none]).removal == "C5"  # even a twin draws nothing with it: it tells nothing
+    unchecked = dataclasses.replace(asked, gates={"known": "pass"})
+    assert judged([*good(), changed, unchecked]).removal == "C0"
 
 
 def test_three_retrained_models_are_needed():

@@ -150,8 +150,10 @@ def c4(view: View) -> list[str]:
     if any(e.family == AUTOENCODER and e.estimate.value for e in view.each("construction", "changed")):
         needed.append("the base's autoencoder: this model's own may read latents that the base's cannot")
     if any(e.family.startswith("text_encoder") and e.estimate.value for e in view.each("construction", "changed")):
-        own = view.unmet("base_encoder", "residual", margins.residual, "power") or findings.untold(view, "base_encoder")
-        needed += [own] if own else []
+        asked = view.one("base_encoder", "residual")
+        if asked is None or asked.gates.get("power") != "fail":  # it fits no model trained apart, and tells nothing
+            own = view.unmet("base_encoder", "residual", margins.residual, "power")
+            needed += filter(None, [own or findings.untold(view, "base_encoder")])
     needed += findings.failed(view, [probe for probe in findings.ASSISTED if probe not in " ".join(needed)])
     already = " ".join(needed)
     more = [probe for probe in findings.exceeding(view) if probe not in already]
