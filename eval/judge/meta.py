@@ -2,8 +2,9 @@
 
 For some arms this is known by construction: an unchanged copy and a filtered base know it, a retrained model does not.
 A metric is *faithful* if those that know have higher values: AUC = P(knows > does not), ties counted half. This holds
-for one base and its material. In a claim, a probe that is not faithful by its rates carries no removal
-(:func:`erasure.eval.judge.findings.untold`), and the gates of the probes decide the rest.
+for one base and its material. Claims do not use it: there the gates of the probes decide, and a probe that finds as
+little in a model that knows the target as in one that does not carries nothing
+(:func:`erasure.eval.judge.findings.untold`).
 
 Source: the meta-evaluation of OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618), for text models; here for pictures.
 """
