@@ -218,9 +218,12 @@ def measure_against(view: View, probe: str) -> str:
 
 def resisted(view: View) -> list[str]:
     """Those of :data:`ASSISTED` that recover no more than from a model that never saw the target, and tell the two."""
-    limit = view.margins.residual
-    low = [p for p in ASSISTED if view.passed(p, "residual") and not view.unmet(p, "residual", limit)]
-    return [p for p in low if not untold(view, p)]
+    return [probe for probe in ASSISTED if not unresisted(view, probe)]
+
+
+def unresisted(view: View, probe: str) -> str:
+    """What keeps the residual of a probe from showing that it recovers no more than it should; "" if nothing does."""
+    return view.unmet(probe, "residual", view.margins.residual, "power") or untold(view, probe)
 
 
 def untold(view: View, probe: str) -> str:

@@ -130,15 +130,12 @@ def c4(view: View) -> list[str]:
     """What is needed for C4, or for C4' where the control is a null."""
     margins = view.facts.margins
     needed = [
-        view.unmet("inversion", "residual", margins.residual, "power") or findings.untold(view, "inversion"),
+        findings.unresisted(view, "inversion"),
         view.unmet("relearning", "advantage", margins.advantage, "power"),
         view.unmet("resurgence", "above_control", margins.increase, "power"),
     ]
     if not {"noise", "completion"} & {*findings.resisted(view)}:
-        either = [
-            view.unmet(p, "residual", margins.residual, "power") or findings.untold(view, p)
-            for p in ("noise", "completion")
-        ]
+        either = [findings.unresisted(view, probe) for probe in ("noise", "completion")]
         needed.append(f"one of: {', or '.join(either)}")
     # a model that learns everything slowly is damaged, and its slow relearning says nothing about the target
     needed = [line for line in [*needed, view.unmet("plasticity", "slowed", margins.advantage, "known")] if line]
@@ -152,10 +149,9 @@ def c4(view: View) -> list[str]:
     if any(e.family.startswith("text_encoder") and e.estimate.value for e in view.each("construction", "changed")):
         asked = view.one("base_encoder", "residual")
         if asked is None or asked.gates.get("power") != "fail":  # it fits no model trained apart, and tells nothing
-            own = view.unmet("base_encoder", "residual", margins.residual, "power")
-            needed += filter(None, [own or findings.untold(view, "base_encoder")])
-    needed += findings.failed(view, [probe for probe in findings.ASSISTED if probe not in " ".join(needed)])
+            needed += filter(None, [findings.unresisted(view, "base_encoder")])
     already = " ".join(needed)
+    needed += findings.failed(view, [probe for probe in findings.ASSISTED if probe not in already])
     more = [probe for probe in findings.exceeding(view) if probe not in already]
     needed += [f"{probe} recovering no more than from the control" for probe in more]
     if not needed and len(findings.controls(view)) > 1:

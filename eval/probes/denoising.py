@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.noise import NoiseModel
+from erasure.backbone.text import Text
 from erasure.eval.probes.base import Missing
 
 
@@ -52,3 +53,13 @@ def thousandth(noise: NoiseModel, t: int, x: Tensor) -> Tensor:
     For models of diffusion in 1,000 steps that is step ``t``.
     """
     return noise.times(torch.full((len(x),), (t + 0.5) / 1000)).to(x.device)
+
+
+@torch.no_grad()
+def predictions(backbone: Backbone, text: Text, x: Tensor, times: int) -> Tensor:
+    """What the denoiser predicts for ``x (n, ...)`` in the middle of equal parts of the schedule.
+
+    Returns ``(times, n, ...)``, float32 on the CPU.
+    """
+    parts = (torch.full((len(x),), (i + 0.5) / times) for i in range(times))
+    return torch.stack([backbone.predict_float(x, backbone.noise.times(t).to(x.device), text).cpu() for t in parts])

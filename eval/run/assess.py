@@ -43,7 +43,7 @@ from erasure.eval.judge.policy import Policy
 from erasure.eval.probes import probe_class, probes_of
 from erasure.eval.probes.attacking import Attack
 from erasure.eval.probes.base import FAILED, Context, Missing, Probe, lacking
-from erasure.eval.probes.denoising import backbone_for
+from erasure.eval.probes.denoising import denoiser_for, predictions
 from erasure.eval.probes.success import found_by
 from erasure.eval.run.assessment import Assessment, Cell, ModelCard
 from erasure.eval.run.drawing import options_of, paired_pictures, sampler_text
@@ -194,15 +194,15 @@ def _apart(
     if not controls:
         return
     prompts = list(dict.fromkeys([*suite.phrases[:1], *suite.neighbours[:3]]))
-    known, start, seen = {base: "the base"}, _samples(pipe, prompts), dict[str, tuple[Tensor, Tensor]]()
+    known, start = {base: "the base"}, _samples(pipe, prompts)
+    seen, limits = dict[str, tuple[Tensor, Tensor]](), dict[str, list[Any]]()
 
     def near(samples: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], limits: Sequence[Any]) -> bool:
         pairs = zip(samples, others, start, limits, strict=True)
         return any(a.shape == b.shape == c.shape and bool((a - b).norm() < limit) for a, b, c, limit in pairs)
 
     def copies(samples: tuple[Tensor, Tensor]) -> list[str]:
-        far = {name: [torch.dist(*pair) for pair in zip(one, start, strict=True)] for name, one in seen.items()}
-        return [name for name, one in seen.items() if near(samples, one, [COPIES * distance for distance in far[name]])]
+        return [name for name, one in seen.items() if near(samples, one, limits[name])]
 
     for model in controls:
         with model.on(pipe) as opened:
@@ -212,6 +212,8 @@ def _apart(
         if same := copies(samples) + ["the base"] * near(samples, start, [NEAR * one.norm() for one in start]):
             raise ValueError(f"{model.name} is all but a copy of {same[0]}; give controls that were made independently")
         known[weights], seen[model.name] = model.name, samples
+        pairs = zip(samples, start, strict=True)
+        limits[model.name] = [COPIES * torch.dist(a, b) if a.shape == b.shape else 0.0 for a, b in pairs]
     for model in judged:
         if model.kind not in IN_WEIGHTS:
             continue
@@ -230,15 +232,12 @@ def _samples(pipe: Any, prompts: Sequence[str], size: int = 2**16, times: int = 
     parameters = [parameter for module in modules_of(pipe).values() for parameter in module.parameters()]
     stride = max(sum(parameter.numel() for parameter in parameters) // size, 1)
     weights = torch.cat([parameter.detach().flatten()[::stride].double().cpu() for parameter in parameters])
-    backbone, n = backbone_for(pipe), len(prompts)
-    text, noise = (
-        backbone.encode(prompts).text,
-        torch.randn(n, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)),
-    )
-    x, parts = noise.to(backbone.device), (torch.full((n,), (i + 0.5) / times) for i in range(times))
-    with torch.no_grad():
-        found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text) for part in parts]
-    return weights, torch.stack(found).double().cpu()
+    try:
+        backbone, generator = denoiser_for(pipe), torch.Generator().manual_seed(0)
+    except Missing:  # on a pipeline without predictions to compare, weights alone are
+        return weights, torch.zeros(0)
+    noise = torch.randn(len(prompts), *backbone.latent_shape, generator=generator).to(backbone.device)
+    return weights, predictions(backbone, backbone.encode(prompts).text, noise, times).double()
 
 
 def _judged(pipe: Any, model: Model) -> dict[str, str] | None:

@@ -240,8 +240,8 @@ class Assessment:
 
     def _kind(self, model: ModelCard) -> Kind:
         """What was done to its parameters. A filter leaves the base's: what calls itself one and does not is none."""
-        filtered = model.kind == "filter" and all(m.weights == model.weights for m in self.models if m.role == "base")
-        return "weights" if model.kind == "filter" and not filtered else model.kind
+        changed = any(base.weights != model.weights for base in self.models if base.role == "base")
+        return "weights" if model.kind == "filter" and changed else model.kind
 
     def _named_to(self, model: ModelCard) -> dict[str, str]:
         """Kept group to how many of its names the method was given."""

@@ -15,7 +15,7 @@ from erasure.backbone.text import Text, TooLong
 from erasure.eval.core.models import Kind, denoisers_of, modules_of
 from erasure.eval.core.surroundings import added, code_of
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Missing, Model, Observation, Probe, Roles, Rows
-from erasure.eval.probes.denoising import backbone_for
+from erasure.eval.probes.denoising import backbone_for, predictions
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.weigh import average, of_family, share
 
@@ -91,12 +91,12 @@ class Construction(Probe):
                 asked, why = self.asked(context), ""
             except (Missing, TooLong, ValueError) as reason:
                 asked, why = None, str(reason)
-            theirs = self.predictions(context, *asked) if asked else None
+            theirs = predictions(backbone_for(context.pipe), *asked, self.times) if asked else None
         with context.open(model):
             parts = {part: changed(before[part], tensors(module)) for part, module in modules_of(context.pipe).items()}
             denoisers = sorted(denoisers_of(context.pipe))
             beside = added(code, code_of(context.pipe))
-            mine = self.predictions(context, *asked) if asked else None
+            mine = predictions(backbone_for(context.pipe), *asked, self.times) if asked else None
             seen = self.through_autoencoder(model, context)
         facts = {
             "kind": model.kind,
@@ -125,14 +125,6 @@ class Construction(Probe):
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(text.hidden.shape[0], *backbone.latent_shape, generator=generator)
         return text, noise.to(backbone.device)
-
-    def predictions(self, context: Context, text: Text, x: Tensor) -> Tensor:
-        """What the denoiser predicts there, ``(times, prompts, ...)`` float32 on the CPU."""
-        backbone = backbone_for(context.pipe)
-        bins = (torch.full((len(x),), (i + 0.5) / self.times) for i in range(self.times))
-        with torch.no_grad():
-            found = [backbone.predict_float(x, backbone.noise.times(part).to(x.device), text).cpu() for part in bins]
-        return torch.stack(found)
 
     def moved(self, model: Model, mine: Tensor | None, theirs: Tensor | None, why: str) -> list[Observation]:
         """How far the predictions moved, for each prompt."""
