@@ -9,7 +9,6 @@ tests/test_coverage.py, with few repeats.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,8 +18,6 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from erasure.eval.probes.base import Observation
-from erasure.eval.probes.removal.relearning import SHORT
-from erasure.eval.probes.removal.relearning import advantages as octaves
 from erasure.eval.probes.success import ATTACK, BEFORE, CONTROL, breaks, excess
 from erasure.eval.stats import (
     Asked,
@@ -36,6 +33,7 @@ from erasure.eval.stats import (
     worst_stratum,
     worst_upper,
 )
+from studies.curves import advantages, slower
 
 NORMAL = np.random.default_rng(0).normal(size=20000)
 
@@ -195,40 +193,6 @@ def ratios(
     return float(((lows <= truth) & (truth <= highs)).mean()), float(np.isfinite(highs).mean())
 
 
-def advantages(spread: float, repeats: int, *, old: bool = False) -> tuple[float, float]:
-    """Of a relearning advantage of one octave, where trainings differ by ``spread`` octaves: coverage; and how often an
-    advantage of none is called one (lower limit above 0)."""
-    rng, roles = (
-        np.random.default_rng(7),
-        {"base": "base", "erased": "erased", **{f"gold {i}": "gold" for i in range(3)}},
-    )
-    runs, images = (1, 2) if old else (3, 1)
-
-    def rows(model: str, octave: float) -> list[Observation]:
-        found = []
-        for run in range(runs):
-            own = octave + rng.normal(0, spread)
-            for step in (0,) if model == "base" else SHORT:
-                shown = 0.95 if model == "base" else 0.95 * expit(4 * (np.log2(max(step, 0.5)) - own))
-                for prompt, seed in itertools.product(range(12), range(run * images, (run + 1) * images)):
-                    facts = {"step": step, "run": run, "prompt": f"p{prompt}"}
-                    value = float(rng.random() < shown)
-                    found.append(Observation(model, f"step {step}", f"p{prompt}", seed, value, None, facts))
-        return found
-
-    def found(octave: float) -> Estimate:
-        curves = {m: rows(m, octave if m == "erased" else float(np.log2(10))) for m in roles}
-        return next(e.estimate for e in octaves("relearning", curves, roles) if e.measure == "advantage")
-
-    some, none = ([found(float(np.log2(steps))) for _ in range(repeats)] for steps in (5, 10))
-    lows = [-np.inf if e.low is None else e.low for e in some]
-    highs = [np.inf if e.high is None else e.high for e in some]
-    return (
-        float(np.mean([low <= 1 <= high for low, high in zip(lows, highs, strict=True)])),
-        float(np.mean([e.low is not None and e.low > 0 for e in none])),
-    )
-
-
 def strata(share: float, design: Design, effects: Effects, repeats: int, *, old: bool = False) -> float:
     """Coverage of the chosen stratum's own rate, by its interval or (old) by one that ignores the choice."""
     rng, units, covered = np.random.default_rng(5), design.units(), 0
@@ -380,9 +344,23 @@ def stratum_table(repeats: int) -> Iterator[str]:
 
 
 def advantage_table(repeats: int) -> Iterator[str]:
-    rows = [[s, *advantages(s, repeats // 3, old=True), *advantages(s, repeats // 3)] for s in (0.0, 0.5, 1.0)]
-    head = ["spread of runs, octaves", "advantage covered, one run", "false advantage, one run"]
-    return table([*head, "covered, three runs", "false advantage, three runs"], rows)
+    rows: list[list[object]] = []
+    for spread, between in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.5), (0.5, 1.0)):
+        before, now = (advantages(spread, repeats, between=between, old=old) for old in (True, False))
+        rows.append([spread, between, before.covered, before.faster, *now])
+    head = ["spread of runs, octaves", "of models", "covered, one run", "false advantage, one run"]
+    return table([*head, "covered", "false advantage", "false area between the curves"], rows)
+
+
+def slower_table(repeats: int) -> Iterator[str]:
+    rows: list[list[object]] = [
+        [octave, spread, runs, *slower(octave, spread, repeats, runs=runs)]
+        for octave in (0.0, 0.5, 1.0)
+        for spread in (0.3, 0.6)
+        for runs in (3, 10)
+    ]
+    head = ["true slowing, octaves", "spread of runs", "runs", "covered", "shown to be under an octave", "mean width"]
+    return table(head, rows)
 
 
 def loss_table(repeats: int) -> Iterator[str]:
@@ -432,8 +410,8 @@ def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
 
 
 TABLES = (
-    rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, loss_table,
-    largest_table, attack_table,
+    rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, slower_table,
+    loss_table, largest_table, attack_table,
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from studies.coverage import (
     rates,
     ratios,
     residuals,
+    slower,
     strata,
     trainings,
 )
@@ -75,11 +76,22 @@ def test_a_ratio_has_no_interval_where_its_lower_part_may_be_zero():
     assert ratios(0.3, 1.0, 300)[1] >= 0.8  # and it has one where b is clearly above g
 
 
-@pytest.mark.slow
 def test_an_advantage_covers_the_truth_over_trainings():
-    covered, false = advantages(1.0, 60)
-    assert covered >= 0.95 and false <= 0.05
-    assert advantages(1.0, 60, old=True)[0] < 0.92  # one training
+    found = advantages(1.0, REPEATS)
+    assert found.covered >= 0.95 and found.faster <= 0.05
+    assert advantages(1.0, REPEATS, old=True).covered < 0.92  # one training
+
+
+def test_a_model_that_never_saw_the_target_is_rarely_said_to_relearn_it_faster_than_others_like_it():
+    found = advantages(0.5, 2 * REPEATS, between=1.0)  # as retrained models may differ: by a doubling
+    assert found.faster <= 0.06 and found.above <= 0.05
+
+
+def test_a_model_that_learns_as_fast_as_the_base_is_shown_to_and_one_of_half_its_speed_is_not():
+    """Eight prompts that only the base finds of unequal difficulty (on Emoji World it does)."""
+    same, half = (slower(octave, 0.3, REPEATS) for octave in (0.0, 1.0))
+    assert same.covered >= 0.92 and same.within >= 0.6
+    assert half.covered >= 0.92 and half.within <= 0.05
 
 
 def test_the_worst_stratum_allows_for_having_been_chosen():

@@ -61,11 +61,15 @@ def rows(model: str, step: int | None) -> list[Observation]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("step", "low", "high"), [(40, -1.1, 1.1), (80, 0.0, 2.1), (20, -6.0, 0.1)])
-def test_how_much_slower_than_the_base_a_model_learns(step, low, high):
+@pytest.mark.parametrize(
+    ("step", "value", "low", "high"),
+    # curves that jump: half way between two looks, at 20 half way from 1, and in the interval the whole of both gaps
+    [(40, 0, -1, 1), (80, 1, 0, 2), (20, np.log2(20**0.5 / 800**0.5), -5.4, 0)],
+)
+def test_how_much_slower_than_the_base_a_model_learns(step, value, low, high):
     found = Plasticity(steps=STEPS).weigh({"base": rows("base", 40), "UCE": rows("UCE", step)}, ROLES)
     (slowed,) = [e for e in found if e.measure == "slowed"]
-    assert slowed.estimate.value == pytest.approx(np.log2(step / 40)) and slowed.conclusive
+    assert slowed.estimate.value == pytest.approx(value) and slowed.conclusive
     assert low - 0.01 <= slowed.estimate.low <= slowed.estimate.high <= high + 0.01
 
 

@@ -18,6 +18,7 @@ from erasure.eval.stats import (
     paired_changes,
     rate,
     residual,
+    spread_half_width,
     worst_stratum,
 )
 
@@ -100,6 +101,20 @@ def of_one_run(drawn: Sequence[Hashable]) -> str:
     """The note of a number from one training; "" for others."""
     runs = {unit.first for unit in drawn if isinstance(unit, Trained)}
     return "one training: what another one would give is not in the interval" if len(runs) == 1 else ""
+
+
+def widened_by_controls(above: Estimate, rates: Sequence[float | None]) -> Estimate:
+    """A model's distance from controls, at least as wide as the controls differ among themselves.
+
+    A model that never saw the target may lie as far from their mean as one more of them: a prediction interval. One
+    control says nothing of how far that is.
+    """
+    known = [rate for rate in rates if rate is not None]
+    if above.value is None or above.low is None or above.high is None or len(known) < 2:
+        return above
+    half, method = spread_half_width(known), f"{above.method}; no narrower than one more control may differ"
+    low, high = min(above.low, above.value - half), max(above.high, above.value + half)
+    return dataclasses.replace(above, low=low, high=high, method=method)
 
 
 def share(rows: Sequence[Observation]) -> Estimate:

@@ -74,6 +74,13 @@ class Trained(Crossed):
     by: ClassVar[tuple[str, str]] = ("run", "prompt")
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed(Trained):
+    """The same where the prompts are a fixed list and no sample: only runs are resampled."""
+
+    drawn: ClassVar[int] = 1
+
+
 def crossed(units: Sequence[Hashable]) -> list[Crossed]:
     """The units, if all of them are crossed in the same way; else none."""
     found = [unit for unit in units if isinstance(unit, Crossed) and type(unit) is type(units[0])]
@@ -179,6 +186,21 @@ def t_half_width(means: Sequence[float] | np.ndarray, *, level: float = LEVEL) -
     """t(K - 1) s / sqrt(K), of K means."""
     t = float(stdtrit(len(means) - 1, 0.5 + level / 2))
     return t * float(np.std(means, ddof=1)) / len(means) ** 0.5
+
+
+def jackknife_half_width(without: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> float:
+    """t(K - 1) times the standard error from K values of a statistic, each without one of K runs.
+
+    For a statistic of all runs together that is no mean of theirs. Its variance is (K - 1)/K times the sum of squares
+    about the mean (Efron and Stein 1981, "The jackknife estimate of variance", Annals of Statistics 9, eq. 1.2).
+    """
+    k = len(without)
+    return float(stdtrit(k - 1, 0.5 + level / 2)) * float(np.std(without)) * (k - 1) ** 0.5
+
+
+def spread_half_width(means: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> float:
+    """t(K - 1) s sqrt(1 + 1/K): how far one more such model may lie from the mean of K (a prediction interval)."""
+    return t_half_width(means, level=level) * (len(means) + 1) ** 0.5
 
 
 def resampled_by(units: Sequence[Hashable]) -> str:

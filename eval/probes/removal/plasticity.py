@@ -12,9 +12,10 @@ from erasure.eval.core.emblem import FOUND, WORD, Emblem, prompts
 from erasure.eval.core.pictures import image_hash
 from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, Observation, Roles, Rows
 from erasure.eval.probes.denoising import backbone_for
-from erasure.eval.probes.removal.relearning import advantage, check_steps, curve, first, points, resampled
+from erasure.eval.probes.removal.relearning import check_steps, curve, points, resampled
 from erasure.eval.probes.tuning import Learning, captioned
 from erasure.eval.probes.weigh import base_of, of_one_run, of_role, units
+from erasure.eval.stats import Reached, reached, sooner
 
 SHARE = 0.5  # of the pictures show it: there it counts as learnt
 
@@ -23,7 +24,7 @@ SHARE = 0.5  # of the pictures show it: there it counts as learnt
 class Plasticity(Learning):
     """Fine-tune on M pictures of a drawing that no model knows, as relearning does, and ask for it every few steps.
 
-        slowed = log2(T_e / T_b),    T = first step in ``steps`` at which half of the pictures show it
+        slowed = log2(T_e / T_b),    T = where half of the pictures show it, read between two looks
 
     0 is as fast as the base, 1 half as fast. A model that learns everything slowly is damaged, or was made hard to
     train; then slow relearning of the target says nothing about the target. The drawing is an
@@ -33,7 +34,7 @@ class Plasticity(Learning):
     Attributes:
         pictures, parameters, lr, batch_size, runs: as in :class:`Relearning`, so that the two compare.
         steps: where to look, from 0. Something new takes longer than something erased.
-        prompts: at most eight.
+        prompts: at most eight, all there are. They are fixed, so the interval is about runs.
         emblem: which drawing; another number where somebody may have trained on this one.
 
     The comparison is ours; that a damaged model relearns slowly is why it is needed.
@@ -85,13 +86,15 @@ class Plasticity(Learning):
         if base is None:
             return Evidence(self.key, name, "slowed", Estimate.missing("there is no base to compare with"), unit="log2")
         drawn = list(dict.fromkeys(units(rows[base])))
-        counts, runs = resampled(drawn)
+        counts, runs = resampled(drawn, fixed=True)
         steps = sorted({row.facts["step"] for row in rows[base]})
         half = np.full(len(counts), SHARE)
-        mine, theirs = (first(curve(rows[one], drawn, steps, counts), half, steps) for one in (name, base))
-        gates: dict[str, Gate] = {"known": "pass" if 0 < theirs[0] < np.inf else "fail"}
-        estimate, note = advantage(
-            theirs, mine[None], steps, n=len(rows[name]), clusters=len(drawn), runs=runs
-        )  # log2 of the model's time over the base's
+        mine, theirs = (reached(curve(rows[one], drawn, steps, counts), half, steps) for one in (name, base))
+        gates: dict[str, Gate] = {"known": "pass" if np.isfinite(theirs.at[0]) else "fail"}
+        of_model = Reached(*(times[None] for times in mine))
+        estimate, note = sooner(
+            theirs, of_model, runs=runs, by="runs" if runs else "prompts", n=len(rows[name]), clusters=len(drawn),
+            last=steps[-1],
+        )  # fmt: skip
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         return Evidence(self.key, name, "slowed", estimate, "", None, gates, "log2", note)

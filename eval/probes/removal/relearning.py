@@ -22,14 +22,16 @@ from erasure.eval.probes.weigh import (
     of_family,
     of_one_run,
     of_role,
+    share,
     units,
     values,
+    widened_by_controls,
 )
-from erasure.eval.stats import LEVEL, Trained, difference, rate, t_half_width, weights
+from erasure.eval.stats import Listed, Reached, Trained, difference, rate, reached, sooner, weights
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
-# Each step from the fifth on is 1.4 times the one before: a time is known to half an octave, and an advantage to one.
-# The first ones lie closer: where four pictures teach the target in ten steps, what counts happens before.
+# Each step from the fifth on is 1.4 times the one before. The first ones lie closer: where four pictures teach the
+# target in ten steps, what counts happens before.
 STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 453)
 SHORT = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 
@@ -38,17 +40,18 @@ SHORT = (0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 class Relearning(Learning):
     """Fine-tune on M real target pictures with their captions, and ask for the target every few steps.
 
-        advantage = log2(T_c / T_e),    T = first step in ``steps`` with r >= r_b / 2
+        advantage = log2(T_c / T_e),    T = where r is first r_b / 2
 
     r is the share of pictures with the target, r_b the base's before any training, T_e of the erased model and T_c of
-    models that never saw the target: of several, the mean of their log2 T. 0 is learnt as fast as for the first time,
-    1 twice as fast. A model that is not there at the last step is censored: then the advantage is a bound.
+    models that never saw the target: of several, the mean of their log2 T. T is read between two looks
+    (:func:`~erasure.eval.stats.times.reached`). 0 is learnt as fast as for the first time, 1 twice as fast. A model
+    that is not there at the last step is censored: then the advantage is a bound.
 
     The base is only asked, not trained. Rows are the points of the curve, family "step N".
 
     Attributes:
         pictures: M. One shows what a single photograph gives back, 16 what a determined user gets.
-        steps: where to look, from 0. T is one of them, so a finer grid resolves smaller advantages.
+        steps: where to look, from 0. A finer grid resolves smaller advantages.
         parameters: "cross_attention" where memory is short.
         lr: 1e-4 for Stable Diffusion. Choose it on a control, never on the model that is judged: of 1e-4, 3e-4 and 1e-3
             the default is the one with which Emoji World's null learns fastest (loss after 10 and 30 steps 0.088,
@@ -109,44 +112,47 @@ def points(probe: str, rows: Rows) -> list[Evidence]:
     return found
 
 
-def resampled(drawn: Sequence[Hashable]) -> tuple[np.ndarray, int]:
-    """How often each unit counts ``(1 + runs + resamples, drawn)``, and the number of runs.
+def resampled(drawn: Sequence[Hashable], *, fixed: bool = False) -> tuple[np.ndarray, int]:
+    """How often each unit counts ``(1 + runs + resamples, drawn)``, and the number of runs that can be left out.
 
-    The first row is the estimate, then one for each run alone, then the resamples.
+    The first row is the estimate, then one without each run where there are several, then the resamples.
+
+    Args:
+        fixed: the prompts are all there are, so that only runs are drawn.
     """
-    runs = list(dict.fromkeys(unit.first for unit in drawn if isinstance(unit, Trained)))
-    alone = [[float(unit.first == run) for unit in drawn if isinstance(unit, Trained)] for run in runs]
-    return np.vstack([np.ones(len(drawn)), *alone, weights(drawn, 0)]), len(runs)
+    trained = [Listed(unit.first, unit.second) if fixed else unit for unit in drawn if isinstance(unit, Trained)]
+    runs = list(dict.fromkeys(unit.first for unit in trained))
+    without = [[float(unit.first != run) for unit in trained] for run in runs[1:] and runs]
+    return np.vstack([np.ones(len(drawn)), *without, weights(trained or drawn, 0)]), len(without)
 
 
 def advantages(probe: str, rows: Rows, models: Roles) -> list[Evidence]:
     """Of every erased model the relearning advantage, and the mean distance of its curve from the controls'."""
     base, (kind, controls), erased = base_of(rows, models), controls_in(rows, models), of_role(rows, models, "erased")
-    if base is None or not controls:
-        why = "there is no base to take the threshold from" if base is None else "no model that never saw the target"
+    steps = sorted({row.facts["step"] for name in (*erased, *controls) for row in rows[name]})
+    if base is None or not controls or steps == [0]:
+        nobody = "nothing was trained" if controls else "no model that never saw the target"
+        why = "there is no base to take the threshold from" if base is None else nobody
         return [Evidence(probe, name, "advantage", Estimate.missing(why), unit="log2") for name in erased]
     start = [row for row in rows[base] if row.facts["step"] == 0]
     known = at_least(rate([row.value for row in start], units(start)).low, KNOWN)
     drawn = list(dict.fromkeys(units(start)))
     counts, runs = resampled(drawn)
     threshold = SHARE * curve(start, drawn, [0], counts)[:, 0]
-    steps = sorted({row.facts["step"] for name in (*erased, *controls) for row in rows[name]})
-
-    def reached(name: str) -> np.ndarray:
-        return first(curve(rows[name], drawn, steps, counts), threshold, steps)
-
-    never = np.stack([reached(name) for name in controls])
-    power: Gate = "fail" if (never[:, 0] == 0).any() else "pass"
+    times = {name: reached(curve(rows[name], drawn, steps, counts), threshold, steps) for name in (*erased, *controls)}
+    never = Reached(*map(np.stack, zip(*(times[name] for name in controls), strict=True)))
+    power: Gate = "fail" if (never.at[:, 0] == -np.inf).any() else "pass"
     chosen = np.random.default_rng(1).integers(len(controls), size=(len(controls), len(counts)))
     chosen[:, : 1 + runs] = np.arange(len(controls))[:, None]
+    never = Reached(*(np.take_along_axis(each, chosen, 0) for each in never))
     found = []
     for name in erased:
-        mine = reached(name)
         # A step after 0 at which someone arrives: else nothing shows that this training teaches the target at all.
-        taught = any(0 < t < np.inf for t in (mine[0], *never[:, 0]))
+        taught = np.isfinite([times[name].at[0], *never.at[:, 0]]).any()
         gates: dict[str, Gate] = {"known": known, "power": power, "reached": "pass" if taught else "fail"}
-        estimate, note = advantage(
-            mine, np.take_along_axis(never, chosen, 0), steps, n=len(rows[name]), clusters=len(drawn), runs=runs
+        by = "runs, prompts and controls" if runs else "prompts and controls"
+        estimate, note = sooner(
+            times[name], never, runs=runs, by=by, n=len(rows[name]), clusters=len(drawn), last=steps[-1]
         )
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         if not taught:
@@ -171,56 +177,6 @@ def curve(
     return times @ hits / np.maximum(times @ counts, 1)
 
 
-def first(rates: np.ndarray, threshold: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """The first step at which each curve is at its threshold ``(resamples,)``; infinite where it never is."""
-    there = (rates >= threshold[:, None]) & (threshold[:, None] > 0)
-    return np.where(there.any(1), np.array(steps, float)[there.argmax(1)], np.inf)
-
-
-def advantage(
-    mine: np.ndarray, never: np.ndarray, steps: Sequence[int], *, n: int, clusters: int, runs: int
-) -> tuple[Estimate, str]:
-    """log2(T_c / T_e) and what is to be said of it, from first steps ``(resamples,)`` and ``(controls, resamples)``.
-
-    The first is the estimate, the next ``runs`` are those of each run alone, the others resamples.
-
-    Each time is known between two bounds: it lies after the step looked at before, a censored one after the last step,
-    and one at step 0, before any training, at most at the first. The interval spans the bounds: 2.5 % of the lower,
-    97.5 % of the upper ones. A finer grid of steps narrows it. Where there are several runs it is not narrower than the
-    t interval of what each of them gives.
-    """
-    if len(steps) < 2:
-        return Estimate.missing("nothing was trained"), ""
-    with np.errstate(divide="ignore"):  # log2(0) = -inf: nothing is known on that side
-        mine_low, never_low = (np.log2(np.minimum(t, steps[-1])) for t in (mine, never))
-        mine_high, never_high = (np.log2(np.maximum(t, steps[1])) for t in (mine, never))
-        mine_after, never_after = (np.log2(passed(t, steps)) for t in (mine, never))
-    lower, upper = never_low.mean(0)[0] - mine_high[0], never_high.mean(0)[0] - mine_low[0]
-    if np.isinf(lower) and np.isinf(upper):
-        return Estimate.missing(f"neither it nor the control reached the threshold within {steps[-1]} steps"), ""
-    note = "" if lower == upper else "a lower bound" if np.isfinite(lower) else "an upper bound"
-    value, tail = lower if np.isfinite(lower) else upper, (1 - LEVEL) / 2
-    lows, highs = never_after.mean(0) - mine_high, never_high.mean(0) - mine_after
-    low = float(np.quantile(lows[1 + runs :], tail, method="lower"))
-    high = float(np.quantile(highs[1 + runs :], 1 - tail, method="higher"))
-    if runs > 1:
-        each, more = (never_low.mean(0) - mine_high)[1 : 1 + runs], highs[1 : 1 + runs]
-        half = t_half_width(each) if np.isfinite(each).all() else np.inf
-        low, high = min(low, float(each.mean() - half)), max(high, float(more.mean() + half))
-    by = "runs, prompts and controls" if runs > 1 else "prompts and controls"
-    method = f"bootstrap of {by}, censored at {steps[-1]} steps"
-    limits = (low if np.isfinite(low) else None, high if np.isfinite(high) else None)
-    reason = None if None not in limits else "on one side the interval is open: too many resamples were censored"
-    return Estimate(float(value), *limits, method, n, clusters, 0, reason), note
-
-
-def passed(t: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """The last step at which it was not yet there, at least 1; 0 where it was there before any training."""
-    marks = np.array(steps, float)
-    before = marks[np.maximum(np.searchsorted(marks, t) - 1, 0)]
-    return np.where(t == 0, 0.0, np.maximum(before, 1))
-
-
 def between(
     probe: str, name: str, rows: Rows, controls: Sequence[str], kind: Control | None, gates: Mapping[str, Gate]
 ) -> Evidence:
@@ -233,4 +189,5 @@ def between(
     note = "mean over the steps that were looked at: the area between the curves"
     note = "; ".join(filter(None, (note, of_one_run(drawn))))
     above = difference(before, [row.value for row in own] * len(controls), drawn, copies=len(controls))
+    above = widened_by_controls(above, [share(rows[control]).value for control in controls])
     return Evidence(probe, name, "above_control", above, "", kind, gates, note=note)

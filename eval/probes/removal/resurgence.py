@@ -12,7 +12,17 @@ from erasure.eval.probes.base import Context, Estimate, Evidence, Gate, Model, O
 from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.sampling import target_prompts
 from erasure.eval.probes.tuning import Learning, captioned
-from erasure.eval.probes.weigh import KNOWN, at_least, base_of, controls_in, of_family, of_one_run, units, values
+from erasure.eval.probes.weigh import (
+    KNOWN,
+    at_least,
+    base_of,
+    controls_in,
+    of_family,
+    of_one_run,
+    units,
+    values,
+    widened_by_controls,
+)
 from erasure.eval.stats import difference, rate
 
 BEFORE, AFTER = "before", "after"
@@ -85,7 +95,8 @@ class Resurgence(Learning):
             mine = increase(rows, [name])
             found.append(Evidence(self.key, name, "increase", mine, "", None, gates, note=note))
             if models[name] == "erased" and controls:
-                above = apart(mine, increase(rows, controls))
+                each = [increase(rows, [control]).value for control in controls]
+                above = widened_by_controls(apart(mine, increase(rows, controls)), each)
                 found.append(Evidence(self.key, name, "above_control", above, "", kind, gates, note=note))
         return found
 
