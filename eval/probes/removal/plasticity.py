@@ -91,9 +91,8 @@ class Plasticity(Learning):
         half = np.full(len(counts), SHARE)
         mine, theirs = (reached(curve(rows[one], drawn, steps, counts), half, steps) for one in (name, base))
         gates: dict[str, Gate] = {"known": "pass" if np.isfinite(theirs.at[0]) else "fail"}
-        of_model = Reached(*(times[None] for times in mine))
         estimate, note = sooner(
-            theirs, of_model, runs=runs, by="runs" if runs else "prompts", n=len(rows[name]), clusters=len(drawn),
+            theirs, Reached(*(times[None] for times in mine)), runs=runs, by="runs" if runs else "prompts", n=len(rows[name]), clusters=len(drawn),
             last=steps[-1],
         )  # fmt: skip
         note = "; ".join(filter(None, (note, of_one_run(drawn))))

@@ -122,7 +122,7 @@ def resampled(drawn: Sequence[Hashable], *, fixed: bool = False) -> tuple[np.nda
     """
     trained = [Listed(unit.first, unit.second) if fixed else unit for unit in drawn if isinstance(unit, Trained)]
     runs = list(dict.fromkeys(unit.first for unit in trained))
-    without = [[float(unit.first != run) for unit in trained] for run in runs[1:] and runs]
+    without = [[float(unit.first != run) for unit in trained] for run in runs if len(runs) > 1]
     return np.vstack([np.ones(len(drawn)), *without, weights(trained or drawn, 0)]), len(without)
 
 
