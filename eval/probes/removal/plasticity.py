@@ -92,8 +92,13 @@ class Plasticity(Learning):
         mine, theirs = (reached(curve(rows[one], drawn, steps, counts), half, steps) for one in (name, base))
         gates: dict[str, Gate] = {"known": "pass" if np.isfinite(theirs.at[0]) else "fail"}
         estimate, note = sooner(
-            theirs, Reached(*(times[None] for times in mine)), runs=runs, by="runs" if runs else "prompts", n=len(rows[name]), clusters=len(drawn),
+            theirs,
+            Reached(*(times[None] for times in mine)),
+            runs=runs,
+            by="runs" if runs else "prompts",
+            n=len(rows[name]),
+            clusters=len(drawn),
             last=steps[-1],
-        )  # fmt: skip
+        )
         note = "; ".join(filter(None, (note, of_one_run(drawn))))
         return Evidence(self.key, name, "slowed", estimate, "", None, gates, "log2", note)
