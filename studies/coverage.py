@@ -33,6 +33,7 @@ from erasure.eval.stats import (
     worst_stratum,
     worst_upper,
 )
+from studies import curves
 from studies.curves import advantages, slower
 
 NORMAL = np.random.default_rng(0).normal(size=20000)
@@ -74,8 +75,9 @@ class Attacked(NamedTuple):
 
 
 def covers(estimate: Estimate, truth: float) -> bool:
+    """Whether an interval with two limits contains a number."""
     assert estimate.low is not None and estimate.high is not None
-    return estimate.low - 1e-9 <= truth <= estimate.high + 1e-9
+    return curves.covers(estimate, truth)
 
 
 def intercept(share: float, spread: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from erasure.eval.stats import Reached, reached, sooner
+from erasure.eval.stats import Reached, reached, sooner, stacked
 from erasure.eval.stats.resample import jackknife_half_width, spread_half_width, t_half_width
 
 STEPS = (0, 2, 4, 8, 16)
@@ -23,8 +23,7 @@ def times(*at: float) -> Reached:
 
 
 def compared(mine: Reached, *others: Reached, runs: int = 0) -> tuple:
-    many = Reached(*map(np.stack, zip(*others, strict=True)))
-    return sooner(mine, many, runs=runs, by="runs", n=8, clusters=8, last=16)
+    return sooner(mine, stacked(others), runs=runs, by="runs", n=8, clusters=8, last=16)
 
 
 @pytest.mark.parametrize(

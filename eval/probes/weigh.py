@@ -19,6 +19,7 @@ from erasure.eval.stats import (
     rate,
     residual,
     spread_half_width,
+    wider,
     worst_stratum,
 )
 
@@ -113,7 +114,7 @@ def widened_by_controls(above: Estimate, rates: Sequence[float | None]) -> Estim
     if above.value is None or above.low is None or above.high is None or len(known) < 2:
         return above
     half, method = spread_half_width(known), f"{above.method}; no narrower than one more control may differ"
-    low, high = min(above.low, above.value - half), max(above.high, above.value + half)
+    low, high = wider((above.low, above.high), (above.value - half, above.value + half))
     return dataclasses.replace(above, low=low, high=high, method=method)
 
 
@@ -215,14 +216,14 @@ def contrasts(
             continue
         mine, theirs, never = seen[name], seen[base], [seen[control] for control in controls]
         same = identical(chosen[base], own)
-        change = unchanged(own) if same else _gap([(theirs, mine)], clusters, shares=shares)
+        change = unchanged(own) if same else gap([(theirs, mine)], clusters, shares=shares)
         found.append(Evidence(probe, name, "change", change, **common))
         if controls:
-            above = _gap([(one, mine) for one in never], clusters, shares=shares)
+            above = gap([(one, mine) for one in never], clusters, shares=shares)
             found.append(Evidence(probe, name, "above_control", above, control=kind, **common))
         if controls and shares:
             saw = [seen[twin] for twin in twins] or [theirs]
-            room = _gap([(one, other) for one in never for other in saw], clusters, shares=True)
+            room = gap([(one, other) for one in never for other in saw], clusters, shares=True)
             power: dict[str, Gate] = {**gates, "power": at_least(room.low, POWER)}
             left = residual(mine, saw, never, clusters)
             found.append(
@@ -231,7 +232,12 @@ def contrasts(
     return found
 
 
-def _gap(pairs: Sequence[tuple[Values, Values]], clusters: Sequence[Hashable], *, shares: bool) -> Estimate:
+def gap(pairs: Sequence[tuple[Values, Values]], clusters: Sequence[Hashable], *, shares: bool = True) -> Estimate:
+    """Second minus first over pairs of models on the same pictures, each with its cluster.
+
+    Args:
+        shares: the values are hits; else any numbers.
+    """
     before, after = ([value for pair in pairs for value in pair[side]] for side in (0, 1))
     many = [*clusters] * len(pairs)
     if shares:

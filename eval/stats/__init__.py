@@ -25,10 +25,11 @@ from erasure.eval.stats.resample import (
     t_half_width,
     tails,
     weights,
+    wider,
 )
 from erasure.eval.stats.several import above, worst_upper
 from erasure.eval.stats.tests import FLIPS, holm, lost_most, sign_flip, worst_stratum
-from erasure.eval.stats.times import Reached, reached, sooner
+from erasure.eval.stats.times import Reached, reached, sooner, stacked
 
 RESAMPLED = "cluster bootstrap by prompt"
 
@@ -36,6 +37,6 @@ __all__ = [
     "ASSUMED_CORRELATION", "FLIPS", "LEVEL", "ONE_RUN", "RESAMPLED", "RESAMPLES", "Asked", "Crossed", "Estimate",
     "Kept", "Listed", "Reached", "Trained", "above", "auc", "auc_gap", "difference", "effective_n",
     "effective_size", "holm", "kappa", "lost_most", "mean", "paired_changes", "paired_score", "rate", "ratio",
-    "ratio_limits", "reached", "residual", "sign_flip", "sooner", "spread_half_width", "t_half_width", "tails",
-    "weights", "wilson", "worst_stratum", "worst_upper",
+    "ratio_limits", "reached", "residual", "sign_flip", "sooner", "spread_half_width", "stacked", "t_half_width",
+    "tails", "weights", "wider", "wilson", "worst_stratum", "worst_upper",
 ]  # fmt: skip

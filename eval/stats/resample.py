@@ -194,8 +194,7 @@ def jackknife_half_width(without: Sequence[float] | np.ndarray, *, level: float 
     For a statistic of all runs together that is no mean of theirs. Its variance is (K - 1)/K times the sum of squares
     about the mean (Efron and Stein 1981, "The jackknife estimate of variance", Annals of Statistics 9, eq. 1.2).
     """
-    k = len(without)
-    return float(stdtrit(k - 1, 0.5 + level / 2)) * float(np.std(without)) * (k - 1) ** 0.5
+    return (len(without) - 1) * t_half_width(without, level=level)
 
 
 def spread_half_width(means: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> float:

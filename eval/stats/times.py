@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from erasure.eval.stats.estimate import Estimate
-from erasure.eval.stats.resample import jackknife_half_width, t_half_width, tails
+from erasure.eval.stats.resample import jackknife_half_width, t_half_width, tails, wider
 
 
 class Reached(NamedTuple):
@@ -24,6 +24,11 @@ class Reached(NamedTuple):
     at: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+def stacked(models: Sequence[Reached]) -> Reached:
+    """The times of several models, ``(models, curves)``."""
+    return Reached(*map(np.stack, zip(*models, strict=True)))
 
 
 def reached(rates: np.ndarray, level: np.ndarray, steps: Sequence[int]) -> Reached:
@@ -72,15 +77,15 @@ def sooner(
     if not np.isfinite(value):
         return Estimate.missing(f"neither it nor the control reached the threshold within {last} steps"), ""
     tail, top = tails()
-    low = np.quantile(least[1 + runs :], tail, method="lower")
-    high = np.quantile(most[1 + runs :], top, method="higher")
+    without, drawn = slice(1, 1 + runs), slice(1 + runs, None)
+    limits = np.quantile(least[drawn], tail, method="lower"), np.quantile(most[drawn], top, method="higher")
     if runs:
-        low = min(low, least[0] - half(jackknife_half_width, least[1 : 1 + runs]))
-        high = max(high, most[0] + half(jackknife_half_width, most[1 : 1 + runs]))
+        below, beyond = (half(jackknife_half_width, bound[without]) for bound in (least, most))
+        limits = wider(limits, (least[0] - below, most[0] + beyond))
     if len(others.at) > 1:
-        low = min(low, least[0] - half(t_half_width, others.low[:, 0]))
-        high = max(high, most[0] + half(t_half_width, others.high[:, 0]))
-    start, end = (float(limit) if np.isfinite(limit) else None for limit in (low, high))
+        below, beyond = (half(t_half_width, bound[:, 0]) for bound in (others.low, others.high))
+        limits = wider(limits, (least[0] - below, most[0] + beyond))
+    start, end = (float(limit) if np.isfinite(limit) else None for limit in limits)
     reason = "on one side the interval is open: too many resamples were censored" if None in (start, end) else None
     method = f"bootstrap of {by}, censored at {last} steps"
     return Estimate(float(value), start, end, method, n, clusters, 0, reason), note

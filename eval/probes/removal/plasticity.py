@@ -15,7 +15,7 @@ from erasure.eval.probes.denoising import backbone_for
 from erasure.eval.probes.removal.relearning import check_steps, curve, points, resampled
 from erasure.eval.probes.tuning import Learning, captioned
 from erasure.eval.probes.weigh import base_of, of_one_run, of_role, units
-from erasure.eval.stats import Reached, reached, sooner
+from erasure.eval.stats import reached, sooner, stacked
 
 SHARE = 0.5  # of the pictures show it: there it counts as learnt
 
@@ -93,7 +93,7 @@ class Plasticity(Learning):
         gates: dict[str, Gate] = {"known": "pass" if np.isfinite(theirs.at[0]) else "fail"}
         estimate, note = sooner(
             theirs,
-            Reached(*(times[None] for times in mine)),
+            stacked([mine]),
             runs=runs,
             by="runs" if runs else "prompts",
             n=len(rows[name]),

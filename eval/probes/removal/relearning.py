@@ -18,6 +18,7 @@ from erasure.eval.probes.weigh import (
     base_of,
     controls_in,
     families,
+    gap,
     key_of,
     of_family,
     of_one_run,
@@ -27,7 +28,7 @@ from erasure.eval.probes.weigh import (
     values,
     widened_by_controls,
 )
-from erasure.eval.stats import Listed, Reached, Trained, difference, rate, reached, sooner, weights
+from erasure.eval.stats import Listed, Reached, Trained, rate, reached, sooner, stacked, weights
 
 SHARE = 0.5  # of the base's rate: where a model counts as having learnt the target
 # Each step from the fifth on is 1.4 times the one before. The first ones lie closer: where four pictures teach the
@@ -140,7 +141,7 @@ def advantages(probe: str, rows: Rows, models: Roles) -> list[Evidence]:
     counts, runs = resampled(drawn)
     threshold = SHARE * curve(start, drawn, [0], counts)[:, 0]
     times = {name: reached(curve(rows[name], drawn, steps, counts), threshold, steps) for name in (*erased, *controls)}
-    never = Reached(*map(np.stack, zip(*(times[name] for name in controls), strict=True)))
+    never = stacked([times[name] for name in controls])
     power: Gate = "fail" if (never.at[:, 0] == -np.inf).any() else "pass"
     chosen = np.random.default_rng(1).integers(len(controls), size=(len(controls), len(counts)))
     chosen[:, : 1 + runs] = np.arange(len(controls))[:, None]
@@ -184,10 +185,10 @@ def between(
     if {row.family for row in rows[name]} != {row.family for control in controls for row in rows[control]}:
         none = Estimate.missing("it was not trained step by step: its parameters are the base's")
         return Evidence(probe, name, "above_control", none, "", kind, gates)
-    own, drawn = rows[name], units(rows[name]) * len(controls)
-    before = [value for control in controls for value in values(rows[control], [key_of(row) for row in own])]
+    own, drawn = rows[name], units(rows[name])
+    mine, keys = [row.value for row in own], [key_of(row) for row in own]
     note = "mean over the steps that were looked at: the area between the curves"
     note = "; ".join(filter(None, (note, of_one_run(drawn))))
-    above = difference(before, [row.value for row in own] * len(controls), drawn, copies=len(controls))
+    above = gap([(values(rows[control], keys), mine) for control in controls], drawn)
     above = widened_by_controls(above, [share(rows[control]).value for control in controls])
     return Evidence(probe, name, "above_control", above, "", kind, gates, note=note)

@@ -17,13 +17,14 @@ from erasure.eval.probes.weigh import (
     at_least,
     base_of,
     controls_in,
+    gap,
     of_family,
     of_one_run,
     units,
     values,
     widened_by_controls,
 )
-from erasure.eval.stats import difference, rate
+from erasure.eval.stats import rate
 
 BEFORE, AFTER = "before", "after"
 
@@ -86,17 +87,16 @@ class Resurgence(Learning):
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         base, (kind, controls) = base_of(rows, models), controls_in(rows, models)
-        found = []
+        each, found = {name: increase(rows, [name]) for name in rows}, []
+        never = increase(rows, controls) if controls else None
         for name, own in rows.items():
             for family in (BEFORE, AFTER):
                 note = of_one_run(units(of_family(own, family)))
                 found.append(Evidence(self.key, name, "rate", level(own, family), family, note=note))
             gates = self.gates(rows, base, name) if models[name] == "erased" else {}
-            mine = increase(rows, [name])
-            found.append(Evidence(self.key, name, "increase", mine, "", None, gates, note=note))
-            if models[name] == "erased" and controls:
-                each = [increase(rows, [control]).value for control in controls]
-                above = widened_by_controls(apart(mine, increase(rows, controls)), each)
+            found.append(Evidence(self.key, name, "increase", each[name], "", None, gates, note=note))
+            if models[name] == "erased" and never is not None:
+                above = widened_by_controls(apart(each[name], never), [each[control].value for control in controls])
                 found.append(Evidence(self.key, name, "above_control", above, "", kind, gates, note=note))
         return found
 
@@ -122,11 +122,10 @@ def increase(rows: Rows, names: Sequence[str]) -> Estimate:
     """After minus before, paired by prompt and noise, over all these models."""
     asked = of_family(rows[names[0]], BEFORE)
     keys = [(row.cluster, row.seed) for row in asked]
-    before, after = (
-        [value for name in names for value in values(rows[name], [(family, *key) for key in keys])]
-        for family in (BEFORE, AFTER)
-    )
-    return difference(before, after, units(asked) * len(names), copies=len(names))
+    pairs = [
+        tuple(values(rows[name], [(family, *key) for key in keys]) for family in (BEFORE, AFTER)) for name in names
+    ]
+    return gap([(before, after) for before, after in pairs], units(asked))
 
 
 def apart(first: Estimate, second: Estimate) -> Estimate:
