@@ -44,10 +44,10 @@ OTHER = "taxi"  # its twins know it well, so that every probe of removal has pow
 # the intervals about a retrained model are wider than what is tolerated, whatever it left.
 MEASURED = (
     *("direct", "neighbours", "unrelated", "degeneracy", "construction", "resurgence", "completion"),
-    *("inversion:images_per_prompt=4", "noise:prompts=36", "base_encoder:prompts=36"),
+    *("inversion:images_per_prompt=4", "noise:prompts=36", "base_encoder:prompts=36,kept=36"),
     *("relearning:runs=8,prompts=18", "plasticity:runs=10"),
 )
-PICTURES = 6  # of each name in one of the suite's sentences
+PICTURES = 16  # of each name in one of the sentences of the suite
 
 
 def main(what: str, out: Path, *probes: str) -> None:

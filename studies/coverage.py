@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.special import expit, logit
 
 from erasure.eval.probes.base import Observation
 from erasure.eval.probes.success import ATTACK, BEFORE, CONTROL, breaks, excess
+from erasure.eval.probes.weigh import gap, plain_mean, widened_by_controls
 from erasure.eval.stats import (
     Asked,
     Estimate,
@@ -170,10 +172,32 @@ def residuals(spread: float, repeats: int, *, prompts: int = 12, old: bool = Fal
     )
 
 
-def ratios(
-    gap: float, truth: float, repeats: int, *, prompts: int = 24, images: int = 2, old: bool = False
+def above_controls(
+    beyond: float, spread: float, repeats: int, *, controls: int = 3, old: bool = False
 ) -> tuple[float, float]:
-    """Of (e - g) / (b - g) where b is ``gap`` above g = 0.2: coverage, and how often both limits are finite.
+    """How often a model is shown to be above controls, and how often to be less than 20 points above them.
+
+    Models that never saw the target show it in 30 %, with ``spread`` between them on the logit scale. The model shows
+    it in ``beyond`` more than it would as one of them; 72 pictures each.
+    """
+    rng, design, found = np.random.default_rng(11), Design(24, 3, 1), []
+    units = design.units(Kept)
+    for _ in range(repeats):
+        shares = expit(intercept(0.3, spread) + rng.normal(0, spread, controls + 1))
+        shares[0] = min(shares[0] + beyond, 1.0)
+        mine, *never = (hits(rng, np.full((design.templates, design.phrases), one), design.images) for one in shares)
+        above = gap([(one, mine) for one in never], units)
+        found.append(above if old else widened_by_controls(above, [plain_mean(one) for one in never]))
+    return (
+        float(np.mean([e.low is not None and e.low > 0 for e in found])),
+        float(np.mean([e.high is not None and e.high <= 0.2 for e in found])),
+    )
+
+
+def ratios(
+    apart: float, truth: float, repeats: int, *, prompts: int = 24, images: int = 2, old: bool = False
+) -> tuple[float, float]:
+    """Of (e - g) / (b - g) where b is ``apart`` above g = 0.2: coverage, and how often both limits are finite.
 
     No interval covers everything. ``old`` takes the quantiles of all draws, also of those in which b - g is negative.
     Samples without a value (b not above g) are drawn again.
@@ -181,7 +205,7 @@ def ratios(
     rng, draws = np.random.default_rng(8), weights(list(range(prompts)), 0)
     limits: list[tuple[float, float]] = []
     while len(limits) < repeats:
-        e, b, g = (rng.binomial(images, 0.2 + gap * share, prompts) / images for share in (truth, 1, 0))
+        e, b, g = (rng.binomial(images, 0.2 + apart * share, prompts) / images for share in (truth, 1, 0))
         if (b - g).sum() <= 0:
             continue
         tops, bottoms = (np.round(draws @ x, 9) for x in (e - g, b - g))
@@ -334,6 +358,15 @@ def ratio_table(repeats: int) -> Iterator[str]:
     return table(head, rows)
 
 
+def control_table(repeats: int) -> Iterator[str]:
+    rows: list[list[object]] = []
+    for controls, spread, beyond in product((3, 4), (0.0, 0.5, 1.0), (0.0, 0.2, 0.5)):
+        before, now = (above_controls(beyond, spread, repeats, controls=controls, old=old) for old in (True, False))
+        rows.append([controls, spread, beyond, *beside(before, now)])
+    head = ["controls", "spread of models", "true distance", "above 0, controls as they are", "above 0"]
+    return table([*head, "less than 20 points, controls as they are", "less than 20 points"], rows)
+
+
 def stratum_table(repeats: int) -> Iterator[str]:
     rows = [
         [design, effects, share, *(strata(share, design, effects, repeats, old=old) for old in (True, False))]
@@ -412,8 +445,8 @@ def beside(before: Sequence[float], now: Sequence[float]) -> list[float]:
 
 
 TABLES = (
-    rate_table, change_table, training_table, residual_table, ratio_table, stratum_table, advantage_table, slower_table,
-    loss_table, largest_table, attack_table,
+    rate_table, change_table, training_table, residual_table, ratio_table, control_table, stratum_table,
+    advantage_table, slower_table, loss_table, largest_table, attack_table,
 )  # fmt: skip
 
 

@@ -339,8 +339,12 @@ def test_a_changed_text_encoder_is_asked_past():
     changed = Evidence("construction", "UCE", "changed", number(0.5), "text_encoder")
     report = judged([*good(), changed])
     assert report.removal == "C0" and any("base_encoder" in need for need in report.needed["removal"])
-    asked = Evidence("base_encoder", "UCE", "residual", number(0.05, 0.1), "", "gold", POWER, "number")
+    gates = {**POWER, "fits": "pass"}
+    asked = Evidence("base_encoder", "UCE", "residual", number(0.05, 0.1), "", "gold", gates, "number")
     assert judged([*good(), changed, asked]).removal == "C5"
+    for fit in ("fail", "na"):  # another basis of the text: the encoder does not fit this model alone
+        report = judged([*good(), changed, dataclasses.replace(asked, gates={**POWER, "fits": fit})])
+        assert report.removal == "C0" and any("gate fits" in need for need in report.needed["removal"]), fit
     fits_none = dataclasses.replace(asked, estimate=number(0.0, 0.3), gates={"known": "pass", "power": "fail"})
     assert judged([*good(), changed, fits_none]).removal == "C5"  # even a twin draws nothing with it: it tells nothing
     unchecked = dataclasses.replace(asked, gates={"known": "pass"})

@@ -14,6 +14,7 @@ from erasure.eval.stats import Kept
 from studies.coverage import (
     Design,
     Effects,
+    above_controls,
     advantages,
     attacks,
     changes,
@@ -85,6 +86,13 @@ def test_an_advantage_covers_the_truth_over_trainings():
 def test_a_model_that_never_saw_the_target_is_rarely_said_to_relearn_it_faster_than_others_like_it():
     found = advantages(0.5, 2 * REPEATS, between=1.0)  # as retrained models may differ: by a doubling
     assert found.faster <= 0.06 and found.above <= 0.05
+
+
+def test_a_model_that_never_saw_the_target_is_rarely_said_to_show_more_than_others_like_it():
+    above, less = above_controls(0.0, 1.0, REPEATS)[0], above_controls(0.2, 1.0, REPEATS)[1]
+    assert above <= 0.08 and less <= 0.05
+    assert above_controls(0.0, 1.0, REPEATS, old=True)[0] > 0.1  # controls taken as they are
+    assert above_controls(0.5, 0.0, REPEATS)[0] >= 0.9  # and what is far above controls that agree is found
 
 
 def test_a_model_that_learns_as_fast_as_the_base_is_shown_to_and_one_of_half_its_speed_is_not():

@@ -149,7 +149,8 @@ def c4(view: View) -> list[str]:
     if any(e.family.startswith("text_encoder") and e.estimate.value for e in view.each("construction", "changed")):
         asked = view.one("base_encoder", "residual")
         if asked is None or asked.gates.get("power") != "fail":  # it fits no model trained apart, and tells nothing
-            needed += filter(None, [findings.unresisted(view, "base_encoder")])
+            fits = view.unmet("base_encoder", "residual", view.margins.residual, "fits")
+            needed += filter(None, [findings.unresisted(view, "base_encoder") or fits])
     already = " ".join(needed)
     needed += findings.failed(view, [probe for probe in findings.ASSISTED if probe not in already])
     more = [probe for probe in findings.exceeding(view) if probe not in already]

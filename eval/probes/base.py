@@ -237,14 +237,20 @@ class Context:
         return other and model.kind in IN_WEIGHTS and not isinstance(model.change, Wraps)
 
     def see(
-        self, images: Sequence[Image.Image], label: str | None = None, *, detector: Detector | None = None
+        self,
+        images: Sequence[Image.Image],
+        label: str | Sequence[str] | None = None,
+        *,
+        detector: Detector | None = None,
     ) -> list[dict[str, Any]]:
         """What a detector (the judge) says of pictures: ``hit`` (the label is on top), ``score``, ``top``, ``nothing``.
 
-        The label is the suite's target by default; a detector without it says nothing, and ``Missing`` is raised.
+        The label is the suite's target by default, or one for each picture; a detector without it says nothing, and
+        ``Missing`` is raised.
         """
         wanted = self.suite.concept.name if label is None else label
-        found = verdicts_of(detector or self.judge, images, [wanted] * len(images), self.suite.attribute)
+        labels = [wanted] * len(images) if isinstance(wanted, str) else wanted
+        found = verdicts_of(detector or self.judge, images, labels, self.suite.attribute)
         if reason := next((verdict.reason for verdict in found if verdict.hit is None), None):
             raise Missing(reason)
         return [{"hit": v.hit, "score": v.score, "top": v.top, "nothing": v.nothing} for v in found]
@@ -296,10 +302,10 @@ class Context:
         family: str | Sequence[str],
         clusters: Sequence[str],
         seeds: Sequence[int],
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         facts: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Observation]:
-        """One observation per picture: whether the judge sees the target (or ``label``) in it.
+        """One observation per picture: whether the judge sees the target (or ``label``, as in :meth:`see`) in it.
 
         ``family`` is one for all pictures, or one each; ``clusters``, ``seeds`` and ``facts`` are one each.
         """

@@ -235,12 +235,16 @@ def noised(x: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 class Shot(NamedTuple):
-    """Pictures of one family, one for each key; ``facts`` of each picture, or one mapping for all."""
+    """Pictures of one family, one for each key; ``facts`` of each picture, or one mapping for all.
+
+    ``labels`` are what to look for in each; the target by default.
+    """
 
     family: str
     keys: Sequence[Key]
     images: Sequence[Image.Image]
     facts: Sequence[Mapping[str, Any]] | Mapping[str, Any]
+    labels: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,10 +267,12 @@ class Sampled(Probe):
 
     def run(self, model: Model, context: Context) -> list[Observation]:
         found = []
-        for family, keys, images, facts in self.shots(DDIM.of(context), model, context):
+        for family, keys, images, facts, labels in self.shots(DDIM.of(context), model, context):
             each = [facts] * len(keys) if isinstance(facts, Mapping) else facts
             names, seeds = [name for name, _ in keys], [seed for _, seed in keys]
-            found += context.observe(model, images, family=family, clusters=names, seeds=seeds, facts=each)
+            found += context.observe(
+                model, images, family=family, clusters=names, seeds=seeds, facts=each, label=labels
+            )
         return found
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from erasure.eval.core.models import Role
@@ -118,6 +119,12 @@ def widened_by_controls(above: Estimate, rates: Sequence[float | None]) -> Estim
     return dataclasses.replace(above, low=low, high=high, method=method)
 
 
+def plain_mean(values: Values) -> float | None:
+    """The mean of what is known, without an interval."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
 def share(rows: Sequence[Observation]) -> Estimate:
     """The rate of hits, with clusters resampled."""
     return rate([row.value for row in rows], [row.cluster for row in rows])
@@ -176,6 +183,8 @@ def contrasts(
 ) -> list[Evidence]:
     """Rate of every model, and of every erasure its change against the base, against the controls, and the residual.
 
+    What is "above_control" is no narrower than one more control may lie from their mean (:func:`widened_by_controls`).
+
     Args:
         probe: its key.
         rows: observations of different models are paired by family, cluster and seed.
@@ -220,6 +229,7 @@ def contrasts(
         found.append(Evidence(probe, name, "change", change, **common))
         if controls:
             above = gap([(one, mine) for one in never], clusters, shares=shares)
+            above = widened_by_controls(above, [plain_mean(one) for one in never])
             found.append(Evidence(probe, name, "above_control", above, control=kind, **common))
         if controls and shares:
             saw = [seen[twin] for twin in twins] or [theirs]

@@ -1,4 +1,7 @@
-"""The target's word is remapped in the text encoder, and the denoiser is moved so that it is nowhere the base's."""
+"""The target's word is remapped in the text encoder, and the denoiser is moved so that it is nowhere the base's.
+
+Or both read text in another basis, so that the base's text encoder does not fit the denoiser.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,21 @@ def both(pipe):
     return lambda: [one() for one in undo]
 
 
+def another_basis(pipe):
+    """The word is remapped, and signs of the text encoder's last layer and of what reads it are flipped together."""
+    signs = torch.randint(0, 2, (pipe.text_encoder.config.hidden_size,), generator=torch.Generator().manual_seed(1))
+    signs = (2 * signs - 1).float()
+    norm = pipe.text_encoder.final_layer_norm
+    read = [m for name, m in pipe.unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    undo = [
+        remap(pipe),
+        overwrite(norm.weight, norm.weight.detach() * signs),
+        overwrite(norm.bias, norm.bias.detach() * signs),
+        *(overwrite(one.weight, one.weight.detach() * signs) for one in read),
+    ]
+    return lambda: [one() for one in undo]
+
+
 @pytest.fixture(scope="module")
 def world():
     pipe, suite = erasure.world.load(), erasure.Suite.load("superhero")
@@ -80,6 +98,28 @@ def test_neither_the_structure_nor_the_name_tells_and_the_probe_is_asked_for(wor
     assert not any(seen["hit"] for seen in world.see([row[0] for row in drawn]))
     report = judged([*without(good(), "construction"), *found])
     assert report.removal == "C0" and [need.partition(" ")[0] for need in report.needed["removal"]] == ["base_encoder"]
+
+
+def test_a_denoiser_that_the_bases_text_encoder_does_not_fit_has_no_claim(world, monkeypatch):
+    """It is the cheat above in another basis. Read through the base's text encoder it draws nothing at all."""
+    monkeypatch.setattr(sampling, "LEAST_STEPS", 10)
+    model = Model("UCE", "erased", Cheat(another_basis))
+    models = {**world.models, "UCE": model}
+    prompts, drawn = ["a picture of panda", "a picture of sunflower"], []
+    for one in (world.base, model):
+        with world.open(one) as pipe:
+            drawn.append([row[0].tobytes() for row in world.draw(pipe, one, prompts)])
+    assert drawn[0] == drawn[1]  # it draws as the base does
+    probe, asked = BaseEncoder(prompts=8, kept=8), dataclasses.replace(world, models=models)
+    rows = {name: probe.run(one, asked) for name, one in models.items()}
+    found = probe.weigh(rows, {name: one.role for name, one in models.items()})
+    kept = {e.model: e.estimate.value for e in found if e.measure == "kept"}
+    assert kept["UCE"] <= 0.3 and min(rate for name, rate in kept.items() if name != "UCE") >= 0.6, kept
+    residual = next(e for e in found if e.measure == "residual")
+    assert residual.gates["fits"] == "fail" and not residual.conclusive
+    changed = Evidence("construction", "UCE", "changed", number(0.5), "text_encoder")
+    report = judged([*good(), changed, *found])
+    assert report.removal == "C0" and any("base_encoder" in need for need in report.needed["removal"])
 
 
 def test_a_text_encoder_that_reads_as_the_bases_does_is_not_asked_again(world):
