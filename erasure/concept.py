@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure.io import dump_yaml, in_one_line, load_yaml, meant, shown, write_atomically
@@ -45,7 +45,6 @@ def once(values: tuple[str, ...]) -> tuple[str, ...]:
 Phrase = Annotated[str, AfterValidator(nfc)]
 Named = Annotated[str, AfterValidator(named)]
 Several = Annotated[tuple[Named, ...], AfterValidator(once)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @in_one_line
@@ -233,8 +232,8 @@ class Suite:
     information: Literal["higher-order", "observed", "latent"] = "higher-order"
     subjects: Several = ()
     further: Several = ()
-    images_per_prompt: Annotated[Count, Field(le=10_000)] = 2
-    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
+    images_per_prompt: Annotated[PositiveInt, Field(le=10_000)] = 2
+    num_inference_steps: Annotated[PositiveInt, Field(le=1000)] = 25
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 5.0
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure, HookErasure
@@ -18,7 +18,6 @@ from erasure.backbone.listen import named_arguments
 from erasure.methods.base import Method, Reference, Request, expanded
 from erasure.pipelines.guided import DenoiserHook, has_numbers
 
-Positive = Annotated[float, Field(gt=0)]
 DEPENDENT = 1e-6  # of its square norm: a direction of which less is left lies in those before it
 
 
@@ -47,9 +46,9 @@ class AdaVD(Method):
         synonyms: read the concept's synonyms as well.
     """
 
-    steepness: Positive = 100.0
+    steepness: PositiveFloat = 100.0
     midpoint: Annotated[float, Field(ge=-1, le=1)] = 0.93
-    height: Positive = 2.0
+    height: PositiveFloat = 2.0
     end_token: bool = False
     articles: bool = False
     synonyms: bool = False

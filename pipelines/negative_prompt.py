@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure
@@ -36,7 +36,7 @@ class NegativePrompt(Method):
         synonyms: name the concept's synonyms as well.
     """
 
-    strength: Annotated[float, Field(gt=0)] = 1.0
+    strength: PositiveFloat = 1.0
     synonyms: bool = True
 
     # Sana's pipeline encodes a negative prompt without the instruction that stands before every other one

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.backbone import Backbone
 from erasure.backbone.text import Conditioning, Segment
-from erasure.methods.base import Count, Method, Reference, Request, expanded
+from erasure.methods.base import Method, Reference, Request, expanded
 
 Bases = dict[str, Tensor]  # (d, r) orthonormal, by the name of the rows they span
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -58,14 +58,14 @@ class SAFREE(Method):
         articles, synonyms: names of the concept that span C, as in other methods.
     """
 
-    alpha: Annotated[float, Field(ge=0)] = 0.01
-    max_steps: Count | None = 10
+    alpha: NonNegativeFloat = 0.01
+    max_steps: PositiveInt | None = 10
     midpoint: float = 5.333
-    steepness: Annotated[float, Field(gt=0)] = 2.5
+    steepness: PositiveFloat = 2.5
     tail: bool = False
     pooled: bool = False
     reattention: Share = 1.0
-    radius: Count = 1
+    radius: PositiveInt = 1
     articles: bool = False
     synonyms: bool = True
 

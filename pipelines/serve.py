@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from erasure.artifact import Erasure
 from erasure.artifact.base import Allow
@@ -72,10 +72,10 @@ class Asked(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1)]
     erasures: list[str] | dict[str, Scale] | None = None  # all of them where it is left out; [] for none
-    n: Annotated[int, Field(ge=1)] = 1
+    n: PositiveInt = 1
     size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")] | None = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED - 1000)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: PositiveInt | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: str | None = None
     model: str | None = None

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure
@@ -15,8 +15,6 @@ from erasure.backbone import Backbone, backbone_of
 from erasure.backbone.listen import named_arguments
 from erasure.methods.base import Method, Reference, Request
 from erasure.pipelines.guided import GUIDED, PROMPTS, DenoiserHook, TextErasure, stored
-
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,10 +37,10 @@ class SLD(Method):
         synonyms: steer away from the concept's synonyms as well.
     """
 
-    warmup: Annotated[int, Field(ge=0)] = 10
-    strength: NonNegative = 1000.0
+    warmup: NonNegativeInt = 10
+    strength: NonNegativeFloat = 1000.0
     threshold: float = 0.01
-    momentum_scale: NonNegative = 0.3
+    momentum_scale: NonNegativeFloat = 0.3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.4
     synonyms: bool = True
 

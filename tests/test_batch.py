@@ -184,7 +184,7 @@ def test_cells_differ_by_every_setting(recipe):
         (("iterations: 2", "iteration: 2"), r"has no setting 'iteration' \(did you mean 'iterations'\?\)"),
         (("seeds: [0]", "seeds: []"), "nothing to run"),
         (("version: 1", "version: 9"), "version"),
-        (("version: 1", "version: 1\nlimit: 0"), "limit: .*greater than or equal to 1; got 0"),
+        (("version: 1", "version: 1\nlimit: 0"), "limit: .*greater than 0; got 0"),
         (("seeds: [0]", "seeds: [-1]"), "seeds.0: .*greater than or equal to 0; got -1"),
     ],
 )

@@ -96,11 +96,11 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("images_per_prompt", 0, "greater than or equal to 1; got 0"),
-        ("images_per_prompt", -2, "greater than or equal to 1; got -2"),
+        ("images_per_prompt", 0, "greater than 0; got 0"),
+        ("images_per_prompt", -2, "greater than 0; got -2"),
         ("images_per_prompt", 10**9, "less than or equal to 10000"),
         ("images_per_prompt", NAN, "finite number; got nan"),
-        ("num_inference_steps", 0, "greater than or equal to 1; got 0"),
+        ("num_inference_steps", 0, "greater than 0; got 0"),
         ("num_inference_steps", INF, "finite number; got inf"),
         ("num_inference_steps", 2.5, "a whole number is needed.*got 2.5"),
         ("num_inference_steps", 1001, "less than or equal to 1000; got 1001"),
@@ -129,7 +129,7 @@ def test_a_value_out_of_its_range_is_refused_when_a_suite_is_read(field, value, 
 def test_a_file_names_the_field_and_what_is_allowed(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text("version: 1\nname: s\nconcept: {name: cat, neighbours: [dog]}\nimages_per_prompt: 0\n")
-    with pytest.raises(ValueError, match=r"suite.yaml: images_per_prompt: .*equal to 1; got 0$"):
+    with pytest.raises(ValueError, match=r"suite.yaml: images_per_prompt: .*greater than 0; got 0$"):
         Suite.load(path)
 
 
@@ -404,7 +404,7 @@ def test_a_model_that_holds_nan_is_refused(part, method):
         (lambda: Concept("cat", kind="thing"), "Concept: kind: .*'object', 'style'.*; got 'thing'"),
         (lambda: Concept("cat", colour="red"), "Concept: colour: no such key"),
         (lambda: Concept(), "Concept: name: Field required"),
-        (lambda: Suite(**{**SOUND, "images_per_prompt": 0}), "Suite: images_per_prompt: .*equal to 1; got 0"),
+        (lambda: Suite(**{**SOUND, "images_per_prompt": 0}), "Suite: images_per_prompt: .*greater than 0; got 0"),
         (lambda: Suite(**{**SOUND, "concept": {"name": ""}}), "Suite: concept: a concept needs a name"),
     ],
 )

@@ -157,7 +157,7 @@ def test_of_a_register_only_active_requests_are_erased(tmp_path, recipe):
         ({"output": "[lora]"}, r"output: no such key \(did you mean 'outputs'\?\)"),
         ({"outputs": "[lorra]"}, r"unknown output 'lorra' \(did you mean 'lora'\?\)"),
         ({"outputs": "[{name: lora, rnk: 4}]"}, r"outputs.0.rnk: no such key \(did you mean 'rank'\?\)"),
-        ({"outputs": "[{name: lora, rank: 0}]"}, "outputs.0.rank: .*greater than or equal to 1; got 0"),
+        ({"outputs": "[{name: lora, rank: 0}]"}, "outputs.0.rank: .*greater than 0; got 0"),
         ({"outputs": "[lora, lora]"}, "'lora' stands twice"),
         ({"evaluate": "quik"}, r"unknown preset 'quik' \(did you mean 'quick'\?\)"),
         ({"evaluate": "{preset: quick, probe: [direct]}"}, r"evaluate.probe: no such key \(did you mean 'probes'\?\)"),

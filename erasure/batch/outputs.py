@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from erasure.artifact import DeltaErasure, Erasure, export_lora, export_single_file, save_denoiser, save_pipeline
@@ -18,7 +18,7 @@ from erasure.artifact.factors import base_weights
 from erasure.artifact.kinds import weightless
 from erasure.artifact.stack import applied
 from erasure.backbone import backbone_of
-from erasure.concept import STRICT, WORLD, Count
+from erasure.concept import STRICT, WORLD
 from erasure.io import meant, read_json, sha256_file, shown
 from erasure.opening import quiet
 
@@ -50,7 +50,7 @@ class Output:
     """
 
     name: Annotated[str, AfterValidator(_known)]
-    rank: Count | None = None
+    rank: PositiveInt | None = None
 
     @property
     def place(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 from pydantic.dataclasses import dataclass
 
 from erasure import __version__
@@ -19,7 +19,7 @@ from erasure.batch.concepts import Csv, FromRegister, Wanted, wanted_of
 from erasure.batch.judging import Judging
 from erasure.batch.outputs import Output, refusal
 from erasure.batch.publishing import Push, check_cells
-from erasure.concept import STRICT, WORLD, Concept, Count, Suite
+from erasure.concept import STRICT, WORLD, Concept, Suite
 from erasure.io import folder_name, load_yaml, sha256, sha256_file, sha256_json, shown
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Recipe:
     evaluate: Annotated[
         Judging | None, BeforeValidator(_judging, json_schema_input_type=bool | str | Judging | None)
     ] = Judging()
-    limit: Count | None = None
+    limit: PositiveInt | None = None
     push: Annotated[Push | None, BeforeValidator(_push, json_schema_input_type=str | Push | None)] = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Count, Reference, Request, Weight
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student, Weights
 from erasure.train import Checkpoint, Draw
@@ -37,10 +38,10 @@ class AdvUnlearn(FineTune):
         warmup_steps: first steps without an attack, in which the concept itself goes.
     """
 
-    iterations: Count = 1000
+    iterations: PositiveInt = 1000
     lr: float = 1e-5
-    eta: Weight = 1.0
-    retain: Weight = 0.3
+    eta: NonNegativeFloat = 1.0
+    retain: NonNegativeFloat = 0.3
     robust: bool = True
     warmup_steps: int = 200
 

@@ -7,12 +7,13 @@ import itertools
 from typing import Any, ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Count, Reference, Request, Weight, replacements
+from erasure.methods.base import Reference, Request, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -36,10 +37,10 @@ class AGE(FineTune):
         hold: weight of the term that holds the neighbour.
     """
 
-    hold: Weight = 1.0
+    hold: NonNegativeFloat = 1.0
     lr: float = 1e-5
-    iterations: Count = 1000
-    retain: Weight = 1.0
+    iterations: PositiveInt = 1000
+    retain: NonNegativeFloat = 1.0
 
     key: ClassVar[str] = "age"
     summary: ClassVar[str] = "fine-tune the concept onto the nearest one to keep; minutes"

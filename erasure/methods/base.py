@@ -8,10 +8,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from erasure.artifact import Erasure
 from erasure.artifact.config import Config
@@ -22,9 +22,6 @@ from erasure.backbone.text import TooLong
 from erasure.concept import Concept
 from erasure.io import NAME, fault_of, folder_name, meant, shown
 from erasure.wording import is_name, naming, with_article
-
-Count = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]  # of a term of a loss: below 0 it would do the opposite of what it is for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from erasure.artifact import Erasure, OperatorErasure
@@ -123,16 +123,16 @@ class ClosedForm(Method):
 
     token_span: TokenSpan = "last_subject"
     empty_anchor: Literal["bos", "eos", "mean_pad"] = "bos"
-    lamb: Annotated[float, Field(ge=0)] = 0.5
-    erase_scale: Annotated[float, Field(gt=0)] = 1.0
-    preserve_scale: Annotated[float, Field(ge=0)] = 1.0
+    lamb: NonNegativeFloat = 0.5
+    erase_scale: PositiveFloat = 1.0
+    preserve_scale: NonNegativeFloat = 1.0
     articles: bool = False
     synonyms: bool = False
     keep_span: TokenSpan = "last_subject"
     keep_everyday: bool = False
-    keep_vocabulary: Annotated[int, Field(ge=0)] = 0
+    keep_vocabulary: NonNegativeInt = 0
     corpus: str = ""
-    corpus_scale: Annotated[float, Field(ge=0)] = 1000.0
+    corpus_scale: NonNegativeFloat = 1000.0
     pooled: bool = False
 
     files: ClassVar[tuple[str, ...]] = ("corpus",)

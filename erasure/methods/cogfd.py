@@ -6,11 +6,11 @@ import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Count, Reference, Request, Weight
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -42,16 +42,16 @@ class CoGFD(FineTune):
         window: times to train at, of the range from 0 (clean) to 1 (noise).
     """
 
-    push: Annotated[float, Field(gt=0)] = 0.1
-    window: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=1)]] = (0.99, 1.0)
-    iterations: Count = 130
+    push: PositiveFloat = 0.1
+    window: tuple[NonNegativeFloat, Annotated[float, Field(le=1)]] = (0.99, 1.0)
+    iterations: PositiveInt = 130
     lr: float = 2.5e-5
-    batch_size: Count = 20
-    retain: Weight = 1.0
+    batch_size: PositiveInt = 20
+    retain: NonNegativeFloat = 1.0
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     synonyms: bool = True
-    trajectories: Count = 60
-    keep_steps: Count | None = 4
+    trajectories: PositiveInt = 60
+    keep_steps: PositiveInt | None = 4
 
     anchored: ClassVar[bool] = False
     key: ClassVar[str] = "cogfd"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Reference, Request, Weight, with_anchors
+from erasure.methods.base import Reference, Request, with_anchors
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -55,7 +56,7 @@ class ConceptAblation(FineTune):
 
     target: Literal["model", "noise"] = "model"
     variant: Literal["x-strict", "attention", "all"] = "x-strict"
-    prior: Weight = 0.0
+    prior: NonNegativeFloat = 0.0
 
     key: ClassVar[str] = "concept-ablation"
     summary: ClassVar[str] = "fine-tune the concept onto an anchor, on the anchor's pictures; minutes"

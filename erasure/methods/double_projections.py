@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from erasure.backbone import Backbone, Space
 from erasure.concept import Concept
@@ -47,9 +47,9 @@ class DoubleProjections(Sentences):
 
     keep_span: TokenSpan = "all"
     energy: Share = 0.9999
-    rank: Annotated[int, Field(ge=0)] = 0
-    ridge: Annotated[float, Field(ge=0)] = 0.0
-    floor: Annotated[float, Field(ge=0)] = 0.02
+    rank: NonNegativeInt = 0
+    ridge: NonNegativeFloat = 0.0
+    floor: NonNegativeFloat = 0.02
     proxy: bool = False
 
     key: ClassVar[str] = "double-projections"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from erasure.methods.base import Count, Reference, Weight
+from pydantic import NonNegativeFloat, PositiveInt
+
+from erasure.methods.base import Reference
 from erasure.methods.esd import ESD
 
 
@@ -25,12 +27,12 @@ class EAP(ESD):
     :class:`~erasure.methods.esd.ESD` and :class:`~erasure.methods.finetune.FineTune`.
     """
 
-    eta: Weight = 1.0
+    eta: NonNegativeFloat = 1.0
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     lr: float = 1e-5
-    iterations: Count = 1000
-    retain: Weight = 1.0
-    retain_hardest: Count = 4
+    iterations: PositiveInt = 1000
+    retain: NonNegativeFloat = 1.0
+    retain_hardest: PositiveInt = 4
 
     key: ClassVar[str] = "eap"
     summary: ClassVar[str] = "ESD that holds on to whatever suffers most; minutes"

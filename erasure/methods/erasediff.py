@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from erasure.backbone import Backbone
@@ -34,7 +34,7 @@ class EraseDiff(RandomLabel):
         eta: how fast the concept goes. None weights both terms alike.
     """
 
-    eta: Annotated[float, Field(gt=0)] | None = 1.0
+    eta: PositiveFloat | None = 1.0
     adapter: Literal["auto", "weights", "lora"] = "weights"
 
     anchored: ClassVar[bool] = False

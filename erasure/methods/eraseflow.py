@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -17,7 +17,7 @@ from erasure.artifact.config import Config
 from erasure.backbone import Backbone
 from erasure.backbone.noise import Diffusion, NoiseModel
 from erasure.backbone.text import Text
-from erasure.methods.base import Count, Reference, Request, check_anchors, check_supported, with_anchors
+from erasure.methods.base import Reference, Request, check_anchors, check_supported, with_anchors
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Student
 from erasure.train import Checkpoint, Draw, Training
@@ -52,16 +52,16 @@ class EraseFlow(FineTune):
         clip: largest norm of the adapter's gradient, and of that of z.
     """
 
-    fresh: Annotated[int, Field(ge=0)] = 10
-    early: Count = 10
-    late: Count = 10
+    fresh: NonNegativeInt = 10
+    early: PositiveInt = 10
+    late: PositiveInt = 10
     log_beta: float = 2.5
     z: float = -0.1953
-    iterations: Count = 20
+    iterations: PositiveInt = 20
     lr: float = 3e-4
     guidance_scale: float = 5.0
     adapter: Literal["auto", "weights", "lora"] = "lora"
-    rank: Count = 4
+    rank: PositiveInt = 4
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     clip: float | None = 1.0
     null: Literal["sampled", "empty"] = "empty"

@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import TrajectoryBank
-from erasure.methods.base import Reference, Request, Weight
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -42,7 +43,7 @@ class ESD(FineTune):
     """
 
     variant: Literal["x", "x-strict", "u", "all"] = "x"
-    eta: Weight = 2.0
+    eta: NonNegativeFloat = 2.0
     erase_from: str | None = None
     on_policy: bool = False
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.artifact import Erasure
@@ -20,7 +20,7 @@ from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.adversary import worst_text
 from erasure.methods.bank import Bank, DrawnBank, TrajectoryBank
-from erasure.methods.base import Count, Method, Request, Weight, expanded
+from erasure.methods.base import Method, Request, expanded
 from erasure.methods.saliency import salient, training_only
 from erasure.methods.students import LowRank, Student, Weights
 from erasure.train import Checkpoint, Draw, Precision, Run, Training, trainable
@@ -77,31 +77,31 @@ class FineTune(Method):
         seed: of the bank and of the batches.
     """
 
-    iterations: Count = 200
+    iterations: PositiveInt = 200
     lr: float = 5e-5
-    batch_size: Count = 1
-    trajectories: Count = 200
-    keep_steps: Count | None = 1
-    num_inference_steps: Count = 50
+    batch_size: PositiveInt = 1
+    trajectories: PositiveInt = 200
+    keep_steps: PositiveInt | None = 1
+    num_inference_steps: PositiveInt = 50
     guidance_scale: float = 3.0
     articles: bool = False
     synonyms: bool = False
-    retain: Weight = 0.0
-    retain_hardest: Count = 1
+    retain: NonNegativeFloat = 0.0
+    retain_hardest: PositiveInt = 1
     robust: bool = False
-    attack_steps: Annotated[int, Field(ge=0)] = 10
-    epsilon: Annotated[float, Field(gt=0)] = 0.1
+    attack_steps: NonNegativeInt = 10
+    epsilon: PositiveFloat = 0.1
     saliency: Annotated[float, Field(gt=0, lt=1)] | None = None
     adapter: Literal["auto", "weights", "lora"] = "auto"
-    rank: Count = 8
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    rank: PositiveInt = 8
+    alpha: PositiveFloat | None = None
     null: Literal["sampled", "empty"] = "sampled"
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adam"
     clip: float | None = None
     schedule: Schedule = "constant"
     warmup: int = 0
-    restarts: Count = 1
-    accumulation: Count = 1
+    restarts: PositiveInt = 1
+    accumulation: PositiveInt = 1
     gradient_checkpointing: bool = False
     precision: Precision = "float32"
     pure: bool = False

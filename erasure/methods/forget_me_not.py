@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.attention import attention_maps, cross_attentions
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -35,10 +36,10 @@ class ForgetMeNot(FineTune):
     """
 
     variant: Literal["x", "all"] = "x"
-    iterations: Count = 35
+    iterations: PositiveInt = 35
     lr: float = 2e-6
-    trajectories: Count = 8
-    keep_steps: Count | None = 8
+    trajectories: PositiveInt = 8
+    keep_steps: PositiveInt | None = 8
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     on_attention: ClassVar[bool] = True

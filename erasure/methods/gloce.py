@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure
@@ -17,7 +17,7 @@ from erasure.artifact.localized import START, LocalizedErasure, response
 from erasure.backbone import Backbone
 from erasure.backbone.attention import cross_attentions
 from erasure.backbone.text import Text
-from erasure.methods.base import Count, Method, Reference, Request, expanded
+from erasure.methods.base import Method, Reference, Request, expanded
 
 Outputs = dict[str, Tensor]  # of every cross-attention (n, places, d), by name
 Moments = dict[str, tuple[Tensor, Tensor]]  # mean (d,) and covariance (d, d), by name
@@ -54,15 +54,15 @@ class GLoCE(Method):
         seed: of the drawing.
     """
 
-    target_rank: Count = 16
-    surrogate_rank: Count = 2
-    gate_rank: Count = 1
+    target_rank: PositiveInt = 16
+    surrogate_rank: PositiveInt = 2
+    gate_rank: PositiveInt = 1
     deviations: float = 2.5
-    width: Annotated[float, Field(gt=0)] = 0.25
-    first: Annotated[int, Field(ge=0)] = 10
-    last: Count = 20
-    generations: Count = 3
-    num_inference_steps: Count = 50
+    width: PositiveFloat = 0.25
+    first: NonNegativeInt = 10
+    last: PositiveInt = 20
+    generations: PositiveInt = 3
+    num_inference_steps: PositiveInt = 50
     guidance_scale: float = 7.5
     articles: bool = False
     synonyms: bool = False

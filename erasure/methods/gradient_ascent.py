@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import Loss
 from erasure.methods.random_label import RandomLabel
 from erasure.methods.students import Student
@@ -26,7 +27,7 @@ class GradientAscent(RandomLabel):
     quick report. Settings as :class:`~erasure.methods.random_label.RandomLabel`.
     """
 
-    iterations: Count = 200
+    iterations: PositiveInt = 200
 
     anchored: ClassVar[bool] = False
     key: ClassVar[str] = "gradient-ascent"

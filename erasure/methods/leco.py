@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Reference, Request
 from erasure.methods.esd import SELECTORS
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
@@ -38,13 +38,13 @@ class LECO(FineTune):
 
     variant: Literal["x", "x-strict", "u", "all"] = "u"
     neutral: str = ""
-    eta: Annotated[float, Field(ge=0)] = 4.0
-    iterations: Count = 1000
+    eta: NonNegativeFloat = 4.0
+    iterations: PositiveInt = 1000
     lr: float = 2e-4
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     adapter: Literal["auto", "weights", "lora"] = "lora"
-    rank: Count = 4
-    alpha: Annotated[float, Field(gt=0)] | None = 1.0
+    rank: PositiveInt = 4
+    alpha: PositiveFloat | None = 1.0
 
     anchored: ClassVar[bool] = False
     key: ClassVar[str] = "leco"

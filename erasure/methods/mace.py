@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from erasure.artifact import DeltaErasure, Erasure
@@ -18,7 +18,7 @@ from erasure.backbone.attention import attention_maps, cross_attentions
 from erasure.backbone.base import layer_at
 from erasure.backbone.text import Text
 from erasure.methods.bank import Bank, DrawnBank
-from erasure.methods.base import Count, Reference, Request, check_moved
+from erasure.methods.base import Reference, Request, check_moved
 from erasure.methods.closed_form import encoded
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.mace_cfr import MACECFR
@@ -56,16 +56,16 @@ class MACE(FineTune):
     """
 
     masked: bool = True
-    lamb: Annotated[float, Field(ge=0)] = 10.0
-    preserve_scale: Annotated[float, Field(ge=0)] = 1.0
-    domain_scale: Annotated[float, Field(ge=0)] = 1.0
-    iterations: Count = 50
+    lamb: NonNegativeFloat = 10.0
+    preserve_scale: NonNegativeFloat = 1.0
+    domain_scale: NonNegativeFloat = 1.0
+    iterations: PositiveInt = 50
     lr: float = 1e-4
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     adapter: Literal["auto", "weights", "lora"] = "lora"
-    rank: Count = 1
-    trajectories: Count = 8
-    keep_steps: Count | None = 16
+    rank: PositiveInt = 1
+    trajectories: PositiveInt = 8
+    keep_steps: PositiveInt | None = 16
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     on_attention: ClassVar[bool] = True

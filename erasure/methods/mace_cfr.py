@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.backbone import Backbone, Space
@@ -127,9 +127,9 @@ class MACECFR(ClosedForm):
 
     include_concept: bool = False
     all_words: bool = False
-    preserve_scale: Annotated[float, Field(ge=0)] = 1.0
+    preserve_scale: NonNegativeFloat = 1.0
     domain: str = ""
-    domain_scale: Annotated[float, Field(ge=0)] = 1.0
+    domain_scale: NonNegativeFloat = 1.0
     preserve_scale_squared: bool = False
 
     files: ClassVar[tuple[str, ...]] = ("corpus", "domain")

@@ -7,12 +7,13 @@ import itertools
 from typing import Any, ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.methods.bank import Bank
-from erasure.methods.base import Count, Reference, Request, Weight, replacements
+from erasure.methods.base import Reference, Request, replacements
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
@@ -33,11 +34,11 @@ class RandomLabel(FineTune):
     """
 
     lr: float = 1e-5
-    iterations: Count = 1000
-    batch_size: Count = 8
-    retain: Weight = 1.0
-    trajectories: Count = 100
-    keep_steps: Count | None = 8
+    iterations: PositiveInt = 1000
+    batch_size: PositiveInt = 8
+    retain: NonNegativeFloat = 1.0
+    trajectories: PositiveInt = 100
+    keep_steps: PositiveInt | None = 8
 
     key: ClassVar[str] = "random-label"
     summary: ClassVar[str] = "fine-tune the concept's name onto others; a reference point; minutes"

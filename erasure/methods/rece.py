@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
@@ -67,13 +67,13 @@ class RECE(UCE):
             official code does not ask for that, and an epoch can undo part of what UCE did.
     """
 
-    epochs: Annotated[int, Field(ge=0)] = 1
-    reg: Annotated[float, Field(ge=0)] = 0.1
+    epochs: NonNegativeInt = 1
+    reg: NonNegativeFloat = 0.1
     relative: bool = False
     closure: Closure = "regzero"
     revive_span: TokenSpan = "all"
-    epoch_lamb: Annotated[float, Field(ge=0)] = 0.1
-    epoch_preserve_scale: Annotated[float, Field(ge=0)] = 0.1
+    epoch_lamb: NonNegativeFloat = 0.1
+    epoch_preserve_scale: NonNegativeFloat = 0.1
     empty_per_concept: bool = False
     hold: bool = False
 

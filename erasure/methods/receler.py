@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure
@@ -20,7 +20,7 @@ from erasure.artifact.residual import ResidualErasure, residual
 from erasure.backbone import Backbone
 from erasure.backbone.attention import cross_attentions
 from erasure.methods.adversary import with_soft_tokens
-from erasure.methods.base import Count, Reference, Request, Weight, check_change
+from erasure.methods.base import Reference, Request, check_change
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.mace import height_of, masks_of
 from erasure.methods.students import Student
@@ -56,16 +56,16 @@ class Receler(FineTune):
         rank: width of an eraser's middle.
     """
 
-    iterations: Count = 500
+    iterations: PositiveInt = 500
     lr: float = 3e-4
-    rank: Count = 128
-    eta: Weight = 1.0
-    locality: Annotated[float, Field(ge=0)] = 0.1
+    rank: PositiveInt = 128
+    eta: NonNegativeFloat = 1.0
+    locality: NonNegativeFloat = 0.1
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
     robust: bool = True
-    words: Count = 16
-    attack_steps: Annotated[int, Field(ge=0)] = 50
-    attack_lr: Annotated[float, Field(gt=0)] = 0.1
+    words: PositiveInt = 16
+    attack_steps: NonNegativeInt = 50
+    attack_lr: PositiveFloat = 0.1
 
     architectures: ClassVar[tuple[str, ...]] = ("sd-unet", "sdxl")
     anchored: ClassVar[bool] = False

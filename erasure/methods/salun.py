@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from erasure.methods.base import Weight
+from pydantic import NonNegativeFloat
+
 from erasure.methods.random_label import RandomLabel
 
 
@@ -21,7 +22,7 @@ class SalUn(RandomLabel):
     """
 
     saliency: float | None = 0.5
-    retain: Weight = 0.1
+    retain: NonNegativeFloat = 0.1
     adapter: Literal["auto", "weights", "lora"] = "weights"
 
     key: ClassVar[str] = "salun"

@@ -7,10 +7,10 @@ import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from erasure.methods.kept import Kept
 from erasure.methods.ridge import Solution, cholesky, compressed, gathered
 from erasure.wording import naming
 
-Positive = Annotated[float, Field(gt=0)]
 CENTROIDS = 3  # of the empty prompt's end and padding tokens
 
 
@@ -92,13 +91,13 @@ class SPEED(ClosedForm):
         seed: of the copies.
     """
 
-    lamb: Annotated[float, Field(ge=0)] = 0.0
+    lamb: NonNegativeFloat = 0.0
     layers: Literal["v", "k", "kv"] = "v"
-    threshold: Positive = 0.1
-    retain_scale: Positive = 1.0
+    threshold: PositiveFloat = 0.1
+    retain_scale: PositiveFloat = 1.0
     relative: bool = False
     prior_filter: bool = True
-    augment: Annotated[int, Field(ge=0)] = 10
+    augment: NonNegativeInt = 10
     retain: str = ""
     seed: int = 0
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.artifact import Erasure
 from erasure.artifact.gated import GatedErasure, gate_of
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
-from erasure.methods.base import Count, Reference, Request, Weight
+from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Student
 from erasure.train import Checkpoint, Draw
@@ -44,14 +44,14 @@ class SPM(FineTune):
         anchors: random embeddings a step.
     """
 
-    iterations: Count = 3000
+    iterations: PositiveInt = 3000
     lr: float = 1e-4
-    rank: Count = 1
-    alpha: Annotated[float, Field(gt=0)] | None = 1.0
+    rank: PositiveInt = 1
+    alpha: PositiveFloat | None = 1.0
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
-    eta: Weight = 1.0
-    anchoring: Weight = 1000.0
-    anchors: Count = 4
+    eta: NonNegativeFloat = 1.0
+    anchoring: NonNegativeFloat = 1000.0
+    anchors: PositiveInt = 4
 
     anchored: ClassVar[bool] = False
     key: ClassVar[str] = "spm"

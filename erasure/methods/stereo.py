@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
 from erasure.backbone.text import Text
 from erasure.concept import Concept
 from erasure.methods.bank import TrajectoryBank, drawn
-from erasure.methods.base import Count, Reference, Request
+from erasure.methods.base import Reference, Request
 from erasure.methods.esd import SELECTORS
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.learnt_words import LearntWords, learn_word
@@ -61,13 +61,13 @@ class STEREO(FineTune):
 
     variant: Literal["x", "x-strict", "u", "all"] = "u"
     g: Annotated[float, Field(ge=1)] = 2.0
-    rounds: Count = 4
-    search_iterations: Count = 200
-    search_lr: Annotated[float, Field(gt=0)] = 5e-6
-    attack_iterations: Count = 3000
-    attack_lr: Annotated[float, Field(gt=0)] = 5e-3
-    attack_batch: Count = 1
-    pictures_each: Count = 500
+    rounds: PositiveInt = 4
+    search_iterations: PositiveInt = 200
+    search_lr: PositiveFloat = 5e-6
+    attack_iterations: PositiveInt = 3000
+    attack_lr: PositiveFloat = 5e-3
+    attack_batch: PositiveInt = 1
+    pictures_each: PositiveInt = 500
     start: str = ""
     lr: float = 2e-5
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"

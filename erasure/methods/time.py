@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.backbone import Backbone, Site, Space
@@ -39,7 +39,7 @@ class TIME(ClosedForm):
 
     token_span: TokenSpan = "all"
     keep_span: TokenSpan = "all"
-    lamb: Annotated[float, Field(ge=0)] = 0.1
+    lamb: NonNegativeFloat = 0.1
     keys: bool = False
     templates: tuple[str, ...] = SENTENCES
 

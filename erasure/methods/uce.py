@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.artifact import DeltaErasure, Erasure
@@ -56,7 +56,7 @@ class UCE(Sentences):
     preserve_rule: Literal["fixed", "share"] = "fixed"
     technique: Literal["replace", "tensor"] = "replace"
     style_anchor: str = ""
-    max_drift: Annotated[float, Field(ge=0)] = 0.0
+    max_drift: NonNegativeFloat = 0.0
 
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds"

@@ -8,7 +8,7 @@ import os
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from erasure.backbone import Backbone
@@ -16,7 +16,7 @@ from erasure.backbone.base import layer_at
 from erasure.backbone.text import Text
 from erasure.methods import method_class
 from erasure.methods.bank import DrawnBank
-from erasure.methods.base import Count, Method, Reference, Request, expanded
+from erasure.methods.base import Method, Reference, Request, expanded
 from erasure.methods.finetune import FineTune, Loss
 from erasure.methods.speed import read_texts, without
 from erasure.methods.students import Student, Weights, swapped
@@ -71,12 +71,12 @@ class UNDO(FineTune):
     captions: str = ""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    iterations: Count = 3500
+    iterations: PositiveInt = 3500
     lr: float = 1e-3
-    batch_size: Count = 16
-    trajectories: Count = 1024
-    keep_steps: Count | None = 16
-    num_inference_steps: Count = 25
+    batch_size: PositiveInt = 16
+    trajectories: PositiveInt = 1024
+    keep_steps: PositiveInt | None = 16
+    num_inference_steps: PositiveInt = 25
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
     clip: float | None = 1.0
     warmup: int = 50

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from erasure.artifact import Erasure
@@ -17,7 +18,7 @@ from erasure.artifact.text_lora import TextLoraErasure, text_low_rank
 from erasure.backbone import Backbone
 from erasure.backbone.streams import looking_at, text_projections
 from erasure.backbone.text import Conditioning
-from erasure.methods.base import Reference, Request, Weight, check_change
+from erasure.methods.base import Reference, Request, check_change
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import LowRank, Scaled, started
 from erasure.train import Checkpoint, Draw, Training
@@ -66,14 +67,14 @@ class ZErase(FineTune):
     """
 
     lr: float = 1e-3
-    retain: Weight = 0.1
+    retain: NonNegativeFloat = 0.1
     optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = "adamw"
-    eta: Weight = 1.0
-    attention: Weight = 0.01
-    weight_decay: Weight = 1e-5
+    eta: NonNegativeFloat = 1.0
+    attention: NonNegativeFloat = 0.01
+    weight_decay: NonNegativeFloat = 1e-5
     tolerance: float = 0.1
-    multiplier_lr: Weight = 0.3
-    decay: Weight = 0.01
+    multiplier_lr: NonNegativeFloat = 0.3
+    decay: NonNegativeFloat = 0.01
     feedback: bool = True
 
     architectures: ClassVar[tuple[str, ...]] = (
