@@ -44,7 +44,7 @@ OTHER = "taxi"  # its twins know it well, so that every probe of removal has pow
 # the intervals about a retrained model are wider than what is tolerated, whatever it left.
 MEASURED = (
     *("direct", "neighbours", "unrelated", "degeneracy", "construction", "resurgence", "completion"),
-    *("inversion:images_per_prompt=4", "noise:prompts=36", "base_encoder:prompts=36,kept=36"),
+    *("inversion:images_per_prompt=4", "noise:prompts=36", "base_encoder:prompts=36"),
     *("relearning:runs=8,prompts=18", "plasticity:runs=10"),
 )
 PICTURES = 6  # of each name in every sentence of the suite: 48 of the target, of which half decide what is destroyed

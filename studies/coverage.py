@@ -175,16 +175,16 @@ def residuals(spread: float, repeats: int, *, prompts: int = 12, old: bool = Fal
 def above_controls(
     beyond: float, spread: float, repeats: int, *, controls: int = 3, old: bool = False
 ) -> tuple[float, float]:
-    """How often a model is shown to be above controls, and how often to be less than 20 points above them.
+    """How often a model is shown to be above controls, and how often to be less than 20 points above their mean.
 
-    Models that never saw the target show it in 30 %, with ``spread`` between them on the logit scale. The model shows
-    it in ``beyond`` more than it would as one of them; 72 pictures each.
+    Models that never saw the target show it in 30 %, with ``spread`` between them on the logit scale; 72 pictures each.
+    At ``beyond`` 0 the model is one more of them, and else exactly so far above the mean of all such models.
     """
     rng, design, found = np.random.default_rng(11), Design(24, 3, 1), []
     units = design.units(Kept)
     for _ in range(repeats):
         shares = expit(intercept(0.3, spread) + rng.normal(0, spread, controls + 1))
-        shares[0] = min(shares[0] + beyond, 1.0)
+        shares[0] = 0.3 + beyond if beyond else shares[0]
         mine, *never = (hits(rng, np.full((design.templates, design.phrases), one), design.images) for one in shares)
         above = gap([(one, mine) for one in never], units)
         found.append(above if old else widened_by_controls(above, [plain_mean(one) for one in never]))

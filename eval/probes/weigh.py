@@ -20,6 +20,7 @@ from erasure.eval.stats import (
     rate,
     residual,
     spread_half_width,
+    t_half_width,
     wider,
     worst_stratum,
 )
@@ -106,17 +107,18 @@ def of_one_run(drawn: Sequence[Hashable]) -> str:
 
 
 def widened_by_controls(above: Estimate, rates: Sequence[float | None]) -> Estimate:
-    """A model's distance from controls, at least as wide as the controls differ among themselves.
+    """A model's distance from the mean of controls, with how the controls differ among themselves.
 
-    A model that never saw the target may lie as far from their mean as one more of them: a prediction interval. One
-    control says nothing of how far that is.
+    The two ends answer two questions. Below: a model that never saw the target may lie as far from their mean as one
+    more of them, so it is above them only beyond that (a prediction interval). Above: the mean of all such models is
+    known only from these (a t interval). One control says nothing of either.
     """
     known = [rate for rate in rates if rate is not None]
     if above.value is None or above.low is None or above.high is None or len(known) < 2:
         return above
-    half, method = spread_half_width(known), f"{above.method}; no narrower than one more control may differ"
-    low, high = wider((above.low, above.high), (above.value - half, above.value + half))
-    return dataclasses.replace(above, low=low, high=high, method=method)
+    own = above.value - spread_half_width(known), above.value + t_half_width(known)
+    low, high = wider((above.low, above.high), own)
+    return dataclasses.replace(above, low=low, high=high, method=f"{above.method}; widened by how the controls differ")
 
 
 def plain_mean(values: Values) -> float | None:
@@ -183,7 +185,7 @@ def contrasts(
 ) -> list[Evidence]:
     """Rate of every model, and of every erasure its change against the base, against the controls, and the residual.
 
-    What is "above_control" is no narrower than one more control may lie from their mean (:func:`widened_by_controls`).
+    "above_control" is no narrower than the controls differ (:func:`widened_by_controls`).
 
     Args:
         probe: its key.
