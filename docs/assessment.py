@@ -47,7 +47,7 @@ MEASURED = (
     *("inversion:images_per_prompt=4", "noise:prompts=36", "base_encoder:prompts=36"),
     *("relearning:runs=8,prompts=18", "plasticity:runs=10"),
 )
-PICTURES = 6  # of each name in every sentence of the suite: 48 of the target, of which half decide what is destroyed
+PICTURES = 6  # of each name in every sentence of the suite: 48 pictures of the target
 
 
 def main(what: str, out: Path, *probes: str) -> None:
