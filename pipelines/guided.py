@@ -125,6 +125,10 @@ class DenoiserHook(Installed):
         state.t, state.step, state.shape = t, index + 1, shape
         return index
 
+    def steps(self) -> int:
+        """How many steps the picture of the last call that :meth:`index` counted has."""
+        return len(self.backbone.pipe.scheduler.timesteps if self.state.times is None else self.state.times)
+
     def rows(self, inputs: dict[str, Any], text: Text) -> Text:
         """Stored text of one row for each picture of a guided call, in its precision and at its place."""
         x, mask = self.latents(inputs), self.backbone.text_part(inputs, "mask")

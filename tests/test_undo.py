@@ -2,14 +2,18 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from erasure import Concept, Erasure
 from erasure.backbone import backbone_of
 from erasure.backbone.base import layer_at
+from erasure.captioned import opened
 from erasure.methods import method_class
 from erasure.methods.adv_unlearn import AdvUnlearn
 from erasure.methods.base import Request
@@ -69,6 +73,70 @@ def test_the_loss_is_the_distance_to_the_erased_model_on_pictures_that_it_draws(
         frozen, pipe.unet = pipe.unet, other.unet
         torch.testing.assert_close(loss(Draw(0, step)), theirs, rtol=1e-5, atol=1e-6)
         pipe.unet = frozen
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of four pictures, one of a target, two with one caption; and the captions of the others."""
+    folder, texts = tmp_path / "images", ["a wizard on a hill", "A Superhero, flying", "a castle", "a wizard on a hill"]
+    folder.mkdir()
+    for i, picture in enumerate(noise_pictures(4)):
+        picture.save(folder / f"{i}.png")
+    write_lines(folder, [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(texts)])
+    return folder
+
+
+def write_lines(folder, rows):
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def noise_pictures(count):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_real_pictures_take_the_place_of_those_that_the_teacher_draws(images, monkeypatch):
+    monkeypatch.setattr(UNDO, "pictures", lambda *args, **kwargs: pytest.fail("the teacher drew"))
+    method = UNDO(images=str(images), dropout=0, keep_steps=2, batch_size=4)
+    pipe, student, loss = started(method, keep=())
+    base = backbone_of(pipe)
+    shown = [opened(images / f"{i}.png") for i in (0, 2, 3)]  # the picture of a superhero is left out
+    clean, texts = base.latents(shown), ["a wizard on a hill", "a castle", "a wizard on a hill"]
+    teacher, other = tiny_pipeline(), tiny_pipeline(seed=7)
+    make(tiny_pipeline(), SUPERHERO, "uce", progress=False).apply(teacher)
+    generator = torch.Generator().manual_seed(0)
+    x, t = [], []
+    for part in (0, 1):  # of the two equal parts of the range of times
+        times = base.noise.times((part + torch.rand(3, generator=generator)) / 2)
+        x.append(base.noise.mix(clean, torch.randn(clean.shape, generator=generator), times))
+        t.append(times)
+    x, t, captions = torch.cat(x), torch.cat(t), texts * 2
+    for step in range(3):
+        chosen = torch.randint(6, (4,), generator=Draw(0, step).generator)
+        asked = [captions[i] for i in chosen]
+        models = plain.Plain(teacher, teacher.unet), plain.Plain(teacher, other.unet)
+        theirs = plain.onto(*models, x[chosen], t[chosen], asked, asked)
+        frozen, pipe.unet = pipe.unet, other.unet
+        torch.testing.assert_close(loss(Draw(0, step)), theirs, rtol=1e-5, atol=1e-6)
+        pipe.unet = frozen
+
+
+def test_pictures_that_cannot_be_used_are_refused(images):
+    pipe, given = tiny("sd1"), {"images": str(images), **SHORT}
+    with pytest.raises(ValueError, match="leave one of them out"):
+        make(pipe, SUPERHERO, "undo", captions="captions.txt", **given)
+    (images / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"2\.png cannot be read"):
+        make(pipe, SUPERHERO, "undo", **given)
+    write_lines(images, [{"file_name": "0.png"}])
+    with pytest.raises(ValueError, match=r"line 1: lacks \['text'\]; each line needs file_name and text"):
+        make(pipe, SUPERHERO, "undo", **given)
+    write_lines(images, [{"file_name": "1.png", "text": "a superhero"}])
+    with pytest.raises(ValueError, match="images=FOLDER"):
+        make(pipe, SUPERHERO, "undo", **given)
+    with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl of file_name and text"):
+        make(pipe, SUPERHERO, "undo", **{**given, "images": str(images / "none")})
+    assert identical(weights(pipe), weights(tiny("sd1")))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
@@ -177,6 +245,7 @@ def test_it_is_an_ordinary_erasure_of_the_whole_denoiser(tmp_path, captions):
     pipe = tiny("sd1")
     before = weights(pipe)
     edit = make(pipe, SUPERHERO, "undo", captions=captions, keep=list(KEEP), **SHORT)
+    assert edit.config.settings["images"] == ""
     assert identical(before, weights(pipe)) and edit.kind == "delta"
     assert set(edit.parameter_names) == set(backbone_of(pipe).select("all"))
     assert edit.config.settings["captions"] == "captions.txt" and edit.config.keep == list(KEEP)

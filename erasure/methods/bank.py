@@ -7,7 +7,7 @@ of their compute. A bank is made once; a training step then is one forward and b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -147,7 +147,7 @@ class TrajectoryBank(Bank):
 
 @dataclasses.dataclass(frozen=True)
 class DrawnBank(Bank):
-    """Pictures that the base drew, mixed with fresh noise.
+    """Pictures, which the base drew or which are given, mixed with fresh noise.
 
     Attributes:
         truth: ``(n, ...)`` what a perfect denoiser predicts: the noise that was mixed in, or the velocity.
@@ -185,21 +185,46 @@ class DrawnBank(Bank):
         generator = torch.Generator().manual_seed(seed)
         pictures = max(pictures, len(text))
         prompts = torch.arange(pictures) % len(text)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            with tqdm(total=pictures, desc="draw", unit="picture", disable=not progress) as bar:
+                for batch in prompts.split(batch_size):
+                    noise = torch.randn(len(batch), *backbone.latent_shape, generator=generator)
+                    yield batch, drawn(backbone, text[batch], noise, generator, num_inference_steps, guidance_scale)
+                    bar.update(len(batch))
+
+        return cls.mixed(backbone, text, batches(), mixes=mixes, window=window, generator=generator)
+
+    @classmethod
+    @torch.no_grad()
+    def mixed(
+        cls,
+        backbone: Backbone,
+        text: Text,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        mixes: int,
+        generator: torch.Generator,
+        window: tuple[float, float] = (0.0, 1.0),
+    ) -> DrawnBank:
+        """Mix clean latents with noise.
+
+        Args:
+            text: ``p`` rows, the prompts.
+            batches: the prompts of some pictures, as indices ``(n,)``, and their latents ``(n, *latent_shape)``.
+            mixes, window: see :meth:`draw`.
+        """
         parts: list[tuple[Tensor, ...]] = []
-        with tqdm(total=pictures, desc="draw", unit="picture", disable=not progress) as bar:
-            for batch in prompts.split(batch_size):
-                noise = torch.randn(len(batch), *backbone.latent_shape, generator=generator)
-                clean = drawn(backbone, text[batch], noise, generator, num_inference_steps, guidance_scale)
-                for i in range(mixes):
-                    u = (i + torch.rand(len(batch), generator=generator)) / mixes
-                    u = window[0] + (window[1] - window[0]) * u
-                    t = backbone.noise.times(u)
-                    eps = torch.randn(clean.shape, generator=generator)
-                    x = backbone.noise.mix(clean, eps, t)
-                    rows = x.to(backbone.device, backbone.dtype), t.to(backbone.device), text[batch].to(backbone.dtype)
-                    base = backbone.predict(*rows, guidance=backbone.plain_guidance).float().cpu()
-                    parts.append((x, t, batch, base, backbone.noise.target(clean, eps, t)))
-                bar.update(len(batch))
+        for batch, clean in batches:
+            for i in range(mixes):
+                u = (i + torch.rand(len(batch), generator=generator)) / mixes
+                u = window[0] + (window[1] - window[0]) * u
+                t = backbone.noise.times(u)
+                eps = torch.randn(clean.shape, generator=generator)
+                x = backbone.noise.mix(clean, eps, t)
+                rows = x.to(backbone.device, backbone.dtype), t.to(backbone.device), text[batch].to(backbone.dtype)
+                base = backbone.predict(*rows, guidance=backbone.plain_guidance).float().cpu()
+                parts.append((x, t, batch, base, backbone.noise.target(clean, eps, t)))
         return cls(*(torch.cat([part[i].cpu() for part in parts]) for i in range(5)))
 
 

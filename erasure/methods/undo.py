@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import os
+import operator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from erasure.backbone import Backbone
 from erasure.backbone.base import layer_at
 from erasure.backbone.text import Text
+from erasure.captioned import opened, rows_of
 from erasure.methods import method_class
 from erasure.methods.bank import DrawnBank
 from erasure.methods.base import Method, Reference, Request, expanded
@@ -24,6 +29,7 @@ from erasure.train import Checkpoint, Draw, Training
 
 FRESH = 0x756E646F  # added to the seed: from 0 or 1 come the very numbers that many a model was started with
 
+AT_ONCE = 32  # pictures and captions that are encoded in one pass
 OF_WEIGHTS = (None, "delta", "lora", "operator")  # kinds that a teacher's erasure may be of; None is not known before
 
 
@@ -37,7 +43,7 @@ class UNDO(FineTune):
            w = (1 - share) w_teacher + share z,    z uniform in +-1 / sqrt(fan in),
 
        which is how PyTorch starts these layers, each in its own scale;
-    3. distil, on pictures x that the teacher draws for captions without the target, mixed with noise:
+    3. distil, on captions without the target and pictures x of them, the teacher's or real ones, mixed with noise:
 
            | e_student(x_t, t, caption) - e(x_t, t, caption) |^2
 
@@ -61,6 +67,11 @@ class UNDO(FineTune):
         captions: file of captions, one a line or a CSV with a column ``concept``. They stand for everything that the
             model is to draw, so take as many as there are, of all kinds: what no caption asks for is lost. Those that
             name a target are left out. Without a file the keep list is all there is.
+        images: folder of real pictures with captions, which take the place of those that the teacher draws: a
+            ``metadata.jsonl`` there has a line ``{"file_name": ..., "text": ...}`` for each
+            (:func:`~erasure.captioned.rows_of`). Those whose caption names a target are left out; see to it yourself
+            that no other shows one. Give them where there are thousands: a bank of few pictures costs quality, and
+            drawing many costs more than reading them. All are used, whatever ``trajectories`` is.
         dropout: share of rows with the empty prompt.
         ema: decay of the average of the weights that is the result.
     """
@@ -69,6 +80,7 @@ class UNDO(FineTune):
     teacher: str = "uce"
     teacher_preset: str = ""
     captions: str = ""
+    images: str = ""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     iterations: PositiveInt = 3500
@@ -83,7 +95,7 @@ class UNDO(FineTune):
     adapter: Literal["auto", "weights", "lora"] = "weights"
     articles: bool = True
 
-    files: ClassVar[tuple[str, ...]] = ("captions",)
+    files: ClassVar[tuple[str, ...]] = ("captions", "images")
     key: ClassVar[str] = "undo"
     summary: ClassVar[str] = "erase, mix in fresh weights, distil back; hours; relearnt more slowly than an edit"
     reference: ClassVar[Reference] = Reference(
@@ -104,14 +116,14 @@ class UNDO(FineTune):
         super().validate(backbone, request)
         if not self.kept(backbone, request):
             raise ValueError(
-                f"{self.key} learns again only what captions ask for; got no keep list and captions {self.captions!r}; "
-                "give captions=FILE, one a line, or a keep list"
+                f"{self.key} learns again only what captions ask for; got no keep list, captions {self.captions!r} "
+                f"and images {self.images!r}; give captions=FILE, one a line, images=FOLDER, or a keep list"
             )
         self.erasing_method().validate(backbone, self.teacher_request(request))
 
     @property
     def needs_keep(self) -> bool:
-        return not self.captions
+        return not (self.captions or self.images)
 
     @property
     def uses_keep(self) -> bool:
@@ -133,18 +145,31 @@ class UNDO(FineTune):
         return dataclasses.replace(super().training(), ema=self.ema, options=options, checkpoint_every=100)
 
     def kept(self, backbone: Backbone, request: Request) -> list[str]:
-        """The captions: those of the file that fit and name no target, or else the keep list."""
+        """The captions: those of the pictures or of the file that fit and name no target, or else the keep list."""
+        if self.images:
+            return [*dict.fromkeys(caption for _, caption in self.examples(backbone, request))]
         texts = backbone.fitting(read_texts(self.captions)) if self.captions else []
         texts = texts or expanded(backbone, request.keep, articles=self.articles)
         return list(dict.fromkeys(without(texts, request.concepts)))
 
+    def examples(self, backbone: Backbone, request: Request) -> list[tuple[Path, str]]:
+        """The pictures given, with their captions: those that fit and name no target."""
+        rows = rows_of(self.images)
+        fit = {*without(backbone.fitting(dict.fromkeys(row["text"] for row in rows)), request.concepts)}
+        return [(Path(self.images) / row["file_name"], row["text"]) for row in rows if row["text"] in fit]
+
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "captions": os.path.basename(self.captions)}
+        return {**super().settings(), **{name: Path(getattr(self, name)).name for name in self.files}}
 
     # --- the teacher --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
+        if self.captions and self.images:
+            raise ValueError(
+                f"{self.key} takes its captions from the pictures; got captions={self.captions!r} beside "
+                f"images={self.images!r}; leave one of them out"
+            )
         if self.teacher == self.key:
             raise ValueError(
                 f"the teacher of {self.key} is another method; got {self.teacher!r}; set teacher='uce', say"
@@ -186,12 +211,19 @@ class UNDO(FineTune):
         taught = mixed(student)
         taught.teacher = self.taught(backbone, taught, request)
         captions = self.kept(backbone, request)
-        order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        text = backbone.encode([*(captions[i] for i in order[: self.trajectories]), ""]).text
+        if not self.images:
+            order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(self.seed)).tolist()
+            captions = [captions[i] for i in order[: self.trajectories]]
+        several = [*captions, ""]
+        parts = [backbone.encode(several[i : i + AT_ONCE]).text for i in range(0, len(several), AT_ONCE)]
+        text = functools.reduce(operator.add, parts)
 
         def make() -> dict[str, Tensor]:
             with swapped({name: taught.parameters[name] for name in taught.teacher}, taught.teacher):
-                bank = self.pictures(backbone, text[:-1], request, None, "bank")
+                if self.images:
+                    bank = self.real(backbone, text, captions, request)
+                else:
+                    bank = self.pictures(backbone, text[:-1], request, None, "bank")
                 return self.uncaptioned(backbone, bank, text).tensors()
 
         bank = DrawnBank.of(make() if checkpoint is None else checkpoint.keep("bank", make))
@@ -202,6 +234,21 @@ class UNDO(FineTune):
                 return self.error(backbone, bank, bank.conditional, text, chosen)
 
         return loss
+
+    def real(self, backbone: Backbone, text: Text, captions: Sequence[str], request: Request) -> DrawnBank:
+        """A bank of the pictures given, ``keep_steps`` noisy copies of each."""
+        examples, row = self.examples(backbone, request), {caption: i for i, caption in enumerate(captions)}
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            with tqdm(total=len(examples), desc="encode", unit="picture", disable=not request.progress) as bar:
+                for i in range(0, len(examples), AT_ONCE):
+                    files, texts = zip(*examples[i : i + AT_ONCE], strict=True)
+                    latents = backbone.latents([opened(file) for file in files])
+                    yield torch.tensor([row[caption] for caption in texts]), latents.cpu()
+                    bar.update(len(files))
+
+        mixes, generator = self.keep_steps or self.num_inference_steps, torch.Generator().manual_seed(self.seed)
+        return DrawnBank.mixed(backbone, text, batches(), mixes=mixes, generator=generator)
 
     def uncaptioned(self, backbone: Backbone, bank: DrawnBank, text: Text) -> DrawnBank:
         """The bank with the empty prompt, the last row of the text, in a share of its rows."""

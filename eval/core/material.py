@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from erasure.captioned import opened, rows_of
 from erasure.eval.core.records import fingerprint
-from erasure.io import parse_json, sha256_file, shown
+from erasure.io import sha256_file
 from erasure.wording import same
 
 
@@ -73,35 +74,12 @@ class FolderMaterial:
 
     def __init__(self, folder: str | Path, target: str, *, also: Sequence[str] = ()) -> None:
         self.folder, self.name, self.also = Path(folder), target, tuple(also)
-        file = self.folder / "metadata.jsonl"
-        if not file.exists():
-            raise FileNotFoundError(
-                f"{file}: no such file; give a folder of pictures with a metadata.jsonl of file_name, text and label"
-            )
-        self.rows = [
-            self._row(i, line) for i, line in enumerate(file.read_text("utf-8").splitlines(), 1) if line.strip()
-        ]
+        self.rows = rows_of(self.folder, "label")
 
     @functools.cached_property
     def key(self) -> str:
         pictures = [sha256_file(self.folder / row["file_name"]) for row in self.rows]
         return f"folder {fingerprint([self.name, *self.also, self.rows, pictures])}"
-
-    def _row(self, number: int, line: str) -> dict:
-        where = f"{self.folder / 'metadata.jsonl'}, line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: keys and values are needed; got {shown(row)}")
-        if row.get("member") not in (True, False, None):
-            raise ValueError(f"{where}: member is {row['member']!r}; write true or false, or leave it out")
-        if missing := [key for key in ("file_name", "text", "label") if not isinstance(row.get(key), str)]:
-            raise ValueError(f"{where}: lacks {missing}; each line needs file_name, text and label")
-        if not (self.folder / row["file_name"]).exists():
-            raise FileNotFoundError(f"{where}: {row['file_name']} is not in the folder")
-        return row
 
     def target(self, count: int, *, seed: int = 0, member: bool | None = False) -> list[Example]:
         return self._pick([row for row in self.rows if same(row["label"], self.name)], count, seed, member)
@@ -122,7 +100,7 @@ class FolderMaterial:
         chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
         return [
             Example(
-                Image.open(self.folder / row["file_name"]).convert("RGB"),
+                opened(self.folder / row["file_name"]),
                 row["text"], row["label"], row["file_name"], row.get("member"),
             )
             for row in (rows[i] for i in chosen)
