@@ -64,16 +64,19 @@ class BaseEncoder(Sampled):
             NAME: (keys_of(of_target, seeds), [name] * len(of_target) * seeds),
             KEPT: (keys_of([prompt.text for prompt in kept], 1), [prompt.label for prompt in kept]),
         }
+        prompts = {family: [prompt for prompt, _ in keys] for family, (keys, _) in asked.items()}
+        with context.open(context.base):
+            empty, texts = sampler.texts([""]), {family: sampler.texts(own) for family, own in prompts.items()}
+        with context.open(model):
+            if model.role == "erased" and same(texts[NAME], sampler.texts(prompts[NAME])):
+                raise Missing(SAME)
+            ended = {
+                family: sampler.sample(sampler.starts(keys), prompts[family], text=texts[family], empty=empty)
+                for family, (keys, _) in asked.items()
+            }
+            drawn = {family: sampler.backbone.pictures(latents) for family, latents in ended.items()}
         for family, (keys, labels) in asked.items():
-            prompts = [prompt for prompt, _ in keys]
-            with context.open(context.base):
-                text, empty = sampler.texts(prompts), sampler.texts([""])
-            with context.open(model):
-                if family == NAME and model.role == "erased" and same(text, sampler.texts(prompts)):
-                    raise Missing(SAME)
-                ended = sampler.sample(sampler.starts(keys), prompts, text=text, empty=empty)
-                drawn = sampler.backbone.pictures(ended)
-            yield Shot(family, keys, drawn, [{"prompt": prompt} for prompt in prompts], labels)
+            yield Shot(family, keys, drawn[family], [{"prompt": prompt} for prompt in prompts[family]], labels)
 
     def weigh(self, rows: Rows, models: Roles) -> list[Evidence]:
         asked, kept = each_family(rows, NAME), each_family(rows, KEPT)
