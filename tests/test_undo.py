@@ -121,6 +121,15 @@ def test_real_pictures_take_the_place_of_those_that_the_teacher_draws(images, mo
         pipe.unet = frozen
 
 
+def test_a_checkpoint_belongs_to_its_pictures(images, tmp_path):
+    given = {"images": str(images), "checkpoint": tmp_path / "run", **SHORT, "iterations": 1}
+    one = make(tiny("sd1"), SUPERHERO, "undo", **given)
+    assert identical(one.tensors, make(tiny("sd1"), SUPERHERO, "undo", **given).tensors)
+    Image.new("RGB", (64, 64)).save(images / "2.png")
+    with pytest.raises(ValueError, match="another run"):
+        make(tiny("sd1"), SUPERHERO, "undo", **given)
+
+
 def test_pictures_that_cannot_be_used_are_refused(images):
     pipe, given = tiny("sd1"), {"images": str(images), **SHORT}
     with pytest.raises(ValueError, match="leave one of them out"):

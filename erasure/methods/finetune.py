@@ -253,8 +253,13 @@ class FineTune(Method):
             "concepts": [dataclasses.asdict(concept) for concept in request.concepts],
             "keep": [list(request.keep), self.kept(backbone, request)],
             "base": component_prints(backbone),
+            **self.given(),
         }
         return Checkpoint.open(request.checkpoint, json.dumps(run, default=str))
+
+    def given(self) -> dict[str, Any]:
+        """What else a training is made of, such as pictures: a checkpoint belongs to a run with the same."""
+        return {}
 
     # --- parts of objectives ------------------------------------------------------------------------------------------
 

@@ -158,6 +158,10 @@ class UNDO(FineTune):
         fit = {*without(backbone.fitting(dict.fromkeys(row["text"] for row in rows)), request.concepts)}
         return [(Path(self.images) / row["file_name"], row["text"]) for row in rows if row["text"] in fit]
 
+    def given(self) -> dict[str, Any]:
+        files = [row["file_name"] for row in rows_of(self.images)] if self.images else []
+        return {"images": [(name, (Path(self.images) / name).stat().st_size) for name in files]} if files else {}
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **{name: Path(getattr(self, name)).name for name in self.files}}
 
