@@ -161,3 +161,21 @@ def test_an_anchor_that_is_the_target_with_an_article_is_refused():
         Concept("superhero", anchor="a superhero")
     with pytest.raises(ValueError, match="is itself to be erased"):
         make(tiny("sd1"), [Concept("superhero", anchor="a cat"), Concept("cat")], "uce")
+
+
+@pytest.mark.parametrize(
+    ("concept", "key", "settings", "said"),
+    [
+        ("superhero", "leco", {"neutral": "a superhero"}, "neutral .* is itself to be erased"),
+        (Concept("pop art", kind="style"), "uce", {"style_anchor": "art " * 80}, "longer than the text encoder"),
+        ("beard", "esd", {"erase_from": "santa", "retain": 1.0}, "'santa' is kept as it is"),
+        ("superhero", "leco", {"neutral": "person " * 80}, "longer than the text encoder"),
+        ("beard", "esd", {"erase_from": "santa " * 80}, "longer than the text encoder"),
+    ],
+)
+def test_a_setting_that_is_a_prompt_is_checked_as_anchors_are(concept, key, settings, said):
+    with pytest.raises(ValueError, match=said):
+        make(tiny("sd1"), concept, key, keep=["santa", "wizard"], progress=False, **settings)
+    fine = {"leco": {"neutral": "a person"}, "uce": {"style_anchor": "art"}, "esd": {"erase_from": "santa"}}[key]
+    request = Request((concept if isinstance(concept, Concept) else Concept(concept),), keep=("wizard",))
+    method_class(key).preset(**fine).validate(backbone_of(tiny("sd1")), request)

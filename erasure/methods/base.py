@@ -74,6 +74,7 @@ class Method(abc.ABC):
         reference: paper and repository.
         presets: preset name to the settings in which it differs from the field defaults.
         files: settings that name a file; an erasure keeps its name, not the path.
+        prompt_settings: settings that are prompts; they are checked as targets and anchors are.
         architectures: of the backbones it works on; None for all.
         part: what it changes, the denoiser or the text encoders.
         anchored: whether it draws a concept's anchor in its place; the others say that they do not use one.
@@ -90,6 +91,7 @@ class Method(abc.ABC):
     reference: ClassVar[Reference]
     presets: ClassVar[dict[str, dict[str, Any]]]
     files: ClassVar[tuple[str, ...]] = ()
+    prompt_settings: ClassVar[tuple[str, ...]] = ()
     part: ClassVar[Literal["denoiser", "text encoder"]] = "denoiser"
     anchored: ClassVar[bool] = True
     kind: ClassVar[str | None] = None
@@ -161,7 +163,7 @@ class Method(abc.ABC):
         refuse_computed(backbone.components)
         refuse_nan(backbone.components)
         check_request(request.concepts, request.keep)
-        check_read(backbone, request)
+        check_read(backbone, request, also=[prompt for name in self.prompt_settings if (prompt := getattr(self, name))])
         anchor = next((concept.anchor for concept in request.concepts if concept.anchor), "")
         if anchor and not self.anchored:
             said = f"{self.key} draws nothing in a concept's place, so the anchor {anchor!r} is not used"
@@ -278,14 +280,14 @@ def check_request(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
             )
 
 
-def check_read(backbone: Backbone, request: Request) -> None:
+def check_read(backbone: Backbone, request: Request, *, also: Sequence[str] = ()) -> None:
     """Refuse prompts that the text encoders cut, and targets and anchors that they do not know, before any work.
 
     Raises:
         TooLong: a target, an anchor or a kept prompt does not fit.
         ValueError: a tokenizer knows no part of a word, which is one to it with every other such word.
     """
-    named = [*request.phrases, *(concept.anchor for concept in request.concepts if concept.anchor)]
+    named = [*request.phrases, *(concept.anchor for concept in request.concepts if concept.anchor), *also]
     backbone.check_lengths(named)
     try:
         backbone.check_lengths(request.keep)

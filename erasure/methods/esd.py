@@ -16,6 +16,7 @@ from erasure.methods.base import Reference, Request
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
+from erasure.wording import is_name
 
 SELECTORS = {"x": "cross_attention", "x-strict": "cross_attention_kv", "u": "not_cross_attention", "all": "all"}
 
@@ -48,6 +49,7 @@ class ESD(FineTune):
     on_policy: bool = False
 
     anchored: ClassVar[bool] = False
+    prompt_settings: ClassVar[tuple[str, ...]] = ("erase_from",)
     key: ClassVar[str] = "esd"
     summary: ClassVar[str] = "fine-tune with negative guidance; minutes, the size of the trained layers"
     reference: ClassVar[Reference] = Reference(
@@ -89,6 +91,15 @@ class ESD(FineTune):
             "variant": "all", "lr": 1e-5, "eta": 1.0, "guidance_scale": 2.0, "null": "empty", "adapter": "weights"
         },
     }  # fmt: skip
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        kept = request.keep if self.uses_keep and self.erase_from else ()
+        if clash := next((prompt for prompt in kept if is_name(self.erase_from or "", prompt)), None):
+            raise ValueError(
+                f"erase_from={self.erase_from!r} is to be drawn without the concept, and {clash!r} is kept as it is; "
+                "take it out of the keep list"
+            )
 
     @property
     def selector(self) -> str:

@@ -14,6 +14,7 @@ from erasure.methods.esd import SELECTORS
 from erasure.methods.finetune import SMALL_BANK, FineTune, Loss
 from erasure.methods.students import Student
 from erasure.train import Checkpoint, Draw
+from erasure.wording import is_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class LECO(FineTune):
     alpha: PositiveFloat | None = 1.0
 
     anchored: ClassVar[bool] = False
+    prompt_settings: ClassVar[tuple[str, ...]] = ("neutral",)
     key: ClassVar[str] = "leco"
     summary: ClassVar[str] = "negative guidance into a LoRA with a strength; minutes, a small file"
     reference: ClassVar[Reference] = Reference(
@@ -67,6 +69,13 @@ class LECO(FineTune):
         },
         "paper": {"trajectories": 1000, "keep_steps": 1},
     }
+
+    def validate(self, backbone: Backbone, request: Request) -> None:
+        super().validate(backbone, request)
+        if self.neutral and any(is_name(phrase, self.neutral) for phrase in request.phrases):
+            raise ValueError(
+                f"neutral is drawn in the concept's place, and {self.neutral!r} is itself to be erased; choose another"
+            )
 
     @property
     def selector(self) -> str:

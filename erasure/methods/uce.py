@@ -58,6 +58,7 @@ class UCE(Sentences):
     style_anchor: str = ""
     max_drift: NonNegativeFloat = 0.0
 
+    prompt_settings: ClassVar[tuple[str, ...]] = ("style_anchor",)
     key: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on cross-attention keys and values; seconds"
     reference: ClassVar[Reference] = Reference(
