@@ -37,6 +37,8 @@ METHODS = (
     "adavd", "mace", "spm", "esd", "concept-ablation", "leco", "receler", "gloce", "eap", "age", "stereo",
     "adv-unlearn", "eraseflow", "random-label", "salun", "erasediff", "gradient-ascent", "forget-me-not",
     "uce max_drift=0", "rece max_drift=0", "uce max_drift=0 erase_scale=1 preserve_scale=5",
+    "esd retain=10 lr=0.001", "esd iterations=100", "concept-ablation retain=10 lr=0.001", "age retain=10 lr=0.001",
+    "leco retain=10", "spm iterations=1000",
 )  # fmt: skip
 TARGETS = {  # each with the shape that is drawn instead, and its neighbours
     "star": ("circle", ("sun", "diamond", "triangle", "hexagon")),

@@ -21,7 +21,7 @@ from erasure.backbone import denoiser_of, parts_of
 from erasure.backbone.checks import is_compiled
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
-from erasure.eval.core.surroundings import around, changes, differences, standing, state_of
+from erasure.eval.core.surroundings import around, changes, differences, standing, standing_around, state_of
 from erasure.io import printable, shown
 
 Role = Literal["base", "erased", "gold", "twin", "null"]
@@ -225,6 +225,15 @@ def check_restored(pipe: Any, before: str, name: str, *, hash_weights: Callable[
         )
 
 
+def check_beside(found: Sequence[str], before: Sequence[str], name: str, when: str) -> None:
+    """Raise unless what stands beside the weights of an open model is what stood there before."""
+    if other := [*(one for one in found if one not in before), *(one for one in before if one not in found)]:
+        raise Unfaithful(
+            f"{name} is not the same model {when}: {printable(other[0])} at one time and not at the other; what is "
+            "judged must be one model: an erasure that makes the same edit each time, and nothing beside it"
+        )
+
+
 def check_unchanged(pipe: Any, before: str, name: str, when: str, *, hash_weights: Callable[[Any], str]) -> None:
     """Raise unless a model that is open has the hash it had before."""
     if (now := hash_weights(pipe)) != before:
@@ -326,6 +335,11 @@ def check_base(pipe: Any) -> None:
         raise ValueError(
             f"the base must be unmodified; the pipeline already carries {', '.join(there)}; call remove(pipe) of "
             "what is applied and remove() of what is attached, and load the original model where something was fused"
+        )
+    if beside := standing_around(pipe):
+        raise ValueError(
+            f"the base must be unmodified; it carries {beside[0]}, which a change could switch on unseen; load the "
+            "pipeline again"
         )
     for part, module in modules_of(pipe).items():
         if beside := standing(module):

@@ -12,9 +12,10 @@ from enum import Enum
 from types import CodeType, NoneType
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -37,6 +38,8 @@ NUMBERS = (  # of a scheduler; where they follow from its steps they are no plai
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")  # whose hooks and methods may stand on a base
 OFFLOADING = ("_hf_hook", "_diffusers_hook")  # what accelerate and diffusers put on a layer to move it
 LARGEST = 2**20  # numbers of a buffer that is looked at
+USUAL = (bool, int, float, complex, str, NoneType, torch.dtype)
+ARRAYS: tuple[type, ...] = (Tensor, np.ndarray, *set(np.sctypeDict.values()))  # of a scheduler, whose steps come and go
 
 
 class Same:
@@ -63,6 +66,7 @@ def around(pipe: Any) -> dict[str, Any]:
     return {
         "class": (Same(type(pipe)), own, _code([type(pipe)])),
         "config": {key: _text(value) for key, value in config.items() if key not in weighted and key[:1] != "_"},
+        "attributes": _attributes(getattr(pipe, "config", None), {*parts, *weighted}),
         **{name: _described(kept[name]) for name in parts},
         **{name: _text(v) for name, v in kept.items() if isinstance(v, plain) and not name.startswith("_")},
     }
@@ -115,8 +119,8 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         ]
         found += [
             f"{part}.{key} is another"
-            for key in ({**state_was, **state} if was == module else state)  # what is gone became something unreadable
-            if state_was.get(key) != state.get(key) and (was == module or not _of_its_own(key, state[key]))
+            for key in {**state_was, **state}  # what is gone became something unreadable
+            if state_was.get(key) != state.get(key) and (was == module or not _of_its_own(key, state.get(key)))
         ]
     old_code, new_code = dict(before["classes"]), dict(after["classes"])
     known = {kind for kind, _ in old_code} & {kind for kind, _ in new_code}
@@ -131,12 +135,17 @@ def added(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def exchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two looks at a model that is open, in words: what came, and what went."""
+    return [*added(before, after), *added(after, before)]
+
+
 def standing(module: nn.Module) -> list[str]:
     """What stands on a part and came with no library: hooks, other methods and layers, attention processors.
 
     Switched off it changes nothing; a change that switches it on would be compared with a base that has it, too.
     """
-    libraries = {*LIBRARIES, type(module).__module__.partition(".")[0]}
+    libraries = {*LIBRARIES, _package(module)}
     layers, found = dict(module.named_modules()), []
     for name, (_, _, hooks, processor) in _layers(module):
         layer, place = layers[name], name or "it"
@@ -153,6 +162,24 @@ def standing(module: nn.Module) -> list[str]:
         if processor is not None and not comes_from(libraries, processor[0].value):
             found.append(f"another processor on {place}")
     return found
+
+
+def standing_around(pipe: Any) -> list[str]:
+    """The same of what has no weights: methods of the pipeline, its scheduler, tokenizers and processors."""
+    weighted = modules_of(pipe)
+    named = [name for name in vars(pipe) if name.endswith("processor") or name in getattr(pipe, "config", {})]
+    parts = {name: vars(pipe)[name] for name in named if name not in weighted and hasattr(vars(pipe)[name], "__dict__")}
+    return [
+        f"another {key} on its {name}"
+        for name, part in {"pipeline": pipe, **parts}.items()
+        for key in _callables(part)
+        if hasattr(type(part), key) and not comes_from({*LIBRARIES, _package(part)}, vars(part)[key])
+    ]
+
+
+def _package(thing: Any) -> str:
+    """The top-level package that the class of an object is defined in."""
+    return type(thing).__module__.partition(".")[0]
 
 
 def _runs(value: Any, libraries: Collection[str]) -> bool:
@@ -193,12 +220,15 @@ def _described(part: Any) -> Any:
     config = getattr(part, "config", None)
     if isinstance(config, Mapping):
         facts.append({key: _text(value) for key, value in config.items() if not key.startswith("_")})
+        facts.append(_attributes(config))
     if isinstance(part, nn.Module):  # a safety checker, a ControlNet
         facts += [content(part), dict(_layers(part)), dict(_state(part))]
     tables = [(name, value) for name in SCHEDULE if isinstance(value := getattr(part, name, None), Tensor)]
     facts += [(name, io.blake2b(io.tensor_bytes(name, table), size=16)) for name, table in tables]
     own = getattr(part, "__dict__", {})
-    facts += [(name, value) for name in NUMBERS if isinstance(value := own.get(name), int | float | str)]
+    if isinstance(part, SchedulerMixin):
+        facts.append({key: kinds for key, value in own.items() if key[:1] != "_" and (kinds := _kinds(value, ARRAYS))})
+    facts += [(name, _text(value)) for name in NUMBERS if isinstance(value := own.get(name), int | float | str)]
     words = getattr(part, "tokenizer", part)  # a processor of several inputs has one
     if isinstance(words, transformers.PreTrainedTokenizerBase):
         facts.append(_vocabulary(words))
@@ -313,7 +343,8 @@ def _captures(hook: Any) -> bool:
 def _settings(module: nn.Module) -> dict[str, str]:
     """The config of a model of diffusers; of transformers it names much that decides nothing."""
     config = getattr(module, "config", None) if isinstance(module, ModelMixin) else None
-    return {key: _text(value) for key, value in (config or {}).items() if not key.startswith("_")}
+    said = {key: _text(value) for key, value in (config or {}).items() if not key.startswith("_")}
+    return {**said, **{f"{key} (attribute)": value for key, value in _attributes(config).items()}}
 
 
 def _code(kinds: Iterable[type]) -> tuple[tuple[tuple[Same, str], Any], ...]:
@@ -352,9 +383,13 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
                 continue
             elif isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
                 yield f"{name}.{key}".removeprefix("."), repr(value)
+                if unusual := _kinds(value):
+                    yield f"{name}.{key} (class)".removeprefix("."), unusual
     if isinstance(module, transformers.PreTrainedModel):
         said = {k: v for k, v in module.config.to_dict().items() if not k.startswith("_")}
-        yield "config", (Same(type(module.config)), _text(said), str(module.config._attn_implementation))
+        kept = {k: v for k, v in vars(module.config).items() if not k.startswith("_")}
+        kinds = {key: found for key, value in kept.items() if (found := _kinds(value))}
+        yield "config", (Same(type(module.config)), _text(said), kinds, str(module.config._attn_implementation))
     buffers = dict(module.named_buffers())
     stored = module.state_dict(keep_vars=True).keys() if buffers else ()
     for name, buffer in buffers.items():
@@ -362,8 +397,25 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, io.blake2b(io.tensor_bytes(name, buffer), size=16)
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=repr)
+def _attributes(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """A config of diffusers holds each value twice, as an item and as an attribute: models read the attributes."""
+    own = getattr(config, "__dict__", {})
+    return {key: _text(value) for key, value in own.items() if key[:1] != "_" and key not in without}
 
 
-__all__ = ["added", "around", "changes", "code_of", "differences", "standing", "state_of"]
+def _text(value: Any) -> Any:
+    """A value in words, and whatever in it is of no usual class: such a class can say one thing and do another."""
+    return json.dumps(value, sort_keys=True, default=repr), _kinds(value)
+
+
+def _kinds(value: Any, also: Collection[type] = ()) -> tuple[Same, ...]:
+    """The classes in a value, down to what lists and mappings hold, that are no usual ones."""
+    if type(value) in (dict, list, tuple):
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return tuple(kind for one in inside for kind in _kinds(one, also))
+    return () if type(value) in USUAL or type(value) in also else (Same(type(value)),)
+
+
+__all__ = [
+    "added", "around", "changes", "code_of", "differences", "exchanged", "standing", "standing_around", "state_of",
+]  # fmt: skip

@@ -22,11 +22,12 @@ from erasure.concept import Suite
 from erasure.eval.core.hashes import WeightHashes
 from erasure.eval.core.lengths import too_long
 from erasure.eval.core.material import Example, Material
-from erasure.eval.core.models import IN_WEIGHTS, Model, Role, Swapped, Wraps, check_unchanged
+from erasure.eval.core.models import IN_WEIGHTS, Model, Role, Swapped, Wraps, check_beside, check_unchanged
 from erasure.eval.core.observations import Control, Evidence, Gate, Observation, Roles, Rows
 from erasure.eval.core.pictures import generate, image_hash
 from erasure.eval.core.prompt_files import PromptFile
 from erasure.eval.core.records import Evaluation
+from erasure.eval.core.surroundings import added, code_of, exchanged
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
 from erasure.eval.probes.weigh import KNOWN, contrasts, families
@@ -162,13 +163,19 @@ class Context:
     @contextlib.contextmanager
     def open(self, model: Model) -> Iterator[Any]:
         """The pipeline as a model, inside the block. Two models are never open at once."""
+        code = code_of(self.pipe) if model.kind in IN_WEIGHTS else None
+        arms = {} if self.evaluation is None else {arm.name: arm for arm in self.evaluation.arms}
         with model.on(self.pipe) as drawn:
-            drawn_as = {} if self.evaluation is None else {arm.name: arm.weights for arm in self.evaluation.arms}
-            if before := drawn_as.get(model.name):
+            opened = None if code is None else code_of(self.pipe)
+            beside = [] if code is None or opened is None else added(code, opened)
+            if arm := arms.get(model.name):
                 when = "than when its pictures were drawn"
-                check_unchanged(self.pipe, before, model.name, when, hash_weights=self.hash_weights)
+                check_unchanged(self.pipe, arm.weights, model.name, when, hash_weights=self.hash_weights)
+                check_beside(beside[: len(arm.beside) or None], arm.beside, model.name, when)
             with self._decoding(model):
                 yield drawn
+            if opened is not None:
+                check_beside(exchanged(opened, code_of(self.pipe)), (), model.name, "after a probe than before")
 
     def decoded_by_base(self, model: Model) -> bool:
         """Whether a model is opened with the base's autoencoder in the place of its own."""

@@ -28,13 +28,14 @@ from erasure.eval.core.models import (
     Swapped,
     Wraps,
     check_base,
+    check_beside,
     check_restored,
     check_unchanged,
     models_of,
 )
 from erasure.eval.core.pictures import evenly, generate, image_hash, limited
 from erasure.eval.core.records import BASE, Arm, Distance, Evaluation, Picture, Record
-from erasure.eval.core.surroundings import added, code_of
+from erasure.eval.core.surroundings import added, code_of, exchanged
 from erasure.eval.core.tables import named_in
 from erasure.eval.core.verdicts import verdicts_of
 from erasure.eval.detectors.base import Detector
@@ -189,7 +190,8 @@ def _draw(
     """The hash of the weights of one arm, what stands beside them, and its pictures; the pipeline is restored."""
     code = code_of(pipe) if model.kind in IN_WEIGHTS else None
     with model.on(pipe) as drawn:
-        found = () if code is None else tuple(added(code, code_of(pipe))[:BESIDE])
+        opened = None if code is None else code_of(pipe)
+        found = () if code is None or opened is None else tuple(added(code, opened)[:BESIDE])
         after = before if model.change is None else job.options["hash_weights"](pipe)
         # Pictures are cached by the hash of the weights, which an erasure beside the weights does not change.
         beside = after == before or found or isinstance(model.change, Wraps) or model.kind in ("filter", "adapter")
@@ -197,6 +199,8 @@ def _draw(
         images = job.draw(drawn, job.prompts, seeds=job.seeds, description=description, **uncached)
         when = "after drawing than before"
         check_unchanged(pipe, after, model.name, when, hash_weights=job.options["hash_weights"])
+        if opened is not None:
+            check_beside(exchanged(opened, code_of(pipe)), (), model.name, when)
     if model.change is not None:
         job.check_restored(pipe, before, model.name)
     return after, found, images
