@@ -607,6 +607,21 @@ def test_an_empty_path_is_refused_and_is_not_the_current_folder(tmp_path, erasur
         assert code == 2 and "an empty path" in err and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("place", "fault"), [("file", "is a file; give a folder"), ("full", "is not empty")])
+def test_a_place_for_the_denoiser_is_tried_before_the_base_is_opened(tmp_path, erasure, monkeypatch, place, fault):
+    (tmp_path / "full").mkdir(), (tmp_path / "full" / "x").touch(), (tmp_path / "file").touch()
+    monkeypatch.setattr("erasure.cli.make.open_base", lambda *_, **__: pytest.fail("the base was opened"))
+    code, _, err = erasure("erase", "cat", "--out", tmp_path / "edit", "--unet", tmp_path / place)
+    assert code == 2 and fault in err and not (tmp_path / "edit").exists()
+
+
+def test_a_checkpoint_for_what_trains_nothing_is_named(base, tmp_path, erasure):
+    made = ["erase", "cat", "--base", base, "--preset", "official-2025", "--out", tmp_path / "edit"]
+    code, _, err = erasure(*made, "--checkpoint", tmp_path / "state")
+    assert code == 0 and "uce trains nothing, so --checkpoint is not used" in " ".join(err.split())
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "place", "fault"),
     [

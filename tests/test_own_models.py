@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -132,3 +133,21 @@ def test_the_command_line_judges_an_erased_pipeline_of_emoji_world(tmp_path, mon
     assert card.weights != found.models[0].weights and card.config["changed"] == ["unet"]
     assert [claim.model for claim in found.claims()] == ["erased elsewhere"]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_tokenizer_that_exchanges_words_is_another_architecture(tmp_path):
+    """With its embeddings exchanged as well it is the base to its own tokenizer, and another model to the base's."""
+    pipe = tiny_pipeline()
+    ours, other = (pipe.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in ("superhero", "cat"))
+    weight = pipe.text_encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[[ours, other]] = weight[[other, ours]].clone()
+    pipe.save_pretrained(tmp_path / "exchanged")
+    for name in ("tokenizer.json", "vocab.json"):
+        if (file := tmp_path / "exchanged" / "tokenizer" / name).exists():
+            words = (whole := json.loads(file.read_text("utf-8"))).get("model", {}).get("vocab", whole)
+            of = {number: word for word, number in words.items()}
+            words[of[ours]], words[of[other]] = other, ours
+            file.write_text(json.dumps(whole), "utf-8")
+    with pytest.raises(ValueError, match="its tokenizer reads words as other numbers"):
+        whole_model(tiny_pipeline(), tmp_path / "exchanged")

@@ -10,7 +10,7 @@ from erasure.artifact.files import check_place
 from erasure.artifact.provenance import records_of, write_beside
 from erasure.artifact.stack import refuse_attached
 from erasure.backbone import denoiser_of, parts_of
-from erasure.io import named, writing_folder
+from erasure.io import check_writable, named, writing_folder
 
 
 def _origin(pipe: Any) -> Path:
@@ -38,6 +38,13 @@ def check_export(pipe: Any, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is, or is a part of, what the base model was loaded from; give another name")
 
 
+def check_denoiser(folder: Path) -> None:
+    """Refuse a place where a denoiser cannot be written; before the work, if somebody asks."""
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
+
+
 def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     """Write the whole denoiser as it is now, erasures included; plain diffusers opens it.
 
@@ -50,8 +57,7 @@ def save_denoiser(pipe: Any, folder: str | os.PathLike[str]) -> Path:
     folder = named(folder)
     refuse_attached(pipe)
     refuse_origin(pipe, folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not empty and holds no model; give a new folder")
+    check_denoiser(folder)
     records = {part: entries for part, entries in records_of(pipe).items() if parts_of(pipe)[part] is denoiser_of(pipe)}
     with writing_folder(folder, last="config.json") as temporary:
         denoiser_of(pipe).save_pretrained(temporary)

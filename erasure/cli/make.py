@@ -108,8 +108,10 @@ def erase(
     targets, kept = _concepts(concept, suite, kind=kind, anchor=anchor, synonyms=tuple(synonyms))
     changes = _settings(settings)
     from erasure.api import erase as make  # takes seconds
+    from erasure.artifact.denoiser import check_denoiser
     from erasure.artifact.files import CONFIG, check_folder
     from erasure.methods import method_class
+    from erasure.methods.finetune import FineTune
     from erasure.opening import quiet
     from erasure.wording import with_article
 
@@ -121,9 +123,13 @@ def erase(
             f"an erasure is a folder; got --out {out}; leave {out.suffix} away, and let `erasure export` write a file"
         )
     check_folder(out)
+    if unet is not None:
+        check_denoiser(unet)
     replaced = ", in place of the erasure that was there" if (out / CONFIG).exists() else ""
     if "," in concept:
         note(f"{concept!r} is erased as one concept; several are named in a suite (--suite FILE)")
+    if checkpoint is not None and not issubclass(method_class(method), FineTune):
+        note(f"{method} trains nothing, so --checkpoint is not used")
     method_class(method).preset(preset, **changes)  # a slip is found before the model is loaded
     pipe = open_base(base, device, dtype, variant=variant, config=config)
     keeping = [*kept, *named]

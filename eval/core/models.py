@@ -21,7 +21,15 @@ from erasure.backbone import denoiser_of, parts_of
 from erasure.backbone.checks import is_compiled
 from erasure.eval.core.hashes import modules_of, weights_hash
 from erasure.eval.core.records import BASE
-from erasure.eval.core.surroundings import around, changes, differences, standing, standing_around, state_of
+from erasure.eval.core.surroundings import (
+    around,
+    changes,
+    differences,
+    reads_otherwise,
+    standing,
+    standing_around,
+    state_of,
+)
 from erasure.io import printable, shown
 
 Role = Literal["base", "erased", "gold", "twin", "null"]
@@ -308,6 +316,8 @@ def _difference(pipe: Any, theirs: Any) -> str | None:
             return f"its {part} has other layers"
         if wrong := next((n for n in a if a[n] != b[n]), None):
             return f"its {part}.{wrong} is {b[wrong]}, the base's {a[wrong]}"
+    if strange := reads_otherwise(pipe, theirs):
+        return f"its {strange} reads words as other numbers"
     for key in ("prediction_type", "rescale_betas_zero_snr"):
         ours, given = (getattr(p.scheduler.config, key, None) for p in (pipe, theirs))
         if ours != given:

@@ -182,6 +182,23 @@ def _package(thing: Any) -> str:
     return type(thing).__module__.partition(".")[0]
 
 
+def reads_otherwise(pipe: Any, other: Any) -> str | None:
+    """The first tokenizer of a pipeline that gives its own words other numbers than the other pipeline's does.
+
+    An embedding of words in another order is the same model to its own tokenizer, and another one to this.
+    """
+    for name, part in pipe.components.items():
+        ours, theirs = (getattr(one, "tokenizer", one) for one in (part, other.components.get(name)))
+        if isinstance(ours, transformers.PreTrainedTokenizerBase):
+            if not isinstance(theirs, transformers.PreTrainedTokenizerBase):
+                return name
+            words = sorted(ours.get_vocab())
+            read = [one(words, add_special_tokens=False).input_ids for one in (ours, theirs)]
+            if read[0] != read[1]:
+                return name
+    return None
+
+
 def _runs(value: Any, libraries: Collection[str]) -> bool:
     """Whether a setting of a layer has code of its own that runs when PyTorch computes with it."""
     if isinstance(value, Tensor) or type(value) in (bool, int, float, complex, str, NoneType):
@@ -238,7 +255,7 @@ def _described(part: Any) -> Any:
 def _vocabulary(tokenizer: Any) -> list[Any]:
     """How a tokenizer reads: its words with their numbers, and what is done before and after them."""
     sides = tokenizer.padding_side, tokenizer.truncation_side
-    found = [len(tokenizer), tokenizer.model_max_length, sides, _text(tokenizer.special_tokens_map)]
+    found = [len(tokenizer), _text(tokenizer.model_max_length), _text(sides), _text(tokenizer.special_tokens_map)]
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
         return [*found, _text(tokenizer.get_vocab())]
@@ -417,5 +434,6 @@ def _kinds(value: Any, also: Collection[type] = ()) -> tuple[Same, ...]:
 
 
 __all__ = [
-    "added", "around", "changes", "code_of", "differences", "exchanged", "standing", "standing_around", "state_of",
+    "added", "around", "changes", "code_of", "differences", "exchanged", "reads_otherwise", "standing",
+    "standing_around", "state_of",
 ]  # fmt: skip
